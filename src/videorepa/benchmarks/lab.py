@@ -1,0 +1,93 @@
+"""The lab's benchmark: captions of the micro world, scored by measuring its laws in the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from videorepa.benchmarks import Prompt, Row, compare_flags, share
+from videorepa.lab import laws
+from videorepa.lab.scenarios import SCENARIOS
+
+FLAGS = ("sa", "pc", "joint")
+
+
+class Benchmark:
+    """Semantic adherence (sa), physical commonsense (pc) and both at once (joint)."""
+
+    name = "lab"
+    version = "1"
+    higher_is_better = True
+
+    def prompts(self, count: int, seed: int) -> list[Prompt]:
+        """`count` captions, the scenarios in turn. A scenario repeats a caption only when it has
+        no other left. The first n of a longer list are the shorter list."""
+        from videorepa.lab.autoencoder import HELD_OUT_SEED
+
+        series = {
+            scenario: self._captions(scenario, HELD_OUT_SEED + 1 + seed) for scenario in SCENARIOS
+        }
+        names = list(SCENARIOS)
+        found = []
+        for number in range(count):
+            scenario, turn = names[number % len(names)], number // len(names)
+            found.append(Prompt(f"{scenario}-{seed}-{turn:04d}", next(series[scenario])))
+        return found
+
+    def scenario(self, caption: str) -> str | None:
+        return laws.parse_caption(caption).event
+
+    def score(self, frames: np.ndarray, caption: str) -> dict[str, float | bool]:
+        """Scores of one clip, frames (F, 64, 64, 3) uint8: sa, pc, joint; NAME_passed and
+        NAME_value of every check that applies, in the unit of `laws.CHECKS`; and motion, the mean
+        over the balls of the length of the path, in pixels."""
+        verdict = laws.score(frames, caption)
+        found: dict[str, float | bool] = {
+            "sa": verdict.sa,
+            "pc": verdict.pc,
+            "joint": verdict.sa and verdict.pc,
+            "motion": verdict.motion,
+        }
+        for name, check in verdict.checks.items():
+            if check.applies:
+                found[f"{name}_passed"] = check.passed
+                found[f"{name}_value"] = check.value
+        return found
+
+    def aggregate(self, rows: list[Row]) -> dict[str, Any]:
+        """Shares in percent with Wilson intervals, in all and by scenario, and mean motion."""
+        found = self._summary(rows)
+        scenarios = sorted({row["scenario"] for row in rows if row["scenario"]})
+        found["by_scenario"] = {
+            name: self._summary([row for row in rows if row["scenario"] == name])
+            for name in scenarios
+        }
+        return found
+
+    def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
+        """B minus A, in percentage points, paired by prompt and k: see `compare_flags`."""
+        return compare_flags(rows_a, rows_b, FLAGS)
+
+    @staticmethod
+    def _summary(rows: list[Row]) -> dict[str, Any]:
+        motion = float(np.mean([row["motion"] for row in rows])) if rows else float("nan")
+        return {flag: share(rows, flag) for flag in FLAGS} | {"motion": motion, "n": len(rows)}
+
+    @staticmethod
+    def _captions(scenario: str, seed: int) -> Iterator[str]:
+        """The scenario's captions without end, each once before any comes again."""
+        used: set[str] = set()
+        index = misses = 0
+        while True:
+            caption = SCENARIOS[scenario](np.random.default_rng([seed, index])).caption
+            index += 1
+            # A few hundred draws in vain: the scenario has no other caption.
+            misses = misses + 1 if caption in used else 0
+            if misses > 300:
+                used.clear()
+                misses = 0
+            if caption not in used:
+                used.add(caption)
+                yield caption

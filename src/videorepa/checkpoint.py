@@ -1,0 +1,118 @@
+"""Saves and resumes a training: whole checkpoints or none, and the newest sound one is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from videorepa.errors import UserError
+from videorepa.progress import console
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training needs to go on, and what is handed out: nothing random is in it, since all
+    randomness is a function of the seed and the sample's number.
+
+    trained: trained tensors of the transformer. projector: the alignment's own weights.
+    optimizer: AdamW's state. ema: averages of the trained tensors, if the recipe asks for them.
+    """
+
+    step: int
+    trained: dict[str, Tensor]
+    projector: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    ema: dict[str, Tensor] | None = None
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `folder/step-N` whole, then remove all but the newest `keep`.
+
+    Raises UserError if the disk is full; what was there before is untouched then.
+    """
+    target = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".tmp-{target.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_file(_flat(checkpoint.trained), temporary / "trained.safetensors")
+        save_file(_flat(checkpoint.projector), temporary / "projector.safetensors")
+        torch.save(checkpoint.optimizer, temporary / "optimizer.pt")
+        if checkpoint.ema is not None:
+            save_file(_flat(checkpoint.ema), temporary / "ema.safetensors")
+        sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+        (temporary / STATE).write_text(json.dumps({"step": checkpoint.step, "sizes": sizes}))
+        for file in temporary.iterdir():
+            _sync(file)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"The checkpoint at step {checkpoint.step} could not be written to {folder}: "
+            f"{error.strerror or error}. Earlier checkpoints are untouched; make room and run the "
+            "same command again."
+        ) from None
+    for old in _found(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are named and passed over."""
+    for path in reversed(_found(folder)):
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+            console.print(
+                f"The checkpoint {path} is damaged ({error}); going on from the one before it.",
+                markup=False,
+            )
+    return None
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / STATE).read_text())
+    for name, size in state["sizes"].items():
+        found = (path / name).stat().st_size
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes, expected {size}")
+    try:
+        ema = path / "ema.safetensors"
+        return Checkpoint(
+            state["step"],
+            load_file(path / "trained.safetensors"),
+            load_file(path / "projector.safetensors"),
+            torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+            load_file(ema) if ema.exists() else None,
+        )
+    except Exception as error:
+        raise ValueError(str(error)) from None
+
+
+def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,193 @@
+"""The cache: latents, text embeddings and teacher features, one file per clip.
+
+A file per clip, not a table: each is written whole or not at all, so a killed process costs the
+clip it was at, any number of processes can share the work, and bfloat16 is stored as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from videorepa.data.files import atomic_write
+from videorepa.data.fingerprint import json_digest
+from videorepa.data.source import Item
+from videorepa.errors import UserError
+from videorepa.recipe import Recipe
+from videorepa.tokens import TokenGrid
+
+FORMAT = 1
+EMPTY_CAPTION = "empty-caption.safetensors"
+
+
+class Cache:
+    """A folder of prepared clips.
+
+    `fingerprint.json` says with which models and to which size they were made; a recipe that says
+    otherwise is refused. Teacher features lie in a folder per teacher, so that recipes with
+    different teachers share the rest.
+    """
+
+    def __init__(self, recipe: Recipe, create: bool = False) -> None:
+        self.root = recipe.data.cache
+        data = recipe.data
+        wanted = {
+            "format": FORMAT,
+            "clip": {"frames": data.frames, "height": data.height, "width": data.width},
+            "backbone": {"name": recipe.backbone.name} | recipe.backbone.fingerprint(),
+        }
+        self._check(wanted, create)
+        self.clips, self.failures = self.root / "clips", self.root / "failures"
+        folders = [self.clips, self.failures]
+        if recipe.encoder is not None and recipe.stores_features:
+            teacher = json_digest(recipe.encoder.fingerprint())
+            self.features = self.root / f"features-{recipe.encoder.name}-{teacher}"
+            folders.append(self.features)
+        if create:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def _check(self, wanted: dict[str, Any], create: bool) -> None:
+        path = self.root / "fingerprint.json"
+        if not path.exists():
+            if not create:
+                raise UserError(f"There is no cache at {self.root}. Run `videorepa prepare` first.")
+            if self.root.exists() and any(self.root.iterdir()):
+                raise UserError(
+                    f"{self.root} exists and is not a cache. Choose another folder as data.cache."
+                )
+            self.root.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(wanted, indent=1))
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is damaged. Delete {self.root} and prepare again.") from None
+        differing = [key for key in wanted if found.get(key) != wanted[key]]
+        if differing:
+            raise UserError(
+                f"The cache {self.root} was made otherwise than this recipe asks; they differ in: "
+                + "; ".join(f"{k} (cache {found.get(k)}, recipe {wanted[k]})" for k in differing)
+                + ". Choose another data.cache, or delete this one and prepare again."
+            )
+
+    def _file(self, folder: Path, item: Item) -> Path:
+        # Ids can be any text, captions too: neither becomes part of a path.
+        return folder / f"{hashlib.sha256(item.id.encode()).hexdigest()[:24]}.safetensors"
+
+    def has_clip(self, item: Item, digest: str) -> bool:
+        """Whether the clip is there. Raises UserError if it was made from other content."""
+        path = self._file(self.clips, item)
+        if not path.exists():
+            return False
+        _, found = _read(path, tensors=False)
+        if found != _about(item, digest):
+            raise UserError(
+                f"The clip {item.id!r} has changed since it was prepared into {self.root}: its "
+                "video or its caption is another one. Delete the cache, or give the clip a new id."
+            )
+        return True
+
+    def write_clip(self, item: Item, digest: str, moments: Tensor, text: Tensor) -> None:
+        """Moments (2C, t, h, w) are kept in float16, whose mantissa is finer than bfloat16's and
+        whose range latents never leave; text (tokens, width) in bfloat16."""
+        tensors = {
+            "moments": moments.to("cpu", torch.float16).contiguous(),
+            "text": text.to("cpu", torch.bfloat16).contiguous(),
+        }
+        self._write(self._file(self.clips, item), tensors, _about(item, digest))
+
+    def read_clip(self, item: Item) -> tuple[Tensor, Tensor]:
+        """Moments and text embedding. Raises UserError if absent, stale or damaged."""
+        tensors, about = self._read_item(self.clips, item)
+        if about.get("caption") != item.caption:
+            raise UserError(
+                f"The caption of clip {item.id!r} is not the one the cache was made with. "
+                "Prepare into a new cache."
+            )
+        return tensors["moments"], tensors["text"]
+
+    def has_features(self, item: Item) -> bool:
+        return self._file(self.features, item).exists()
+
+    def write_features(self, item: Item, grid: TokenGrid) -> None:
+        """A grid of one clip, in bfloat16."""
+        about = {"id": item.id, "start": str(grid.start), "stride": str(grid.stride)}
+        tokens = grid.tokens[0].to("cpu", torch.bfloat16).contiguous()
+        self._write(self._file(self.features, item), {"tokens": tokens}, about)
+
+    def read_features(self, item: Item) -> TokenGrid:
+        """The teacher's grid of one clip. Raises UserError if absent or damaged."""
+        tensors, about = self._read_item(self.features, item)
+        return TokenGrid(tensors["tokens"][None], int(about["start"]), int(about["stride"]))
+
+    def write_empty_caption(self, text: Tensor) -> None:
+        path = self.root / EMPTY_CAPTION
+        if not path.exists():
+            self._write(path, {"text": text.to("cpu", torch.bfloat16).contiguous()}, {})
+
+    def read_empty_caption(self) -> Tensor:
+        return _read(self.root / EMPTY_CAPTION)[0]["text"]
+
+    def note_failure(self, item: Item, reason: str) -> None:
+        text = json.dumps({"id": item.id, "reason": reason})
+        atomic_write(self._failure(item), text)
+
+    def clear_failure(self, item: Item) -> None:
+        self._failure(item).unlink(missing_ok=True)
+
+    def _failure(self, item: Item) -> Path:
+        return self._file(self.failures, item).with_suffix(".json")
+
+    def ready(self, items: list[Item], features: bool) -> list[Item]:
+        """The items that can be trained on. Raises UserError if any is neither prepared nor
+        reported as failed, or if none is left."""
+        failed = [item for item in items if self._failure(item).exists()]
+        lost = {item.id for item in failed}
+        rest = [item for item in items if item.id not in lost]
+        missing = [
+            item
+            for item in rest
+            if not self._file(self.clips, item).exists()
+            or (features and not self.has_features(item))
+        ]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(items)} clips are not prepared in {self.root}, the first "
+                f"is {missing[0].id!r}. Run `videorepa prepare` with this recipe; it goes on where "
+                "it stopped."
+            )
+        if not rest:
+            raise UserError(f"All {len(items)} clips failed in `prepare`; see {self.failures}.")
+        return rest
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+        atomic_write(path, save(tensors, metadata=about))
+
+    def _read_item(self, folder: Path, item: Item) -> tuple[dict[str, Tensor], dict[str, str]]:
+        path = self._file(folder, item)
+        if not path.exists():
+            raise UserError(f"The clip {item.id!r} is not in the cache. Run `videorepa prepare`.")
+        return _read(path)
+
+
+def _about(item: Item, digest: str) -> dict[str, str]:
+    return {"id": item.id, "caption": item.caption, "source": digest}
+
+
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
+            return content, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). Delete it and run `videorepa prepare` again."
+        ) from None

@@ -1,0 +1,237 @@
+"""Lists of captioned videos and of prompts, read from CSV, JSONL or text and checked as a whole.
+
+A list that is wrong anywhere is refused before any work starts, by the line that is wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from videorepa.errors import UserError
+
+FIELD_BYTES = 1 << 24
+"""Longest CSV field accepted. Python's own limit, 128 kB, is below what captioners write."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A captioned video: its unique id, where the file should be, and its caption, verbatim."""
+
+    id: str
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to generate a video from, and its unique id."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row's values by column, and the line it starts on, for messages."""
+
+    file: Path
+    line: int
+    values: dict[str, object]
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.file}, line {self.line}: {message}")
+
+    def text(self, *columns: str) -> str:
+        """What stands in the first of these columns that the row has."""
+        column = next((name for name in columns if name in self.values), None)
+        if column is None:
+            raise self.error(
+                f"found the columns {', '.join(map(repr, self.values)) or '(none)'}; "
+                f"expected {' or '.join(map(repr, columns))}: rename or add it"
+            )
+        value = self.values[column]
+        if not isinstance(value, str):
+            raise self.error(f"{column!r} is {json.dumps(value)[:80]}; expected text in quotes")
+        if not value.strip():
+            raise self.error(f"{column!r} is empty; fill it in or remove the row")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(
+                f"{column!r} holds half of a character (a lone surrogate) at position "
+                f"{error.start}; write the whole character or remove it"
+            ) from error
+        return value
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The file's lines with their ends, cut at "\\n" alone: captions may hold other line breaks."""
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: byte {error.start + 1} is {error.object[error.start]:#04x}, "
+            "which is not UTF-8; save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    if csv.field_size_limit() < FIELD_BYTES:
+        csv.field_size_limit(FIELD_BYTES)
+    # Strict, since otherwise a quote that is never closed swallows the rest of the file.
+    reader = csv.reader(_lines(path), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {line}: not valid CSV ({error}); a field that holds quotes, commas "
+                "or line breaks stands in quotes, and a quote in it is doubled"
+            ) from error
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if header is None:
+            header = [name.strip() for name in cells]
+            twice = sorted({name for name in header if name and header.count(name) > 1})
+            if twice:
+                raise UserError(
+                    f"{path}, line {line}: the column {twice[0]!r} stands there more than once; "
+                    "rename all but one"
+                )
+            continue
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path}, line {line}: found {len(cells)} fields, expected {len(header)} "
+                f"({', '.join(header)}); a field that holds commas or line breaks must stand in "
+                "quotes"
+            )
+        yield _Row(path, line, dict(zip(header, cells, strict=True)))
+
+
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            # The decoder's own text counts lines within this one.
+            reason = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"{error.msg} at character {error.pos + 1}"
+            raise UserError(
+                f"{path}, line {number}: not valid JSON ({reason}); expected one object per line"
+            ) from error
+        if not isinstance(values, dict):
+            raise UserError(
+                f"{path}, line {number}: found {line.strip()[:80]}; expected a JSON object, "
+                'like {"caption": "..."}'
+            )
+        yield _Row(path, number, values)
+
+
+def _text_rows(path: Path) -> Iterator[_Row]:
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            yield _Row(path, number, {"prompt": line.rstrip("\r\n")})
+
+
+READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".txt": _text_rows}
+
+
+def _rows(path: Path, *suffixes: str) -> Iterator[_Row]:
+    """The rows of a file that is one of these kinds; UserError if it has none."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; check its name")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file in it")
+    suffix = path.suffix.lower()
+    if suffix not in suffixes:
+        raise UserError(f"{path} ends in {suffix!r}; expected {' or '.join(suffixes)}")
+    row = None
+    for row in READERS[suffix](path):
+        yield row
+    if row is None:
+        raise UserError(f"{path} holds no rows; expected at least one")
+
+
+def _add_id(row: _Row, default: str, lines: dict[str, int]) -> str:
+    """The row's id, noted in `lines` with the line it stands on."""
+    name = row.text("id") if "id" in row.values else default
+    first = lines.setdefault(name, row.line)
+    if first != row.line:
+        raise UserError(
+            f"{row.file}, lines {first} and {row.line}: both have the id {name!r}; "
+            "ids must differ: remove one row, or give each an 'id' of its own"
+        )
+    return name
+
+
+def _video_path(row: _Row, video: str, root: Path, resolved_root: Path) -> Path:
+    advice = "expected a path inside it: correct it, or name a root that holds all videos"
+    if PurePosixPath(video).is_absolute() or PureWindowsPath(video).anchor:
+        raise row.error(
+            f"'video' is {video!r}, which does not start from the root {root}; {advice}"
+        )
+    path = root / video
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise row.error(f"'video' is {video!r}, which is not a usable path: {error}") from error
+    if resolved_root not in target.parents:
+        raise row.error(f"'video' is {video!r}, which leads out of the root {root}; {advice}")
+    return path
+
+
+def read_manifest(manifest: str | Path, root: str | Path | None = None) -> list[Entry]:
+    """The captioned videos that a .csv or .jsonl file lists, in its order.
+
+    A CSV has a header with `video` and `caption` (as OpenVid's), a JSONL line is an object with
+    these keys; `id` is optional and is the `video` value by default; others are ignored. Paths
+    start from `root`, by default the manifest's folder, and may not leave it, not through a
+    symlink either. Captions are kept to the letter. Whether a video exists is not looked at:
+    when it is read, a missing one costs that clip alone. Raises UserError for anything else that
+    is wrong, naming the line.
+    """
+    manifest = Path(manifest)
+    if root is not None and not Path(root).is_dir():
+        found = "is not a folder" if Path(root).exists() else "does not exist"
+        raise UserError(f"{root} {found}; expected the folder that {manifest}'s paths start from")
+    root = manifest.parent if root is None else Path(root)
+    resolved_root = root.resolve()
+    entries: list[Entry] = []
+    lines: dict[str, int] = {}
+    for row in _rows(manifest, ".csv", ".jsonl"):
+        video = row.text("video")
+        path = _video_path(row, video, root, resolved_root)
+        caption = row.text("caption")
+        entries.append(Entry(_add_id(row, video, lines), path, caption))
+    return entries
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a .txt file, one a line, or of a .csv or .jsonl file with a `caption` or,
+    where that is missing, a `prompt` in each row, in its order.
+
+    `id` is optional; by default it is the prompt's number, "0000", "0001" and on. Empty lines do
+    not count. Raises UserError, naming the line.
+    """
+    prompts: list[Prompt] = []
+    lines: dict[str, int] = {}
+    for row in _rows(Path(path), ".txt", ".csv", ".jsonl"):
+        text = row.text("caption", "prompt")
+        prompts.append(Prompt(_add_id(row, f"{len(prompts):04d}", lines), text))
+    return prompts

@@ -1,0 +1,93 @@
+"""Where captioned clips come from: a manifest of video files, or the lab's simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from videorepa.data.fingerprint import file_sample_digest
+from videorepa.data.manifest import Entry, read_manifest
+from videorepa.data.video import read_frames
+from videorepa.errors import ClipError, UserError
+from videorepa.recipe import Data
+
+
+@dataclass(frozen=True)
+class Item:
+    """A clip to be had: its id, unique in the source, and its caption."""
+
+    id: str
+    caption: str
+
+
+class Source(Protocol):
+    """A fixed list of clips."""
+
+    items: list[Item]
+
+    def frames(self, index: int) -> np.ndarray:
+        """The clip, (frames, height, width, 3) uint8. Raises ClipError."""
+        ...
+
+    def digest(self, index: int) -> str:
+        """Changes when the clip's content does. Raises ClipError."""
+        ...
+
+
+def open_source(data: Data) -> Source:
+    """The source that a recipe names. Raises UserError if its manifest is not usable."""
+    if data.lab is not None:
+        return LabSource(data)
+    return ManifestSource(data)
+
+
+class ManifestSource:
+    """Video files listed in a CSV or JSONL manifest."""
+
+    def __init__(self, data: Data) -> None:
+        assert data.manifest is not None
+        self.data = data
+        self.entries: list[Entry] = read_manifest(data.manifest, data.root)
+        self.items = [Item(entry.id, entry.caption) for entry in self.entries]
+
+    def frames(self, index: int) -> np.ndarray:
+        data = self.data
+        return read_frames(self.entries[index].path, data.frames, data.height, data.width)
+
+    def digest(self, index: int) -> str:
+        try:
+            return file_sample_digest(self.entries[index].path)
+        except OSError as error:
+            raise ClipError(f"the video cannot be read: {error.strerror}") from None
+
+
+class LabSource:
+    """Clips that the lab's simulator draws when they are asked for."""
+
+    def __init__(self, data: Data) -> None:
+        from videorepa.lab.render import draw_scene
+        from videorepa.lab.world import SIZE
+
+        assert data.lab is not None
+        if (data.height, data.width) != (SIZE, SIZE):
+            raise UserError(
+                f"The lab draws {SIZE}x{SIZE} frames; the recipe asks for "
+                f"{data.height}x{data.width}. Set data.height and data.width to {SIZE}."
+            )
+        self.lab, self.count = data.lab, data.frames
+        self.items = [
+            Item(f"lab-{self.lab.seed}-{index}", draw_scene(self.lab.seed, index).caption)
+            for index in range(self.lab.clips)
+        ]
+
+    def frames(self, index: int) -> np.ndarray:
+        from videorepa.lab.render import make_clip
+
+        return make_clip(self.lab.seed, index, frames=self.count).frames
+
+    def digest(self, index: int) -> str:
+        from videorepa.lab.world import VERSION
+
+        return f"lab-{VERSION}-{self.lab.seed}-{index}"

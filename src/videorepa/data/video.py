@@ -1,0 +1,217 @@
+"""Videos in and out: clips of a fixed shape for training, every frame for scoring, mp4 to look at.
+
+A video that cannot be used raises ClipError with the reason, whatever is wrong with the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from videorepa.data.files import atomic_path
+from videorepa.errors import ClipError
+
+BT709 = 1
+"""The number that H.264 and ffmpeg give to BT.709's matrix, primaries and transfer curve."""
+LIMITED_RANGE = 1
+"""Luma from 16 to 235: what every player expects of H.264."""
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, FFmpegError) else None) or str(error)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    try:
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "does not exist"
+            raise ClipError(f"{path} {what}; expected a video")
+        if path.stat().st_size == 0:
+            raise ClipError(f"{path} is empty; copy or download it again")
+    except (OSError, ValueError) as error:
+        raise ClipError(f"{path} cannot be opened: {error}") from error
+    try:
+        container = av.open(
+            # Absolute, or ffmpeg takes a name like "clip:1.mp4" for a protocol.
+            str(path.absolute()),
+            # Titles in some other encoding are no reason to lose a clip.
+            metadata_errors="replace",
+        )
+    except (FFmpegError, OSError, ValueError) as error:
+        raise ClipError(f"{path} cannot be opened as a video: {_reason(error)}") from error
+    with container:
+        # Not the first one: that may be a cover picture.
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream):
+            raise ClipError(f"{path} holds no video stream")
+        # PyAV's types promise a context, but a codec that this ffmpeg lacks has none.
+        if not stream.codec_context:
+            raise ClipError(f"{path}: its video codec is unknown here; convert it to H.264")
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _announced(container: InputContainer, stream: VideoStream) -> int:
+    """How many frames the container says will be shown, 0 if it does not say."""
+    if "mp4" not in container.format.name:
+        return stream.frames
+    # An mp4 counts all it stores. What an edit list cuts away has no entry in the index, or one
+    # marked as needed for decoding alone.
+    index = stream.index_entries
+    shown = sum(not index[entry].is_discard for entry in range(len(index)))
+    return min(stream.frames, shown)
+
+
+def _decode(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Every frame in order; then ClipError if there was none, or if some were missing."""
+    announced, count, fault = _announced(container, stream), 0, ""
+    try:
+        for frame in container.decode(stream):
+            if not frame.is_corrupt:
+                count += 1
+                yield frame
+    except (FFmpegError, OSError, ValueError) as error:
+        fault = _reason(error)
+    what = "; the file is cut off or damaged" + (f" ({fault})" if fault else "")
+    if count < announced:
+        raise ClipError(f"{path}: {count} frames decode, but it announces {announced}{what}")
+    if fault or count == 0:
+        raise ClipError(f"{path}: {count} frames decode{what}")
+
+
+def _to_rgb(path: Path, frame: VideoFrame) -> np.ndarray:
+    """(h, w, 3) uint8, upright: phones store a turned picture and the angle to undo it."""
+    try:
+        pixels = frame.to_ndarray(format="rgb24")
+    except (FFmpegError, ValueError) as error:
+        raise ClipError(f"{path}: its pixels cannot be read: {_reason(error)}") from error
+    return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
+
+
+def _fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Centre-crop (h, w, 3) uint8 to the target's aspect, then scale it to (height, width, 3)."""
+    h, w = pixels.shape[:2]
+    if w * height > h * width:
+        crop_h, crop_w = h, max(1, round(h * width / height))
+    else:
+        crop_h, crop_w = max(1, round(w * height / width)), w
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    crop = pixels[top : top + crop_h, left : left + crop_w]
+    if (crop_h, crop_w) == (height, width):
+        return crop
+    # Here, so that whoever only writes or lists videos does not wait for torch.
+    import torch
+
+    image = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None].float()
+    image = torch.nn.functional.interpolate(
+        image, (height, width), mode="bilinear", antialias=True, align_corners=False
+    )
+    return image[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+
+
+def read_frames(path: str | Path, frames: int, height: int, width: int) -> np.ndarray:
+    """Sample a clip of a fixed shape: (frames, height, width, 3) uint8 RGB.
+
+    Of the n frames that decode, every (n // frames)-th is taken, from the first on; a video that
+    has fewer than `frames` is taken whole, its last frame repeated. Then the centre is cut out in
+    the target's aspect and scaled, bilinearly with antialias; a frame that has the size already
+    keeps its pixels. Pixels count as square, whatever the container says. One frame of full size
+    is held at a time. Raises ClipError for a file that cannot be used, ValueError for a target
+    size below 1.
+    """
+    if min(frames, height, width) < 1:
+        raise ValueError(f"asked for {frames} frames of {height}x{width}; expected 1 or more each")
+    path = Path(path)
+    # The stride depends on n, which only decoding tells. The announced number is nearly always
+    # true, so it is tried, and a second reading corrects it where it was not.
+    expected = None
+    while True:
+        with _opened(path) as (container, stream):
+            if expected is None:
+                expected = _announced(container, stream)
+            stride, n, clip = max(1, expected // frames), 0, []
+            for frame in _decode(path, container, stream):
+                if n % stride == 0 and len(clip) < frames:
+                    clip.append(_fit(_to_rgb(path, frame), height, width))
+                n += 1
+        if stride == max(1, n // frames):
+            break
+        expected = n
+    return np.stack(clip + clip[-1:] * (frames - len(clip)))
+
+
+def read_all(path: str | Path) -> tuple[np.ndarray, float]:
+    """Every frame as it is, (n, h, w, 3) uint8 RGB, and the frames per second. Raises ClipError."""
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        clip = [_to_rgb(path, frame) for frame in _decode(path, container, stream)]
+        rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise ClipError(f"{path} does not say how many frames it shows per second")
+    sizes = sorted({pixels.shape[:2] for pixels in clip})
+    if len(sizes) > 1:
+        raise ClipError(f"{path}: its frames change their size, (height, width) is {sizes}")
+    return np.stack(clip), float(rate)
+
+
+def write_video(
+    path: str | Path, frames: np.ndarray, fps: int | float | Fraction, crf: int = 12
+) -> None:
+    """Write (n, height, width, 3) uint8 RGB as an H.264 mp4 that browsers play while it loads.
+
+    fps is in frames per second; floats are taken for the nearest fraction with a denominator up
+    to 1001, as broadcast rates have. crf runs from 0 (lossless but for the colour conversion) to
+    51 (coarse). Equal input gives equal bytes, and the file is whole or absent. Raises ValueError
+    for another shape or dtype, odd sizes, no frames or an impossible fps or crf; OSError.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(
+            f"frames are {frames.dtype} of shape {frames.shape}; "
+            "expected uint8 (n, height, width, 3)"
+        )
+    n, height, width, _ = frames.shape
+    if n == 0 or height == 0 or width == 0:
+        raise ValueError(f"frames have shape {frames.shape}: there is nothing to write")
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"frames are {height}x{width}; H.264's 4:2:0 pixels need an even height and width: "
+            "crop or pad them"
+        )
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf is {crf}; expected 0 to 51")
+    rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
+    if rate <= 0:
+        raise ValueError(f"fps is {fps}; expected a positive number, 1/1001 or more")
+    # bitexact leaves out the time and ffmpeg's version.
+    options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    with (
+        atomic_path(path) as temporary,
+        av.open(str(temporary.absolute()), "w", format="mp4", options=options) as container,
+    ):
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        # With several threads x264 decides differently on machines of different width.
+        context.thread_count = 1
+        # Said in the file, since players guess by size and would shift the colours.
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED_RANGE
+        for number, pixels in enumerate(frames):
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

@@ -1,0 +1,103 @@
+"""The whole pipeline on the lab's micro model, on a CPU, ending in a report to open in a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from videorepa import plugins
+from videorepa.data.files import atomic_write
+from videorepa.data.manifest import Prompt
+from videorepa.data.video import write_video
+from videorepa.evaluate import evaluate, table
+from videorepa.export import export
+from videorepa.generate import generate
+from videorepa.prepare import prepare
+from videorepa.progress import console, track
+from videorepa.recipe import Recipe
+from videorepa.report import report
+from videorepa.train import train
+
+CLIP_SEED = 77
+"""Series of the clips that the demo fine-tunes on; the base model has not seen them."""
+
+
+def demo(out: Path, *, quick: bool = False) -> Path:
+    """Simulate clips, prepare, fine-tune with TRD and without, generate from base, control and
+    aligned model with the same seeds, score, export, and write `out/report.html`.
+
+    quick: a few steps of each. Everything is left in `out`; run again, it goes on where it stopped.
+    """
+    with as_file(files("videorepa.lab") / "demo.yaml") as path:
+        recipe = Recipe.from_yaml(path)
+    clips, prompts_count = (6, 5) if quick else (240, 30)
+    changes = [f"data.manifest={out}/clips/clips.csv", f"data.cache={out}/cache"]
+    if quick:
+        changes += ["optim.steps=4", "optim.warmup_steps=1", "optim.batch_size=2", "generation.steps=3"]
+    aligned = recipe.override(*changes)
+    control = aligned.override("name=micro-control", "align.weight=0")
+    base = out / "base.yaml"
+
+    _say("1/6  simulating clips")
+    _simulate(out / "clips", clips)
+    aligned.to_yaml(base)
+    _say("2/6  preparing latents, text embeddings and teacher features")
+    prepare(aligned)
+    _say("3/6  fine-tuning with token relation distillation, then without")
+    runs = {
+        "aligned": train(aligned, out / "runs" / "aligned"),
+        "control": train(control, out / "runs" / "control"),
+    }
+    _say("4/6  generating with the same seeds from base, control and aligned model")
+    benchmark = plugins.benchmark("lab")
+    prompts = [Prompt(p.id, p.caption) for p in benchmark.prompts(prompts_count, seed=0)]
+    models = {"base": base, "control": runs["control"].path, "aligned": runs["aligned"].path}
+    folders = {name: out / "generated" / name for name in models}
+    for name, model in models.items():
+        _say(f"     {name}")
+        generate(model, prompts, folders[name])
+    _say("5/6  scoring and exporting")
+    against = {"base": None, "control": folders["base"], "aligned": folders["control"]}
+    found = {
+        name: evaluate("lab", folder, against=against[name]) for name, folder in folders.items()
+    }
+    exported = out / "exported"
+    if not exported.exists():
+        export(runs["aligned"].path, exported)
+    _say("6/6  writing the report")
+    page = report(
+        [run.path for run in runs.values()],
+        out / "report.html",
+        generations=folders,
+        scores={name: evaluation.out for name, evaluation in found.items()},
+        title="VideoREPA demo: does alignment with a video encoder improve physics?",
+        command="videorepa demo",
+    )
+    print(table(found))
+    print(f"exported transformer, checked in plain diffusers: {exported / 'transformer'}")
+    return page
+
+
+def _simulate(folder: Path, count: int) -> None:
+    """Clips as video files with captions in OpenVid's CSV layout."""
+    from videorepa.lab.render import make_clip
+    from videorepa.lab.world import FPS
+
+    manifest = folder / "clips.csv"
+    if manifest.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["video", "caption"])
+    for index in track(range(count), "simulate"):
+        clip = make_clip(CLIP_SEED, index)
+        write_video(folder / f"{index:04d}.mp4", clip.frames, FPS)
+        rows.writerow([f"{index:04d}.mp4", clip.caption])
+    atomic_write(manifest, text.getvalue())
+
+
+def _say(what: str) -> None:
+    console.print(what, style="bold", markup=False, highlight=False)

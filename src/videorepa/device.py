@@ -1,0 +1,36 @@
+"""Which device to run on, and which precision is worth using there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the first GPU, or the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is done by the hardware. A CPU without it emulates it, which is
+    over a hundred times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype to compute in; "auto" is bfloat16 where the hardware does it, else float32."""
+    if precision == "float32" or (precision == "auto" and not has_fast_bfloat16(device)):
+        return torch.float32
+    return torch.bfloat16
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix products and convolutions in `dtype`; nothing changes for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

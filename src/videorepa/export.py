@@ -1,0 +1,171 @@
+"""Hands out what a run has trained, as files that plain diffusers loads, checked by doing that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from videorepa.errors import UserError
+from videorepa.recipe import Recipe
+from videorepa.run import Run
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+TOLERANCE = 1e-5
+"""Largest relative difference between our output and that of the reloaded export, in float32."""
+
+# Runs in a process that knows nothing of videorepa: what a user of the export would write.
+_STOCK = """
+import sys
+import diffusers, torch
+from safetensors.torch import load_file, save_file
+pipeline_class, model_class, product, base, inputs, answer = sys.argv[1:]
+model_class = getattr(diffusers, model_class)
+if product.endswith(".safetensors"):
+    transformer = model_class.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    getattr(diffusers, pipeline_class).load_lora_into_transformer(
+        *getattr(diffusers, pipeline_class).lora_state_dict(product, return_lora_metadata=True)[:1],
+        transformer=transformer,
+        metadata=getattr(diffusers, pipeline_class).lora_state_dict(product, return_lora_metadata=True)[1],
+    )
+else:
+    transformer = model_class.from_pretrained(product, torch_dtype=torch.float32)
+given = {}
+for key, value in load_file(inputs).items():
+    name, _, place = key.partition(".")
+    given[name] = given.get(name, ()) + (value,) if place else value
+with torch.no_grad():
+    sample = transformer.eval()(**given, return_dict=False)[0]
+save_file({"sample": sample.contiguous()}, answer)
+assert "videorepa" not in sys.modules
+"""
+
+
+def export(run_folder: Path, out: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write what the run has trained into `out`, a folder that must not exist yet.
+
+    All weights: `out/transformer`, a diffusers folder of the stock class. LoRA: a file
+    `pytorch_lora_weights.safetensors` with rank and alpha in its metadata, so that stock diffusers
+    applies it at the right strength. Nothing of the alignment is in either. Gives the folder or
+    file. dtype: of the written weights; in bfloat16 small updates are lost to rounding.
+
+    Before it says done it loads the result with stock diffusers in a process of its own and
+    compares outputs; if they differ, nothing is left at `out` and UserError says by how much.
+    """
+    run = Run.open(run_folder)
+    recipe = run.recipe
+    if out.exists():
+        raise UserError(f"{out} exists already. Choose another folder, or delete it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    base = recipe.backbone.load(("transformer",), torch.device("cpu"), torch.float32)
+    trained = run.backbone(("transformer",), torch.device("cpu"), torch.float32)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".tmp-export-") as scratch:
+        staged = Path(scratch) / "staged"
+        staged.mkdir()
+        if recipe.train.lora is None:
+            product = staged / "transformer"
+            trained.transformer.to(dtype).save_pretrained(product)
+            trained.transformer.to(torch.float32)
+        else:
+            product = staged / LORA_FILE
+            _save_lora(trained, product, dtype)
+        _write_card(staged, run, recipe)
+        ours, unlike_base = _outputs(trained, base, recipe, Path(scratch) / "inputs.safetensors")
+        theirs = _stock_output(product, trained, recipe, Path(scratch))
+        error = ((theirs - ours).norm() / ours.norm()).item()
+        if not error < TOLERANCE:
+            raise UserError(
+                f"The export does not give the same output in stock diffusers: relative difference "
+                f"{error:.2e}, at most {TOLERANCE:.0e} is right. Nothing was written to {out}."
+            )
+        if unlike_base == 0:
+            raise UserError(
+                "The trained model gives exactly the base model's output, so there is nothing to "
+                f"hand out. Nothing was written to {out}. Did the run train at all?"
+            )
+        shutil.move(staged, out)
+    return out / product.name
+
+
+def _save_lora(backbone: Any, path: Path, dtype: torch.dtype) -> None:
+    from peft.utils import get_peft_model_state_dict
+
+    transformer = backbone.transformer
+    state = {key: value.to(dtype) for key, value in get_peft_model_state_dict(transformer).items()}
+    type(backbone.pipeline()).save_lora_weights(
+        path.parent,
+        transformer_lora_layers=state,
+        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+    )
+
+
+def _outputs(
+    trained: Any, base: Any, recipe: Recipe, inputs: Path
+) -> tuple[torch.Tensor, float]:
+    """Our output on fixed inputs, which are left in a file, and how far it is from the base's."""
+    shapes = recipe.backbone.shapes(recipe.data)
+    draw = torch.Generator().manual_seed(0)
+    noisy = torch.randn(1, *shapes.latents, generator=draw)
+    text = torch.randn(1, *shapes.text, generator=draw)
+    given = trained.inputs(noisy, text, torch.tensor([500]))
+    flat = {}
+    for key, value in given.items():
+        parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
+        flat |= {f"{key}.{n}" if n != "" else key: v.contiguous() for n, v in parts if v is not None}
+    save_file(flat, inputs)
+    with torch.no_grad():
+        ours, plain = (
+            model.transformer.eval()(**given, return_dict=False)[0] for model in (trained, base)
+        )
+    return ours, (ours - plain).abs().max().item()
+
+
+def _stock_output(product: Path, trained: Any, recipe: Recipe, scratch: Path) -> torch.Tensor:
+    answer = scratch / "answer.safetensors"
+    classes = [type(trained.pipeline()).__name__, type(trained.transformer).__name__]
+    files = [product, recipe.backbone.source, scratch / "inputs.safetensors", answer]
+    done = subprocess.run(
+        [sys.executable, "-c", _STOCK, *classes, *files],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = "\n".join(done.stderr.strip().splitlines()[-3:])
+        raise UserError(f"Stock diffusers cannot load the export:\n{last}")
+    return load_file(answer)["sample"]
+
+
+def _write_card(folder: Path, run: Run, recipe: Recipe) -> None:
+    kind = "all weights" if recipe.train.lora is None else f"LoRA, rank {recipe.train.lora.rank}"
+    lines = [
+        f"# {recipe.name}",
+        "",
+        recipe.about or "Fine-tuned with videorepa.",
+        "",
+        f"- base model: {recipe.backbone.weights}",
+        f"- trained: {kind}, step {run.trained().step} of {recipe.optim.steps}",
+        f"- alignment: {recipe.align.loss.name}, weight {recipe.align.weight}, block "
+        f"{recipe.align.block}, teacher {recipe.encoder.name}",
+        "",
+        "The recipe, whole:",
+        "",
+        "```yaml",
+        recipe.text().rstrip(),
+        "```",
+        "",
+        "Made with:",
+        "",
+        "```json",
+        json.dumps(json.loads((run.path / "environment.json").read_text()), indent=1),
+        "```",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,30 @@
+"""Finds a model's folder on this machine, or has the Hugging Face Hub bring it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from videorepa.errors import UserError
+
+
+@cache
+def local_copy(source: str) -> Path:
+    """The file or folder itself, or the Hub's snapshot of that id.
+
+    Raises UserError, saying what was tried, if neither can be had.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UserError(f"There is nothing at {source}; expected a file, a folder or a Hub id.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, ignore_patterns=["*.md", "assets/*"]))
+    except Exception as error:
+        raise UserError(
+            f"{source} is not on this machine and could not be had from the Hub "
+            f"({type(error).__name__}). Download it and give its path in the recipe instead."
+        ) from None

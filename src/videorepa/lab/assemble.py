@@ -1,0 +1,71 @@
+"""Puts the lab's parts together as a CogVideoX pipeline folder, with a transformer yet untrained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from videorepa.lab.text_encoder import TEXT_TOKENS
+from videorepa.lab.world import FRAMES
+from videorepa.recipe import Section
+
+
+class AssembleRecipe(Section):
+    """parts: folder with `tokenizer`, `text_encoder` and `vae`. out: the pipeline's folder."""
+
+    parts: Path
+    out: Path
+    layers: int = 6
+    heads: int = 8
+    head_width: int = 32
+    patch: int = 4
+    seed: int = 0
+
+
+def assemble(recipe: AssembleRecipe) -> dict[str, float]:
+    """Write the folder; gives the transformer's millions of parameters."""
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDPMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    tokenizer = AutoTokenizer.from_pretrained(recipe.parts / "tokenizer")
+    text_encoder = T5EncoderModel.from_pretrained(recipe.parts / "text_encoder")
+    vae = AutoencoderKLCogVideoX.from_pretrained(recipe.parts / "vae")
+    side = vae.config.sample_height // 2 ** (len(vae.config.block_out_channels) - 1)
+    torch.manual_seed(recipe.seed)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=recipe.heads,
+        attention_head_dim=recipe.head_width,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        time_embed_dim=128,
+        text_embed_dim=text_encoder.config.d_model,
+        num_layers=recipe.layers,
+        sample_width=side,
+        sample_height=side,
+        sample_frames=FRAMES,
+        patch_size=recipe.patch,
+        max_text_seq_length=TEXT_TOKENS,
+        spatial_interpolation_scale=1.0,
+    )
+    # The schedule of CogVideoX, without the SNR shift that is meant for large frames.
+    scheduler = CogVideoXDPMScheduler(
+        snr_shift_scale=1.0,
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        beta_start=0.00085,
+        beta_end=0.0120,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=True,
+    )
+    shutil.rmtree(recipe.out, ignore_errors=True)
+    pipeline = CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    pipeline.save_pretrained(recipe.out)
+    return {"parameters_millions": sum(p.numel() for p in transformer.parameters()) / 1e6}

@@ -1,0 +1,811 @@
+"""Measures whether a clip shows what its caption says, and whether it obeys the lab's laws.
+
+Semantic adherence (SA) is about the caption, physical commonsense (PC) about the clip alone: PC
+never reads the caption, so a clip of the wrong ball that moves rightly is physical. Every check is
+one number, bad when large, against one tolerance. SA's thresholds define its words and stand
+here; PC's tolerances are what real clips need after the autoencoder, and come from `calibrate`.
+
+What these checks cannot know: time has no direction on a frictionless floor, so a reversed roll
+is physical (SA's `direction` catches it), and so is a ball at rest: a frozen clip fails PC only
+where a ball is left hanging. Nor do they judge light, texture or the gray screen's own shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from videorepa import progress
+from videorepa.errors import UserError
+from videorepa.lab.render import Clip, make_clip, render
+from videorepa.lab.tracking import Observation, Track, observe
+from videorepa.lab.world import COLOURS, FLOOR, GRAVITY, SIZE, Trajectory
+
+Reconstruct = Callable[[np.ndarray], np.ndarray]
+"""A clip through an autoencoder and back: (F, SIZE, SIZE, 3) uint8 to the same."""
+
+TOLERANCES = "tolerances.json"
+PERCENTILE, HEADROOM = 99.5, 1.25
+"""A tolerance is this percentile of what real clips show, times the headroom."""
+
+NEAR_FLOOR = 1.5
+"""Pixels between a ball and the floor up to which it counts as touching it."""
+NEAR_BALL = 2.0
+"""The same between two balls."""
+MOVED = 4.0
+"""Pixels from which on something has moved, in the captions' sense."""
+TURNS_ABOVE = 7.0
+"""Pixels over the floor at which the fastest ball may seem to turn: half of its way per frame,
+and what a blurred ball's radius is off."""
+BOUNCED = 2.0
+"""Pixels that a ball has to rise again to have bounced."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a check measures: its aspect, the unit of its value, and what the value is.
+
+    resolution: in the same unit; no tolerance is smaller, however well real clips do.
+    """
+
+    aspect: Literal["sa", "pc"]
+    unit: str
+    meaning: str
+    resolution: float = 0.0
+
+
+CHECKS: dict[str, Definition] = {
+    "objects": Definition("sa", "count", "named things missing, and others too many"),
+    "event": Definition("sa", "px", "how much movement the named event lacks"),
+    "direction": Definition("sa", "px", "how much movement to the named side is lacking"),
+    "presence": Definition("pc", "count", "1 if no ball is to be seen, so that nothing is tested"),
+    "gravity": Definition("pc", "px/frame^2", "free flight's acceleration, distance from g", 0.05),
+    "arc": Definition("pc", "px", "free flight's distance from a parabola of acceleration g", 0.25),
+    "energy": Definition(
+        "pc", "px of height", "growth of kinetic plus potential energy over g", 0.25
+    ),
+    "permanence": Definition("pc", "frames", "ball not there, neither behind nor out of frame"),
+    "extras": Definition("pc", "px^2", "largest thing that is neither a ball nor the room", 6.0),
+    "size": Definition("pc", "fraction", "change of a ball's radius", 0.05),
+    "roundness": Definition("pc", "ratio", "long to short axis of a ball that nothing cuts", 1.1),
+    "one_piece": Definition(
+        "pc", "px^2", "largest piece of a ball's colour away from the ball", 6.0
+    ),
+    "floor": Definition("pc", "px", "how deep a ball is in the floor", 0.25),
+    "momentum": Definition(
+        "pc", "px/frame", "change of horizontal velocity that nothing caused", 0.25
+    ),
+    "continuity": Definition("pc", "px", "a step that the steps around it leave no room for", 0.25),
+    "coasting": Definition(
+        "pc", "px", "an untouched rolling ball's distance from even motion", 0.25
+    ),
+    "exchange": Definition(
+        "pc", "px/frame", "change of two balls' mean momentum by a collision", 0.25
+    ),
+    "overlap": Definition("pc", "px", "how deep two balls are in each other", 0.25),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurement; unit and meaning are in CHECKS. One that does not apply has the value 0
+    and passes."""
+
+    value: float
+    tolerance: float
+    passed: bool
+    applies: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """sa, pc: whether all checks of that aspect pass. motion: see `path_length`."""
+
+    sa: bool
+    pc: bool
+    checks: dict[str, Check]
+    motion: float
+
+
+# --- captions
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caption asks for. sign: +1 to the right, -1 to the left, 0 if it names no side."""
+
+    event: str
+    colours: tuple[str, ...]
+    sign: int
+
+
+_COLOUR = "|".join(COLOURS)
+_CAPTIONS = {
+    "fall": r"A (?P<a>{c}) ball (?:falls and bounces on the floor|drops to the floor and bounces)",
+    "throw": r"A (?P<a>{c}) ball (?:flies through the air|is thrown) to the (?P<s>left|right)",
+    "roll": r"A (?P<a>{c}) ball rolls (?:along the floor )?to the (?P<s>left|right)",
+    "collide": r"A (?P<a>{c}) ball rolls to the (?P<s>left|right) (?:and hits|into) "
+    r"a (?P<b>{c}) ball",
+    "hide": r"A (?P<a>{c}) ball (?:rolls to the (?P<s>left|right) behind a gray screen"
+    r"|passes behind a gray screen to the (?P<s2>left|right))",
+}
+
+
+def parse_caption(caption: str) -> Request:
+    """Read one of the lab's captions. Raises UserError for any other."""
+    for event, pattern in _CAPTIONS.items():
+        match = re.fullmatch(pattern.format(c=_COLOUR) + r"\.?", caption.strip())
+        if match:
+            words = match.groupdict()
+            side = words.get("s") or words.get("s2")
+            colours = tuple(words[key] for key in ("a", "b") if words.get(key))
+            return Request(event, colours, {"right": 1, "left": -1, None: 0}[side])
+    raise UserError(
+        f"Found the caption {caption!r}; the lab can judge its own captions only, such as "
+        "'A red ball rolls to the left.' Take prompts from the lab benchmark."
+    )
+
+
+# --- semantic adherence: each function returns a shortfall, 0 if the caption is fulfilled
+
+
+def _objects(seen: Observation, request: Request) -> float:
+    balls = {track.colour: track for track in seen.balls}
+    wrong = len(set(request.colours) ^ balls.keys())
+    # A second ball of the same colour has to stay for a while to be one too many.
+    wrong += sum(int((track.components > 1).sum() >= 3) for track in balls.values())
+    return float(wrong + ((request.event == "hide") != (seen.screen is not None)))
+
+
+def _event(seen: Observation, request: Request) -> float:
+    tracks = [seen.tracks[colour] for colour in request.colours]
+    if not all(track.is_ball for track in tracks):
+        return float(SIZE)
+    return {"fall": _falls, "throw": _flies, "roll": _rolls, "collide": _hits, "hide": _hides}[
+        request.event
+    ](tracks, seen, request.sign)
+
+
+def _bottom(track: Track) -> np.ndarray:
+    """(F,) height of the ball's lowest point above the floor, in pixels; NaN where not seen."""
+    return FLOOR - track.position[:, 1] - track.size
+
+
+def _shift(track: Track) -> float:
+    """How far to the right the ball is at the end of where it started, in pixels."""
+    x = track.position[track.visible, 0]
+    return float(x[-1] - x[0])
+
+
+def _falls(tracks: list[Track], seen: Observation, sign: int) -> float:
+    height = _bottom(tracks[0])[tracks[0].visible]
+    # Between two frames a ball may touch the floor and leave again: over frames it seems to turn
+    # a little above the floor, by what it covers in half a frame.
+    above = height.min() - TURNS_ABOVE
+    down = int(np.argmax(height <= max(TURNS_ABOVE, height.min())))
+    rise = (height[down:] - np.minimum.accumulate(height[down:])).max()
+    return max(2 * MOVED - (height[0] - height[down]), above, BOUNCED - rise, 0.0)
+
+
+def _flies(tracks: list[Track], seen: Observation, sign: int) -> float:
+    (track,) = tracks
+    height = _bottom(track)[track.visible]
+    airborne = (height > NEAR_FLOOR + 1).sum()
+    return max(2 * MOVED - sign * _shift(track), float(4 - airborne), 0.0)
+
+
+def _rolls(tracks: list[Track], seen: Observation, sign: int) -> float:
+    (track,) = tracks
+    height = _bottom(track)[track.whole]
+    lifted = float(np.median(height)) - 2 * NEAR_FLOOR if len(height) else 0.0
+    return max(2 * MOVED - abs(_shift(track)), lifted, 0.0)
+
+
+def _hits(tracks: list[Track], seen: Observation, sign: int) -> float:
+    first, second = tracks
+    together = first.visible & second.visible
+    if not together.any():
+        return float(SIZE)
+    gap = np.linalg.norm(first.position - second.position, axis=1) - first.size - second.size
+    approach = gap[together][0] - np.nanmin(gap)
+    # Frames are coarse: at 3 px/frame the balls may turn up to 3 px apart.
+    return max(MOVED - approach, np.nanmin(gap) - 4.0, MOVED / 2 - sign * _shift(second), 0.0)
+
+
+def _hides(tracks: list[Track], seen: Observation, sign: int) -> float:
+    (track,) = tracks
+    screen = seen.screen
+    if screen is None:
+        return float(SIZE)
+    x = track.position[:, 0]
+    left, right = (
+        np.nonzero(track.visible & side)[0] for side in (x < screen.left, x > screen.right)
+    )
+    if not len(left) or not len(right):
+        return MOVED
+    before, after = sorted((left, right), key=lambda frames: frames[0])
+    if before[-1] >= after[0]:
+        return MOVED
+    least = track.area[before[-1] : after[0] + 1].min() / (np.pi * track.size**2)
+    # A ball that shows more than half of itself all the way has passed in front.
+    return float(max(least - 0.5, 0.0) * 2 * track.size)
+
+
+def _direction(seen: Observation, request: Request) -> float | None:
+    if not request.sign:
+        return None
+    track = seen.tracks[request.colours[0]]
+    return max(MOVED - request.sign * _shift(track), 0.0) if track.is_ball else MOVED
+
+
+# --- physical commonsense: each function returns a value, or None if the clip cannot be asked
+
+
+def _runs(flags: np.ndarray) -> Iterator[slice]:
+    """The stretches of True."""
+    edges = np.flatnonzero(np.diff(np.r_[False, flags, False].astype(int)))
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        yield slice(int(start), int(stop))
+
+
+def _touching(track: Track, others: Sequence[Track]) -> np.ndarray:
+    """(F,) bool, frames in which another ball may be touched, or just was, or is about to be."""
+    near = np.zeros(len(track.visible), bool)
+    for other in others:
+        if other is track:
+            continue
+        gap = np.linalg.norm(track.position - other.position, axis=1) - track.size - other.size
+        # What approaches at 3 px a frame touches between two frames.
+        near |= np.nan_to_num(gap, nan=np.inf) < NEAR_BALL + 3.0
+    return near
+
+
+def _free_triples(track: Track, untouched: np.ndarray) -> np.ndarray:
+    """(F,) bool: the ball is in free flight from the frame before to the frame after.
+
+    A ball bounces between frames, unseen. So a triple counts only if the floor is out of reach:
+    if neither from its first two frames on, nor from its last two back, would the ball get there.
+    """
+    height = np.where(track.whole & untouched, _bottom(track), np.nan)
+    free = np.zeros(len(height), bool)
+    before, now, after = height[:-2], height[1:-1], height[2:]
+    reach = np.minimum(2 * now - before - GRAVITY, 2 * now - after - GRAVITY)
+    lowest = np.minimum.reduce([before, now, after, reach])
+    free[1:-1] = np.nan_to_num(lowest, nan=-np.inf) > NEAR_FLOOR
+    return free
+
+
+def _flights(balls: Sequence[Track]) -> Iterator[np.ndarray]:
+    """Positions (n, 2) of every stretch of free flight of at least four frames."""
+    for track in balls:
+        for run in _runs(_free_triples(track, ~_touching(track, balls))):
+            if run.stop - run.start >= 2:
+                yield track.position[run.start - 1 : run.stop + 1]
+
+
+def _gravity(balls: Sequence[Track]) -> float | None:
+    """One acceleration is fitted to all flights, each with its own start and velocity."""
+    along = information = 0.0
+    for flight in _flights(balls):
+        time = np.arange(len(flight)) - (len(flight) - 1) / 2
+        curve = time**2 / 2 - (time**2 / 2).mean()
+        along += curve @ flight[:, 1]
+        information += curve @ curve
+    # 3.5 is one flight of five frames; with less, half a pixel of noise drowns gravity.
+    return abs(along / information - GRAVITY) if information >= 3.5 else None
+
+
+def _arc(balls: Sequence[Track]) -> float | None:
+    worst = []
+    for flight in _flights(balls):
+        time = np.arange(len(flight)) - (len(flight) - 1) / 2
+        path = flight.copy()
+        path[:, 1] -= GRAVITY * time**2 / 2
+        worst.append(_off_line(time, path))
+    return max(worst) if worst else None
+
+
+def _off_line(time: np.ndarray, path: np.ndarray) -> float:
+    """Largest distance from even motion, the best fitting one; path is (n,) or (n, 2)."""
+    design = np.stack([np.ones_like(time), time], 1)
+    return float(np.abs(path - design @ np.linalg.lstsq(design, path, rcond=None)[0]).max())
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A stretch in which no ball hits anything. energy: mean over its steps of kinetic plus
+    potential energy by weight, in pixels of height; velocity: of the balls' common centre."""
+
+    start: int
+    energy: float
+    velocity: float
+
+
+def _phases(balls: Sequence[Track]) -> list[_Phase]:
+    """Where all balls are in full view and either in free flight or on the floor."""
+    if not balls:
+        return []
+    steps = len(balls[0].visible) - 1
+    valid, kind = np.ones(steps, bool), np.zeros(steps, int)
+    energy, velocity, mass = np.zeros(steps), np.zeros(steps), 0.0
+    for number, track in enumerate(balls):
+        untouched = ~_touching(track, balls)
+        triples = _free_triples(track, untouched)
+        flying = triples[:-1] | triples[1:]
+        low = np.abs(np.nan_to_num(_bottom(track), nan=np.inf)) < NEAR_FLOOR
+        low &= track.whole & untouched
+        rolling = low[:-1] & low[1:] & ~flying
+        valid &= flying | rolling
+        kind += flying * 2**number
+        speed = np.diff(track.position, axis=0)
+        # At the middle of a step a flying ball is g/8 above the mean of the two ends.
+        height = (_bottom(track)[1:] + _bottom(track)[:-1]) / 2 + flying * GRAVITY / 8
+        weight = track.size**2
+        energy += weight * ((speed**2).sum(1) / 2 / GRAVITY + height)
+        velocity += weight * speed[:, 0]
+        mass += weight
+    found = []
+    for run in _runs(valid):
+        cuts = np.flatnonzero(np.diff(kind[run])) + 1
+        for part in np.split(np.arange(run.start, run.stop), cuts):
+            if len(part) >= 2:
+                found.append(
+                    _Phase(
+                        int(part[0]),
+                        float(np.median(energy[part]) / mass),
+                        float(np.median(velocity[part]) / mass),
+                    )
+                )
+    return found
+
+
+def _energy(balls: Sequence[Track]) -> float | None:
+    phases = _phases(balls)
+    if len(phases) < 2:
+        return None
+    return max(
+        0.0, max(later.energy - earlier.energy for earlier, later in combinations(phases, 2))
+    )
+
+
+def _exchange(balls: Sequence[Track]) -> float | None:
+    """Only what stays on the floor can be asked: a bounce's friction takes momentum too."""
+    if len(balls) != 2:
+        return None
+    touching = np.flatnonzero(_touching(balls[0], balls))
+    phases = _phases(balls)
+    if not len(touching):
+        return None
+    before = [phase for phase in phases if phase.start < touching[0]]
+    after = [phase for phase in phases if phase.start > touching[0]]
+    if not before or not after:
+        return None
+    return abs(after[0].velocity - before[-1].velocity)
+
+
+def _momentum(balls: Sequence[Track]) -> float | None:
+    """Largest change of horizontal velocity from one step to the next, of a ball that touches no
+    other. A bounce may take up to a third of it: that is what starts a sliding disc spinning."""
+    worst = []
+    for track in balls:
+        x = np.where(track.whole & ~_touching(track, balls), track.position[:, 0], np.nan)
+        speed = np.diff(x)
+        change = np.diff(speed)
+        height = _bottom(track)
+        hit = ~_free_triples(track, np.ones(len(x), bool))[1:-1]
+        hit &= np.fmax(height[:-2], height[2:]) > NEAR_FLOOR
+        slower = np.sign(speed[:-1]) * change < 0
+        allowed = np.where(hit & slower, np.abs(speed[:-1]) / 3, 0.0)
+        excess = np.abs(change) - allowed
+        worst.extend(excess[~np.isnan(excess)])
+    return max(0.0, float(max(worst))) if worst else None
+
+
+def _continuity(balls: Sequence[Track]) -> float | None:
+    """A ball that hits something within a step moves on with one velocity before the hit and
+    another after it, so the step lies between the step before and the step after, whatever was
+    hit; in height give or take gravity. What is seen of a ball that the frame's edge or the screen
+    cuts has its centroid somewhere within the ball."""
+    worst = []
+    for track in balls:
+        steps = np.diff(track.position, axis=0)
+        before, now, after = steps[:-2], steps[1:-1], steps[2:]
+        cut = np.convolve(track.visible & ~track.whole, np.ones(4), "valid") > 0
+        room = np.array([0.0, GRAVITY]) + np.where(cut, track.size, 0.0)[:, None]
+        excess = np.maximum(now - np.maximum(before, after), np.minimum(before, after) - now) - room
+        worst.extend(excess[~np.isnan(excess)])
+    return max(0.0, float(max(worst))) if worst else None
+
+
+def _coasting(balls: Sequence[Track]) -> float | None:
+    """Also across the screen: what comes out has to be where and when it was due."""
+    worst = []
+    for track in balls:
+        touching = _touching(track, balls)
+        untouched = np.cumsum(touching) == 0
+        low = np.abs(np.nan_to_num(_bottom(track), nan=np.inf)) < NEAR_FLOOR
+        flown = np.cumsum(track.whole & ~low) > 0
+        frames = np.flatnonzero(track.whole & untouched & low & ~flown)
+        if len(frames) >= 3:
+            worst.append(_off_line(frames.astype(float), track.position[frames, 0]))
+    return max(worst) if worst else None
+
+
+def _permanence(seen: Observation) -> float:
+    return float(max((_missing(track, seen).sum() for track in seen.balls), default=0))
+
+
+def _missing(track: Track, seen: Observation) -> np.ndarray:
+    """(F,) bool, frames in which the ball should be seen and is not.
+
+    It may be away where it was about to be out of the frame or behind the screen when last seen,
+    or was so shortly before it was seen again, taking its velocity for constant.
+    """
+    count = len(track.visible)
+    missing = np.zeros(count, bool)
+    for gap in _runs(~track.visible):
+        frames = np.arange(gap.start, gap.stop)
+        excused = np.zeros(len(frames), bool)
+        for known, step in ((gap.start - 1, -1), (gap.stop, 1)):
+            if not 0 <= known < count:
+                continue
+            excused |= _may_be_hidden(track, seen, known, step, frames)
+        missing[gap] = ~excused
+    return missing
+
+
+def _may_be_hidden(
+    track: Track, seen: Observation, known: int, step: int, frames: np.ndarray
+) -> np.ndarray:
+    """For each of the frames: whether a ball seen in frame `known`, and before in the direction
+    `step`, could be out of sight in it."""
+    history = [known + step * back for back in range(4)]
+    history = [f for f in history if 0 <= f < len(track.visible) and track.visible[f]]
+    # A ball that is cut seems to move at half its speed: rather ask the frames that show it all.
+    whole = [f for f in history if track.whole[f]]
+    base = whole if len(whole) >= 2 else history
+    if len(base) < 2:
+        return np.full(len(frames), bool(track.at_edge[known] or track.at_screen[known]))
+    velocity = (track.position[base[0]] - track.position[base[-1]]) / (base[0] - base[-1])
+    time = frames - base[0]
+    x = track.position[base[0], 0] + velocity[0] * time
+    slack = 3.0 + 0.1 * np.abs(velocity[0] * time)
+    hidden = (x < slack) | (x > SIZE - slack)
+    # Over the top edge it goes only in flight.
+    hidden |= track.position[base[0], 1] + velocity[1] * time + GRAVITY * time**2 / 2 < slack
+    if seen.screen is not None and track.position[base[0], 1] - track.size > seen.screen.top - 2:
+        inside = track.size - 2.0 - slack
+        hidden |= (x > seen.screen.left + inside) & (x < seen.screen.right - inside)
+    return hidden
+
+
+def _size(balls: Sequence[Track]) -> float | None:
+    changes = [np.abs(t.radius[t.whole] / t.size - 1).max() for t in balls if t.whole.any()]
+    return float(max(changes)) if changes else None
+
+
+def _roundness(balls: Sequence[Track]) -> float | None:
+    ratios = [track.elongation[track.whole].max() for track in balls if track.whole.any()]
+    return float(max(ratios)) if ratios else None
+
+
+def _one_piece(balls: Sequence[Track]) -> float | None:
+    # In front of a narrow screen a ball shows on both sides at once.
+    pieces = [track.stray[~track.at_screen].max(initial=0.0) for track in balls]
+    return float(max(pieces)) if pieces else None
+
+
+def _floor(balls: Sequence[Track]) -> float | None:
+    # A ball cut by a side still shows its lowest point, but its centroid is off.
+    depths = [-_bottom(track)[track.whole].min() for track in balls if track.whole.any()]
+    return max(0.0, float(max(depths))) if depths else None
+
+
+def _overlap(balls: Sequence[Track]) -> float | None:
+    depths = []
+    for one, two in combinations(balls, 2):
+        both = one.whole & two.whole
+        distance = np.linalg.norm(one.position - two.position, axis=1)[both]
+        depths.extend(one.size + two.size - distance)
+    return max(0.0, float(max(depths))) if depths else None
+
+
+# --- scoring
+
+
+def path_length(seen: Observation) -> float:
+    """Mean over the balls of the length of the path that each is seen on, in pixels."""
+    lengths = [
+        np.linalg.norm(np.diff(track.position[track.visible], axis=0), axis=1).sum()
+        for track in seen.balls
+    ]
+    return float(np.mean(lengths)) if lengths else 0.0
+
+
+def measure(frames: np.ndarray) -> dict[str, float | None]:
+    """The values of all PC checks, in the units of CHECKS; None where one does not apply.
+
+    frames: (F, SIZE, SIZE, 3) uint8 RGB.
+    """
+    return _measure(observe(frames))
+
+
+def _measure(seen: Observation) -> dict[str, float | None]:
+    balls = seen.balls
+    return {
+        "presence": float(not balls),
+        "gravity": _gravity(balls),
+        "arc": _arc(balls),
+        "energy": _energy(balls),
+        "permanence": _permanence(seen) if balls else None,
+        "extras": float(seen.foreign_area(balls).max()),
+        "size": _size(balls),
+        "roundness": _roundness(balls),
+        "one_piece": _one_piece(balls),
+        "floor": _floor(balls),
+        "momentum": _momentum(balls),
+        "continuity": _continuity(balls),
+        "coasting": _coasting(balls),
+        "exchange": _exchange(balls),
+        "overlap": _overlap(balls),
+    }
+
+
+@cache
+def _packaged_tolerances() -> dict[str, float]:
+    text = importlib.resources.files("videorepa.lab").joinpath(TOLERANCES).read_text("utf-8")
+    return json.loads(text)["tolerances"]
+
+
+def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None = None) -> Verdict:
+    """Judge one clip.
+
+    frames: (F, SIZE, SIZE, 3) uint8 RGB. caption: one of the lab's own, else UserError.
+    tolerances: of the PC checks, in their units; those of the package by default.
+    """
+    request = parse_caption(caption)
+    seen = observe(frames)
+    limits = _packaged_tolerances() if tolerances is None else tolerances
+    values: dict[str, float | None] = {
+        "objects": _objects(seen, request),
+        "event": _event(seen, request),
+        "direction": _direction(seen, request),
+    } | _measure(seen)
+    checks = {}
+    for name, value in values.items():
+        # What SA measures is a shortfall already; its thresholds are part of the definition.
+        limit = 0.0 if CHECKS[name].aspect == "sa" else limits[name]
+        number = 0.0 if value is None else float(value)
+        checks[name] = Check(number, limit, number <= limit, value is not None)
+    passed = {
+        aspect: all(c.passed for name, c in checks.items() if CHECKS[name].aspect == aspect)
+        for aspect in ("sa", "pc")
+    }
+    return Verdict(passed["sa"], passed["pc"], checks, path_length(seen))
+
+
+# --- calibration
+
+
+def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]:
+    """Tolerances of the PC checks from real clips as the autoencoder shows them.
+
+    Clips number 0 to `clips` - 1 of `seed` set the tolerances, and a quarter as many after them
+    tell how many real clips pass. Returns {"tolerances": {name: value}, "provenance": {...}}.
+    """
+    values: dict[str, list[float]] = {n: [] for n, d in CHECKS.items() if d.aspect == "pc"}
+    for index in progress.track(range(clips), "real clips"):
+        for name, value in measure(reconstruct(make_clip(seed, index).frames)).items():
+            if value is not None:
+                values[name].append(value)
+    empty = [name for name, found in values.items() if not found]
+    if empty:
+        raise UserError(
+            f"Found no clip among {clips} to which these checks apply: {', '.join(empty)}. "
+            "Calibrate with more clips."
+        )
+    tolerances = {
+        name: max(CHECKS[name].resolution, float(f"{_with_headroom(name, found):.4g}"))
+        for name, found in values.items()
+    }
+    trials = [make_clip(seed, index) for index in range(clips, clips + max(clips // 4, 1))]
+    verdicts = [
+        score(reconstruct(clip.frames), clip.caption, tolerances)
+        for clip in progress.track(trials, "trying the tolerances")
+    ]
+    provenance = {
+        "percentile": PERCENTILE,
+        "headroom": HEADROOM,
+        "seed": seed,
+        "clips": clips,
+        "applied_to": {name: len(found) for name, found in values.items()},
+        "tried_on_clips": len(trials),
+        "share_pc": float(np.mean([verdict.pc for verdict in verdicts])),
+        "share_sa": float(np.mean([verdict.sa for verdict in verdicts])),
+    }
+    return {"tolerances": tolerances, "provenance": provenance}
+
+
+def _with_headroom(name: str, values: list[float]) -> float:
+    # A ratio of 1 is a perfect disc: the headroom is on what exceeds it.
+    best = 1.0 if CHECKS[name].unit == "ratio" else 0.0
+    return best + HEADROOM * (float(np.percentile(values, PERCENTILE)) - best)
+
+
+def autoencoder_reconstruct(vae_folder: Path) -> Reconstruct:
+    """A clip to the latents' mode and back, with a diffusers folder of an AutoencoderKLCogVideoX,
+    in float32 on the CPU."""
+    import torch
+    from diffusers import AutoencoderKLCogVideoX  # pyright: ignore[reportPrivateImportUsage]
+
+    vae: Any = AutoencoderKLCogVideoX.from_pretrained(vae_folder, torch_dtype=torch.float32)
+    vae.requires_grad_(False).eval()
+
+    def reconstruct(frames: np.ndarray) -> np.ndarray:
+        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        with torch.inference_mode():
+            decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample[0]
+        pixels = (decoded.clamp(-1, 1) + 1) * 127.5
+        return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
+
+    return reconstruct
+
+
+def calibrate_with(
+    vae_folder: Path, out: Path, clips: int = 400, seed: int | None = None
+) -> dict[str, Any]:
+    """Calibrate with an autoencoder's folder and write the tolerances to `out`, as JSON.
+
+    seed: of the real clips; by default the one that training never sees. The file also says what
+    it was made from, with the weights' SHA-256. Returns what was written.
+    """
+    from videorepa.lab.autoencoder import HELD_OUT_SEED
+
+    weights = sorted(vae_folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"Found no .safetensors file in {vae_folder}; expected the diffusers folder of an "
+            "AutoencoderKLCogVideoX. Train one first."
+        )
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
+    found = calibrate(
+        autoencoder_reconstruct(vae_folder), clips, HELD_OUT_SEED if seed is None else seed
+    )
+    found["provenance"]["autoencoder"] = f"sha256:{digest}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    os.replace(unfinished, out)
+    return found
+
+
+# --- what the checks are worth: clips that break one law each
+
+
+def _shuffled(clip: Clip, rng: np.random.Generator) -> np.ndarray:
+    return clip.frames[rng.permutation(len(clip.frames))]
+
+
+def _reversed(clip: Clip, rng: np.random.Generator) -> np.ndarray:
+    return clip.frames[::-1]
+
+
+def _frozen(clip: Clip, rng: np.random.Generator) -> np.ndarray:
+    return clip.frames[:1].repeat(len(clip.frames), axis=0)
+
+
+def _vanishing(clip: Clip, rng: np.random.Generator) -> np.ndarray:
+    """The first ball is gone from a frame on in which it would be seen."""
+    return _moved(clip, _seen_frame(clip, rng), (-10.0 * SIZE, 0.0))
+
+
+def _teleport(clip: Clip, rng: np.random.Generator) -> np.ndarray:
+    """From one frame on the first ball is 12 pixels farther back on its way."""
+    positions = clip.trajectory.positions[:, 0, 0]
+    back = -12.0 if positions[-1] > positions[0] else 12.0
+    return _moved(clip, _seen_frame(clip, rng), (back, 0.0))
+
+
+def _floating(clip: Clip, rng: np.random.Generator) -> np.ndarray | None:
+    """Without gravity: a ball that starts in the air goes straight on."""
+    (ball, *others) = clip.scene.balls
+    if others or ball.position[1] + ball.radius > FLOOR - 1:
+        return None
+    time = np.arange(len(clip.frames), dtype=np.float32)[:, None, None]
+    velocity = np.array([ball.velocity[0], 0.0], np.float32)
+    positions = np.array(ball.position, np.float32) + velocity * time
+    return render(clip.scene, replace(clip.trajectory, positions=positions))
+
+
+def _seen_frame(clip: Clip, rng: np.random.Generator) -> int:
+    """A frame, not among the first or last four, in which all of the first ball is in view and is
+    not behind the screen; the fifth if there is none."""
+    x, radius = clip.trajectory.positions[:, 0, 0], clip.scene.balls[0].radius
+    seen = (x > radius + 1) & (x < SIZE - radius - 1)
+    if clip.scene.screen is not None:
+        seen &= (x < clip.scene.screen.left - radius) | (x > clip.scene.screen.right + radius)
+    frames = np.flatnonzero(seen[4:-4]) + 4
+    return int(rng.choice(frames)) if len(frames) else 4
+
+
+def _moved(clip: Clip, since: int, by: tuple[float, float]) -> np.ndarray:
+    positions = clip.trajectory.positions.copy()
+    positions[since:, 0] += by
+    return render(clip.scene, Trajectory(positions, clip.trajectory.contact))
+
+
+CORRUPTIONS: dict[str, Callable[[Clip, np.random.Generator], np.ndarray | None]] = {
+    "shuffled": _shuffled,
+    "reversed": _reversed,
+    "frozen": _frozen,
+    "vanishing": _vanishing,
+    "teleport": _teleport,
+    "floating": _floating,
+}
+"""Each breaks a clip, or returns None for a clip that it cannot break."""
+
+
+def table(
+    reconstruct: Reconstruct,
+    clips: int,
+    seed: int,
+    tolerances: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """How the checks judge real clips and broken ones.
+
+    Every row but "real" goes through `reconstruct` after it was broken, so that what fails is due
+    to the law. A row holds: kind; n; sa, pc, joint, shares in [0, 1]; failing, for each check the
+    share of the row's clips that fail it, most frequent first.
+    """
+    rows = []
+    kinds = ["real", "reconstructed", *CORRUPTIONS]
+    verdicts: dict[str, list[Verdict]] = {kind: [] for kind in kinds}
+    for index in progress.track(range(clips), "judging clips"):
+        clip = make_clip(seed, index)
+        for kind in kinds:
+            broken: np.ndarray | None = clip.frames
+            if kind in CORRUPTIONS:
+                broken = CORRUPTIONS[kind](clip, np.random.default_rng([seed, index]))
+            if broken is None:
+                continue
+            shown = broken if kind == "real" else reconstruct(np.ascontiguousarray(broken))
+            verdicts[kind].append(score(shown, clip.caption, tolerances))
+    for kind, found in verdicts.items():
+        n = len(found)
+        fails = {name: sum(not v.checks[name].passed for v in found) for name in CHECKS}
+        rows.append(
+            {
+                "kind": kind,
+                "n": n,
+                "sa": sum(v.sa for v in found) / max(n, 1),
+                "pc": sum(v.pc for v in found) / max(n, 1),
+                "joint": sum(v.sa and v.pc for v in found) / max(n, 1),
+                "failing": {
+                    name: count / n
+                    for name, count in sorted(fails.items(), key=lambda item: -item[1])
+                    if count
+                },
+            }
+        )
+    return rows
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `table` as plain text, shares in percent."""
+    lines = [f"{'kind':<14}{'n':>5}{'SA':>7}{'PC':>7}{'joint':>7}  failing"]
+    for row in rows:
+        shares = "".join(f"{100 * row[key]:7.1f}" for key in ("sa", "pc", "joint"))
+        failing = ", ".join(f"{name} {100 * part:.0f}" for name, part in row["failing"].items())
+        lines.append(f"{row['kind']:<14}{row['n']:>5}{shares}  {failing}".rstrip())
+    return "\n".join(lines)

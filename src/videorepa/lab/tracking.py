@@ -1,0 +1,265 @@
+"""Finds the coloured balls and the screen in a clip's pixels, with no knowledge of its scene.
+
+Background, ground and screen are almost grey, so a ball is told by its hue. Decoded clips are
+blurred and their colours are off: hue decides which ball a pixel belongs to, and how much of the
+pixel it covers is measured against the ball's own strongest colour, not against the palette.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from videorepa.errors import UserError
+from videorepa.lab.render import BACKGROUND, EMPTY_ROOM, SCREEN
+from videorepa.lab.world import COLOURS, FLOOR, SIZE
+
+# Two axes that span the colours of no brightness: a colour's direction there is its hue.
+_HUE_PLANE = np.array([[2, -1, -1], [0, 3**0.5, -(3**0.5)]], np.float32).T / 6**0.5
+_PALETTE = (np.array(list(COLOURS.values()), np.float32) - BACKGROUND) @ _HUE_PLANE
+_ROOM_HUE = EMPTY_ROOM @ _HUE_PLANE
+_IN_FRAME = np.zeros((3, 3, 3), bool)
+_IN_FRAME[1] = True
+"""Neighbours within a frame, never across time."""
+
+SOLID = 0.4
+"""Share of a palette colour's strength from which on a pixel is inside a ball."""
+FAINT = 0.2
+"""The same for a ball's soft rim, which the sub-pixel centroid uses."""
+SMALLEST_AREA = 6.0
+"""Square pixels under which a patch of colour is no sight of a ball."""
+FOREIGN_DIFFERENCE = 0.25
+"""Difference from the empty room, in [0, 1], from which on a pixel shows something."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """The largest patch of one colour in every frame.
+
+    colour: a name of `world.COLOURS`.
+    visible: (F,) bool, whether the colour is in the frame at all.
+    position: (F, 2) float, centroid x and y in pixels; NaN where not visible.
+    area: (F,) float, square pixels of all that is visible of the patch; 0 where not visible.
+    elongation: (F,) float >= 1, ratio of the patch's long to its short axis; NaN where not visible.
+    stray: (F,) float, square pixels of the second largest patch of the colour; 0 if there is none.
+    components: (F,) int, patches of the colour of at least SMALLEST_AREA.
+    at_edge: (F,) bool, whether the frame's edge may cut the patch.
+    at_screen: (F,) bool, whether the screen may hide a part of it.
+    mask: (F, SIZE, SIZE) bool, the patch's pixels.
+    """
+
+    colour: str
+    visible: np.ndarray
+    position: np.ndarray
+    area: np.ndarray
+    elongation: np.ndarray
+    stray: np.ndarray
+    components: np.ndarray
+    at_edge: np.ndarray
+    at_screen: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def radius(self) -> np.ndarray:
+        """(F,) radius in pixels of a disc of the patch's area; 0 where not visible."""
+        return np.sqrt(self.area / np.pi)
+
+    @property
+    def whole(self) -> np.ndarray:
+        """(F,) bool: seen and cut by nothing, so that centroid and size are the ball's own."""
+        return self.visible & ~self.at_edge & ~self.at_screen
+
+    @property
+    def size(self) -> float:
+        """The ball's radius in pixels: the median over the frames that show all of it, else the
+        largest seen; NaN for a ball never seen."""
+        if self.whole.any():
+            return float(np.median(self.radius[self.whole]))
+        return float(self.radius.max()) if self.visible.any() else float("nan")
+
+    @property
+    def is_ball(self) -> bool:
+        """Whether there is enough of the colour, for long enough, to call it a ball and not a
+        discoloured rim or a flicker."""
+        return bool((self.area >= 3 * SMALLEST_AREA).sum() >= 3)
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Edges in whole pixels; right and bottom are the first ones outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a clip shows.
+
+    tracks: one per name of `world.COLOURS`, also for colours that are not there.
+    screen: where the gray screen stands, or None.
+    differs: (F, SIZE, SIZE) bool, pixels that are neither the empty room nor the screen.
+    """
+
+    tracks: dict[str, Track]
+    screen: Rectangle | None
+    differs: np.ndarray
+
+    @property
+    def balls(self) -> tuple[Track, ...]:
+        """The tracks that are balls."""
+        return tuple(track for track in self.tracks.values() if track.is_ball)
+
+    def foreign_area(self, known: Iterable[Track]) -> np.ndarray:
+        """(F,) square pixels of the largest thing that is none of the known tracks."""
+        seen = np.zeros_like(self.differs)
+        for track in known:
+            seen |= track.mask
+        # Three pixels: how far the blur around a ball reaches.
+        around = np.asarray(ndimage.binary_dilation(seen, _IN_FRAME, iterations=3), bool)
+        left = self.differs & ~around
+        labels, count = ndimage.label(left, _IN_FRAME)  # pyright: ignore[reportGeneralTypeIssues]
+        largest = np.zeros(len(left))
+        if count:
+            frame, sizes = _frame_and_size(labels, count)
+            np.maximum.at(largest, frame, sizes)
+        return largest
+
+
+def observe(frames: np.ndarray) -> Observation:
+    """Track every colour through a clip.
+
+    frames: (F, SIZE, SIZE, 3) uint8 RGB. Raises UserError for anything else.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3):
+        raise UserError(
+            f"Found a clip of shape {frames.shape} and type {frames.dtype}; the lab's are "
+            f"(F, {SIZE}, {SIZE}, 3) of uint8. Score clips of the lab's own model only."
+        )
+    video = frames.astype(np.float32) / 255.0
+    hue = video @ _HUE_PLANE - _ROOM_HUE
+    strength = np.linalg.norm(_PALETTE, axis=1)
+    along = hue @ (_PALETTE / strength[:, None]).T
+    nearest = along.argmax(-1)
+    cover = along / strength
+
+    screen, scene = _find_screen(video)
+    differs = np.abs(video - scene).max(-1) > FOREIGN_DIFFERENCE
+    if screen is not None:
+        # Where exactly the screen ends is known to a pixel or two only.
+        rim = np.zeros((SIZE, SIZE), bool)
+        rim[_grown(screen, 2)] = True
+        rim[_grown(screen, -2)] = False
+        differs &= ~rim
+    # Thin lines are the blur of the floor's edge, not things.
+    differs = ndimage.binary_opening(differs, np.ones((1, 2, 2), bool))
+
+    tracks = {
+        colour: _track(colour, np.where(nearest == index, cover[..., index], 0.0), screen)
+        for index, colour in enumerate(COLOURS)
+    }
+    return Observation(tracks, screen, differs)
+
+
+def _grown(box: Rectangle, by: int) -> tuple[slice, slice]:
+    return (
+        slice(max(box.top - by, 0), max(box.bottom + by, 0)),
+        slice(max(box.left - by, 0), max(box.right + by, 0)),
+    )
+
+
+def _frame_and_size(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every component: the frame that it is in, and its number of pixels."""
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    frame = [box[0].start for box in ndimage.find_objects(labels)]
+    return np.array(frame, int), sizes.astype(float)
+
+
+def _find_screen(video: np.ndarray) -> tuple[Rectangle | None, np.ndarray]:
+    """The screen's place, from what most frames show, and the room with the screen in it."""
+    usual = np.median(video, axis=0)
+    gray = usual.max(-1) - usual.min(-1) < 0.13
+    gray &= np.abs(usual.mean(-1) - SCREEN.mean()) < 0.13
+    gray[int(FLOOR) - 1 :] = False
+    # A screen is broad; a row of blur over the floor is not.
+    gray = ndimage.binary_opening(gray, np.ones((5, 5), bool))
+    labels, count = ndimage.label(gray)  # pyright: ignore[reportGeneralTypeIssues]
+    scene = EMPTY_ROOM.copy()
+    if not count:
+        return None, scene
+    sizes = np.bincount(labels.ravel())[1:]
+    rows, columns = ndimage.find_objects(labels)[int(sizes.argmax())]
+    if sizes.max() < 64:
+        return None, scene
+    # Below, the screen stands on the floor.
+    bottom = int(FLOOR) if rows.stop >= FLOOR - 3 else rows.stop
+    screen = Rectangle(columns.start, rows.start, columns.stop, bottom)
+    scene[_grown(screen, 0)] = SCREEN
+    return screen, scene
+
+
+def _track(colour: str, cover: np.ndarray, screen: Rectangle | None) -> Track:
+    """cover: (F, SIZE, SIZE), how much of a pixel is of this colour, 0 for other hues."""
+    count_frames = len(cover)
+    visible = np.zeros(count_frames, bool)
+    position = np.full((count_frames, 2), np.nan)
+    area, stray = np.zeros(count_frames), np.zeros(count_frames)
+    elongation = np.full(count_frames, np.nan)
+    components = np.zeros(count_frames, int)
+    mask = np.zeros(cover.shape, bool)
+
+    labels, count = ndimage.label(cover > SOLID, _IN_FRAME)  # pyright: ignore[reportGeneralTypeIssues]
+    if count:
+        of_frame, sizes = _frame_and_size(labels, count)
+        for frame in range(count_frames):
+            here = np.nonzero(of_frame == frame)[0]
+            here = here[np.argsort(-sizes[here])]
+            components[frame] = int((sizes[here] >= SMALLEST_AREA).sum())
+            if not components[frame]:
+                continue
+            stray[frame] = sizes[here[1]] if len(here) > 1 else 0.0
+            core = labels[frame] == here[0] + 1
+            mask[frame] = core
+            visible[frame] = True
+            position[frame], area[frame], elongation[frame] = _shape(core, cover[frame])
+
+    border = mask.copy()
+    border[:, 1:-1, 1:-1] = False
+    at_screen = np.zeros(count_frames, bool)
+    if screen is not None:
+        rows, columns = _grown(screen, 2)
+        at_screen = np.asarray(mask[:, rows, columns].any((1, 2)))
+    return Track(
+        colour,
+        visible,
+        position,
+        area,
+        elongation,
+        stray,
+        components,
+        np.asarray(border.any((1, 2))),
+        at_screen,
+        mask,
+    )
+
+
+def _shape(core: np.ndarray, cover: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Centroid (x, y), area and elongation of the patch `core` with its soft rim."""
+    reach = np.asarray(ndimage.binary_dilation(core, iterations=2), bool)
+    ys, xs = np.nonzero(reach & (cover > FAINT))
+    weight = cover[ys, xs]
+    # A pale ball covers its pixels as fully as a bright one.
+    weight = np.minimum(weight / np.percentile(cover[core], 75), 1.0)
+    area = float(weight.sum())
+    points = np.stack([xs + 0.5, ys + 0.5], 1)
+    centre = weight @ points / area
+    away = points - centre
+    # A pixel is a square of variance 1/12, which keeps a single row from being infinitely long.
+    spread = (away * weight[:, None]).T @ away / area + np.eye(2) / 12
+    short, long = np.linalg.eigvalsh(spread)
+    return centre, area, float(np.sqrt(long / short))

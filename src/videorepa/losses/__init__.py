@@ -1,0 +1,43 @@
+"""Alignment losses: each file holds one, a frozen description that is called with two grids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from videorepa.errors import UserError
+from videorepa.recipe import Section
+from videorepa.tokens import TokenGrid
+
+
+class Loss(Section):
+    """What a loss module calls its class's base: `loss(student, teacher)` gives a scalar.
+
+    Both grids have the same shape. The gradient reaches the student alone.
+    """
+
+    name: str
+
+    def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
+        raise NotImplementedError
+
+
+def unit_tokens(grid: TokenGrid) -> Tensor:
+    """The grid's tokens in float32 (or float64) at unit length; half precision gives NaN here.
+
+    A zero token stays zero.
+    """
+    tokens = grid.tokens
+    if tokens.dtype not in (torch.float32, torch.float64):
+        tokens = tokens.float()
+    return F.normalize(tokens, dim=-1, eps=1e-6)
+
+
+def check_same_grid(student: TokenGrid, teacher: TokenGrid) -> None:
+    """Raises UserError, with both grids, unless their shapes are the same."""
+    if student.tokens.shape[:4] != teacher.tokens.shape[:4]:
+        raise UserError(
+            f"The loss compares two equal grids; the student's is {student}, the teacher's "
+            f"{teacher}. Bring the student over with videorepa.align.resample first."
+        )

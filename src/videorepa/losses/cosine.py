@@ -1,0 +1,22 @@
+"""REPA: each student token points the way of the teacher's token in its place (arXiv 2410.06940)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from videorepa.losses import Loss, check_same_grid, unit_tokens
+from videorepa.tokens import TokenGrid
+
+
+class Cosine(Loss):
+    """Minus the mean over tokens of the cosine of student and teacher; -1 (equal) to 1."""
+
+    name: Literal["cosine"] = "cosine"
+
+    def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
+        check_same_grid(student, teacher)
+        with torch.autocast(student.tokens.device.type, enabled=False):
+            return -(unit_tokens(student) * unit_tokens(teacher).detach()).sum(-1).mean()

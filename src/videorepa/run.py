@@ -1,0 +1,158 @@
+"""A run's folder: its recipe, the environment it ran in, its log and its checkpoints."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from videorepa import checkpoint
+from videorepa.backbones import Backbone, Part, add_lora
+from videorepa.checkpoint import Checkpoint
+from videorepa.data.files import atomic_write
+from videorepa.errors import UserError
+from videorepa.recipe import Recipe
+
+# Changing these does not change what a run computes, so a resumed run may have others.
+FREE_TO_CHANGE = ("about", "train.checkpoint_every", "train.keep_checkpoints", "train.trackers")
+
+
+class Run:
+    """The folder of one training run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log_path = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        return (path / "recipe.yaml").is_file()
+
+    @classmethod
+    def begin(cls, path: Path, recipe: Recipe) -> Run:
+        """A new run's folder, or the same run's, to go on with.
+
+        Raises UserError if the folder holds something else or a run of another recipe.
+        """
+        run = cls(path)
+        if cls.is_one(path):
+            differing = _differences(run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
+            differing = [key for key in differing if key not in FREE_TO_CHANGE]
+            if differing:
+                raise UserError(
+                    f"{path} holds a run of another recipe; they differ in {', '.join(differing)}. "
+                    "Choose another folder with --out, or delete this one."
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"{path} exists and is not a run. Choose another folder with --out."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        atomic_write(path / "environment.json", json.dumps(environment(), indent=1))
+        recipe.to_yaml(path / "recipe.yaml")
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run. Raises UserError if there is none."""
+        if not cls.is_one(path):
+            raise UserError(f"{path} is not a run: it has no recipe.yaml. `videorepa train` makes one.")
+        return cls(path)
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.from_yaml(self.path / "recipe.yaml")
+
+    def newest(self) -> Checkpoint | None:
+        return checkpoint.newest(self.checkpoints)
+
+    def trained(self) -> Checkpoint:
+        """The newest checkpoint. Raises UserError if there is none yet."""
+        found = self.newest()
+        if found is None:
+            raise UserError(f"The run {self.path} has no usable checkpoint yet. Train it first.")
+        return found
+
+    def cut_log(self, step: int) -> None:
+        """Drop what was logged after `step`, which a resumed run does again."""
+        if not self.log_path.exists():
+            return
+        kept = []
+        for line in self.log_path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue
+        atomic_write(self.log_path, "".join(kept))
+
+    def log(self, values: dict[str, Any]) -> None:
+        with self.log_path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def backbone(self, parts: tuple[Part, ...], device: torch.device, dtype: torch.dtype) -> Backbone:
+        """The recipe's backbone with what the run has trained put in, averages if it keeps them."""
+        recipe, found = self.recipe, self.trained()
+        backbone = recipe.backbone.load(parts, device, dtype)
+        if recipe.train.lora is not None:
+            add_lora(backbone.transformer, recipe.train.lora)
+        put(backbone.transformer, found.ema or found.trained, self.path)
+        return backbone
+
+
+def put(transformer: nn.Module, trained: dict[str, torch.Tensor], source: Path) -> None:
+    """Put trained tensors into a transformer. Raises UserError if they are another model's."""
+    parameters = dict(transformer.named_parameters())
+    wrong = [
+        key
+        for key, value in trained.items()
+        if key not in parameters or parameters[key].shape != value.shape
+    ]
+    if wrong:
+        raise UserError(
+            f"The checkpoint in {source} is of another model: {len(wrong)} of {len(trained)} "
+            f"tensors do not fit, the first is {wrong[0]}."
+        )
+    with torch.no_grad():
+        for key, value in trained.items():
+            parameters[key].copy_(value)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, to be written into what a run leaves."""
+    packages = ("videorepa", "torch", "diffusers", "transformers", "peft", "accelerate")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found | {
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or "unknown",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "gpus": torch.cuda.device_count(),
+    }
+
+
+def _differences(a: Any, b: Any, key: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = sorted(a.keys() | b.keys())
+        inner = (_differences(a.get(n), b.get(n), f"{key}.{n}" if key else n) for n in names)
+        return [name for names in inner for name in names]
+    return [] if a == b else [key]

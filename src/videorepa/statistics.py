@@ -1,0 +1,75 @@
+"""Intervals and tests for shares and paired differences: what a number in a table may claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a share, as two fractions in [0, 1].
+
+    Holds for n independent trials. Without trials nothing is known: (0, 1).
+    Raises ValueError unless 0 <= successes <= n and 0 < confidence < 1.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"Found {successes} successes in {n} trials; expected 0 to {n}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"Found confidence {confidence}; expected a fraction between 0 and 1.")
+    if n == 0:
+        return 0.0, 1.0
+    found = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def paired_bootstrap(
+    differences_by_cluster: Sequence[Sequence[float]],
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of the mean difference, in the differences' own unit.
+
+    One cluster is one prompt with the differences of all its seeds: clusters are drawn with
+    replacement and keep all that is in them, since clips of one prompt are alike.
+    Raises ValueError if there is no difference at all.
+    """
+    clusters = [np.asarray(cluster, float) for cluster in differences_by_cluster if len(cluster)]
+    if not clusters:
+        raise ValueError("Found no differences; expected at least one cluster that holds one.")
+    totals = np.array([cluster.sum() for cluster in clusters])
+    counts = np.array([len(cluster) for cluster in clusters], float)
+    # How often each cluster is drawn is multinomial: the same as drawing indices, with less memory.
+    share = np.full(len(clusters), 1.0 / len(clusters))
+    drawn = np.random.default_rng(seed).multinomial(len(clusters), share, size=resamples)
+    means = (drawn @ totals) / (drawn @ counts)
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def mcnemar_exact(b: int, c: int) -> float:
+    """Two-sided exact p-value of McNemar's test.
+
+    b, c: pairs in which only the first, and only the second, succeeded. Pairs must be
+    independent. Without such pairs p is 1.
+    """
+    if b < 0 or c < 0:
+        raise ValueError(f"Found {b} and {c} discordant pairs; counts cannot be negative.")
+    return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """P-values adjusted for being a family, by Holm's step-down method, in the order given."""
+    p = np.asarray(pvalues, float)
+    if p.size == 0:
+        return []
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"Found p-values {list(pvalues)}; expected numbers in [0, 1].")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    adjusted = np.empty_like(stepped)
+    adjusted[order] = stepped
+    return [float(value) for value in adjusted]

@@ -1,0 +1,128 @@
+"""The token grid: features laid out in time and space. All grid arithmetic happens here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from videorepa.errors import UserError
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Features of a clip, and which source frames each step in time covers.
+
+    Step i covers the source frames `start + i * stride` up to, not including,
+    `start + (i + 1) * stride`. A model that gives the first frame a step of its own starts before
+    frame 0: CogVideoX's 13 steps have start -3 and stride 4, so that step 0 covers frame 0 alone.
+    A teacher with tubelets of 2 that sees frames 1 to 48 has 24 steps, start 1 and stride 2.
+
+    tokens: (batch, time, height, width, width of a token). A tensor on the meta device is a grid
+    of which only the shape is known.
+    """
+
+    tokens: Float[Tensor, "b t h w d"]
+    start: int = 0
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tokens.dim() != 5:
+            raise ValueError(
+                f"A token grid is (batch, time, height, width, channels); got {tuple(self.tokens.shape)}."
+            )
+        if self.stride < 1:
+            raise ValueError(f"A step covers at least one frame; got a stride of {self.stride}.")
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Steps in time, rows, columns."""
+        _, t, h, w, _ = self.tokens.shape
+        return t, h, w
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.tokens.shape[-1]
+
+    def frames(self, step: int) -> range:
+        """The source frames that a step covers."""
+        first = self.start + step * self.stride
+        return range(max(first, 0), max(first + self.stride, 0))
+
+    def with_tokens(self, tokens: Float[Tensor, "b t h w d"]) -> TokenGrid:
+        """The same steps in time with other tokens."""
+        return TokenGrid(tokens, self.start, self.stride)
+
+    def since(self, frame: int) -> TokenGrid:
+        """Without the steps that cover any frame before `frame`."""
+        skip = max(0, -((self.start - frame) // self.stride))
+        if skip >= self.tokens.shape[1]:
+            raise UserError(
+                f"No step of the grid {self} begins at or after frame {frame}. "
+                "Give both models the same frames of the clip."
+            )
+        return TokenGrid(self.tokens[:, skip:], self.start + skip * self.stride, self.stride)
+
+    def at_times_of(self, like: TokenGrid) -> TokenGrid:
+        """Interpolated linearly to the centres of the steps of `like`, constant past the ends.
+
+        Where both cover the same frames this is torch's (tri)linear interpolation in time with
+        align_corners=False.
+        """
+        steps, target = self.tokens.shape[1], like.tokens.shape[1]
+        if (self.start, self.stride, steps) == (like.start, like.stride, target):
+            return self
+        self._check_overlap(like)
+        tokens = self.tokens
+        centres = like.start + (torch.arange(target, dtype=torch.float64) + 0.5) * like.stride
+        position = ((centres - self.start) / self.stride - 0.5).clamp(0, steps - 1)
+        low = position.floor().long()
+        high = (low + 1).clamp(max=steps - 1)
+        weight = (position - low).to(tokens.device, tokens.dtype)[None, :, None, None, None]
+        low, high = low.to(tokens.device), high.to(tokens.device)
+        mixed = torch.lerp(tokens.index_select(1, low), tokens.index_select(1, high), weight)
+        return TokenGrid(mixed, like.start, like.stride)
+
+    def at_size(self, height: int, width: int) -> TokenGrid:
+        """Each frame interpolated bilinearly (align_corners=False) to the given rows and columns."""
+        if self.size[1:] == (height, width):
+            return self
+        return self._map_frames(lambda frames: F.interpolate(frames, (height, width), mode="bilinear"))
+
+    def convolved(self, conv: torch.nn.Conv2d, height: int, width: int) -> TokenGrid:
+        """Each frame put through `conv` so that it comes out with the given rows and columns.
+
+        Frames whose size does not fit are interpolated to the size that does, so the ratio of the
+        two grids need not be a whole number.
+        """
+        needed = (
+            (target - 1) * conv.stride[axis] + conv.kernel_size[axis] - 2 * int(conv.padding[axis])
+            for axis, target in enumerate((height, width))
+        )
+        return self.at_size(*needed)._map_frames(conv)
+
+    def _map_frames(self, function) -> TokenGrid:
+        b, t, h, w, d = self.tokens.shape
+        frames = self.tokens.reshape(b * t, h, w, d).permute(0, 3, 1, 2)
+        frames = function(frames).permute(0, 2, 3, 1)
+        return self.with_tokens(frames.reshape(b, t, *frames.shape[1:]))
+
+    def _check_overlap(self, like: TokenGrid) -> None:
+        end = self.start + self.tokens.shape[1] * self.stride
+        like_end = like.start + like.tokens.shape[1] * like.stride
+        if like.start >= end or like_end <= self.start:
+            raise UserError(
+                f"The grids {self} and {like} share no frame. Give both models the same frames."
+            )
+
+    def __str__(self) -> str:
+        t, h, w = self.size
+        end = self.start + t * self.stride
+        frames = f"frames {max(self.start, 0)}..{end - 1}, {self.stride} a step"
+        return f"{t}x{h}x{w} x {self.width} ({frames})"
+
+    __repr__ = __str__

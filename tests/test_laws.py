@@ -1,0 +1,328 @@
+"""The checks against the simulator: real clips pass, and each broken law is found, by its name."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from videorepa.benchmarks import lab
+from videorepa.errors import UserError
+from videorepa.lab import laws
+from videorepa.lab.render import Clip, make_clip, render
+from videorepa.lab.scenarios import SCENARIOS
+from videorepa.lab.tracking import observe
+from videorepa.lab.world import COLOURS, SIZE
+
+SEED = 77
+
+
+def blurred(frames: np.ndarray) -> np.ndarray:
+    """What an autoencoder does, roughly: blur, paler colours, smooth noise."""
+    rng = np.random.default_rng(int(frames.astype(np.int64).sum()))
+    noise = rng.normal(0, 4, (len(frames), SIZE // 2, SIZE // 2, 3)).repeat(2, 1).repeat(2, 2)
+    video = ndimage.gaussian_filter(frames.astype(np.float32), (0.25, 1.0, 1.0, 0), truncate=3)
+    gray = video.mean(-1, keepdims=True)
+    return np.clip(gray + 0.9 * (video - gray) + noise + 0.5, 0, 255).astype(np.uint8)
+
+
+@cache
+def tolerances() -> dict[str, float]:
+    return laws.calibrate(blurred, clips=50, seed=SEED)["tolerances"]
+
+
+@cache
+def rows() -> dict[str, dict]:
+    found = laws.table(blurred, clips=16, seed=SEED + 1, tolerances=tolerances())
+    return {row["kind"]: row for row in found}
+
+
+def judged(frames: np.ndarray, clip: Clip) -> laws.Verdict:
+    return laws.score(blurred(frames), clip.caption, tolerances())
+
+
+def failing(verdict: laws.Verdict, aspect: str) -> set[str]:
+    return {
+        name
+        for name, check in verdict.checks.items()
+        if not check.passed and laws.CHECKS[name].aspect == aspect
+    }
+
+
+# --- tracking
+
+
+@pytest.mark.parametrize("shown, mean, most", [(lambda f: f, 0.05, 0.3), (blurred, 0.15, 0.8)])
+def test_centroids_are_the_simulators_to_a_fraction_of_a_pixel(shown, mean, most):
+    errors = []
+    for index in range(25):
+        clip = make_clip(SEED, index)
+        seen = observe(shown(clip.frames))
+        for number, ball in enumerate(clip.scene.balls):
+            track = seen.tracks[ball.colour]
+            error = track.position - clip.trajectory.positions[:, number]
+            errors.extend(np.linalg.norm(error[track.whole], axis=1))
+            assert track.size == pytest.approx(ball.radius, abs=0.5)
+    assert len(errors) > 200
+    assert np.mean(errors) < mean and max(errors) < most
+
+
+def test_only_the_scenes_balls_and_screen_are_seen():
+    for index in range(20):
+        clip = make_clip(SEED, index)
+        seen = observe(blurred(clip.frames))
+        assert {track.colour for track in seen.balls} == {ball.colour for ball in clip.scene.balls}
+        if clip.scene.screen is None:
+            assert seen.screen is None
+        else:
+            assert seen.screen is not None
+            assert seen.screen.left == pytest.approx(clip.scene.screen.left, abs=2)
+            assert seen.screen.right == pytest.approx(clip.scene.screen.right, abs=2)
+            assert seen.screen.top == pytest.approx(clip.scene.screen.top, abs=2)
+
+
+def test_edge_and_screen_are_told_from_plain_sight():
+    clip = make_clip(SEED, 0, "hide")
+    (ball,), screen = clip.scene.balls, clip.scene.screen
+    assert screen is not None
+    track = observe(clip.frames).tracks[ball.colour]
+    x = clip.trajectory.positions[:, 0, 0]
+    behind = (x > screen.left - ball.radius) & (x < screen.right + ball.radius)
+    cut = (x < ball.radius - 0.5) | (x > SIZE - ball.radius + 0.5)
+    assert behind.any() and not track.whole[behind].any()
+    assert not track.whole[cut].any()
+    clear = (x > ball.radius + 1) & (x < screen.left - ball.radius - 3)
+    assert track.whole[clear].all()
+
+
+@pytest.mark.parametrize("frames", [np.zeros((17, 32, 32, 3), np.uint8), np.zeros((17, 64, 64, 3))])
+def test_a_clip_of_another_kind_is_refused(frames):
+    with pytest.raises(UserError, match="shape"):
+        observe(frames)
+
+
+# --- captions
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_caption_of_the_lab_is_understood(scenario):
+    for index in range(30):
+        clip = make_clip(SEED, index, scenario)
+        request = laws.parse_caption(clip.caption)
+        assert request.event == scenario
+        assert request.colours == tuple(ball.colour for ball in clip.scene.balls)
+        if scenario != "fall":
+            assert request.sign == np.sign(clip.scene.balls[0].velocity[0])
+
+
+def test_a_strange_caption_is_refused():
+    with pytest.raises(UserError, match="A pink ball"):
+        laws.parse_caption("A pink ball rolls to the left.")
+
+
+# --- laws
+
+
+def test_real_clips_pass_before_and_after_the_autoencoder():
+    for kind in ("real", "reconstructed"):
+        assert rows()[kind]["sa"] >= 0.95, rows()[kind]
+        assert rows()[kind]["pc"] >= 0.9, rows()[kind]
+
+
+@pytest.mark.parametrize(
+    "kind, aspect, most, reason, at_least",
+    [
+        ("shuffled", "pc", 0.1, "continuity", 0.8),
+        ("reversed", "sa", 0.3, "direction", 0.7),
+        ("frozen", "sa", 0.0, "event", 1.0),
+        ("vanishing", "pc", 0.05, "permanence", 0.95),
+        ("teleport", "pc", 0.1, "continuity", 0.9),
+        ("floating", "pc", 0.0, "arc", 1.0),
+    ],
+)
+def test_a_broken_clip_fails_for_its_reason(kind, aspect, most, reason, at_least):
+    row = rows()[kind]
+    assert row["n"] >= 3
+    assert row[aspect] <= most, row
+    assert row["failing"].get(reason, 0.0) >= at_least, row
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_reversed_fall_gains_energy_and_a_reversed_roll_breaks_no_law(index):
+    fall = make_clip(SEED, index, "fall")
+    assert "energy" in failing(judged(fall.frames[::-1], fall), "pc")
+    roll = make_clip(SEED, index, "roll")
+    verdict = judged(roll.frames[::-1], roll)
+    assert verdict.pc and failing(verdict, "sa") == {"direction"}
+
+
+def test_a_ball_left_hanging_violates_gravity():
+    clip = make_clip(SEED, 0, "fall")
+    frozen = clip.frames[:1].repeat(17, axis=0)
+    assert {"gravity", "arc"} <= failing(judged(frozen, clip), "pc")
+
+
+def _redrawn(clip: Clip, change) -> np.ndarray:
+    positions = clip.trajectory.positions.copy()
+    change(positions)
+    return render(clip.scene, replace(clip.trajectory, positions=positions))
+
+
+def test_a_ball_in_the_floor_and_a_ball_in_a_ball_are_found():
+    roll = make_clip(SEED, 1, "roll")
+
+    def sink(positions):
+        positions[:, 0, 1] += 4
+
+    assert "floor" in failing(judged(_redrawn(roll, sink), roll), "pc")
+    collide = make_clip(SEED, 1, "collide")
+
+    def ghost(positions):
+        start, step = positions[0, 0, 0], positions[1, 0, 0] - positions[0, 0, 0]
+        positions[:, 0, 0] = start + step * np.arange(17)
+        positions[:, 1] = positions[0, 1]
+
+    assert "overlap" in failing(judged(_redrawn(collide, ghost), collide), "pc")
+
+
+def test_rolling_balls_neither_brake_nor_leap_nor_dally_behind_the_screen():
+    roll = make_clip(SEED, 1, "roll")
+    time = np.arange(17)
+
+    def brake(positions):
+        step = positions[1, 0, 0] - positions[0, 0, 0]
+        positions[:, 0, 0] = positions[0, 0, 0] + step * (time - 0.025 * time**2)
+
+    assert failing(judged(_redrawn(roll, brake), roll), "pc") == {"coasting"}
+
+    def turn(positions):
+        positions[9:, 0] = positions[7::-1, 0]
+
+    assert "momentum" in failing(judged(_redrawn(roll, turn), roll), "pc")
+
+    hide = make_clip(SEED, 0, "hide")
+    x, screen = hide.trajectory.positions[:, 0, 0], hide.scene.screen
+    assert screen is not None
+    inside = int(np.argmin(np.abs(x - (screen.left + screen.right) / 2)))
+
+    def dally(positions):
+        positions[inside + 2 :] = positions[inside:-2].copy()
+        positions[inside : inside + 2] = positions[inside]
+
+    assert "coasting" in failing(judged(_redrawn(hide, dally), hide), "pc")
+
+
+def test_a_collision_that_swallows_the_momentum_is_found():
+    collide = make_clip(SEED, 1, "collide")
+
+    def swallow(positions):
+        first = int(np.argmax(collide.trajectory.contact))
+        positions[first:, 0] = positions[first, 0] - np.sign(positions[1, 0] - positions[0, 0]) * 6
+        positions[first:, 1] = positions[first, 1]
+
+    assert "exchange" in failing(judged(_redrawn(collide, swallow), collide), "pc")
+
+
+def test_a_growing_a_stretched_and_a_split_ball_are_found():
+    clip = make_clip(SEED, 2, "fall")
+    (ball,) = clip.scene.balls
+    bigger = replace(clip.scene, balls=(replace(ball, radius=ball.radius * 1.4),))
+    grown = np.concatenate([clip.frames[:9], render(bigger, clip.trajectory)[9:]])
+    assert "size" in failing(judged(grown, clip), "pc")
+
+    shifted = _redrawn(clip, lambda positions: np.add(positions, (5, 0), out=positions))
+    stretched = np.minimum(clip.frames, shifted)
+    assert "roundness" in failing(judged(stretched, clip), "pc")
+
+    shifted = _redrawn(clip, lambda positions: np.subtract(positions, (22, 0), out=positions))
+    twice = clip.frames.copy()
+    ball_there = np.abs(shifted.astype(int) - empty_room(clip)).max(-1) > 10
+    twice[8:][ball_there[8:]] = shifted[8:][ball_there[8:]]
+    verdict = judged(twice, clip)
+    assert "one_piece" in failing(verdict, "pc") and "objects" in failing(verdict, "sa")
+
+
+def empty_room(clip: Clip) -> np.ndarray:
+    empty = replace(clip.scene, balls=())
+    return render(empty, clip.trajectory).astype(int)
+
+
+def test_a_flash_of_something_foreign_is_found():
+    clip = make_clip(SEED, 3, "roll")
+    frames = clip.frames.copy()
+    frames[7, 8:16, 20:28] = (90, 90, 90)
+    assert failing(judged(frames, clip), "pc") == {"extras"}
+
+
+def test_the_wrong_ball_moving_rightly_is_physical_but_not_what_was_asked():
+    clip = make_clip(SEED, 4, "roll")
+    other = next(c for c in COLOURS if c not in clip.caption)
+    caption = clip.caption.replace(clip.scene.balls[0].colour, other)
+    verdict = laws.score(blurred(clip.frames), caption, tolerances())
+    assert verdict.pc and not verdict.checks["objects"].passed
+
+
+def test_an_empty_room_earns_nothing():
+    clip = make_clip(SEED, 0, "roll")
+    verdict = judged(empty_room(clip).astype(np.uint8), clip)
+    assert not verdict.sa and failing(verdict, "pc") == {"presence"}
+
+
+def test_a_passed_screen_that_hides_forever_is_a_vanished_ball():
+    clip = make_clip(SEED, 0, "hide")
+    screen = clip.scene.screen
+    assert screen is not None
+    x = clip.trajectory.positions[:, 0, 0]
+    inside = int(np.argmin(np.abs(x - (screen.left + screen.right) / 2)))
+
+    def stay(positions):
+        positions[inside:, 0] = (-100, 0)
+
+    assert "permanence" in failing(judged(_redrawn(clip, stay), clip), "pc")
+
+
+# --- calibration and benchmark
+
+
+def test_the_packaged_tolerances_fit_the_checks_and_say_where_they_come_from():
+    text = importlib.resources.files("videorepa.lab").joinpath(laws.TOLERANCES).read_text()
+    stored = json.loads(text)
+    assert stored["tolerances"].keys() == {n for n, d in laws.CHECKS.items() if d.aspect == "pc"}
+    assert {"percentile", "clips", "seed", "autoencoder", "share_pc"} <= stored["provenance"].keys()
+
+
+def test_the_table_can_be_read():
+    text = laws.format_table(list(rows().values()))
+    assert text.splitlines()[0].split()[:3] == ["kind", "n", "SA"]
+    assert len(text.splitlines()) == 1 + 2 + len(laws.CORRUPTIONS)
+
+
+def test_prompts_are_balanced_distinct_and_stable():
+    benchmark = lab.Benchmark()
+    prompts = benchmark.prompts(50, seed=0)
+    assert Counter(benchmark.scenario(p.caption) for p in prompts) == dict.fromkeys(SCENARIOS, 10)
+    assert len({prompt.caption for prompt in prompts}) == 50
+    assert len({prompt.id for prompt in prompts}) == 50
+    assert benchmark.prompts(20, seed=0) == prompts[:20]
+    assert benchmark.prompts(20, seed=1) != prompts[:20]
+
+
+def test_benchmark_scores_become_json_and_a_table():
+    benchmark = lab.Benchmark()
+    found = []
+    for prompt, scenario in [("a", "fall"), ("b", "roll")]:
+        clip = make_clip(SEED, 1, scenario)
+        row = benchmark.score(clip.frames, clip.caption)
+        assert json.loads(json.dumps(row)) == row
+        found.append(row | {"prompt_id": prompt, "k": 0, "scenario": scenario})
+    table = benchmark.aggregate(found)
+    assert table["sa"]["percent"] == 100 and table["sa"]["n"] == 2
+    assert table["by_scenario"]["fall"]["n"] == 1
+    assert 5 < table["motion"] < 200
+    assert benchmark.compare(found, found)["joint"]["difference"] == 0
