@@ -182,8 +182,10 @@ def demo(out: Path = Path("demo"), quick: bool = False) -> None:
     print(f"report: {page.resolve()}")
 
 
-def lab(part: Positional[Literal["text-encoder", "autoencoder", "teacher", "assemble", "laws"]],
-        recipe: Positional[Path]) -> None:
+def lab(
+    part: Positional[Literal["text-encoder", "autoencoder", "teacher", "assemble", "laws"]],
+    recipe: Positional[Path],
+) -> None:
     """Make a part of the lab's own micro models, from a recipe in recipes/micro.
 
     Examples:

@@ -63,7 +63,11 @@ def resample(student: TokenGrid, like: TokenGrid, spatial: nn.Conv2d | None = No
     _, height, width = like.size
 
     def in_space(grid: TokenGrid) -> TokenGrid:
-        return grid.at_size(height, width) if spatial is None else grid.convolved(spatial, height, width)
+        return (
+            grid.at_size(height, width)
+            if spatial is None
+            else grid.convolved(spatial, height, width)
+        )
 
     if student.size[0] < like.size[0]:
         return in_space(student).at_times_of(like)

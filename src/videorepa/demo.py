@@ -1,4 +1,4 @@
-"""The whole pipeline on the lab's micro model, on a CPU, ending in a report to open in a browser."""
+"""The whole pipeline on the lab's micro model, on a CPU, ending in a report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ def demo(out: Path, *, quick: bool = False) -> Path:
     clips, prompts_count = (6, 5) if quick else (240, 30)
     changes = [f"data.manifest={out}/clips/clips.csv", f"data.cache={out}/cache"]
     if quick:
-        changes += ["optim.steps=4", "optim.warmup_steps=1", "optim.batch_size=2", "generation.steps=3"]
+        changes += [
+            "optim.steps=4",
+            "optim.warmup_steps=1",
+            "optim.batch_size=2",
+            "generation.steps=3",
+        ]
     aligned = recipe.override(*changes)
     control = aligned.override("name=micro-control", "align.weight=0")
     base = out / "base.yaml"

@@ -1,4 +1,4 @@
-"""Scores a folder of generated clips: per-clip rows, a table with intervals, a paired comparison."""
+"""Scores generated clips: a row each, a table with intervals, a paired comparison."""
 
 from __future__ import annotations
 
@@ -96,11 +96,15 @@ def _sidecars(videos: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             continue
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            yield path.with_suffix(".mp4"), about | {
-                "prompt_id": str(about["prompt_id"]),
-                "prompt": str(about["prompt"]),
-                "k": int(about["k"]),
-            }
+            yield (
+                path.with_suffix(".mp4"),
+                about
+                | {
+                    "prompt_id": str(about["prompt_id"]),
+                    "prompt": str(about["prompt"]),
+                    "k": int(about["k"]),
+                },
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is not a sidecar that `generate` wrote ({type(error).__name__}: {error}). "

@@ -27,22 +27,19 @@ import sys
 import diffusers, torch
 from safetensors.torch import load_file, save_file
 pipeline_class, model_class, product, base, inputs, answer = sys.argv[1:]
-model_class = getattr(diffusers, model_class)
+pipeline_class, model_class = getattr(diffusers, pipeline_class), getattr(diffusers, model_class)
 if product.endswith(".safetensors"):
-    transformer = model_class.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
-    getattr(diffusers, pipeline_class).load_lora_into_transformer(
-        *getattr(diffusers, pipeline_class).lora_state_dict(product, return_lora_metadata=True)[:1],
-        transformer=transformer,
-        metadata=getattr(diffusers, pipeline_class).lora_state_dict(product, return_lora_metadata=True)[1],
-    )
+    transformer = model_class.from_pretrained(base, subfolder="transformer")
+    weights, metadata = pipeline_class.lora_state_dict(product, return_lora_metadata=True)
+    pipeline_class.load_lora_into_transformer(weights, transformer, metadata=metadata)
 else:
-    transformer = model_class.from_pretrained(product, torch_dtype=torch.float32)
+    transformer = model_class.from_pretrained(product)
 given = {}
 for key, value in load_file(inputs).items():
     name, _, place = key.partition(".")
     given[name] = given.get(name, ()) + (value,) if place else value
 with torch.no_grad():
-    sample = transformer.eval()(**given, return_dict=False)[0]
+    sample = transformer.to(torch.float32).eval()(**given, return_dict=False)[0]
 save_file({"sample": sample.contiguous()}, answer)
 assert "videorepa" not in sys.modules
 """
@@ -106,9 +103,7 @@ def _save_lora(backbone: Any, path: Path, dtype: torch.dtype) -> None:
     )
 
 
-def _outputs(
-    trained: Any, base: Any, recipe: Recipe, inputs: Path
-) -> tuple[torch.Tensor, float]:
+def _outputs(trained: Any, base: Any, recipe: Recipe, inputs: Path) -> tuple[torch.Tensor, float]:
     """Our output on fixed inputs, which are left in a file, and how far it is from the base's."""
     shapes = recipe.backbone.shapes(recipe.data)
     draw = torch.Generator().manual_seed(0)
@@ -118,7 +113,9 @@ def _outputs(
     flat = {}
     for key, value in given.items():
         parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
-        flat |= {f"{key}.{n}" if n != "" else key: v.contiguous() for n, v in parts if v is not None}
+        flat |= {
+            f"{key}.{n}" if n != "" else key: v.contiguous() for n, v in parts if v is not None
+        }
     save_file(flat, inputs)
     with torch.no_grad():
         ours, plain = (

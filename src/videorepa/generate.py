@@ -59,7 +59,9 @@ def generate(
     source = _Source.of(model, backbone)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
-    about = source.about() | size.model_dump(include=set(ClipSize.model_fields)) | settings.model_dump()
+    about = (
+        source.about() | size.model_dump(include=set(ClipSize.model_fields)) | settings.model_dump()
+    )
     _check_folder(out, about)
     jobs = [(prompt, k) for prompt in prompts for k in range(settings.samples)][index::count]
     todo = [(p, k) for p, k in jobs if not _sidecar(out, p, k).exists()]

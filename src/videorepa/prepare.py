@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from videorepa.data.cache import Cache
@@ -47,48 +48,74 @@ def prepare(
     where = pick_device(device)
     dtype = resolve_precision(recipe.train.precision, where)
 
-    mine = range(index, len(source.items), count)
+    # Chunks are always the same clips: what a clip becomes must not depend on interruptions.
+    size = recipe.data.prepare_batch
+    chunks = [
+        range(first, min(first + size, len(source.items)))
+        for first in range(0, len(source.items), size)
+    ][index::count]
     failed: dict[str, str] = {}
-    todo: list[tuple[int, str]] = []
-    for number in mine:
+    todo: list[list[tuple[int, str]]] = []
+    found = 0
+
+    def fail(number: int, error: ClipError) -> None:
+        failed[source.items[number].id] = str(error)
+        cache.note_failure(source.items[number], str(error))
+
+    def is_done(number: int, digest: str) -> bool:
         item = source.items[number]
-        try:
-            digest = source.digest(number)
-        except ClipError as error:
-            failed[item.id] = str(error)
-            cache.note_failure(item, str(error))
-            continue
-        done = cache.has_clip(item, digest) and (not recipe.stores_features or cache.has_features(item))
-        if not done:
-            todo.append((number, digest))
-    found = len(mine) - len(todo) - len(failed)
+        has_features = not recipe.stores_features or cache.has_features(item)
+        return cache.has_clip(item, digest) and has_features
+
+    for chunk in chunks:
+        readable: list[tuple[int, str]] = []
+        for number in chunk:
+            try:
+                readable.append((number, source.digest(number)))
+            except ClipError as error:
+                fail(number, error)
+        done = sum(is_done(number, digest) for number, digest in readable)
+        found += done
+        if done < len(readable):
+            todo.append(readable)
     if not todo:
         return Prepared(0, found, failed)
 
     backbone = recipe.backbone.load(("vae", "text_encoder"), where, dtype)
-    encoder = recipe.encoder.load(where, dtype) if recipe.stores_features else None
+    encoder = None
+    if recipe.encoder is not None and recipe.stores_features:
+        encoder = recipe.encoder.load(where, dtype)
     cache.write_empty_caption(backbone.encode_text([""])[0])
     made = 0
-    for number, digest in track(todo, "prepare", done=len(mine) - len(todo)):
-        item = source.items[number]
-        try:
-            frames = source.frames(number)
-        except ClipError as error:
-            failed[item.id] = str(error)
-            cache.note_failure(item, str(error))
+    for chunk in track(todo, "prepare", total=len(chunks), done=len(chunks) - len(todo)):
+        clips: list[tuple[int, str]] = []
+        frames: list[np.ndarray] = []
+        for number, digest in chunk:
+            try:
+                frames.append(source.frames(number))
+                clips.append((number, digest))
+            except ClipError as error:
+                fail(number, error)
+        if not clips:
             continue
-        video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255.0
-        if encoder is not None and not cache.has_features(item):
-            cache.write_features(item, encoder(video))
-        if not cache.has_clip(item, digest):
-            moments, text = backbone.encode_video(video), backbone.encode_text([item.caption])
-            if not (moments.isfinite().all() and text.isfinite().all()):
+        items = [source.items[number] for number, _ in clips]
+        video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255.0
+        moments = backbone.encode_video(video)
+        text = backbone.encode_text([item.caption for item in items])
+        features = encoder(video) if encoder is not None else None
+        for place, (number, digest) in enumerate(clips):
+            item = items[place]
+            if not (moments[place].isfinite().all() and text[place].isfinite().all()):
                 raise UserError(
                     f"The clip {item.id!r} gives latents or text embeddings that are not finite. "
                     "The weights are damaged, or the precision is too low: try "
                     "--train.precision float32."
                 )
-            cache.write_clip(item, digest, moments[0], text[0])
-        cache.clear_failure(item)
-        made += 1
+            if is_done(number, digest):
+                continue
+            if features is not None:
+                cache.write_features(item, features.with_tokens(features.tokens[place][None]))
+            cache.write_clip(item, digest, moments[place], text[place])
+            cache.clear_failure(item)
+            made += 1
     return Prepared(made, found, failed)

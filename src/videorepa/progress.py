@@ -45,10 +45,8 @@ def track(items: Iterable[T], what: str, total: int | None = None, done: int = 0
                 bar.advance(task)
         return
     start = last = time.monotonic()
-    count = 0
-    for item in items:
+    for count, item in enumerate(items, start=1):
         yield item
-        count += 1
         now = time.monotonic()
         if now - last > PLAIN_EVERY_SECONDS or done + count == total:
             left = (now - start) / count * (total - done - count)

@@ -93,12 +93,14 @@ class Data(ClipSize):
     Exactly one of `manifest` (CSV or JSONL) and `lab`. Paths are taken from the current folder.
     root: folder that the manifest's paths start from; by default the manifest's own.
     cache: folder of latents, text embeddings and teacher features; recipes can share one.
+    prepare_batch: clips that `prepare` encodes at once.
     """
 
     manifest: Path | None = None
     root: Path | None = None
     lab: LabClips | None = None
     cache: Path
+    prepare_batch: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -209,11 +211,15 @@ class Recipe(Section):
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"There is no recipe {path}. The shipped ones are in recipes/.") from None
+            raise UserError(
+                f"There is no recipe {path}. The shipped ones are in recipes/."
+            ) from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
         if not isinstance(values, dict):
-            raise UserError(f"The recipe {path} holds {type(values).__name__}; expected keys and values.")
+            raise UserError(
+                f"The recipe {path} holds {type(values).__name__}; expected keys and values."
+            )
         for override in overrides:
             _override(values, override)
         return cls.parse(values, source=str(path))
@@ -224,7 +230,9 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError(f"{source} is not a recipe:\n" + "\n".join(_explain(error, cls))) from None
+            raise UserError(
+                f"{source} is not a recipe:\n" + "\n".join(_explain(error, cls))
+            ) from None
 
     def override(self, *overrides: str) -> Recipe:
         """A copy with some keys changed, each `dotted.key=value`."""
@@ -255,7 +263,9 @@ def _override(values: dict[str, Any], override: str) -> None:
             values[parent] = {}
         values = values[parent]
         if not isinstance(values, dict):
-            raise UserError(f"The override {key!r} goes through {parent!r}, which is a single value.")
+            raise UserError(
+                f"The override {key!r} goes through {parent!r}, which is a single value."
+            )
     values[last] = yaml.safe_load(text)
 
 

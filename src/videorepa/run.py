@@ -45,7 +45,9 @@ class Run:
         """
         run = cls(path)
         if cls.is_one(path):
-            differing = _differences(run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
+            differing = _differences(
+                run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
+            )
             differing = [key for key in differing if key not in FREE_TO_CHANGE]
             if differing:
                 raise UserError(
@@ -53,9 +55,7 @@ class Run:
                     "Choose another folder with --out, or delete this one."
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(
-                f"{path} exists and is not a run. Choose another folder with --out."
-            )
+            raise UserError(f"{path} exists and is not a run. Choose another folder with --out.")
         path.mkdir(parents=True, exist_ok=True)
         atomic_write(path / "environment.json", json.dumps(environment(), indent=1))
         recipe.to_yaml(path / "recipe.yaml")
@@ -65,7 +65,9 @@ class Run:
     def open(cls, path: Path) -> Run:
         """An existing run. Raises UserError if there is none."""
         if not cls.is_one(path):
-            raise UserError(f"{path} is not a run: it has no recipe.yaml. `videorepa train` makes one.")
+            raise UserError(
+                f"{path} is not a run: it has no recipe.yaml. `videorepa train` makes one."
+            )
         return cls(path)
 
     @property
@@ -99,7 +101,9 @@ class Run:
         with self.log_path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
-    def backbone(self, parts: tuple[Part, ...], device: torch.device, dtype: torch.dtype) -> Backbone:
+    def backbone(
+        self, parts: tuple[Part, ...], device: torch.device, dtype: torch.dtype
+    ) -> Backbone:
         """The recipe's backbone with what the run has trained put in, averages if it keeps them."""
         recipe, found = self.recipe, self.trained()
         backbone = recipe.backbone.load(parts, device, dtype)
@@ -145,7 +149,8 @@ def environment() -> dict[str, Any]:
     return found | {
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or "unknown",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
         "gpus": torch.cuda.device_count(),
     }
 

@@ -32,7 +32,8 @@ class TokenGrid:
     def __post_init__(self) -> None:
         if self.tokens.dim() != 5:
             raise ValueError(
-                f"A token grid is (batch, time, height, width, channels); got {tuple(self.tokens.shape)}."
+                "A token grid is (batch, time, height, width, channels); got "
+                f"{tuple(self.tokens.shape)}."
             )
         if self.stride < 1:
             raise ValueError(f"A step covers at least one frame; got a stride of {self.stride}.")
@@ -88,10 +89,12 @@ class TokenGrid:
         return TokenGrid(mixed, like.start, like.stride)
 
     def at_size(self, height: int, width: int) -> TokenGrid:
-        """Each frame interpolated bilinearly (align_corners=False) to the given rows and columns."""
+        """Each frame interpolated bilinearly (align_corners=False) to that many rows, columns."""
         if self.size[1:] == (height, width):
             return self
-        return self._map_frames(lambda frames: F.interpolate(frames, (height, width), mode="bilinear"))
+        return self._map_frames(
+            lambda frames: F.interpolate(frames, (height, width), mode="bilinear")
+        )
 
     def convolved(self, conv: torch.nn.Conv2d, height: int, width: int) -> TokenGrid:
         """Each frame put through `conv` so that it comes out with the given rows and columns.

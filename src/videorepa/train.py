@@ -80,7 +80,9 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
                 write(record)
             last = step + 1 == optim.steps
             if last or (step + 1) % recipe.train.checkpoint_every == 0:
-                checkpoint.save(run.checkpoints, student.state(step + 1), recipe.train.keep_checkpoints)
+                checkpoint.save(
+                    run.checkpoints, student.state(step + 1), recipe.train.keep_checkpoints
+                )
             if validate and (last or (step + 1) % recipe.validation.every == 0):
                 validate(step + 1)
     return run
@@ -166,9 +168,7 @@ class _Student:
             self.ema = {key: value.detach().clone() for key, value in self.trained.items()}
 
     def denoise(self, batch: Batch) -> Float[Tensor, " b"]:
-        return self.backbone.denoising_loss(
-            batch.latents, batch.text, batch.noise, batch.timestep
-        )
+        return self.backbone.denoising_loss(batch.latents, batch.text, batch.noise, batch.timestep)
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -280,7 +280,7 @@ class _GradientNorms:
 
 
 class _Clips:
-    """Turns sample numbers into batches: from the cache, and from the teacher where it is online."""
+    """Turns sample numbers into batches, from the cache and, where it is online, the teacher."""
 
     def __init__(self, recipe: Recipe, backbone: Backbone, device: torch.device) -> None:
         self.recipe, self.backbone, self.device = recipe, backbone, device
@@ -288,7 +288,9 @@ class _Clips:
         self.cache = Cache(recipe)
         self.encoder: Encoder | None = None
         if recipe.align is not None and recipe.align.teacher == "online":
-            self.encoder = recipe.encoder.load(device, resolve_precision(recipe.train.precision, device))
+            self.encoder = recipe.encoder.load(
+                device, resolve_precision(recipe.train.precision, device)
+            )
         self.items = self.cache.ready(self.source.items, recipe.stores_features)
         self.place = {item.id: index for index, item in enumerate(self.source.items)}
         self.empty = self.cache.read_empty_caption()
@@ -339,7 +341,7 @@ class _Clips:
 
 
 def stable_step_seed(recipe: Recipe, step: int) -> int:
-    """Seed of the global generator (dropout, initial weights) for a step; -1 is before the first."""
+    """Seed of torch's global generator for a step (dropout), or for the start, -1 (weights)."""
     return generator(recipe.seed, "step", step).initial_seed()
 
 
@@ -376,8 +378,8 @@ def _check_finite(step: int, run: Run, **values: Tensor) -> None:
     if bad:
         said = ", ".join(f"{name} {value.item()}" for name, value in values.items())
         raise UserError(
-            f"Step {step + 1}: {' and '.join(bad)} not finite ({said}). Stopped; the checkpoints in "
-            f"{run.checkpoints} are from before. Lower optim.learning_rate, or check the data."
+            f"Step {step + 1}: {' and '.join(bad)} not finite ({said}). Stopped; the checkpoints "
+            f"in {run.checkpoints} are from before. Lower optim.learning_rate, or check the data."
         )
 
 
@@ -401,7 +403,9 @@ def _trackers(recipe: Recipe, run: Run) -> list[Any]:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UserError("tensorboard is not installed: pip install 'videorepa[tensorboard]'.") from None
+            raise UserError(
+                "tensorboard is not installed: pip install 'videorepa[tensorboard]'."
+            ) from None
         board = SummaryWriter(str(run.path / "tensorboard"))
 
         def to_board(record: dict[str, float]) -> None:
@@ -429,7 +433,9 @@ def _validation(recipe: Recipe, run: Run, student: _Student) -> Any:
 
     prompts = recipe.validation.prompts
     helper = recipe.backbone.load(("vae", "text_encoder"), student.device)
-    sampler = Sampler(helper, recipe.data, recipe.generation, transformer=student.backbone.transformer)
+    sampler = Sampler(
+        helper, recipe.data, recipe.generation, transformer=student.backbone.transformer
+    )
 
     def validate(step: int) -> None:
         transformer: Any = student.backbone.transformer

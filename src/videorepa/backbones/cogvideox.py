@@ -1,4 +1,4 @@
-"""CogVideoX (2B, 5B and any other size) from a diffusers folder, on unmodified diffusers classes."""
+"""CogVideoX, any size, from a diffusers folder and on unmodified diffusers classes."""
 
 from __future__ import annotations
 
@@ -290,7 +290,9 @@ def _read_config(source: str, part: str) -> dict[str, Any]:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{source} has no {part}/config.json; is it a diffusers folder?") from None
+            raise UserError(
+                f"{source} has no {part}/config.json; is it a diffusers folder?"
+            ) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read as JSON: {error}") from None
     published = PUBLISHED.get(source.rsplit("/", 1)[-1])

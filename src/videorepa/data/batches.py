@@ -8,7 +8,9 @@ from functools import lru_cache
 import torch
 
 
-def sample_numbers(step: int, micro: int, rank: int, world: int, batch: int, accumulate: int) -> range:
+def sample_numbers(
+    step: int, micro: int, rank: int, world: int, batch: int, accumulate: int
+) -> range:
     """Numbers, counted over the whole training, of the samples of one micro-batch on one rank.
 
     They are the same set for a step however many ranks and micro-batches share it.

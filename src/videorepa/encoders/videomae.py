@@ -90,9 +90,7 @@ class VideoMAE(EncoderSpec):
         weights = weights_digest(local_copy(self.source))
         return {"encoder": json_digest(values), "weights": weights}
 
-    def load(
-        self, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> VideoMAEEncoder:
+    def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> VideoMAEEncoder:
         from transformers import VideoMAEConfig, VideoMAEModel
 
         path = local_copy(self.source)
@@ -174,7 +172,9 @@ def _original_weights(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path} holds no table of weights; expected a VideoMAE checkpoint.")
-    stripped = {re.sub(r"^(module\.)?(encoder\.)?", "", key): value for key, value in content.items()}
+    stripped = {
+        re.sub(r"^(module\.)?(encoder\.)?", "", key): value for key, value in content.items()
+    }
     kept = {key: value for key, value in stripped.items() if not _IGNORED.match(key)}
     if "patch_embed.proj.weight" not in kept:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Puts the lab's parts together as a CogVideoX pipeline folder, with a transformer yet untrained."""
+"""Puts the lab's parts together as a CogVideoX pipeline with a transformer yet untrained."""
 
 from __future__ import annotations
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
+from videorepa.device import autocast, resolve_precision
 from videorepa.lab.render import EMPTY_ROOM, make_clip
 from videorepa.lab.world import FRAMES, SIZE
-from videorepa.device import autocast, resolve_precision
 from videorepa.recipe import Section
 
 CPU = torch.device("cpu")
@@ -134,7 +133,9 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
             progress = elapsed / budget
             for group in optimizer.param_groups:
                 warm = min(1.0, (step + 1) / 100)
-                group["lr"] = recipe.learning_rate * warm * (0.02 + 0.98 * math.cos(progress * math.pi / 2))
+                group["lr"] = (
+                    recipe.learning_rate * warm * (0.02 + 0.98 * math.cos(progress * math.pi / 2))
+                )
             frames, weight = _crops(recipe, stage, step)
             video = (_to_model(frames) * 2 - 1).contiguous(memory_format=torch.channels_last_3d)
             with autocast(CPU, resolve_precision("auto", CPU)):
@@ -149,7 +150,11 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
             optimizer.step()
             step += 1
             if step % 200 == 0:
-                print(f"{elapsed / 60:5.1f} min  stage {number + 1}  step {step}  loss {loss.item():.4f}", flush=True)
+                print(
+                    f"{elapsed / 60:5.1f} min  stage {number + 1}  step {step}  "
+                    f"loss {loss.item():.4f}",
+                    flush=True,
+                )
                 vae.save_pretrained(recipe.out.with_name(recipe.out.name + "-unfinished"))
     measured = measure(vae) | {"steps": float(step), "minutes": (time.monotonic() - start) / 60}
     # Diffusion expects latents of about unit spread.

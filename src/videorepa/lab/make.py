@@ -35,5 +35,7 @@ def make(part: str, path: Path) -> dict[str, float]:
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{path} is not a recipe for {part}: {error}") from None
     measured = run(recipe)
-    atomic_write(recipe.out.with_name(f"{recipe.out.name}-{part}.json"), json.dumps(measured, indent=1))
+    atomic_write(
+        recipe.out.with_name(f"{recipe.out.name}-{part}.json"), json.dumps(measured, indent=1)
+    )
     return measured

@@ -68,10 +68,14 @@ def train_teacher(recipe: TeacherRecipe) -> dict[str, float]:
     std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
     start, step, recent = time.monotonic(), 0, []
     while (elapsed := time.monotonic() - start) < recipe.minutes * 60:
-        rate = min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * elapsed / recipe.minutes / 60))
+        rate = min(1.0, (step + 1) / 200) * (
+            0.5 + 0.5 * math.cos(math.pi * elapsed / recipe.minutes / 60)
+        )
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate
-        clips = [make_clip(recipe.seed, step * recipe.batch + i).frames[1:] for i in range(recipe.batch)]
+        clips = [
+            make_clip(recipe.seed, step * recipe.batch + i).frames[1:] for i in range(recipe.batch)
+        ]
         video = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).float() / 255
         small = F.interpolate(video.flatten(0, 1), (recipe.size,) * 2, mode="bicubic")
         pixels = (small.unflatten(0, video.shape[:2]) - mean) / std

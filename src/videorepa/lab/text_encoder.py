@@ -75,9 +75,7 @@ def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:
 
     for step in range(recipe.steps):
         logits, target = read(step * recipe.batch, recipe.seed)
-        losses = [
-            nn.functional.cross_entropy(row, target[:, i]) for i, row in enumerate(logits)
-        ]
+        losses = [nn.functional.cross_entropy(row, target[:, i]) for i, row in enumerate(logits)]
         loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()

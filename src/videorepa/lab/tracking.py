@@ -20,6 +20,8 @@ from videorepa.lab.world import COLOURS, FLOOR, SIZE
 # Two axes that span the colours of no brightness: a colour's direction there is its hue.
 _HUE_PLANE = np.array([[2, -1, -1], [0, 3**0.5, -(3**0.5)]], np.float32).T / 6**0.5
 _PALETTE = (np.array(list(COLOURS.values()), np.float32) - BACKGROUND) @ _HUE_PLANE
+_STRENGTH = np.linalg.norm(_PALETTE, axis=1)
+_LIKENESS = (_PALETTE @ _PALETTE.T) / np.outer(_STRENGTH, _STRENGTH)
 _ROOM_HUE = EMPTY_ROOM @ _HUE_PLANE
 _IN_FRAME = np.zeros((3, 3, 3), bool)
 _IN_FRAME[1] = True
@@ -31,6 +33,8 @@ FAINT = 0.2
 """The same for a ball's soft rim, which the sub-pixel centroid uses."""
 SMALLEST_AREA = 6.0
 """Square pixels under which a patch of colour is no sight of a ball."""
+NEIGHBOUR = 0.35
+"""Cosine between two colours' hues from which on blur can turn one into the other."""
 FOREIGN_DIFFERENCE = 0.25
 """Difference from the empty room, in [0, 1], from which on a pixel shows something."""
 
@@ -143,11 +147,7 @@ def observe(frames: np.ndarray) -> Observation:
         )
     video = frames.astype(np.float32) / 255.0
     hue = video @ _HUE_PLANE - _ROOM_HUE
-    strength = np.linalg.norm(_PALETTE, axis=1)
-    along = hue @ (_PALETTE / strength[:, None]).T
-    nearest = along.argmax(-1)
-    cover = along / strength
-
+    along = hue @ (_PALETTE / _STRENGTH[:, None]).T
     screen, scene = _find_screen(video)
     differs = np.abs(video - scene).max(-1) > FOREIGN_DIFFERENCE
     if screen is not None:
@@ -159,11 +159,46 @@ def observe(frames: np.ndarray) -> Observation:
     # Thin lines are the blur of the floor's edge, not things.
     differs = ndimage.binary_opening(differs, np.ones((1, 2, 2), bool))
 
-    tracks = {
-        colour: _track(colour, np.where(nearest == index, cover[..., index], 0.0), screen)
+    tracks = _tracks(along, np.ones(len(COLOURS), bool), screen)
+    # A pixel's hue is unsure where a ball moves fast: only the colours of balls are then given out.
+    theirs = np.array([t.is_ball and not _is_discoloration(t, tracks) for t in tracks.values()])
+    if theirs.any():
+        tracks = _tracks(along, theirs, screen)
+    return Observation(tracks, screen, differs)
+
+
+def _tracks(along: np.ndarray, among: np.ndarray, screen: Rectangle | None) -> dict[str, Track]:
+    """Track the colours that `among` (6,) bool names; the others get nothing.
+
+    along: (F, SIZE, SIZE, 6), length of every pixel's hue vector along each colour's direction.
+    """
+    nearest = np.where(among, along, -np.inf).argmax(-1)
+    return {
+        colour: _track(
+            colour,
+            np.where((nearest == index) & among[index], along[..., index], 0.0) / _STRENGTH[index],
+            screen,
+        )
         for index, colour in enumerate(COLOURS)
     }
-    return Observation(tracks, screen, differs)
+
+
+def _is_discoloration(track: Track, tracks: dict[str, Track]) -> bool:
+    """Whether a patch is but the blur of a ball of a neighbouring colour: mostly seen where that
+    ball is, or was a frame ago, or is a frame later, and with much less of it."""
+    patch = track.mask.any((1, 2))
+    here = list(COLOURS).index(track.colour)
+    for other in tracks.values():
+        there = list(COLOURS).index(other.colour)
+        if other is track or _LIKENESS[here, there] < NEIGHBOUR or not other.is_ball:
+            continue
+        if track.area.sum() > other.area.sum() / 2:
+            continue
+        around = ndimage.binary_dilation(other.mask, np.ones((3, 3, 3), bool))
+        around = np.asarray(ndimage.binary_dilation(around, _IN_FRAME, iterations=2), bool)
+        if (track.mask & around).any((1, 2)).sum() > 0.75 * patch.sum():
+            return True
+    return False
 
 
 def _grown(box: Rectangle, by: int) -> tuple[slice, slice]:

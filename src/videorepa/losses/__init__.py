@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from videorepa.errors import UserError
 from videorepa.recipe import Section
@@ -23,15 +22,21 @@ class Loss(Section):
         raise NotImplementedError
 
 
+SMALLEST_NORM = 1e-6
+
+
 def unit_tokens(grid: TokenGrid) -> Tensor:
     """The grid's tokens in float32 (or float64) at unit length; half precision gives NaN here.
 
-    A zero token stays zero.
+    A token shorter than 1e-6 has no direction to speak of: it becomes zero and gets no gradient,
+    which would be of the order of one over its length.
     """
     tokens = grid.tokens
     if tokens.dtype not in (torch.float32, torch.float64):
         tokens = tokens.float()
-    return F.normalize(tokens, dim=-1, eps=1e-6)
+    norm = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
+    has_direction = norm > SMALLEST_NORM
+    return torch.where(has_direction, tokens / torch.where(has_direction, norm, 1.0), 0.0)
 
 
 def check_same_grid(student: TokenGrid, teacher: TokenGrid) -> None:

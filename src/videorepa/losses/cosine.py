@@ -1,4 +1,4 @@
-"""REPA: each student token points the way of the teacher's token in its place (arXiv 2410.06940)."""
+"""REPA: each student token points where the teacher's token does (arXiv 2410.06940)."""
 
 from __future__ import annotations
 

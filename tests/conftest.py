@@ -1,0 +1,186 @@
+"""Shared fixtures: tiny random twins of the models, in the published folder layouts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Two busy test processes slow each other fivefold while idle threads spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import hypothesis
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["videorepa.tokens", "videorepa.align", "videorepa.losses", "videorepa.diffusion"],
+    "beartype.beartype",
+)
+
+# Timings are never a reason to fail.
+hypothesis.settings.register_profile("project", deadline=None, max_examples=30)
+hypothesis.settings.load_profile("project")
+
+import yaml  # noqa: E402
+
+from videorepa.recipe import Recipe  # noqa: E402
+
+OUTSIDE = Path(__file__).parents[2] / "shared"
+"""Data that is not part of the project: tests that want it skip, saying so, where it is not."""
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    folder = OUTSIDE / "clips"
+    if not folder.is_dir():
+        pytest.skip("the twelve real clips are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    folder = OUTSIDE / "golden"
+    if not folder.is_dir():
+        pytest.skip("the golden files are not on this machine")
+    return folder
+
+
+def make_backbone(folder: Path, rotary: bool = False) -> Path:
+    """A CogVideoX pipeline of a few thousand weights: 4x in time, 4x in space, patch 2."""
+    import torch
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDPMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    torch.manual_seed(0)
+    letters = [(chr(code), -3.0) for code in range(33, 127)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
+    text_encoder = T5EncoderModel(
+        T5Config(
+            vocab_size=len(pieces),
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_heads=2,
+            tie_word_embeddings=False,
+        )
+    )
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_height=16,
+        sample_width=16,
+        scaling_factor=0.9,
+    )
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=16,
+        text_embed_dim=16,
+        num_layers=3,
+        sample_width=4,
+        sample_height=4,
+        sample_frames=9,
+        patch_size=2,
+        max_text_seq_length=12,
+        spatial_interpolation_scale=1.0,
+        use_rotary_positional_embeddings=rotary,
+    )
+    scheduler = CogVideoXDPMScheduler(
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        snr_shift_scale=1.0,
+        timestep_spacing="trailing",
+    )
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
+    CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, scheduler).save_pretrained(folder)
+    return folder
+
+
+def make_teacher(folder: Path) -> Path:
+    """A VideoMAE of 8 frames of 16 x 16, tubelet 2, patch 8: 4 x 2 x 2 tokens."""
+    import torch
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    torch.manual_seed(1)
+    config = VideoMAEConfig(
+        image_size=16,
+        patch_size=8,
+        num_frames=8,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+    )
+    VideoMAEModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the tiny models: "backbone", "rotary" (as 5B has) and "teacher"."""
+    root = tmp_path_factory.mktemp("twins")
+    return {
+        "backbone": make_backbone(root / "backbone"),
+        "rotary": make_backbone(root / "rotary", rotary=True),
+        "teacher": make_teacher(root / "teacher"),
+    }
+
+
+def write_clips(folder: Path, count: int = 5, size: int = 16, frames: int = 9) -> Path:
+    """Small videos of a moving gradient and their manifest."""
+    import numpy as np
+
+    from videorepa.data.video import write_video
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["video,caption"]
+    for index in range(count):
+        t, y, x = np.mgrid[:frames, :size, :size]
+        channels = [(x * 9 + t * (index + 3)) % 256, (y * 11 + t * 5) % 256, (x + y + 40 * index)]
+        clip = np.stack(channels, -1).clip(0, 255).astype(np.uint8)
+        write_video(folder / f"clip{index}.mp4", clip, 8)
+        lines.append(f'clip{index}.mp4,"Clip number {index}, moving."')
+    manifest = folder / "clips.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture
+def recipe(twins: dict[str, Path], clips: Path, tmp_path: Path) -> Recipe:
+    """A recipe of the tiny models that trains in a second."""
+    return Recipe.parse(recipe_values(twins, clips, tmp_path / "cache"))
+
+
+def recipe_values(twins: dict[str, Path], manifest: Path, cache: Path) -> dict:
+    return yaml.safe_load(
+        f"""
+        name: tiny
+        seed: 3
+        backbone: {{name: cogvideox, weights: "{twins["backbone"]}"}}
+        encoder: {{name: videomae, weights: "{twins["teacher"]}", frames: 8, height: 16, width: 16}}
+        align: {{loss: {{name: relation, margin: 0.05}}, block: 2, weight: 0.5, hidden: 16}}
+        data: {{manifest: "{manifest}", frames: 9, height: 16, width: 16, cache: "{cache}"}}
+        optim:
+          {{steps: 6, batch_size: 2, accumulate: 2, learning_rate: 1.0e-3, warmup_steps: 2}}
+        train: {{checkpoint_every: 2, keep_checkpoints: 2}}
+        generation: {{steps: 2}}
+        """
+    )

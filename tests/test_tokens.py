@@ -1,0 +1,73 @@
+"""The token grid's arithmetic: which frames a step covers, and interpolation between grids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from videorepa.errors import UserError
+from videorepa.tokens import TokenGrid
+
+
+def grid(t: int, h: int = 2, w: int = 3, d: int = 4, start: int = 0, stride: int = 1) -> TokenGrid:
+    return TokenGrid(torch.randn(2, t, h, w, d), start, stride)
+
+
+def test_cogvideox_gives_frame_zero_a_step_of_its_own() -> None:
+    student = grid(13, start=-3, stride=4)
+    assert list(student.frames(0)) == [0]
+    assert list(student.frames(1)) == [1, 2, 3, 4]
+    assert list(student.frames(12)) == [45, 46, 47, 48]
+    later = student.since(1)
+    assert (later.size[0], later.start, later.stride) == (12, 1, 4)
+    assert torch.equal(later.tokens, student.tokens[:, 1:])
+
+
+def test_since_keeps_what_begins_there_and_refuses_what_is_past_the_end() -> None:
+    assert grid(5, start=1, stride=2).since(1).size[0] == 5
+    assert grid(5, start=1, stride=2).since(2).start == 3
+    with pytest.raises(UserError, match="frame 30"):
+        grid(5, start=1, stride=2).since(30)
+
+
+@given(steps=st.integers(1, 9), factor=st.integers(1, 4), start=st.integers(-3, 5))
+def test_time_interpolation_is_torchs(steps: int, factor: int, start: int) -> None:
+    coarse = grid(steps, start=start, stride=2 * factor)
+    fine = grid(steps * factor, start=start, stride=2)
+    volume = coarse.tokens.permute(0, 4, 1, 2, 3)
+    size = (fine.size[0], *coarse.size[1:])
+    expected = F.interpolate(volume, size, mode="trilinear").permute(0, 2, 3, 4, 1)
+    torch.testing.assert_close(coarse.at_times_of(fine).tokens, expected)
+
+
+@given(
+    a=st.tuples(st.integers(1, 12), st.integers(-4, 4), st.integers(1, 5)),
+    b=st.tuples(st.integers(1, 12), st.integers(-4, 4), st.integers(1, 5)),
+)
+def test_time_interpolation_reproduces_what_is_linear_in_time(a, b) -> None:
+    """Tokens that say when they are must still say so on the other grid, inside the range."""
+    (t1, s1, d1), (t2, s2, d2) = a, b
+    centres = s1 + (torch.arange(t1) + 0.5) * d1
+    source = TokenGrid(centres.view(1, t1, 1, 1, 1), s1, d1)
+    target = grid(t2, start=s2, stride=d2)
+    if s2 >= s1 + t1 * d1 or s2 + t2 * d2 <= s1:
+        with pytest.raises(UserError, match="share no frame"):
+            source.at_times_of(target)
+        return
+    expected = (s2 + (torch.arange(t2) + 0.5) * d2).clamp(centres[0], centres[-1])
+    torch.testing.assert_close(source.at_times_of(target).tokens.flatten(), expected)
+
+
+def test_space_is_interpolated_frame_by_frame() -> None:
+    source = grid(3, 4, 6)
+    frames = source.tokens.flatten(0, 1).permute(0, 3, 1, 2)
+    expected = F.interpolate(frames, (2, 3), mode="bilinear").permute(0, 2, 3, 1)
+    torch.testing.assert_close(source.at_size(2, 3).tokens.flatten(0, 1), expected)
+
+
+def test_a_grid_has_five_dimensions() -> None:
+    with pytest.raises(Exception, match=r"token grid|tokens"):
+        TokenGrid(torch.zeros(1, 2, 3))
