@@ -28,3 +28,14 @@ def local_copy(source: str) -> Path:
             f"{source} is not on this machine and could not be had from the Hub "
             f"({type(error).__name__}). Download it and give its path in the recipe instead."
         ) from None
+
+
+def quieten_libraries() -> None:
+    """Keep the libraries' own progress bars and remarks out of ours."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

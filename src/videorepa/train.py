@@ -183,10 +183,9 @@ class _Student:
         """The alignment loss of the batch that was just denoised, and what is logged of it."""
         if self.recipe.align is None or batch.teacher is None or self._tapped is None:
             return torch.zeros((), device=self.device), _Aligned()
-        grid = self.backbone.grid(self._tapped.take(), batch.latents)
-        gradients = _GradientNorms(grid.tokens)
-        tokens = grid.tokens.detach() if self.is_probe else gradients.branch
-        ours = self.projector(grid.with_tokens(tokens), like=batch.teacher)
+        gradients = _GradientNorms(self._tapped.take(), detach=self.is_probe)
+        grid = self.backbone.grid(gradients.branch, batch.latents)
+        ours = self.projector(grid, like=batch.teacher)
         loss = self.recipe.align.loss(ours, batch.teacher)
         similarity = centred_similarity(ours, batch.teacher).item()
         return loss, _Aligned({"align": loss.item(), "similarity": similarity}, gradients)
@@ -257,13 +256,17 @@ class _GradientNorms:
     gradient, which this makes visible.
     """
 
-    def __init__(self, tokens: Tensor) -> None:
+    def __init__(self, output: Any, detach: bool) -> None:
         self._align = self._denoise = 0.0
         self._arrived: Tensor | None = None
-        self.branch = tokens.view_as(tokens)
+        # Blocks give a tensor, or a tuple that begins with the video's tokens.
+        tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+        branch = tokens.detach() if detach else tokens.view_as(tokens)
+        if branch.requires_grad:
+            branch.register_hook(self._from_branch)
         if tokens.requires_grad:
-            self.branch.register_hook(self._from_branch)
             tokens.register_hook(self._from_all)
+        self.branch = branch if rest is None else (branch, *rest)
 
     def _from_branch(self, gradient: Tensor) -> None:
         self._arrived = gradient

@@ -17,7 +17,7 @@ from videorepa.backbones import Backbone, BackboneShapes, BackboneSpec, Part, ad
 from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.diffusion import VPrediction
 from videorepa.errors import UserError
-from videorepa.hub import local_copy
+from videorepa.hub import local_copy, quieten_libraries
 from videorepa.recipe import ClipSize, Lora
 from videorepa.tokens import TokenGrid
 
@@ -169,6 +169,7 @@ class CogVideoXBackbone(Backbone):
         )
         from transformers import AutoTokenizer, T5EncoderModel
 
+        quieten_libraries()
         source = _require(spec.source)
         vae = text_encoder = tokenizer = transformer = None
         with _loading(spec.weights):

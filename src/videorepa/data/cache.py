@@ -169,7 +169,9 @@ class Cache:
         return rest
 
     def _write(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-        atomic_write(path, save(tensors, metadata=about))
+        # One entry: safetensors writes several in no fixed order, and equal clips must be equal
+        # files.
+        atomic_write(path, save(tensors, metadata={"about": json.dumps(about, sort_keys=True)}))
 
     def _read_item(self, folder: Path, item: Item) -> tuple[dict[str, Tensor], dict[str, str]]:
         path = self._file(folder, item)
@@ -186,8 +188,8 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str
     try:
         with safe_open(path, framework="pt") as file:
             content = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
-            return content, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+            return content, json.loads((file.metadata() or {})["about"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}). Delete it and run `videorepa prepare` again."
         ) from None

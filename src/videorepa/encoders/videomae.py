@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError
-from videorepa.hub import local_copy
+from videorepa.hub import local_copy, quieten_libraries
 from videorepa.tokens import TokenGrid
 
 # Sizes that inspect needs when the file itself is not on this machine.
@@ -93,6 +93,7 @@ class VideoMAE(EncoderSpec):
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> VideoMAEEncoder:
         from transformers import VideoMAEConfig, VideoMAEModel
 
+        quieten_libraries()
         path = local_copy(self.source)
         weights: dict[str, Tensor] | None = None
         if path.is_file():

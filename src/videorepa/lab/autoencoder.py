@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +37,14 @@ class Stage(Section):
 
 class AutoencoderRecipe(Section):
     """How the micro autoencoder is made. The budget is in minutes, since what a CPU reaches in a
-    given time is what counts here; the number of steps done is written beside the weights."""
+    given time is what counts here; the number of steps done is written beside the weights.
+
+    decoder_of: an autoencoder to go on from, training its decoder alone: its latents, and models
+    trained on them, stay valid.
+    """
 
     out: Path
+    decoder_of: Path | None = None
     minutes: float = 35.0
     channels: tuple[int, ...] = (16, 32, 64)
     latent_channels: int = 8
@@ -102,30 +108,13 @@ def measure(vae: torch.nn.Module, clips: int = 24) -> dict[str, float]:
 
 def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
     """Train, write a diffusers folder to `recipe.out` in bf16 and return what was measured."""
-    from diffusers import AutoencoderKLCogVideoX
-
     torch.manual_seed(recipe.seed)
-    vae = AutoencoderKLCogVideoX(
-        block_out_channels=recipe.channels,
-        down_block_types=("CogVideoXDownBlock3D",) * len(recipe.channels),
-        up_block_types=("CogVideoXUpBlock3D",) * len(recipe.channels),
-        latent_channels=recipe.latent_channels,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_height=SIZE,
-        sample_width=SIZE,
-        scaling_factor=1.0,
-    )
-    with torch.no_grad():
-        for parameter in vae.parameters():
-            if parameter.dim() == 5:
-                parameter.data = parameter.contiguous(memory_format=torch.channels_last_3d)
-        # A posterior that starts almost without noise: otherwise it drowns the objects' few pixels.
-        out = vae.encoder.conv_out.conv
-        out.weight[recipe.latent_channels :] *= 0.01
-        out.bias[recipe.latent_channels :] = -8.0
-
-    optimizer = torch.optim.AdamW(vae.parameters(), recipe.learning_rate, weight_decay=0.0)
+    vae = _new(recipe) if recipe.decoder_of is None else _with_frozen_encoder(recipe.decoder_of)
+    for parameter in vae.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.contiguous(memory_format=torch.channels_last_3d)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=0.0)
     start, step, budget = time.monotonic(), 0, recipe.minutes * 60
     for number, stage in enumerate(recipe.stages):
         end = budget * sum(s.share for s in recipe.stages[: number + 1])
@@ -146,7 +135,7 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
             loss = loss + recipe.kl_weight * posterior.kl().mean()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             step += 1
             if step % 200 == 0:
@@ -157,7 +146,38 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
                 )
                 vae.save_pretrained(recipe.out.with_name(recipe.out.name + "-unfinished"))
     measured = measure(vae) | {"steps": float(step), "minutes": (time.monotonic() - start) / 60}
-    # Diffusion expects latents of about unit spread.
-    vae.register_to_config(scaling_factor=round(1.0 / measured["latent_std"], 5))
+    if recipe.decoder_of is None:
+        # Diffusion expects latents of about unit spread.
+        vae.register_to_config(scaling_factor=round(1.0 / measured["latent_std"], 5))
     vae.to(torch.bfloat16).save_pretrained(recipe.out)
     return measured
+
+
+def _new(recipe: AutoencoderRecipe) -> Any:
+    from diffusers import AutoencoderKLCogVideoX
+
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=recipe.channels,
+        down_block_types=("CogVideoXDownBlock3D",) * len(recipe.channels),
+        up_block_types=("CogVideoXUpBlock3D",) * len(recipe.channels),
+        latent_channels=recipe.latent_channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_height=SIZE,
+        sample_width=SIZE,
+        scaling_factor=1.0,
+    )
+    with torch.no_grad():
+        # A posterior that starts almost without noise: otherwise it drowns the objects' few pixels.
+        out = vae.encoder.conv_out.conv
+        out.weight[recipe.latent_channels :] *= 0.01
+        out.bias[recipe.latent_channels :] = -8.0
+    return vae
+
+
+def _with_frozen_encoder(folder: Path) -> Any:
+    from diffusers import AutoencoderKLCogVideoX
+
+    vae = AutoencoderKLCogVideoX.from_pretrained(folder)
+    vae.encoder.requires_grad_(False)
+    return vae.float()

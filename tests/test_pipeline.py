@@ -1,0 +1,301 @@
+"""The path from video files to an export, on tiny random twins: prepare, train, generate, export."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from videorepa.data.cache import Cache
+from videorepa.data.manifest import Prompt
+from videorepa.data.source import open_source
+from videorepa.errors import UserError
+from videorepa.export import export
+from videorepa.generate import generate
+from videorepa.prepare import prepare
+from videorepa.recipe import Recipe
+from videorepa.run import Run
+from videorepa.train import train
+
+from conftest import write_clips
+
+PROMPTS = [Prompt("a", "A ball falls."), Prompt("b", 'A "quoted"\ncaption 🎈')]
+
+
+def log_of(run: Run) -> list[dict]:
+    return [json.loads(line) for line in run.log_path.read_text().splitlines()]
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    found = run.trained()
+    return {**found.trained, **{f"projector.{k}": v for k, v in found.projector.items()}}
+
+
+def assert_equal_bit_for_bit(a: Run, b: Run) -> None:
+    ours, theirs = weights_of(a), weights_of(b)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    timing = ("clips_per_second", "memory_gb")
+    logs = [
+        [{k: v for k, v in row.items() if k not in timing} for row in log_of(r)] for r in (a, b)
+    ]
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture
+def prepared(recipe: Recipe) -> Recipe:
+    done = prepare(recipe)
+    assert (done.made, done.found, done.failed) == (5, 0, {})
+    return recipe
+
+
+def test_the_cache_holds_unscaled_moments_text_and_features(prepared: Recipe) -> None:
+    cache, source = Cache(prepared), open_source(prepared.data)
+    video = torch.from_numpy(source.frames(2)).permute(0, 3, 1, 2)[None] / 255.0
+    device = torch.device("cpu")
+    backbone = prepared.backbone.load(("vae", "text_encoder"), device)
+    moments, text = cache.read_clip(source.items[2])
+    expected = backbone.encode_video(video)[0]
+    torch.testing.assert_close(moments.float(), expected, atol=2e-3, rtol=2e-3)
+    captions = [source.items[2].caption]
+    torch.testing.assert_close(
+        text.float(), backbone.encode_text(captions)[0], atol=2e-2, rtol=2e-2
+    )
+    grid = cache.read_features(source.items[2])
+    teacher = prepared.encoder.load(device)(video)
+    assert (grid.start, grid.stride, grid.size) == (1, 2, (4, 2, 2))
+    torch.testing.assert_close(grid.tokens.float(), teacher.tokens, atol=2e-2, rtol=2e-2)
+
+
+def test_preparing_again_does_nothing_and_shards_make_the_same(
+    prepared: Recipe, tmp_path: Path
+) -> None:
+    again = prepare(prepared)
+    assert (again.made, again.found) == (0, 5)
+    sharded = prepared.override(f"data.cache={tmp_path / 'sharded'}")
+    assert [prepare(sharded, shard=(i, 2)).made for i in range(2)] == [3, 2]
+    a, b = prepared.data.cache, sharded.data.cache
+    files = sorted(p.relative_to(a) for p in a.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(b) for p in b.rglob("*") if p.is_file())
+    assert all((a / name).read_bytes() == (b / name).read_bytes() for name in files)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["data.height=32", "data.frames=5 encoder.frames=4", "backbone.weights={rotary}"],
+)
+def test_a_cache_of_another_kind_is_refused(prepared: Recipe, twins, change: str) -> None:
+    other = shutil.copytree(twins["rotary"], prepared.data.cache.parent / "other")
+    vae = next((other / "vae").glob("*.safetensors"))
+    vae.write_bytes(vae.read_bytes()[:-1] + b"\x01")
+    changes = change.format(rotary=other).split(" ")
+    with pytest.raises(UserError, match="was made otherwise"):
+        Cache(prepared.override(*changes))
+
+
+def test_checkpoints_that_share_a_vae_share_a_cache(prepared: Recipe, twins) -> None:
+    """2B and 5B differ in the scaling factor, which the stored moments do not hold."""
+    other = shutil.copytree(twins["rotary"], prepared.data.cache.parent / "other")
+    config = other / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"scaling_factor": 0.9', '"scaling_factor": 0.5'))
+    sibling = prepared.override(f"backbone.weights={other}")
+    assert prepare(sibling).found == 5
+    moments = torch.randn(1, 8, 3, 4, 4)
+    device = torch.device("cpu")
+    ours, theirs = (
+        r.backbone.load((), device).latents(moments, torch.Generator().manual_seed(0))
+        for r in (prepared, sibling)
+    )
+    torch.testing.assert_close(ours / 0.9, theirs / 0.5)
+
+
+def test_a_changed_caption_or_video_is_refused(twins, tmp_path: Path, recipe: Recipe) -> None:
+    manifest = write_clips(tmp_path / "own", count=2)
+    own = recipe.override(f"data.manifest={manifest}")
+    prepare(own)
+    manifest.write_text(manifest.read_text().replace("number 1", "number one"))
+    with pytest.raises(UserError, match=r"clip1\.mp4.*has changed"):
+        prepare(own)
+    with pytest.raises(UserError, match=r"caption of clip 'clip1\.mp4'"):
+        train(own, tmp_path / "run")
+
+
+def test_training_lowers_the_alignment_loss_and_logs_all_of_it(
+    prepared: Recipe, tmp_path: Path
+) -> None:
+    recipe = prepared.override("optim.steps=30", "optim.learning_rate=0.003", "align.loss.margin=0")
+    rows = log_of(train(recipe, tmp_path / "run"))
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert sum(r["align"] for r in rows[-5:]) < 0.8 * sum(r["align"] for r in rows[:5])
+    keys = {"loss", "denoise", "align", "similarity", "grad_norm", "grad_align", "grad_denoise"}
+    assert all(keys | {"lr", "clips_per_second", "memory_gb"} <= row.keys() for row in rows)
+    assert all(row["grad_align"] > 0 and row["grad_denoise"] > 0 for row in rows)
+    assert rows[3]["loss"] == pytest.approx(rows[3]["denoise"] + 0.5 * rows[3]["align"])
+
+
+def test_weight_zero_is_plain_fine_tuning(prepared: Recipe, tmp_path: Path) -> None:
+    """The control's transformer is that of a recipe without any teacher; only measuring differs."""
+    control = train(prepared.override("align.weight=0"), tmp_path / "control")
+    plain = train(prepared.override("align=null", "encoder=null"), tmp_path / "plain")
+    ours, theirs = control.trained().trained, plain.trained().trained
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert all(row["grad_align"] == 0 and row["align"] > 0 for row in log_of(control))
+
+
+def test_cached_and_online_teacher_agree(prepared: Recipe, tmp_path: Path) -> None:
+    cached = log_of(train(prepared, tmp_path / "cached"))
+    online = log_of(train(prepared.override("align.teacher=online"), tmp_path / "online"))
+    for a, b in zip(cached, online, strict=True):
+        assert a["align"] == pytest.approx(b["align"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("train.lora={rank: 2, alpha: 4}", "train.ema=0.9"),
+        ("train.gradient_checkpointing=true", "train.caption_dropout=0.5"),
+    ],
+    ids=["sft", "lora-ema", "checkpointed"],
+)
+def test_a_resumed_run_equals_an_undisturbed_one(
+    prepared: Recipe, tmp_path: Path, changes: tuple[str, ...], monkeypatch
+) -> None:
+    recipe = prepared.override(*changes)
+    undisturbed = train(recipe, tmp_path / "undisturbed")
+    real, calls = Run.log, []
+
+    def stop_at_the_fifth(self: Run, values: dict) -> None:
+        real(self, values)
+        calls.append(values)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "log", stop_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert Run.open(tmp_path / "stopped").trained().step == 4
+    assert_equal_bit_for_bit(train(recipe, tmp_path / "stopped"), undisturbed)
+
+
+def test_checkpointing_and_rotary_tables_change_no_loss(
+    prepared: Recipe, tmp_path: Path, twins
+) -> None:
+    rotary = prepared.override(f"backbone.weights={twins['rotary']}")
+    a = log_of(train(rotary, tmp_path / "a"))
+    b = log_of(train(rotary.override("train.gradient_checkpointing=true"), tmp_path / "b"))
+    for x, y in zip(a, b, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
+        assert x["grad_align"] == pytest.approx(y["grad_align"], rel=1e-3)
+
+
+def test_a_truncated_checkpoint_is_noticed_and_the_one_before_used(
+    prepared: Recipe, tmp_path: Path, capsys
+) -> None:
+    undisturbed = train(prepared, tmp_path / "undisturbed")
+    run = train(prepared.override("train.keep_checkpoints=3"), tmp_path / "run")
+    newest = run.checkpoints / "step-00000006" / "optimizer.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert run.trained().step == 4
+    assert "step-00000006 is damaged" in capsys.readouterr().err.replace("\n", "")
+    assert_equal_bit_for_bit(train(prepared, tmp_path / "run"), undisturbed)
+
+
+def test_a_run_of_another_recipe_or_model_is_refused(
+    prepared: Recipe, tmp_path: Path, twins
+) -> None:
+    train(prepared, tmp_path / "run")
+    with pytest.raises(UserError, match=r"another recipe.*align\.weight"):
+        train(prepared.override("align.weight=0.3"), tmp_path / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not a run"):
+        train(prepared, tmp_path / "full")
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "precious"
+    lora = prepared.override("train.lora={rank: 2}")
+    shutil.rmtree(tmp_path / "run" / "recipe.yaml", ignore_errors=True)
+    (tmp_path / "run" / "recipe.yaml").write_text(lora.text())
+    with pytest.raises(UserError, match="of another model"):
+        train(lora, tmp_path / "run")
+
+
+def test_nan_stops_the_run_with_the_step_named(prepared: Recipe, tmp_path: Path) -> None:
+    recipe = prepared.override("optim.learning_rate=1e30", "optim.warmup_steps=0")
+    with pytest.raises(UserError, match=r"Step [23]: .*not finite"):
+        train(recipe, tmp_path / "run")
+
+
+def test_generated_files_depend_on_prompt_and_number_alone(
+    prepared: Recipe, tmp_path: Path, recipe: Recipe
+) -> None:
+    base = tmp_path / "base.yaml"
+    recipe.override("generation.samples=2").to_yaml(base)
+    all_at_once = generate(base, PROMPTS, tmp_path / "all")
+    assert [path.name for path in all_at_once] == ["a-0.mp4", "a-1.mp4", "b-0.mp4", "b-1.mp4"]
+    for index in range(2):
+        generate(base, PROMPTS[::-1], tmp_path / "parts", shard=(index, 2))
+    for path in all_at_once:
+        for file in (path, path.with_suffix(".json")):
+            assert file.read_bytes() == (tmp_path / "parts" / file.name).read_bytes()
+    about = json.loads((tmp_path / "all" / "b-1.json").read_text(encoding="utf-8"))
+    assert (about["prompt"], about["k"], about["steps"]) == (PROMPTS[1].text, 1, 2)
+    with pytest.raises(UserError, match=r"made otherwise.*model_digest"):
+        generate(train(prepared, tmp_path / "run").path, PROMPTS, tmp_path / "all")
+
+
+@pytest.mark.parametrize("twin", ["backbone", "rotary"])
+def test_export_of_all_weights_is_what_stock_diffusers_computes(
+    prepared: Recipe, tmp_path: Path, twins, twin: str
+) -> None:
+    from diffusers import CogVideoXTransformer3DModel
+
+    recipe = prepared.override(f"backbone.weights={twins[twin]}")
+    run = train(recipe, tmp_path / "run")
+    product = export(run.path, tmp_path / "out")
+    stock = CogVideoXTransformer3DModel.from_pretrained(product)
+    trained = run.trained().trained
+    state = stock.state_dict()
+    assert state.keys() == trained.keys(), "nothing of the alignment may be handed out"
+    assert all(torch.equal(state[key], trained[key]) for key in state)
+    with pytest.raises(UserError, match="exists already"):
+        export(run.path, tmp_path / "out")
+
+
+def test_export_of_a_lora_carries_its_alpha(prepared: Recipe, tmp_path: Path) -> None:
+    from diffusers import CogVideoXPipeline
+
+    run = train(prepared.override("train.lora={rank: 4, alpha: 2}"), tmp_path / "run")
+    product = export(run.path, tmp_path / "out")
+    pipeline = CogVideoXPipeline.from_pretrained(prepared.backbone.source)
+    given = {
+        "hidden_states": torch.randn(1, 3, 4, 4, 4),
+        "encoder_hidden_states": torch.randn(1, 12, 16),
+        "timestep": torch.tensor([100]),
+        "return_dict": False,
+    }
+    ours = run.backbone(("transformer",), torch.device("cpu"), torch.float32).transformer
+    with torch.no_grad():
+        plain = pipeline.transformer(**given)[0]
+        pipeline.load_lora_weights(product)
+        torch.testing.assert_close(pipeline.transformer(**given)[0], ours(**given)[0])
+        assert not torch.allclose(plain, ours(**given)[0])
+    assert pipeline.transformer.peft_config["default_0"].lora_alpha == 2
+    assert all(".lora_" in key for key in load_file(product))
+
+
+def test_an_export_that_does_not_match_fails_loudly(
+    prepared: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    module = importlib.import_module("videorepa.export")
+    run = train(prepared, tmp_path / "run")
+    wrong = module._STOCK.replace("return_dict=False)[0]", "return_dict=False)[0] * 1.001")
+    monkeypatch.setattr(module, "_STOCK", wrong)
+    with pytest.raises(UserError, match="does not give the same output"):
+        export(run.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
