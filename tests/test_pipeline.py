@@ -1,4 +1,4 @@
-"""The path from video files to an export, on tiny random twins: prepare, train, generate, export."""
+"""The path from video files to an export, on tiny random twins."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import write_clips
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -21,8 +22,6 @@ from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.run import Run
 from videorepa.train import train
-
-from conftest import write_clips
 
 PROMPTS = [Prompt("a", "A ball falls."), Prompt("b", 'A "quoted"\ncaption 🎈')]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,18 +12,29 @@ import tyro
 from videorepa.errors import UserError
 
 # Heavy libraries are imported inside the verbs: --help has to answer at once.
+# An "Examples:" heading would be taken for a section of the docstring and left out of the help.
 Positional = tyro.conf.Positional
+RecipeFile = Positional[Annotated[Path, tyro.conf.arg(metavar="RECIPE", help="A YAML file.")]]
 Shard = Annotated[str, tyro.conf.arg(metavar="I/N", help="Do the I-th of N parts, from 0.")]
-Overrides = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")]
+Overrides = tyro.conf.UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="KEY=VALUE",
+            help="Change a key of the recipe: `--set seed=1`. Keys with a dot can be options "
+            "themselves: `--align.weight 0.45`. Can be given many times.",
+        ),
+    ]
+]
 
 
-def prepare(recipe: Positional[Path], shard: Shard = "0/1", set: Overrides = ()) -> None:
+def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> None:
     """Turn videos and captions into a cache of latents, text embeddings and teacher features.
 
     Goes on where it stopped. A clip that cannot be used is reported and costs that clip alone.
     Any key of the recipe can be changed on the command line: --train.precision float32.
 
-    Examples:
+    For example:
       videorepa prepare recipes/videorepa-2b.yaml
       videorepa prepare recipes/videorepa-2b.yaml --shard 1/4
     """
@@ -31,20 +43,25 @@ def prepare(recipe: Positional[Path], shard: Shard = "0/1", set: Overrides = ())
 
     done = prepare(Recipe.from_yaml(recipe, set), shard=_shard(shard))
     print(f"prepared {done.made}, found {done.found} done before, failed {len(done.failed)}")
-    for name, reason in done.failed.items():
-        print(f"  {name!r}: {reason}")
     if done.failed:
-        raise UserError(f"{len(done.failed)} clips cannot be used; training goes without them.")
+        raise UserError(
+            f"{len(done.failed)} clips cannot be used; training goes without them. Mend them and "
+            "run the same command again, or leave them out.\n"
+            + "\n".join(f"  {name!r}: {reason}" for name, reason in done.failed.items())
+        )
 
 
-def train(recipe: Positional[Path], out: Path | None = None, set: Overrides = ()) -> None:
+def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> None:
     """Fine-tune with the recipe's alignment loss; the same command resumes exactly.
 
-    The run is left in --out, by default runs/NAME. `--align.weight 0` is the control.
+    Any key of the recipe can be changed on the command line: `--align.weight 0` is the control.
 
-    Examples:
+    For example:
       videorepa train recipes/videorepa-2b.yaml
       videorepa train recipes/videorepa-2b.yaml --align.weight 0 --out runs/control
+
+    Args:
+      out: Folder of the run; by default runs/NAME, with the recipe's name.
     """
     from videorepa.recipe import Recipe
     from videorepa.train import train
@@ -55,7 +72,7 @@ def train(recipe: Positional[Path], out: Path | None = None, set: Overrides = ()
 
 
 def generate(
-    model: Positional[Path],
+    model: Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]],
     prompts: Path,
     out: Path,
     samples: int | None = None,
@@ -66,25 +83,32 @@ def generate(
 ) -> None:
     """Generate an mp4 file with a JSON sidecar for every prompt.
 
-    MODEL is a run, a recipe (its untouched base model), a diffusers folder, or `micro`. Prompts are
-    a .txt, .csv or .jsonl file. Seeds depend on the prompt and the sample's number alone, so that
-    two models can be compared clip by clip. Goes on where it stopped.
+    Seeds depend on the prompt and the sample's number alone, so that two models can be compared
+    clip by clip. Goes on where it stopped.
 
-    Examples:
+    For example:
       videorepa generate runs/videorepa-2b --prompts prompts.txt --out clips/aligned
       videorepa generate recipes/videorepa-2b.yaml --prompts prompts.txt --out clips/base
+
+    Args:
+      model: A run, a recipe (its untouched base model), a diffusers folder, or `micro`.
+      prompts: A .txt file with a prompt a line, or a .csv or .jsonl file.
+      out: Folder of the clips.
+      samples: Clips per prompt; by default as the recipe says, as the next two.
+      steps: Denoising steps.
+      guidance_scale: Strength of classifier-free guidance.
+      backbone: Kind of a diffusers folder; runs and recipes say it themselves.
     """
     from videorepa.data.manifest import read_prompts
     from videorepa.generate import default_settings, generate
 
     given = {"samples": samples, "steps": steps, "guidance_scale": guidance_scale}
     changed = {key: value for key, value in given.items() if value is not None}
-    settings = default_settings(model, backbone).model_copy(update=changed)
     clips = generate(
         model,
         read_prompts(prompts),
         out,
-        settings=type(settings).model_validate(settings.model_dump()),
+        settings=default_settings(model, backbone).changed(**changed),
         backbone=backbone,
         shard=_shard(shard),
     )
@@ -99,11 +123,15 @@ def evaluate(
 ) -> None:
     """Score a folder of generated clips; print a table with 95 % intervals.
 
-    With --against, another folder of clips of the same prompts and seeds is compared pair by pair.
-
-    Examples:
+    For example:
       videorepa evaluate lab clips/aligned
       videorepa evaluate lab clips/aligned --against clips/control
+
+    Args:
+      benchmark: Name of the benchmark, such as `lab`.
+      videos: Folder that `generate` wrote.
+      out: Folder of the scores; by default `scores` in the folder of the clips.
+      against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
     """
     from videorepa.evaluate import evaluate, table
 
@@ -111,10 +139,11 @@ def evaluate(
     print(table({videos.name: found}))
     print(f"scores: {found.out}")
     failures = found.summary["failures"]
-    for failure in failures:
-        print(f"  {failure['prompt_id']!r} {failure['k']}: {failure['reason']}")
     if failures:
-        raise UserError(f"{len(failures)} clips could not be scored; the table is of the others.")
+        raise UserError(
+            f"{len(failures)} clips could not be scored; the table is of the others.\n"
+            + "\n".join(f"  {f['prompt_id']!r} {f['k']}: {f['reason']}" for f in failures)
+        )
 
 
 def export(
@@ -126,8 +155,13 @@ def export(
 
     The result is reloaded by stock diffusers in a process of its own and its output compared.
 
-    Examples:
+    For example:
       videorepa export runs/videorepa-2b exported
+
+    Args:
+      run: Folder that `train` wrote.
+      out: Folder to write; must not exist yet.
+      dtype: Of the written weights.
     """
     import torch
 
@@ -136,10 +170,10 @@ def export(
     print(f"exported and checked: {export(run, out, dtype=getattr(torch, dtype))}")
 
 
-def inspect(recipe: Positional[Path], set: Overrides = ()) -> None:
+def inspect(recipe: RecipeFile, set: Overrides = ()) -> None:
     """Print shapes, parameters and disk space of a recipe; loads and writes nothing.
 
-    Examples:
+    For example:
       videorepa inspect recipes/videorepa-2b.yaml
       videorepa inspect recipes/videorepa-2b.yaml --data.frames 25 --encoder.frames 24
     """
@@ -156,25 +190,38 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: curves, table, clips side by side.
 
-    --clips are folders that `generate` wrote; if `evaluate` has scored them, the scores are shown.
-
-    Examples:
+    For example:
       videorepa report runs/aligned runs/control --clips clips/base clips/control clips/aligned
+
+    Args:
+      runs: Folders that `train` wrote.
+      out: The page.
+      clips: Folders that `generate` wrote; where `evaluate` has scored them, scores are shown too.
     """
     from videorepa.report import report
 
-    scores = {c.name: c / "scores" for c in clips if (c / "scores" / "summary.json").exists()}
-    page = report(runs, out, generations={c.name: c for c in clips}, scores=scores)
+    folders = {folder.resolve().name: folder for folder in clips}
+    if len(folders) < len(clips):
+        folders = {str(folder): folder for folder in clips}
+    scores = {
+        name: folder / "scores"
+        for name, folder in folders.items()
+        if (folder / "scores" / "summary.json").exists()
+    }
+    page = report(runs, out, generations=folders, scores=scores)
     print(f"report: {page}")
 
 
 def demo(out: Path = Path("demo"), quick: bool = False) -> None:
     """Run everything on the lab's micro model: prepare, train, generate, evaluate, export, report.
 
-    --quick does a few steps of each, to see that it works.
-
-    Examples:
+    For example:
       videorepa demo
+      videorepa demo --quick --out quick-demo
+
+    Args:
+      out: Folder that everything is left in; run again, it goes on where it stopped.
+      quick: A few steps of each, to see that it works.
     """
     from videorepa.demo import demo
 
@@ -184,11 +231,11 @@ def demo(out: Path = Path("demo"), quick: bool = False) -> None:
 
 def lab(
     part: Positional[Literal["text-encoder", "autoencoder", "teacher", "assemble", "laws"]],
-    recipe: Positional[Path],
+    recipe: RecipeFile,
 ) -> None:
     """Make a part of the lab's own micro models, from a recipe in recipes/micro.
 
-    Examples:
+    For example:
       videorepa lab autoencoder recipes/micro/autoencoder.yaml
     """
     from videorepa.lab.make import make
@@ -226,32 +273,42 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (28, 122, 13, 30):
+        if error.errno is None:
             raise
-        print(f"error: {error.strerror}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}. {_advice(error.errno)}", file=sys.stderr)
         return 1
     return 0
 
 
 def _with_overrides(arguments: list[str]) -> list[str]:
-    """Dotted options, which are keys of the recipe, as one `--set key=value ...` at the end."""
-    rest, changes = [], []
+    """Dotted options, which are keys of the recipe, spelled as `--set key=value`."""
+    spelled: list[str] = []
     waiting = iter(arguments)
     for argument in waiting:
         name, equals, value = argument.partition("=")
         if name.startswith("--") and "." in name:
             value = value if equals else next(waiting, None)
-            if value is None:
-                raise UserError(f"{name} wants a value.")
-            changes.append(f"{name[2:].replace('-', '_')}={value}")
+            if value is None or (not equals and value.startswith("--")):
+                raise UserError(f"{name} wants a value: {name} VALUE, or {name}=VALUE.")
+            spelled += ["--set", f"{name[2:].replace('-', '_')}={value}"]
         else:
-            rest.append(argument)
-    return [*rest, "--set", *changes] if changes else rest
+            spelled.append(argument)
+    return spelled
+
+
+def _advice(number: int) -> str:
+    """What to do about an error of the operating system."""
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "Make room and run the same command again; it goes on where it stopped."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Check who owns it and who may read and write it, or choose another place."
+    return "Check the path, or choose another."
 
 
 def _shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()):
+    if not (slash and index.isdecimal() and count.isdecimal()):
         raise UserError(f"--shard is I/N, such as 0/4; got {text!r}.")
     return int(index), int(count)
 

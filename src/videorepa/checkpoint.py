@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,7 +43,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     target = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f".tmp-{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in folder.glob(".tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         save_file(_flat(checkpoint.trained), temporary / "trained.safetensors")
@@ -58,14 +60,17 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             shutil.rmtree(target)
         os.replace(temporary, target)
         _sync(folder)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # The last two are how torch and safetensors say that the disk is full.
         shutil.rmtree(temporary, ignore_errors=True)
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
             f"The checkpoint at step {checkpoint.step} could not be written to {folder}: "
-            f"{error.strerror or error}. Earlier checkpoints are untouched; make room and run the "
+            f"{reason}. Earlier checkpoints are untouched; make room and run the "
             "same command again."
         ) from None
-    for old in _found(folder)[:-keep]:
+    # Later ones are damaged, or this training would have gone on from them: they do not count.
+    for old in [path for path in _found(folder) if path.name <= target.name][:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -75,9 +80,9 @@ def newest(folder: Path) -> Checkpoint | None:
     for path in reversed(_found(folder)):
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             console.print(
-                f"The checkpoint {path} is damaged ({error}); going on from the one before it.",
+                f"The checkpoint {path} is damaged ({error}) and passed over.",
                 markup=False,
             )
     return None

@@ -24,9 +24,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return True
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype to compute in; "auto" is bfloat16 where the hardware does it, else float32."""
-    if precision == "float32" or (precision == "auto" and not has_fast_bfloat16(device)):
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype to compute in: bfloat16, unless float32 is asked for or the hardware lacks it."""
+    if precision == "float32" or not has_fast_bfloat16(device):
         return torch.float32
     return torch.bfloat16
 

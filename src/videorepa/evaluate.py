@@ -18,7 +18,8 @@ from videorepa.progress import track
 
 @dataclass(frozen=True)
 class Evaluation:
-    """summary: the benchmark's table. comparison: against the other folder, if one was given."""
+    """summary: the benchmark's metrics, in all and by scenario, and what could not be scored.
+    comparison: against the other folder, if one was given. Both as they stand in `out`."""
 
     out: Path
     summary: dict[str, Any]
@@ -39,18 +40,28 @@ def evaluate(
     out = out or videos / "scores"
     rows, failures = _score(bench, videos, out)
     if not rows:
-        raise UserError(f"None of the {len(failures)} clips in {videos} can be read.")
+        raise UserError(
+            f"None of the {len(failures)} clips in {videos} can be scored; the first: "
+            f"{failures[0]['reason']}"
+        )
     summary = {
         "benchmark": bench.name,
         "version": bench.version,
+        "n": len(rows),
         "metrics": bench.aggregate(rows),
+        "by_scenario": {
+            name: bench.aggregate([row for row in rows if row["scenario"] == name])
+            for name in sorted({row["scenario"] for row in rows if row["scenario"]})
+        },
         "failures": failures,
     }
     atomic_write(out / "summary.json", json.dumps(summary, indent=1))
     comparison = None
     if against is not None:
         others, _ = _score(bench, against, against / "scores")
-        comparison = {"against": str(against), "metrics": bench.compare(others, rows)}
+        metrics = bench.compare(others, rows)
+        unpaired = metrics.pop("unpaired")
+        comparison = {"against": against.resolve().name, "unpaired": unpaired, "metrics": metrics}
         atomic_write(out / "comparison.json", json.dumps(comparison, indent=1))
     return Evaluation(out, summary, comparison)
 
@@ -92,7 +103,8 @@ def _score(
 
 def _sidecars(videos: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(videos.glob("*.json")):
-        if path.name == "generation.json":
+        # Hidden names are what a killed process left behind.
+        if path.name == "generation.json" or path.name.startswith("."):
             continue
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +133,8 @@ def _known_rows(path: Path, bench: Benchmark) -> dict[tuple[str, int, Any], dict
             rows.append(json.loads(line))
         except ValueError:
             continue  # A killed process leaves half a line; its clip is scored again.
-    same = [row for row in rows if row.get("benchmark") == f"{bench.name} {bench.version}"]
+    of_this = f"{bench.name} {bench.version}"
+    same = [row for row in rows if isinstance(row, dict) and row.get("benchmark") == of_this]
     atomic_write(path, "".join(json.dumps(row) + "\n" for row in same))
     return {(row["prompt_id"], row["k"], row.get("model_digest")): row for row in same}
 
@@ -130,21 +143,19 @@ def table(evaluations: dict[str, Evaluation]) -> str:
     """A plain table: a line per model, with every share's 95 % interval."""
     lines = []
     for name, found in evaluations.items():
-        metrics = found.summary["metrics"]
         cells = [
             f"{key} {value['percent']:5.1f} [{value['low']:.1f}, {value['high']:.1f}]"
-            for key, value in metrics.items()
-            if isinstance(value, dict) and "percent" in value
+            for key, value in found.summary["metrics"].items()
+            if "percent" in value
         ]
         failed = len(found.summary["failures"])
         note = f"  ({failed} clips could not be read)" if failed else ""
-        lines.append(f"{name:10s} n={metrics['n']:<4d} " + "   ".join(cells) + note)
+        lines.append(f"{name:10s} n={found.summary['n']:<4d} " + "   ".join(cells) + note)
         if found.comparison:
             for key, value in found.comparison["metrics"].items():
-                if isinstance(value, dict):
-                    lines.append(
-                        f"{'':10s} {key} {value['difference']:+.1f} points "
-                        f"[{value['low']:+.1f}, {value['high']:+.1f}], p = {value['p']:.3f}, "
-                        f"against {Path(found.comparison['against']).name}"
-                    )
+                lines.append(
+                    f"{'':10s} {key} {value['difference']:+.1f} points "
+                    f"[{value['low']:+.1f}, {value['high']:+.1f}], p = {value['p']:.3f}, "
+                    f"against {found.comparison['against']}"
+                )
     return "\n".join(lines)

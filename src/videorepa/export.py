@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def export(run_folder: Path, out: Path, *, dtype: torch.dtype = torch.float32) -
     out.parent.mkdir(parents=True, exist_ok=True)
     base = recipe.backbone.load(("transformer",), torch.device("cpu"), torch.float32)
     trained = run.backbone(("transformer",), torch.device("cpu"), torch.float32)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".tmp-export-") as scratch:
-        staged = Path(scratch) / "staged"
+    with _scratch(out) as scratch:
+        staged = scratch / "staged"
         staged.mkdir()
         if recipe.train.lora is None:
             product = staged / "transformer"
@@ -74,8 +75,8 @@ def export(run_folder: Path, out: Path, *, dtype: torch.dtype = torch.float32) -
             product = staged / LORA_FILE
             _save_lora(trained, product, dtype)
         _write_card(staged, run, recipe)
-        ours, unlike_base = _outputs(trained, base, recipe, Path(scratch) / "inputs.safetensors")
-        theirs = _stock_output(product, trained, recipe, Path(scratch))
+        ours, unlike_base = _outputs(trained, base, recipe, scratch / "inputs.safetensors")
+        theirs = _stock_output(product, trained, recipe, scratch)
         error = ((theirs - ours).norm() / ours.norm()).item()
         if not error < TOLERANCE:
             raise UserError(
@@ -89,6 +90,18 @@ def export(run_folder: Path, out: Path, *, dtype: torch.dtype = torch.float32) -
             )
         shutil.move(staged, out)
     return out / product.name
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to work in. What a killed process has left there is removed."""
+    folder = out.parent / f".tmp-export-{out.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save_lora(backbone: Any, path: Path, dtype: torch.dtype) -> None:
@@ -140,6 +153,13 @@ def _stock_output(product: Path, trained: Any, recipe: Recipe, scratch: Path) ->
     return load_file(answer)["sample"]
 
 
+def _alignment(recipe: Recipe) -> str:
+    if recipe.alignment is None:
+        return "none"
+    align, encoder = recipe.alignment
+    return f"{align.loss.name}, weight {align.weight}, block {align.block}, teacher {encoder.name}"
+
+
 def _write_card(folder: Path, run: Run, recipe: Recipe) -> None:
     kind = "all weights" if recipe.train.lora is None else f"LoRA, rank {recipe.train.lora.rank}"
     lines = [
@@ -149,8 +169,7 @@ def _write_card(folder: Path, run: Run, recipe: Recipe) -> None:
         "",
         f"- base model: {recipe.backbone.weights}",
         f"- trained: {kind}, step {run.trained().step} of {recipe.optim.steps}",
-        f"- alignment: {recipe.align.loss.name}, weight {recipe.align.weight}, block "
-        f"{recipe.align.block}, teacher {recipe.encoder.name}",
+        f"- alignment: {_alignment(recipe)}",
         "",
         "The recipe, whole:",
         "",

@@ -15,11 +15,11 @@ import torch
 from videorepa import plugins
 from videorepa.backbones import Backbone, BackboneSpec
 from videorepa.data.batches import stable_seed
-from videorepa.data.files import atomic_write
+from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
-from videorepa.device import Precision, pick_device, resolve_precision
+from videorepa.device import Precision, compute_dtype, pick_device
 from videorepa.errors import UserError
 from videorepa.progress import track
 from videorepa.recipe import ClipSize, Generation, Recipe
@@ -64,7 +64,7 @@ def generate(
     )
     _check_folder(out, about)
     jobs = [(prompt, k) for prompt in prompts for k in range(settings.samples)][index::count]
-    todo = [(p, k) for p, k in jobs if not _sidecar(out, p, k).exists()]
+    todo = [(p, k) for p, k in jobs if not _is_done(_sidecar(out, p, k))]
     if todo:
         sampler = Sampler(source.load(pick_device(device)), size, settings)
         for prompt, k in track(todo, "generate", done=len(jobs) - len(todo)):
@@ -122,7 +122,7 @@ class _Source:
         return {"model": self.name, "model_digest": json_digest([base, weights_digest(newest)])}
 
     def load(self, device: torch.device) -> Backbone:
-        dtype = resolve_precision(self.precision, device)
+        dtype = compute_dtype(self.precision, device)
         parts = ("transformer", "vae", "text_encoder")
         if self.run is not None:
             return self.run.backbone(parts, device, dtype)
@@ -179,19 +179,30 @@ class Sampler:
 def _check_folder(out: Path, about: dict[str, Any]) -> None:
     path = out / "generation.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in about if found.get(key) != about[key] and key != "samples"]
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key in about if found.get(key) != about[key] and key != "samples"]
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); it says what the clips were made with. Delete it "
+                "and the clips beside it, or choose another folder with --out."
+            ) from None
         if differing:
             raise UserError(
                 f"{out} holds clips made otherwise; they differ in "
                 + ", ".join(f"{key} ({found.get(key)}, now {about[key]})" for key in differing)
                 + ". Choose another folder with --out."
             )
-    elif out.exists() and any(out.iterdir()):
+    elif not is_vacant(out):
         raise UserError(f"{out} exists and does not hold generated clips. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
     if not path.exists():
         atomic_write(path, json.dumps(about, indent=1))
+
+
+def _is_done(sidecar: Path) -> bool:
+    return sidecar.exists() and sidecar.with_suffix(".mp4").exists()
 
 
 def _sidecar(out: Path, prompt: Prompt, k: int) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from videorepa.align import Projector
 from videorepa.errors import UserError
-from videorepa.recipe import Recipe
+from videorepa.recipe import Align, Recipe
 from videorepa.tokens import TokenGrid
 
 BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES = 2, 2, 2
@@ -46,7 +46,7 @@ class Inspection:
             f"  block output     {t}x{h}x{w} x {self.student.width}, after block "
             + (f"{recipe.align.block} of {self.blocks}" if recipe.align else f"1..{self.blocks}"),
         ]
-        if self.teacher is not None and self.kept is not None:
+        if self.teacher is not None and self.kept is not None and recipe.encoder is not None:
             encoder = recipe.encoder
             kt, kh, kw = self.kept.size
             et, eh, ew = self.teacher.size
@@ -88,15 +88,16 @@ def inspect(recipe: Recipe) -> Inspection:
     shapes = recipe.backbone.shapes(recipe.data)
     kept = teacher = None
     projector = features = 0
-    if recipe.align is not None and recipe.encoder is not None:
-        if recipe.align.block > shapes.blocks:
+    if recipe.alignment is not None:
+        align, encoder = recipe.alignment
+        if align.block > shapes.blocks:
             raise UserError(
-                f"align.block is {recipe.align.block}, counted from 1; {recipe.backbone.weights} "
+                f"align.block is {align.block}, counted from 1; {recipe.backbone.weights} "
                 f"has {shapes.blocks} blocks."
             )
-        teacher = recipe.encoder.shape(recipe.data.frames)
+        teacher = encoder.shape(recipe.data.frames)
         kept = shapes.grid.since(teacher.start)
-        projector = _parameters_of_projector(recipe, kept, teacher)
+        projector = _parameters_of_projector(align, kept, teacher)
         if recipe.stores_features:
             features = teacher.tokens.numel() * BYTES_FEATURES
     moments = 2 * math.prod(shapes.latents) * BYTES_MOMENTS
@@ -119,11 +120,11 @@ def inspect(recipe: Recipe) -> Inspection:
     )
 
 
-def _parameters_of_projector(recipe: Recipe, student: TokenGrid, teacher: TokenGrid) -> int:
+def _parameters_of_projector(align: Align, student: TokenGrid, teacher: TokenGrid) -> int:
     import torch
 
     with torch.device("meta"):
-        projector = Projector.between(student, teacher, recipe.align.hidden)
+        projector = Projector.between(student, teacher, align.hidden)
         # Also proves that the grids meet: the projector is run on shapes.
         met = projector(student, like=teacher)
     assert met.tokens.shape[1:] == teacher.tokens.shape[1:]

@@ -9,8 +9,9 @@ import torch
 
 from videorepa.data.cache import Cache
 from videorepa.data.source import open_source
-from videorepa.device import pick_device, resolve_precision
+from videorepa.device import compute_dtype, pick_device
 from videorepa.errors import ClipError, UserError
+from videorepa.inspect import inspect
 from videorepa.progress import track
 from videorepa.recipe import Recipe
 
@@ -40,13 +41,11 @@ def prepare(
     index, count = shard
     if not 0 <= index < count:
         raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
-    recipe.backbone.check_clip(recipe.data)
-    if recipe.encoder is not None:
-        recipe.encoder.shape(recipe.data.frames)
+    inspect(recipe)  # Refuses what cannot work, before anything is made.
     source = open_source(recipe.data)
     cache = Cache(recipe, create=True)
     where = pick_device(device)
-    dtype = resolve_precision(recipe.train.precision, where)
+    dtype = compute_dtype(recipe.train.precision, where)
 
     # Chunks are always the same clips: what a clip becomes must not depend on interruptions.
     size = recipe.data.prepare_batch
@@ -74,11 +73,13 @@ def prepare(
                 readable.append((number, source.digest(number)))
             except ClipError as error:
                 fail(number, error)
-        done = sum(is_done(number, digest) for number, digest in readable)
-        found += done
-        if done < len(readable):
+        done = [number for number, digest in readable if is_done(number, digest)]
+        for number in done:
+            cache.clear_failure(source.items[number])
+        found += len(done)
+        if len(done) < len(readable):
             todo.append(readable)
-    if not todo:
+    if not todo and (cache.has_empty_caption() or not found):
         return Prepared(0, found, failed)
 
     backbone = recipe.backbone.load(("vae", "text_encoder"), where, dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -29,7 +29,7 @@ from videorepa.errors import UserError
 class Section(BaseModel):
     """A part of a recipe: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _described_by(kind: str) -> BeforeValidator:
@@ -49,9 +49,14 @@ def _described_by(kind: str) -> BeforeValidator:
     return BeforeValidator(build)
 
 
-BackboneField = Annotated[SerializeAsAny[Section], _described_by("backbones")]
-EncoderField = Annotated[SerializeAsAny[Section], _described_by("encoders")]
-LossField = Annotated[SerializeAsAny[Section], _described_by("losses")]
+if TYPE_CHECKING:
+    from videorepa.backbones import BackboneSpec as BackboneField
+    from videorepa.encoders import EncoderSpec as EncoderField
+    from videorepa.losses import Loss as LossField
+else:
+    BackboneField = Annotated[SerializeAsAny[Section], _described_by("backbones")]
+    EncoderField = Annotated[SerializeAsAny[Section], _described_by("encoders")]
+    LossField = Annotated[SerializeAsAny[Section], _described_by("losses")]
 
 
 class Align(Section):
@@ -67,8 +72,8 @@ class Align(Section):
 
     loss: LossField = Field(default_factory=lambda: plugins.description("losses", "relation")())
     block: int = Field(ge=1)
-    weight: float = Field(0.5, ge=0.0)
-    hidden: int = Field(2048, ge=1)
+    weight: float = Field(default=0.5, ge=0.0)
+    hidden: int = Field(default=2048, ge=1)
     teacher: Literal["cached", "online"] = "cached"
 
 
@@ -82,9 +87,9 @@ class LabClips(Section):
 class ClipSize(Section):
     """A clip as the backbone sees it: frames, and pixels down and across."""
 
-    frames: int = Field(49, ge=1)
-    height: int = Field(480, ge=8)
-    width: int = Field(720, ge=8)
+    frames: int = Field(default=49, ge=1)
+    height: int = Field(default=480, ge=8)
+    width: int = Field(default=720, ge=8)
 
 
 class Data(ClipSize):
@@ -100,7 +105,7 @@ class Data(ClipSize):
     root: Path | None = None
     lab: LabClips | None = None
     cache: Path
-    prepare_batch: int = Field(1, ge=1)
+    prepare_batch: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -109,26 +114,29 @@ class Data(ClipSize):
         return self
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optim(Section):
     """AdamW, and how many samples it sees. One step uses batch_size x accumulate clips."""
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
-    batch_size: int = Field(1, ge=1)
-    accumulate: int = Field(1, ge=1)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_steps: int = Field(100, ge=0)
+    batch_size: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
 
 
 class Lora(Section):
     """Low-rank adapters in place of training all weights; applied at alpha / rank."""
 
-    rank: int = Field(128, ge=1)
-    alpha: float = Field(64, gt=0)
+    rank: int = Field(default=128, ge=1)
+    alpha: float = Field(default=64, gt=0)
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -136,7 +144,8 @@ class Train(Section):
     """What is trained and how it is kept.
 
     lora: None trains all of the transformer's weights.
-    precision: "auto" is bfloat16 where the hardware does it. Trained weights stay in float32.
+    precision: "auto" computes in bfloat16 where the hardware does it, else in float32. "bfloat16"
+        also holds the frozen weights under LoRA in it. Trained weights stay in float32.
     ema: decay of an average of the trained weights, which is what is exported then.
     caption_dropout: share of samples trained on an empty caption, for classifier-free guidance.
     keep_checkpoints: how many of the newest stay.
@@ -145,10 +154,10 @@ class Train(Section):
     lora: Lora | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
-    ema: float | None = Field(None, gt=0, lt=1)
-    caption_dropout: float = Field(0.0, ge=0, le=1)
-    checkpoint_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    caption_dropout: float = Field(default=0.0, ge=0, le=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
@@ -158,11 +167,19 @@ class Generation(Section):
     samples: clips per prompt, each with a seed of its own.
     """
 
-    steps: int = Field(50, ge=1)
-    guidance_scale: float = Field(6.0, ge=0)
+    steps: int = Field(default=50, ge=1)
+    guidance_scale: float = Field(default=6.0, ge=0)
     dynamic_guidance: bool = True
-    samples: int = Field(1, ge=1)
-    fps: int = Field(8, ge=1)
+    samples: int = Field(default=1, ge=1)
+    fps: int = Field(default=8, ge=1)
+
+    def changed(self, **values: Any) -> Generation:
+        """A copy with some values changed. Raises UserError that names those that cannot be."""
+        try:
+            return self.model_validate(self.model_dump() | values)
+        except ValidationError as error:
+            said = "\n".join(_explain(error, Generation))
+            raise UserError(f"Clips cannot be generated so:\n{said}") from None
 
 
 class Validation(Section):
@@ -180,7 +197,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     about: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     backbone: BackboneField
     encoder: EncoderField | None = None
     align: Align | None = None
@@ -195,6 +212,13 @@ class Recipe(Section):
         if (self.encoder is None) != (self.align is None):
             raise ValueError("give both `encoder` and `align`, or neither")
         return self
+
+    @property
+    def alignment(self) -> tuple[Align, EncoderField] | None:
+        """The alignment with its teacher, or None."""
+        if self.align is None or self.encoder is None:
+            return None
+        return self.align, self.encoder
 
     @property
     def stores_features(self) -> bool:
@@ -214,7 +238,7 @@ class Recipe(Section):
             raise UserError(
                 f"There is no recipe {path}. The shipped ones are in recipes/."
             ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
         if not isinstance(values, dict):
             raise UserError(
@@ -266,7 +290,13 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise UserError(
                 f"The override {key!r} goes through {parent!r}, which is a single value."
             )
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(
+            f"The override {override!r} has a value that is not YAML ({error}). Put the whole in "
+            "quotes if the shell takes it apart."
+        ) from None
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import nn
 from videorepa import checkpoint
 from videorepa.backbones import Backbone, Part, add_lora
 from videorepa.checkpoint import Checkpoint
-from videorepa.data.files import atomic_write
+from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 
@@ -44,7 +44,7 @@ class Run:
         Raises UserError if the folder holds something else or a run of another recipe.
         """
         run = cls(path)
-        if cls.is_one(path):
+        if cls.is_one(path) and run.has_begun:
             differing = _differences(
                 run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
             )
@@ -54,12 +54,20 @@ class Run:
                     f"{path} holds a run of another recipe; they differ in {', '.join(differing)}. "
                     "Choose another folder with --out, or delete this one."
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif not cls.is_one(path) and not is_vacant(path):
             raise UserError(f"{path} exists and is not a run. Choose another folder with --out.")
         path.mkdir(parents=True, exist_ok=True)
-        atomic_write(path / "environment.json", json.dumps(environment(), indent=1))
+        for folder in (path, *run.samples.glob("step-*")):
+            sweep(folder)
+        # First, since it makes the folder a run: a process can be killed between any two lines.
         recipe.to_yaml(path / "recipe.yaml")
+        atomic_write(path / "environment.json", json.dumps(environment(), indent=1))
         return run
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to lose: a step that was logged, or a checkpoint."""
+        return self.log_path.exists() or self.checkpoints.exists()
 
     @classmethod
     def open(cls, path: Path) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +21,10 @@ from videorepa.backbones import Backbone, add_lora
 from videorepa.data.batches import clip_index, generator, sample_numbers
 from videorepa.data.cache import Cache
 from videorepa.data.source import Item, open_source
-from videorepa.device import autocast, has_fast_bfloat16, pick_device, resolve_precision
+from videorepa.device import autocast, compute_dtype, pick_device
 from videorepa.encoders import Encoder
 from videorepa.errors import ClipError, UserError
+from videorepa.inspect import inspect
 from videorepa.progress import console, track
 from videorepa.recipe import Optim, Recipe
 from videorepa.run import Run
@@ -37,6 +38,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     seed and the sample's number. Raises UserError for a folder that holds something else, a cache
     that does not fit, and a loss that is not finite, with the step named.
     """
+    inspect(recipe)  # Refuses what cannot work, before anything is made.
     run = Run.begin(out, recipe)
     student, start = _resume(recipe, run, pick_device(device))
     clips = _Clips(recipe, student.backbone, student.device)
@@ -83,7 +85,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
                 checkpoint.save(
                     run.checkpoints, student.state(step + 1), recipe.train.keep_checkpoints
                 )
-            if validate and (last or (step + 1) % recipe.validation.every == 0):
+            if recipe.validation and (last or (step + 1) % recipe.validation.every == 0):
                 validate(step + 1)
     return run
 
@@ -120,20 +122,17 @@ class _Student:
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        self.dtype = resolve_precision(recipe.train.precision, device)
+        self.dtype = compute_dtype(recipe.train.precision, device)
         self.counted_weight = recipe.align.weight if recipe.align else 0.0
         self.is_probe = self.counted_weight == 0
         self.align_weight = self.counted_weight or 1.0
         storage = torch.float32
-        if recipe.train.lora is not None and recipe.train.precision != "float32":
-            storage = self.dtype
-        emulated = storage == torch.bfloat16 and not has_fast_bfloat16(device)
-        if emulated:
-            # Held in half the memory and computed with in float32: emulated products take hours.
-            self.dtype = torch.float32
+        if recipe.train.lora is not None and recipe.train.precision == "bfloat16":
+            storage = torch.bfloat16
         self.backbone: Backbone = recipe.backbone.load(("transformer",), device, storage)
-        transformer: Any = self.backbone.transformer
-        if emulated:
+        transformer = self.backbone.transformer
+        if storage == torch.bfloat16 != self.dtype:
+            # Held in half the memory, computed with in float32.
             transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=self.dtype)
             self.backbone.dtype = self.dtype
         transformer.train()
@@ -150,10 +149,11 @@ class _Student:
                     parameter.data = parameter.data.float()
         self.trained = {k: p for k, p in transformer.named_parameters() if p.requires_grad}
         self.projector: nn.Module = nn.Identity()
-        if recipe.align is not None:
+        if recipe.alignment is not None:
+            align, encoder = recipe.alignment
             grid = recipe.backbone.shapes(recipe.data).grid
-            teacher = recipe.encoder.shape(recipe.data.frames)
-            self.projector = Projector.between(grid, teacher, recipe.align.hidden).to(device)
+            teacher = encoder.shape(recipe.data.frames)
+            self.projector = Projector.between(grid, teacher, align.hidden).to(device)
         self._tapped: Tapped | None = None
         optim = recipe.optim
         self.optimizer = torch.optim.AdamW(
@@ -203,9 +203,10 @@ class _Student:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema is not None:
+        decay = self.recipe.train.ema
+        if self.ema is not None and decay is not None:
             for key, value in self.trained.items():
-                self.ema[key].lerp_(value.detach(), 1 - self.recipe.train.ema)
+                self.ema[key].lerp_(value.detach(), 1 - decay)
 
     def state(self, step: int) -> checkpoint.Checkpoint:
         return checkpoint.Checkpoint(
@@ -290,9 +291,9 @@ class _Clips:
         self.source = open_source(recipe.data)
         self.cache = Cache(recipe)
         self.encoder: Encoder | None = None
-        if recipe.align is not None and recipe.align.teacher == "online":
-            self.encoder = recipe.encoder.load(
-                device, resolve_precision(recipe.train.precision, device)
+        if recipe.alignment is not None and recipe.alignment[0].teacher == "online":
+            self.encoder = recipe.alignment[1].load(
+                device, compute_dtype(recipe.train.precision, device)
             )
         self.items = self.cache.ready(self.source.items, recipe.stores_features)
         self.place = {item.id: index for index, item in enumerate(self.source.items)}
@@ -400,7 +401,7 @@ def _memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _trackers(recipe: Recipe, run: Run) -> list[Any]:
+def _trackers(recipe: Recipe, run: Run) -> list[Callable[[dict[str, float]], None]]:
     writers = []
     if "tensorboard" in recipe.train.trackers:
         try:
@@ -419,7 +420,7 @@ def _trackers(recipe: Recipe, run: Run) -> list[Any]:
         writers.append(to_board)
     if "wandb" in recipe.train.trackers:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UserError("wandb is not installed: pip install 'videorepa[wandb]'.") from None
         session = wandb.init(
@@ -429,19 +430,18 @@ def _trackers(recipe: Recipe, run: Run) -> list[Any]:
     return writers
 
 
-def _validation(recipe: Recipe, run: Run, student: _Student) -> Any:
+def _validation(recipe: Recipe, run: Run, student: _Student) -> Callable[[int], None]:
+    """Generates the recipe's validation clips, at fixed seeds; does nothing where it has none."""
     if recipe.validation is None:
-        return None
+        return lambda step: None
     from videorepa.generate import Sampler
 
     prompts = recipe.validation.prompts
     helper = recipe.backbone.load(("vae", "text_encoder"), student.device)
-    sampler = Sampler(
-        helper, recipe.data, recipe.generation, transformer=student.backbone.transformer
-    )
+    transformer = student.backbone.transformer
+    sampler = Sampler(helper, recipe.data, recipe.generation, transformer)
 
     def validate(step: int) -> None:
-        transformer: Any = student.backbone.transformer
         transformer.eval()
         for number, prompt in enumerate(prompts):
             path = run.samples / f"step-{step:08d}" / f"{number:02d}.mp4"

@@ -25,6 +25,11 @@ class BackboneSpec(Section):
     name: str
     weights: str
 
+    @property
+    def source(self) -> str:
+        """The folder or Hub id that diffusers is given."""
+        return self.weights
+
     def check_clip(self, size: ClipSize) -> None:
         """Raises UserError, naming sizes that would do, if the model cannot take such a clip."""
         raise NotImplementedError
@@ -72,9 +77,13 @@ class BackboneShapes(Section):
 
 
 class Backbone(Protocol):
-    """A live video diffusion model. Videos are (B, F, 3, H, W) in [0, 1]."""
+    """A live video diffusion model. Videos are (B, F, 3, H, W) in [0, 1].
 
-    transformer: nn.Module
+    dtype: what the transformer is fed in.
+    """
+
+    transformer: Any
+    dtype: torch.dtype
 
     def block(self, number: int) -> nn.Module:
         """The transformer block with that number, counted from 1."""
@@ -126,7 +135,9 @@ def add_lora(transformer: Any, lora: Lora) -> None:
     """Inject adapters. Raises UserError if a target names no layer."""
     from peft import LoraConfig
 
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
+    # peft's type hint says int, but any number is right.
+    alpha: Any = lora.alpha
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
     try:
         transformer.add_adapter(config)
     except ValueError as error:

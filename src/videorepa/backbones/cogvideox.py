@@ -58,7 +58,6 @@ class CogVideoX(BackboneSpec):
 
     @property
     def source(self) -> str:
-        """The folder or Hub id that diffusers is given."""
         if self.weights == "micro":
             from videorepa.lab import micro_weights
 
@@ -171,29 +170,30 @@ class CogVideoXBackbone(Backbone):
 
         quieten_libraries()
         source = _require(spec.source)
-        vae = text_encoder = tokenizer = transformer = None
+        vae: Any = None
+        text_encoder: Any = None
+        tokenizer: Any = None
+        transformer: Any = None
         with _loading(spec.weights):
             if "vae" in parts:
-                vae = AutoencoderKLCogVideoX.from_pretrained(
-                    source, subfolder="vae", torch_dtype=dtype
-                ).to(device)
+                vae = _whole(AutoencoderKLCogVideoX, source, "vae", torch_dtype=dtype).to(device)
             if "text_encoder" in parts:
                 tokenizer = AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
-                text_encoder = T5EncoderModel.from_pretrained(
-                    source, subfolder="text_encoder", dtype=dtype
-                ).to(device)
+                text_encoder = _whole(T5EncoderModel, source, "text_encoder", dtype=dtype).to(
+                    device
+                )
             if "transformer" in parts:
-                transformer = CogVideoXTransformer3DModel.from_pretrained(
-                    source, subfolder="transformer", torch_dtype=dtype
+                transformer = _whole(
+                    CogVideoXTransformer3DModel, source, "transformer", torch_dtype=dtype
                 ).to(device)
-            scheduler = CogVideoXDPMScheduler.from_pretrained(
+            scheduler: Any = CogVideoXDPMScheduler.from_pretrained(
                 source, subfolder="scheduler", timestep_spacing="trailing"
             )
         for module in (vae, text_encoder, transformer):
             if module is not None:
                 module.eval().requires_grad_(False)
         self.spec, self.device, self.dtype = spec, device, dtype
-        self.transformer: Any = transformer
+        self.transformer = transformer
         self._pipeline = CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
         self._pipeline.vae_scale_factor_spatial = spec._pixels_per_latent
         self._vae_config = spec.config("vae")
@@ -335,3 +335,15 @@ def _loading(name: str):
             f"The model {name} could not be loaded: {type(error).__name__}: {str(error)[:500]}. "
             "Compare the folder with the one it was copied from."
         ) from None
+
+
+def _whole(kind: Any, source: Path, part: Part, **options: Any) -> Any:
+    """A part of the pipeline with every weight found in its folder: left to themselves, diffusers
+    and transformers make up those that are missing."""
+    model, found = kind.from_pretrained(source, subfolder=part, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{source / part} lacks {len(missing)} of the model's weights, such as "
+            f"{', '.join(missing[:4])}. Copy or download the folder again."
+        )
+    return model

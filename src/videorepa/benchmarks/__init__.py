@@ -26,8 +26,14 @@ class Prompt(NamedTuple):
     caption: str
 
 
-class BenchmarkProtocol(Protocol):
-    """The contract. `version` changes whenever the same clip could get another score."""
+class Benchmark(Protocol):
+    """The contract. `version` changes whenever the same clip could get another score.
+
+    aggregate: name of a metric -> {"percent" or "mean": its value, and what more is known of it,
+        such as "low", "high" and "n"}. It is asked for all rows, and for each scenario's.
+    compare: name of a metric -> {"difference": B minus A, "low", "high", "p", ...}, and
+        "unpaired", the number of rows left out.
+    """
 
     name: str
     version: str
@@ -39,7 +45,7 @@ class BenchmarkProtocol(Protocol):
 
     def score(self, frames: np.ndarray, caption: str) -> dict[str, float | bool]: ...
 
-    def aggregate(self, rows: list[Row]) -> dict[str, Any]: ...
+    def aggregate(self, rows: list[Row]) -> dict[str, dict[str, float | int]]: ...
 
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]: ...
 

@@ -56,24 +56,15 @@ class Benchmark:
                 found[f"{name}_value"] = check.value
         return found
 
-    def aggregate(self, rows: list[Row]) -> dict[str, Any]:
-        """Shares in percent with Wilson intervals, in all and by scenario, and mean motion."""
-        found = self._summary(rows)
-        scenarios = sorted({row["scenario"] for row in rows if row["scenario"]})
-        found["by_scenario"] = {
-            name: self._summary([row for row in rows if row["scenario"] == name])
-            for name in scenarios
-        }
-        return found
+    def aggregate(self, rows: list[Row]) -> dict[str, dict[str, float | int]]:
+        """Shares in percent with Wilson intervals, and mean motion in pixels."""
+        motion = float(np.mean([row["motion"] for row in rows])) if rows else float("nan")
+        flags = {flag: share(rows, flag) for flag in FLAGS}
+        return flags | {"motion": {"mean": motion, "n": len(rows)}}
 
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
         """B minus A, in percentage points, paired by prompt and k: see `compare_flags`."""
         return compare_flags(rows_a, rows_b, FLAGS)
-
-    @staticmethod
-    def _summary(rows: list[Row]) -> dict[str, Any]:
-        motion = float(np.mean([row["motion"] for row in rows])) if rows else float("nan")
-        return {flag: share(rows, flag) for flag in FLAGS} | {"motion": motion, "n": len(rows)}
 
     @staticmethod
     def _captions(scenario: str, seed: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from videorepa.data.files import atomic_write
+from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.data.fingerprint import json_digest
 from videorepa.data.source import Item
 from videorepa.errors import UserError
@@ -53,13 +53,15 @@ class Cache:
         if create:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.root, *folders):
+                sweep(folder)
 
     def _check(self, wanted: dict[str, Any], create: bool) -> None:
         path = self.root / "fingerprint.json"
         if not path.exists():
             if not create:
                 raise UserError(f"There is no cache at {self.root}. Run `videorepa prepare` first.")
-            if self.root.exists() and any(self.root.iterdir()):
+            if not is_vacant(self.root):
                 raise UserError(
                     f"{self.root} exists and is not a cache. Choose another folder as data.cache."
                 )
@@ -68,9 +70,12 @@ class Cache:
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{path} is damaged. Delete {self.root} and prepare again.") from None
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
+            differing = [key for key in wanted if found.get(key) != wanted[key]]
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); it says what the cache was made with. Delete "
+                f"{self.root} and prepare again."
+            ) from None
         if differing:
             raise UserError(
                 f"The cache {self.root} was made otherwise than this recipe asks; they differ in: "
@@ -128,9 +133,12 @@ class Cache:
         tensors, about = self._read_item(self.features, item)
         return TokenGrid(tensors["tokens"][None], int(about["start"]), int(about["stride"]))
 
+    def has_empty_caption(self) -> bool:
+        return (self.root / EMPTY_CAPTION).exists()
+
     def write_empty_caption(self, text: Tensor) -> None:
-        path = self.root / EMPTY_CAPTION
-        if not path.exists():
+        if not self.has_empty_caption():
+            path = self.root / EMPTY_CAPTION
             self._write(path, {"text": text.to("cpu", torch.bfloat16).contiguous()}, {})
 
     def read_empty_caption(self) -> Tensor:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
+STALE_SECONDS = 3600.0
+"""A temporary file that nobody has written to for so long belongs to no living process."""
 
 
 @contextmanager
@@ -33,6 +36,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in `folder`, not below it.
+
+    Those of the last hour stay: another process may be writing them now.
+    """
+    for path in folder.glob(".tmp-*"):
+        try:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+        except OSError:
+            continue  # Another process has swept it, or it is not ours to remove.
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether `folder` can be taken: it does not exist, or holds leftovers of killed processes
+    alone."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name.startswith(".tmp-") for path in folder.iterdir())
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:

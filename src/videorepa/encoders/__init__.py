@@ -31,9 +31,9 @@ class EncoderSpec(Section):
 
     name: str
     weights: str
-    frames: int = Field(48, ge=1)
-    height: int = Field(160, ge=1)
-    width: int = Field(240, ge=1)
+    frames: int = Field(default=48, ge=1)
+    height: int = Field(default=160, ge=1)
+    width: int = Field(default=240, ge=1)
     normalized: bool = False
 
     def shape(self, clip_frames: int) -> TokenGrid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ class VideoMAE(EncoderSpec):
             width = sizes["hidden_size"]
             # Small files for tests have widths of their own; four heads is the doubtful default.
             heads = self.heads or HEADS.get(width) or (width // 64 if width % 64 == 0 else 4)
-            config = VideoMAEConfig(
+            config: Any = VideoMAEConfig(
                 **sizes,
                 num_attention_heads=heads,
                 layer_norm_eps=1e-6,
@@ -121,8 +122,13 @@ class VideoMAE(EncoderSpec):
         # Features are the residual stream after the last block: no final norm.
         config.use_mean_pooling = True
         if weights is None:
-            model = VideoMAEModel.from_pretrained(path, config=config)
+            model: Any = _from_folder(path, config)
         else:
+            if config.hidden_size % config.num_attention_heads:
+                raise UserError(
+                    f"encoder.heads is {config.num_attention_heads}, which does not divide the "
+                    f"width {config.hidden_size} of {path}. Set it to what the model was made with."
+                )
             model = VideoMAEModel(config)
             _load_strictly(model, weights, path)
         model.embeddings.position_embeddings = _positions(config.hidden_size, trained, grid.size)
@@ -174,13 +180,15 @@ def _original_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path} holds no table of weights; expected a VideoMAE checkpoint.")
     stripped = {
-        re.sub(r"^(module\.)?(encoder\.)?", "", key): value for key, value in content.items()
+        re.sub(r"^(module\.)?(encoder\.)?", "", str(key)): value for key, value in content.items()
     }
     kept = {key: value for key, value in stripped.items() if not _IGNORED.match(key)}
-    if "patch_embed.proj.weight" not in kept:
+    patches = kept.get("patch_embed.proj.weight")
+    if patches is None or patches.dim() != 5:
+        what = "no" if patches is None else f"a {patches.dim()}-dimensional"
         raise UserError(
-            f"{path} has no patch_embed.proj.weight, so it is not a VideoMAE checkpoint. "
-            f"It begins with: {', '.join(list(content)[:5])}."
+            f"{path} has {what} patch_embed.proj.weight, so it is not a VideoMAE checkpoint, where "
+            f"that has 5 dimensions. It begins with: {', '.join(map(str, list(content)[:5]))}."
         )
     return kept
 
@@ -212,20 +220,57 @@ def _renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _from_folder(path: Path, config: Any) -> Any:
+    """The model of a transformers folder, with every weight found there: left to itself,
+    transformers makes up those that are missing."""
+    from transformers import VideoMAEModel
+
+    try:
+        model, found = VideoMAEModel.from_pretrained(
+            path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:
+        raise UserError(
+            f"The teacher {path} could not be loaded: {type(error).__name__}: {str(error)[:500]}. "
+            "Compare the folder with the one it was copied from."
+        ) from None
+    misshapen = [
+        f"{key} {tuple(there)}, expected {tuple(here)}"
+        for key, there, here in found["mismatched_keys"]
+    ]
+    _check_fit(path, found["missing_keys"], found["unexpected_keys"], misshapen)
+    return model
+
+
 def _load_strictly(model: Any, weights: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    extra = sorted(weights.keys() - expected.keys())
-    misshapen = sorted(
+    misshapen = [
         f"{key} {tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}"
         for key in expected.keys() & weights.keys()
         if expected[key].shape != weights[key].shape
-    )
-    faults = (("missing", missing), ("extra", extra), ("misshapen", misshapen))
-    said = [f"{what}: {', '.join(names[:8])}" for what, names in faults if names]
-    if said:
-        raise UserError(f"{path} does not fit VideoMAE; " + "; ".join(said) + ".")
+    ]
+    extra = weights.keys() - expected.keys()
+    _check_fit(path, expected.keys() - weights.keys(), extra, misshapen, strict=True)
     model.load_state_dict({key: value.float() for key, value in weights.items()})
+
+
+def _check_fit(
+    path: Path,
+    missing: Iterable[str],
+    extra: Iterable[str],
+    misshapen: Iterable[str],
+    strict: bool = False,
+) -> None:
+    """Raises UserError that names the weights that do not fit. Extra ones are a fault by
+    themselves only if strict: folders may hold a head or a decoder as well."""
+    faults = {"missing": missing, "extra": extra, "misshapen": misshapen}
+    named = {what: sorted(names) for what, names in faults.items()}
+    if named["missing"] or named["misshapen"] or (strict and named["extra"]):
+        said = [f"{what}: {', '.join(names[:8])}" for what, names in named.items() if names]
+        raise UserError(
+            f"{path} does not fit VideoMAE; {'; '.join(said)}. Give a checkpoint of VideoMAE or "
+            "VideoMAEv2."
+        )
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,9 +35,9 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
     )
     from transformers import AutoTokenizer, T5EncoderModel
 
-    tokenizer = AutoTokenizer.from_pretrained(recipe.parts / "tokenizer")
+    tokenizer: Any = AutoTokenizer.from_pretrained(recipe.parts / "tokenizer")
     text_encoder = T5EncoderModel.from_pretrained(recipe.parts / "text_encoder")
-    vae = AutoencoderKLCogVideoX.from_pretrained(recipe.parts / "vae")
+    vae: Any = AutoencoderKLCogVideoX.from_pretrained(recipe.parts / "vae")
     side = vae.config.sample_height // 2 ** (len(vae.config.block_out_channels) - 1)
     torch.manual_seed(recipe.seed)
     transformer = CogVideoXTransformer3DModel(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from videorepa.device import autocast, resolve_precision
+from videorepa.device import autocast, compute_dtype
 from videorepa.lab.render import EMPTY_ROOM, make_clip
 from videorepa.lab.world import FRAMES, SIZE
 from videorepa.recipe import Section
@@ -84,14 +84,14 @@ def _to_model(frames: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(vae: torch.nn.Module, clips: int = 24) -> dict[str, float]:
+def measure(vae: Any, clips: int = 24) -> dict[str, float]:
     """Reconstruction of held-out clips: PSNR in dB over all pixels and where objects are, and the
     latents' standard deviation."""
     errors, object_errors, latents = [], [], []
     for index in range(clips):
         frames = make_clip(HELD_OUT_SEED, index).frames[None].astype(np.float32) / 255.0
         video = _to_model(frames) * 2 - 1
-        with autocast(CPU, resolve_precision("auto", CPU)):
+        with autocast(CPU, compute_dtype("auto", CPU)):
             mean = vae.encode(video).latent_dist.mode()
             decoded = vae.decode(mean).sample
         error = ((decoded.float().clamp(-1, 1) - video) / 2) ** 2
@@ -127,7 +127,7 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
                 )
             frames, weight = _crops(recipe, stage, step)
             video = (_to_model(frames) * 2 - 1).contiguous(memory_format=torch.channels_last_3d)
-            with autocast(CPU, resolve_precision("auto", CPU)):
+            with autocast(CPU, compute_dtype("auto", CPU)):
                 posterior = vae.encode(video).latent_dist
                 decoded = vae.decode(posterior.sample()).sample.float()
             error = decoded - video
@@ -156,7 +156,8 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
 def _new(recipe: AutoencoderRecipe) -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
-    vae = AutoencoderKLCogVideoX(
+    kind: Any = AutoencoderKLCogVideoX
+    vae = kind(
         block_out_channels=recipe.channels,
         down_block_types=("CogVideoXDownBlock3D",) * len(recipe.channels),
         up_block_types=("CogVideoXUpBlock3D",) * len(recipe.channels),
@@ -178,6 +179,6 @@ def _new(recipe: AutoencoderRecipe) -> Any:
 def _with_frozen_encoder(folder: Path) -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
-    vae = AutoencoderKLCogVideoX.from_pretrained(folder)
+    vae: Any = AutoencoderKLCogVideoX.from_pretrained(folder)
     vae.encoder.requires_grad_(False)
     return vae.float()

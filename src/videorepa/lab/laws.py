@@ -3,7 +3,7 @@
 Semantic adherence (SA) is about the caption, physical commonsense (PC) about the clip alone: PC
 never reads the caption, so a clip of the wrong ball that moves rightly is physical. Every check is
 one number, bad when large, against one tolerance. SA's thresholds define its words and stand
-here; PC's tolerances are what real clips need after the autoencoder, and come from `calibrate`.
+here; PC's tolerances are what real clips need after the autoencoder, and `calibration` finds them.
 
 What these checks cannot know: time has no direction on a frictionless floor, so a reversed roll
 is physical (SA's `direction` catches it), and so is a ball at rest: a frozen clip fails PC only
@@ -12,33 +12,22 @@ where a ball is left hanging. Nor do they judge light, texture or the gray scree
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from videorepa import progress
 from videorepa.errors import UserError
-from videorepa.lab.render import Clip, make_clip, render
 from videorepa.lab.tracking import Observation, Track, observe
-from videorepa.lab.world import COLOURS, FLOOR, GRAVITY, SIZE, Trajectory
-
-Reconstruct = Callable[[np.ndarray], np.ndarray]
-"""A clip through an autoencoder and back: (F, SIZE, SIZE, 3) uint8 to the same."""
+from videorepa.lab.world import COLOURS, FLOOR, GRAVITY, SIZE
 
 TOLERANCES = "tolerances.json"
-PASSING, HEADROOM = 0.975, 1.2
-"""Of real clips, the share that is to pass all PC checks; the tolerances are then widened by the
-headroom, for clips that calibration has not seen."""
 
 NEAR_FLOOR = 1.5
 """Pixels between a ball and the floor up to which it counts as touching it."""
@@ -594,227 +583,3 @@ def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None 
         for aspect in ("sa", "pc")
     }
     return Verdict(passed["sa"], passed["pc"], checks, path_length(seen))
-
-
-# --- calibration
-
-
-def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]:
-    """Tolerances of the PC checks from real clips as the autoencoder shows them.
-
-    Clips number 0 to `clips` - 1 of `seed` set the tolerances, and a quarter as many after them
-    tell how many real clips pass. Returns {"tolerances": {name: value}, "provenance": {...}}.
-    """
-    names = [name for name, check in CHECKS.items() if check.aspect == "pc"]
-    values = np.full((clips, len(names)), np.nan)
-    for index in progress.track(range(clips), "real clips"):
-        found = measure(reconstruct(make_clip(seed, index).frames))
-        values[index] = [np.nan if found[name] is None else found[name] for name in names]
-    empty = [n for n, column in zip(names, values.T, strict=True) if np.isnan(column).all()]
-    if empty:
-        raise UserError(
-            f"Found no clip among {clips} to which these checks apply: {', '.join(empty)}. "
-            "Calibrate with more clips."
-        )
-    # One percentile for all checks, the lowest that lets enough clips through: a clip that the
-    # autoencoder spoils fails several checks at once, and shall not widen each of them.
-    percentile, limits = 100.0, np.nanmax(values, axis=0)
-    for lower in np.arange(99.9, 90.0, -0.1):
-        tighter = np.nanpercentile(values, lower, axis=0)
-        if (~(values > tighter)).all(1).mean() < PASSING:
-            break
-        percentile, limits = float(lower), tighter
-    tolerances = {
-        name: max(CHECKS[name].resolution, float(f"{_with_headroom(name, float(limit)):.4g}"))
-        for name, limit in zip(names, limits, strict=True)
-    }
-    trials = [make_clip(seed, index) for index in range(clips, clips + max(clips // 4, 1))]
-    verdicts = [
-        score(reconstruct(clip.frames), clip.caption, tolerances)
-        for clip in progress.track(trials, "trying the tolerances")
-    ]
-    provenance = {
-        "percentile": round(percentile, 1),
-        "headroom": HEADROOM,
-        "seed": seed,
-        "clips": clips,
-        "applied_to": dict(zip(names, (~np.isnan(values)).sum(0).tolist(), strict=True)),
-        "tried_on_clips": len(trials),
-        "share_pc": float(np.mean([verdict.pc for verdict in verdicts])),
-        "share_sa": float(np.mean([verdict.sa for verdict in verdicts])),
-    }
-    return {"tolerances": tolerances, "provenance": provenance}
-
-
-def _with_headroom(name: str, limit: float) -> float:
-    # A ratio of 1 is a perfect disc: the headroom is on what exceeds it.
-    best = 1.0 if CHECKS[name].unit == "ratio" else 0.0
-    return best + HEADROOM * (limit - best)
-
-
-def autoencoder_reconstruct(vae_folder: Path) -> Reconstruct:
-    """A clip to the latents' mode and back, with a diffusers folder of an AutoencoderKLCogVideoX,
-    in float32 on the CPU."""
-    import torch
-    from diffusers import AutoencoderKLCogVideoX  # pyright: ignore[reportPrivateImportUsage]
-
-    vae: Any = AutoencoderKLCogVideoX.from_pretrained(vae_folder, torch_dtype=torch.float32)
-    vae.requires_grad_(False).eval()
-
-    def reconstruct(frames: np.ndarray) -> np.ndarray:
-        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        with torch.inference_mode():
-            decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample[0]
-        pixels = (decoded.clamp(-1, 1) + 1) * 127.5
-        return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
-
-    return reconstruct
-
-
-def calibrate_with(
-    vae_folder: Path, out: Path, clips: int = 400, seed: int | None = None
-) -> dict[str, Any]:
-    """Calibrate with an autoencoder's folder and write the tolerances to `out`, as JSON.
-
-    seed: of the real clips; by default the one that training never sees. The file also says what
-    it was made from, with the weights' SHA-256. Returns what was written.
-    """
-    from videorepa.lab.autoencoder import HELD_OUT_SEED
-
-    weights = sorted(vae_folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(
-            f"Found no .safetensors file in {vae_folder}; expected the diffusers folder of an "
-            "AutoencoderKLCogVideoX. Train one first."
-        )
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
-    found = calibrate(
-        autoencoder_reconstruct(vae_folder), clips, HELD_OUT_SEED if seed is None else seed
-    )
-    found["provenance"]["autoencoder"] = f"sha256:{digest}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    os.replace(unfinished, out)
-    return found
-
-
-# --- what the checks are worth: clips that break one law each
-
-
-def _shuffled(clip: Clip, rng: np.random.Generator) -> np.ndarray:
-    return clip.frames[rng.permutation(len(clip.frames))]
-
-
-def _reversed(clip: Clip, rng: np.random.Generator) -> np.ndarray:
-    return clip.frames[::-1]
-
-
-def _frozen(clip: Clip, rng: np.random.Generator) -> np.ndarray:
-    return clip.frames[:1].repeat(len(clip.frames), axis=0)
-
-
-def _vanishing(clip: Clip, rng: np.random.Generator) -> np.ndarray:
-    """The first ball is gone from a frame on in which it would be seen."""
-    return _moved(clip, _seen_frame(clip, rng), (-10.0 * SIZE, 0.0))
-
-
-def _teleport(clip: Clip, rng: np.random.Generator) -> np.ndarray:
-    """From one frame on the first ball is 12 pixels farther back on its way."""
-    positions = clip.trajectory.positions[:, 0, 0]
-    back = -12.0 if positions[-1] > positions[0] else 12.0
-    return _moved(clip, _seen_frame(clip, rng), (back, 0.0))
-
-
-def _floating(clip: Clip, rng: np.random.Generator) -> np.ndarray | None:
-    """Without gravity: a ball that starts in the air goes straight on."""
-    (ball, *others) = clip.scene.balls
-    if others or ball.position[1] + ball.radius > FLOOR - 1:
-        return None
-    time = np.arange(len(clip.frames), dtype=np.float32)[:, None, None]
-    velocity = np.array([ball.velocity[0], 0.0], np.float32)
-    positions = np.array(ball.position, np.float32) + velocity * time
-    return render(clip.scene, replace(clip.trajectory, positions=positions))
-
-
-def _seen_frame(clip: Clip, rng: np.random.Generator) -> int:
-    """A frame, not among the first or last four, in which all of the first ball is in view and is
-    not behind the screen; the fifth if there is none."""
-    x, radius = clip.trajectory.positions[:, 0, 0], clip.scene.balls[0].radius
-    seen = (x > radius + 1) & (x < SIZE - radius - 1)
-    if clip.scene.screen is not None:
-        seen &= (x < clip.scene.screen.left - radius) | (x > clip.scene.screen.right + radius)
-    frames = np.flatnonzero(seen[4:-4]) + 4
-    return int(rng.choice(frames)) if len(frames) else 4
-
-
-def _moved(clip: Clip, since: int, by: tuple[float, float]) -> np.ndarray:
-    positions = clip.trajectory.positions.copy()
-    positions[since:, 0] += by
-    return render(clip.scene, Trajectory(positions, clip.trajectory.contact))
-
-
-CORRUPTIONS: dict[str, Callable[[Clip, np.random.Generator], np.ndarray | None]] = {
-    "shuffled": _shuffled,
-    "reversed": _reversed,
-    "frozen": _frozen,
-    "vanishing": _vanishing,
-    "teleport": _teleport,
-    "floating": _floating,
-}
-"""Each breaks a clip, or returns None for a clip that it cannot break."""
-
-
-def table(
-    reconstruct: Reconstruct,
-    clips: int,
-    seed: int,
-    tolerances: dict[str, float] | None = None,
-) -> list[dict[str, Any]]:
-    """How the checks judge real clips and broken ones.
-
-    Every row but "real" goes through `reconstruct` after it was broken, so that what fails is due
-    to the law. A row holds: kind; n; sa, pc, joint, shares in [0, 1]; failing, for each check the
-    share of the row's clips that fail it, most frequent first.
-    """
-    rows = []
-    kinds = ["real", "reconstructed", *CORRUPTIONS]
-    verdicts: dict[str, list[Verdict]] = {kind: [] for kind in kinds}
-    for index in progress.track(range(clips), "judging clips"):
-        clip = make_clip(seed, index)
-        for kind in kinds:
-            broken: np.ndarray | None = clip.frames
-            if kind in CORRUPTIONS:
-                broken = CORRUPTIONS[kind](clip, np.random.default_rng([seed, index]))
-            if broken is None:
-                continue
-            shown = broken if kind == "real" else reconstruct(np.ascontiguousarray(broken))
-            verdicts[kind].append(score(shown, clip.caption, tolerances))
-    for kind, found in verdicts.items():
-        n = len(found)
-        fails = {name: sum(not v.checks[name].passed for v in found) for name in CHECKS}
-        rows.append(
-            {
-                "kind": kind,
-                "n": n,
-                "sa": sum(v.sa for v in found) / max(n, 1),
-                "pc": sum(v.pc for v in found) / max(n, 1),
-                "joint": sum(v.sa and v.pc for v in found) / max(n, 1),
-                "failing": {
-                    name: count / n
-                    for name, count in sorted(fails.items(), key=lambda item: -item[1])
-                    if count
-                },
-            }
-        )
-    return rows
-
-
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `table` as plain text, shares in percent."""
-    lines = [f"{'kind':<14}{'n':>5}{'SA':>7}{'PC':>7}{'joint':>7}  failing"]
-    for row in rows:
-        shares = "".join(f"{100 * row[key]:7.1f}" for key in ("sa", "pc", "joint"))
-        failing = ", ".join(f"{name} {100 * part:.0f}" for name, part in row["failing"].items())
-        lines.append(f"{row['kind']:<14}{row['n']:>5}{shares}  {failing}".rstrip())
-    return "\n".join(lines)

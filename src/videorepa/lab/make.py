@@ -13,13 +13,15 @@ from videorepa.errors import UserError
 
 
 def make(part: str, path: Path) -> dict[str, float]:
-    """Run the recipe at `path` and give what was measured, which is also written beside the result.
+    """Run the recipe at `path` and give what was measured, which is also written beside a model's
+    folder.
 
-    part: "text-encoder", "autoencoder", "teacher" or "assemble". Raises UserError for a bad recipe.
+    part: "text-encoder", "autoencoder", "teacher", "assemble" or "laws". Raises UserError for a
+        bad recipe.
     """
     from videorepa.lab.assemble import AssembleRecipe, assemble
     from videorepa.lab.autoencoder import AutoencoderRecipe, train_autoencoder
-    from videorepa.lab.laws import LawsRecipe, calibrate_laws
+    from videorepa.lab.calibration import LawsRecipe, calibrate_laws
     from videorepa.lab.teacher import TeacherRecipe, train_teacher
     from videorepa.lab.text_encoder import TextEncoderRecipe, train_text_encoder
 
@@ -35,7 +37,8 @@ def make(part: str, path: Path) -> dict[str, float]:
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{path} is not a recipe for {part}: {error}") from None
     measured = run(recipe)
-    atomic_write(
-        recipe.out.with_name(f"{recipe.out.name}-{part}.json"), json.dumps(measured, indent=1)
-    )
+    if recipe.out.is_dir():
+        atomic_write(
+            recipe.out.with_name(f"{recipe.out.name}-{part}.json"), json.dumps(measured, indent=1)
+        )
     return measured

@@ -19,7 +19,7 @@ def _colours(rng: Rng, count: int) -> list[str]:
 
 
 def _pick(rng: Rng, templates: Sequence[str], **words: str) -> str:
-    return templates[rng.integers(len(templates))].format(**words)
+    return templates[int(rng.integers(len(templates)))].format(**words)
 
 
 def _heading(rng: Rng) -> tuple[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def train_teacher(recipe: TeacherRecipe) -> dict[str, float]:
         use_mean_pooling=True,
         layer_norm_eps=1e-6,
     )
-    model = VideoMAEForPreTraining(config)
+    model: Any = VideoMAEForPreTraining(config)
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
     )

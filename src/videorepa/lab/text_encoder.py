@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,8 @@ def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:
     torch.manual_seed(recipe.seed)
     tokenizer = _tokenizer(recipe.seed)
     tokenizer.save_pretrained(recipe.out / "tokenizer")
-    config = T5Config(
+    kind: Any = T5Config
+    config = kind(
         vocab_size=len(tokenizer),
         d_model=recipe.width,
         d_kv=recipe.width // recipe.heads,
@@ -54,7 +56,7 @@ def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:
         dropout_rate=0.0,
         tie_word_embeddings=False,
     )
-    model = T5EncoderModel(config)
+    model: Any = T5EncoderModel(config)
     heads = nn.ModuleList(nn.Linear(recipe.width, count) for count in _class_counts())
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *heads.parameters()], recipe.learning_rate, weight_decay=0.01

@@ -28,7 +28,7 @@ class Relation(Loss):
     """
 
     name: Literal["relation"] = "relation"
-    margin: float = Field(0.1, ge=0.0, le=2.0)
+    margin: float = Field(default=0.1, ge=0.0, le=2.0)
     scope: Literal["all", "space", "time"] = "all"
     weighting: Literal["joint", "equal"] = "joint"
     hinge: bool = True

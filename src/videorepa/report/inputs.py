@@ -268,10 +268,10 @@ def read_run(folder: Path, name: str) -> Run:
             f"{folder} is not a run folder: it {what}. Expected a folder that `videorepa train` "
             "wrote, with recipe.yaml and log.jsonl in it."
         )
-    text = recipe.read_text("utf-8")
     try:
+        text = recipe.read_text("utf-8")
         yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{recipe} is not YAML ({error}). Restore it.") from error
     environment = folder / "environment.json"
     return Run(

@@ -1,0 +1,207 @@
+"""Sets the tolerances of the law checks: what real clips need after the autoencoder, and a bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from videorepa import progress
+from videorepa.data.files import atomic_write, file_digest
+from videorepa.errors import UserError
+from videorepa.lab.autoencoder import HELD_OUT_SEED
+from videorepa.lab.corruptions import (
+    CORRUPTIONS,
+    Reconstruct,
+    format_table,
+    reconstructed,
+    table,
+)
+from videorepa.lab.laws import CHECKS, TOLERANCES, measure
+from videorepa.lab.render import make_clip
+from videorepa.recipe import Section
+
+PASSING, HEADROOM = 0.975, 1.2
+"""Of real clips, the share that is to pass all PC checks; the tolerances are then widened by the
+headroom, for clips that calibration has not seen."""
+
+TABLE_SEED = HELD_OUT_SEED - 1
+"""The table's clips are neither those of training nor those that set the tolerances."""
+
+
+class LawsRecipe(Section):
+    """How the tolerances are set. vae: diffusers folder of an AutoencoderKLCogVideoX.
+
+    clips: real clips that set them. table_clips: other clips, for the table that tells what the
+    checks are worth with them. table_out: a Markdown file for that table.
+    """
+
+    vae: Path
+    out: Path = Path(__file__).with_name(TOLERANCES)
+    clips: int = Field(400, ge=1)
+    table_clips: int = Field(100, ge=1)
+    table_out: Path | None = None
+
+
+def calibrate_laws(recipe: LawsRecipe) -> dict[str, float]:
+    """Set the tolerances and write them with their provenance to `recipe.out`, as JSON; print the
+    table. Gives the shares in [0, 1] of real clips, reconstructed, that pass SA, PC and both."""
+    weights = recipe.vae / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"Found no {weights.name} in {recipe.vae}; expected the diffusers folder of an "
+            "AutoencoderKLCogVideoX. Train one first."
+        )
+    reconstruct = autoencoder_reconstruct(recipe.vae)
+    found = calibrate(reconstruct, recipe.clips, HELD_OUT_SEED)
+    rows = table(reconstruct, recipe.table_clips, TABLE_SEED, found["tolerances"])
+    real = next(row for row in rows if row["kind"] == "reconstructed")
+    shares = {f"share_{key}": real[key] for key in ("sa", "pc", "joint")}
+    found["provenance"] |= {
+        "autoencoder": f"sha256:{file_digest(weights)}",
+        "tried_on_seed": TABLE_SEED,
+        "tried_on_clips": recipe.table_clips,
+        **shares,
+    }
+    recipe.out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(recipe.out, json.dumps(found, indent=2) + "\n")
+    print(format_table(rows))
+    if recipe.table_out is not None:
+        recipe.table_out.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(recipe.table_out, _page(found, rows))
+    return shares
+
+
+def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]:
+    """Tolerances of the PC checks from clips 0 to `clips` - 1 of `seed`, as the autoencoder shows
+    them. Returns {"tolerances": {name: value}, "provenance": {...}}."""
+    names = [name for name, check in CHECKS.items() if check.aspect == "pc"]
+    values = np.full((clips, len(names)), np.nan)
+    real = (make_clip(seed, index).frames for index in range(clips))
+    shown = progress.track(reconstructed(real, reconstruct), "measuring real clips", total=clips)
+    for index, frames in enumerate(shown):
+        found = measure(frames)
+        values[index] = [np.nan if found[name] is None else found[name] for name in names]
+    empty = [n for n, column in zip(names, values.T, strict=True) if np.isnan(column).all()]
+    if empty:
+        raise UserError(
+            f"Found no clip among {clips} to which these checks apply: {', '.join(empty)}. "
+            "Calibrate with more clips."
+        )
+    # One percentile for all checks, the lowest that lets enough clips through: a clip that the
+    # autoencoder spoils fails several checks at once, and shall not widen each of them.
+    percentile, limits = 100.0, np.nanmax(values, axis=0)
+    for lower in np.arange(99.9, 90.0, -0.1):
+        tighter = np.nanpercentile(values, lower, axis=0)
+        if (~(values > tighter)).all(1).mean() < PASSING:
+            break
+        percentile, limits = float(lower), tighter
+    tolerances = {
+        name: max(CHECKS[name].resolution, float(f"{_with_headroom(name, float(limit)):.4g}"))
+        for name, limit in zip(names, limits, strict=True)
+    }
+    provenance = {
+        "percentile": round(percentile, 1),
+        "headroom": HEADROOM,
+        "seed": seed,
+        "clips": clips,
+        "applied_to": dict(zip(names, (~np.isnan(values)).sum(0).tolist(), strict=True)),
+    }
+    return {"tolerances": tolerances, "provenance": provenance}
+
+
+def _with_headroom(name: str, limit: float) -> float:
+    # A ratio of 1 is a perfect disc: the headroom is on what exceeds it.
+    best = 1.0 if CHECKS[name].unit == "ratio" else 0.0
+    return best + HEADROOM * (limit - best)
+
+
+def autoencoder_reconstruct(vae_folder: Path) -> Reconstruct:
+    """Clips to the latents' mode and back, with a diffusers folder of an AutoencoderKLCogVideoX,
+    in float32 on the CPU."""
+    import torch
+    from diffusers import AutoencoderKLCogVideoX  # pyright: ignore[reportPrivateImportUsage]
+
+    vae: Any = AutoencoderKLCogVideoX.from_pretrained(vae_folder, torch_dtype=torch.float32)
+    vae.requires_grad_(False).eval()
+
+    def reconstruct(clips: np.ndarray) -> np.ndarray:
+        video = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        with torch.inference_mode():
+            decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample
+        pixels = (decoded.clamp(-1, 1) + 1) * 127.5
+        return pixels.round().to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
+
+    return reconstruct
+
+
+def _page(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    about = found["provenance"]
+    broken = "\n".join(
+        f"- **{kind}**: {corruption.what}. Should be caught by {corruption.caught_by}."
+        for kind, corruption in CORRUPTIONS.items()
+    )
+    limits = "\n".join(
+        f"| {name} | {limit:g} | {CHECKS[name].unit} | {CHECKS[name].meaning} "
+        f"| {about['applied_to'][name]} |"
+        for name, limit in found["tolerances"].items()
+    )
+    return _PAGE.format(
+        **about, rows=format_table(rows), broken=broken, limits=limits, passing=PASSING
+    )
+
+
+_PAGE = """\
+# What the lab's law checks are worth
+
+Written by
+
+    videorepa lab laws recipes/micro/laws.yaml
+
+with the autoencoder whose weights have the digest
+
+    {autoencoder}
+
+The tolerances were set on {clips} real clips (seed {seed}). The table is of {tried_on_clips} others
+(seed {tried_on_seed}). The lab's own models were trained on neither.
+
+{rows}
+
+SA (semantic adherence: does the clip show what its caption says?), PC (physical commonsense: does
+it obey the lab's laws?) and joint (both) are the percentage of clips that pass. Then comes, for
+each check, the percentage of clips that fail it. "real" is what the simulator drew; every other
+row went through the autoencoder and back, the broken ones after they were broken.
+
+## The clips that break one law
+
+{broken}
+
+Not every clip that passes here is a miss:
+
+- Time has no direction on a frictionless floor. A roll or a collision played backwards is
+  physical, so it fails SA, by its direction, and not PC.
+- A ball that rests on the floor is physical. A frozen clip fails PC only where it leaves a ball
+  hanging in the air.
+- A ball that vanishes, leaps or floats may still do what the caption says: such clips are to fail
+  PC, and may pass SA. PC never reads the caption.
+- A ball that is cut by the frame's edge or the screen when it leaps can hide some of the leap.
+- Light, texture and the screen's shape are not judged.
+
+And a clip that passes all checks has broken none of these laws by more than the tolerances below,
+which are as wide as the autoencoder's blur makes them; it may break them by less.
+
+## The tolerances
+
+One percentile of what real clips measure after the autoencoder is taken for all checks: the lowest
+at which {passing:.1%} of those clips pass them all, here {percentile:g}. Each tolerance is then
+widened by a factor of {headroom:g}, and none is smaller than what its check resolves. The last
+column counts the clips that a check applied to: where they are few, the tolerance is uncertain.
+
+| check | tolerance | unit | what is measured | clips |
+| --- | ---: | --- | --- | ---: |
+{limits}
+"""

@@ -1,0 +1,70 @@
+"""Recipes: round trip, overrides, and what is said about mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from videorepa.errors import UserError
+from videorepa.inspect import inspect
+from videorepa.recipe import Recipe
+
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_recipes_are_valid_and_can_be_inspected(path: Path) -> None:
+    inspection = inspect(Recipe.from_yaml(path))
+    assert inspection.recipe.name == path.stem
+    assert inspection.trained_parameters > 0
+
+
+def test_the_published_shapes() -> None:
+    """The chain of the paper, from configuration alone: nothing is downloaded or loaded."""
+    text = str(inspect(Recipe.from_yaml(SHIPPED[0].parent / "videorepa-2b.yaml")))
+    chain = ["49x480x720", "13x60x90", "13x30x45 x 1920", "12x30x45", "24x10x15 x 768"]
+    places = [text.index(part) for part in chain]
+    assert places == sorted(places)
+    assert "48x160x240" in text and "1.69 billion" in text and "block 18 of 30" in text
+    larger = inspect(Recipe.from_yaml(SHIPPED[0].parent / "videorepa-5b.yaml"))
+    assert (larger.student.width, larger.blocks) == (3072, 42)
+    # Rank 128 on four square layers of 42 blocks: 2 * 128 * 3072 * 4 * 42.
+    assert larger.trained_parameters == 2 * 128 * 3072 * 4 * 42
+
+
+def test_a_recipe_survives_the_round_trip(recipe: Recipe, tmp_path: Path) -> None:
+    recipe.to_yaml(tmp_path / "r.yaml")
+    assert Recipe.from_yaml(tmp_path / "r.yaml") == recipe
+
+
+def test_overrides_are_typed_and_reach_plugins(recipe: Recipe) -> None:
+    changed = recipe.override("align.weight=0.45", "align.loss.margin=0.2", "train.lora.rank=8")
+    assert (changed.align.weight, changed.align.loss.margin) == (0.45, 0.2)
+    assert changed.train.lora.rank == 8 and recipe.train.lora is None
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("align.wieght=1", r"align\.wieght: unknown key; did you mean weight\?"),
+        ("align.loss.margn=1", "margn: unknown key; did you mean margin"),
+        ("align.loss.name=relatoin", "Did you mean relation"),
+        ("align.block=eighteen", r"align\.block: .*integer.*eighteen"),
+        ("align.weight=-1", r"align\.weight: .*greater than or equal to 0"),
+        ("backbone={}", "name"),
+        ("data.lab={clips: 3}", "exactly one of"),
+        ("encoder=null", "both `encoder` and `align`"),
+        ("name=../../etc", "name: "),
+    ],
+)
+def test_mistakes_are_named_with_what_was_expected(
+    recipe: Recipe, override: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        recipe.override(override)
+
+
+def test_a_recipe_is_frozen(recipe: Recipe) -> None:
+    with pytest.raises(Exception, match="frozen"):
+        recipe.seed = 4  # pyright: ignore[reportAttributeAccessIssue]
