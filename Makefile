@@ -23,7 +23,7 @@ lint: $(READY)
 	$(BIN)/pyright
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/simulator.py
 
 # torch first and alone: then nothing else asks for another build of it.
 $(READY): pyproject.toml constraints.txt

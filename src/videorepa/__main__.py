@@ -230,7 +230,7 @@ def demo(out: Path = Path("demo"), quick: bool = False) -> None:
 
 
 def lab(
-    part: Positional[Literal["text-encoder", "autoencoder", "teacher", "assemble", "laws"]],
+    part: Positional[Literal["text-encoder", "autoencoder", "teacher", "assemble", "ship", "laws"]],
     recipe: RecipeFile,
 ) -> None:
     """Make a part of the lab's own micro models, from a recipe in recipes/micro.

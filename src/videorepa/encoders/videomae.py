@@ -226,7 +226,7 @@ def _from_folder(path: Path, config: Any) -> Any:
     from transformers import VideoMAEModel
 
     try:
-        model, found = VideoMAEModel.from_pretrained(
+        loaded: Any = VideoMAEModel.from_pretrained(
             path, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:
@@ -234,6 +234,7 @@ def _from_folder(path: Path, config: Any) -> Any:
             f"The teacher {path} could not be loaded: {type(error).__name__}: {str(error)[:500]}. "
             "Compare the folder with the one it was copied from."
         ) from None
+    model, found = loaded
     misshapen = [
         f"{key} {tuple(there)}, expected {tuple(here)}"
         for key, there, here in found["mismatched_keys"]

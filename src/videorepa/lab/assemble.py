@@ -1,4 +1,4 @@
-"""Puts the lab's parts together as a CogVideoX pipeline with a transformer yet untrained."""
+"""Puts the lab's parts together: a pipeline to train, and the trained one to ship."""
 
 from __future__ import annotations
 
@@ -70,3 +70,33 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
     pipeline = CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
     pipeline.save_pretrained(recipe.out)
     return {"parameters_millions": sum(p.numel() for p in transformer.parameters()) / 1e6}
+
+
+class ShipRecipe(Section):
+    """run: the base model's training. vae: its autoencoder, perhaps with a better decoder.
+    teacher: the VideoMAE's folder. out: gets the folders `cogvideox` and `videomae`."""
+
+    run: Path
+    vae: Path
+    teacher: Path
+    out: Path
+
+
+def ship(recipe: ShipRecipe) -> dict[str, float]:
+    """Write what the package ships, in bfloat16; gives the megabytes of all weights."""
+    from diffusers import AutoencoderKLCogVideoX
+    from transformers import VideoMAEModel
+
+    from videorepa.run import Run
+
+    parts = ("transformer", "vae", "text_encoder")
+    backbone = Run.open(recipe.run).backbone(parts, torch.device("cpu"), torch.float32)
+    pipeline = backbone.pipeline()
+    vae: Any = AutoencoderKLCogVideoX.from_pretrained(recipe.vae)
+    pipeline.register_modules(vae=vae)
+    shutil.rmtree(recipe.out, ignore_errors=True)
+    pipeline.to(torch.bfloat16).save_pretrained(recipe.out / "cogvideox")
+    teacher: Any = VideoMAEModel.from_pretrained(recipe.teacher)
+    teacher.to(torch.bfloat16).save_pretrained(recipe.out / "videomae")
+    sizes = [path.stat().st_size for path in recipe.out.rglob("*.safetensors")]
+    return {"megabytes": sum(sizes) / 1e6}

@@ -19,7 +19,7 @@ def make(part: str, path: Path) -> dict[str, float]:
     part: "text-encoder", "autoencoder", "teacher", "assemble" or "laws". Raises UserError for a
         bad recipe.
     """
-    from videorepa.lab.assemble import AssembleRecipe, assemble
+    from videorepa.lab.assemble import AssembleRecipe, ShipRecipe, assemble, ship
     from videorepa.lab.autoencoder import AutoencoderRecipe, train_autoencoder
     from videorepa.lab.calibration import LawsRecipe, calibrate_laws
     from videorepa.lab.teacher import TeacherRecipe, train_teacher
@@ -30,6 +30,7 @@ def make(part: str, path: Path) -> dict[str, float]:
         "autoencoder": (AutoencoderRecipe, train_autoencoder),
         "teacher": (TeacherRecipe, train_teacher),
         "assemble": (AssembleRecipe, assemble),
+        "ship": (ShipRecipe, ship),
         "laws": (LawsRecipe, calibrate_laws),
     }[part]
     try:

@@ -1,0 +1,108 @@
+"""What the documentation says is run: its commands, its Python, its links, its example plugins."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from videorepa import __main__ as cli
+from videorepa import plugins
+from videorepa.inspect import inspect
+from videorepa.recipe import Recipe
+from videorepa.train import train
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    lines = "".join(blocks(page, "bash")).splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.startswith("videorepa ")]
+
+
+ALL_COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    ALL_COMMANDS,
+    ids=[f"{p.stem}-{i}" for i, (p, _) in enumerate(ALL_COMMANDS)],
+)
+def test_commands_parse_and_name_files_that_exist(page: Path, command: str, monkeypatch) -> None:
+    called = []
+
+    def recorded(verb):
+        @functools.wraps(verb)
+        def record(**arguments) -> None:
+            called.append(arguments)
+
+        return record
+
+    monkeypatch.setattr(cli, "VERBS", {name: recorded(verb) for name, verb in cli.VERBS.items()})
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert len(called) == 1
+    for recipe in re.findall(r"recipes/\S+\.yaml", command):
+        assert (ROOT / recipe).is_file(), f"{page.name} names {recipe}"
+
+
+def test_there_are_commands_to_test() -> None:
+    assert len(ALL_COMMANDS) > 12
+
+
+@pytest.mark.parametrize(
+    "command", [c for _, c in ALL_COMMANDS if c.startswith("videorepa inspect")]
+)
+def test_inspect_commands_run(command: str, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert "block output" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_python_in_the_docs_runs(page: Path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for code in blocks(page, "python"):
+        if not code.startswith("# "):  # A named file is a plugin, tested below.
+            exec(compile(code, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_extension_guides_plugins_work_from_outside(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    """A loss and an encoder, one file each, in a folder that is not the package's."""
+    for code in blocks(ROOT / "docs" / "extending.md", "python"):
+        name = code.splitlines()[0].removeprefix("# ")
+        path = tmp_path / "plugins" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    monkeypatch.setenv(plugins.SEARCH_PATH, str(tmp_path / "plugins"))
+    own = recipe.override(
+        "encoder={name: patches, frames: 8, height: 16, width: 16}",
+        "align.loss={name: distance, scale: 2.0}",
+        "align.teacher=online",
+    )
+    assert inspect(own).teacher.size == (8, 2, 2)
+    grid = own.encoder.load(torch.device("cpu"))(torch.full((1, 9, 3, 16, 16), 0.485))
+    torch.testing.assert_close(grid.tokens[..., 0], torch.zeros(1, 8, 2, 2), atol=1e-6, rtol=0)
+    from videorepa.prepare import prepare
+
+    prepare(own)
+    run = train(own, tmp_path / "run")
+    assert run.trained().step == own.optim.steps
+    assert Recipe.from_yaml(run.path / "recipe.yaml") == own
