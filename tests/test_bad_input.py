@@ -12,6 +12,7 @@ import pickle
 import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,9 @@ from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 
-as_root = os.geteuid() == 0
+with tempfile.NamedTemporaryFile() as _locked:
+    os.chmod(_locked.name, 0)
+    as_root = os.access(_locked.name, os.R_OK)
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,11 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     seed and the sample's number. Raises UserError for a folder that holds something else, a cache
     that does not fit, and a loss that is not finite, with the step named.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "Training runs in one process so far; several would write over each other in "
+            f"{out}. Start it without a launcher, and raise optim.accumulate instead."
+        )
     inspect(recipe)  # Refuses what cannot work, before anything is made.
     run = Run.begin(out, recipe)
     student, start = _resume(recipe, run, pick_device(device))
