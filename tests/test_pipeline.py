@@ -194,6 +194,27 @@ def test_checkpointing_and_rotary_tables_change_no_loss(
         assert x["grad_align"] == pytest.approx(y["grad_align"], rel=1e-3)
 
 
+def test_validation_clips_and_trackers_leave_the_training_as_it_is(
+    prepared: Recipe, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = train(prepared, tmp_path / "plain")
+    watched = train(
+        prepared.override(
+            "validation={every: 4, prompts: [A ball falls., A ball rolls.]}",
+            "train.trackers=[tensorboard]",
+        ),
+        tmp_path / "watched",
+    )
+    assert_equal_bit_for_bit(watched, plain)
+    clips = sorted(str(p.relative_to(watched.samples)) for p in watched.samples.rglob("*.mp4"))
+    assert clips == [f"step-{step:08d}/{n:02d}.mp4" for step in (4, 6) for n in (0, 1)]
+    board = EventAccumulator(str(watched.path / "tensorboard")).Reload()
+    logged = [(e.step, e.value) for e in board.Scalars("align")]
+    assert logged == [(r["step"], pytest.approx(r["align"])) for r in log_of(watched)]
+
+
 def test_a_truncated_checkpoint_is_noticed_and_the_one_before_used(
     prepared: Recipe, tmp_path: Path, capsys
 ) -> None:

@@ -32,7 +32,7 @@ def demo(out: Path, *, quick: bool = False) -> Path:
     """
     with as_file(files("videorepa.lab") / "demo.yaml") as path:
         recipe = Recipe.from_yaml(path)
-    clips, prompts_count = (6, 5) if quick else (240, 30)
+    clips, prompts_count = (6, 5) if quick else (240, 20)
     changes = [f"data.manifest={out}/clips/clips.csv", f"data.cache={out}/cache"]
     if quick:
         changes += [

@@ -49,7 +49,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     student, start = _resume(recipe, run, pick_device(device))
     clips = _Clips(recipe, student.backbone, student.device)
     optim = recipe.optim
-    trackers = _trackers(recipe, run)
+    trackers = _trackers(recipe, run, start)
     validate = _validation(recipe, run, student)
 
     begun, seen = time.monotonic(), 0
@@ -407,7 +407,7 @@ def _memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _trackers(recipe: Recipe, run: Run) -> list[Callable[[dict[str, float]], None]]:
+def _trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, float]], None]]:
     writers = []
     if "tensorboard" in recipe.train.trackers:
         try:
@@ -416,7 +416,7 @@ def _trackers(recipe: Recipe, run: Run) -> list[Callable[[dict[str, float]], Non
             raise UserError(
                 "tensorboard is not installed: pip install 'videorepa[tensorboard]'."
             ) from None
-        board = SummaryWriter(str(run.path / "tensorboard"))
+        board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
 
         def to_board(record: dict[str, float]) -> None:
             for key, value in record.items():
