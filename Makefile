@@ -20,7 +20,7 @@ test-slow: $(READY) browser
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/simulator.py

@@ -27,7 +27,6 @@ _HOMES = {
     "load_encoder": "videorepa.encoders",
     "UserError": "videorepa.errors",
 }
-__all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
     from videorepa.align import Projector, resample, tap
