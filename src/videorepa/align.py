@@ -31,13 +31,14 @@ class Tapped:
 def tap(block: nn.Module) -> Iterator[Tapped]:
     """Keep the output of `block`, gradient and all, for as long as the context lasts.
 
-    A forward hook on the unmodified module. Activation checkpointing runs the block a second time
-    during the backward pass; that output has no part in the loss and is not kept.
+    A forward hook on the unmodified module; of several passes the latest counts. Activation
+    checkpointing runs the block once more during the backward pass; that output has no part in the
+    loss and is not kept.
     """
     tapped = Tapped()
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if tapped._output is None and not _in_backward():
+        if not _in_backward():
             tapped._output = output
 
     handle = block.register_forward_hook(keep)
