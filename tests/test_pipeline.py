@@ -159,8 +159,9 @@ def test_cached_and_online_teacher_agree(prepared: Recipe, tmp_path: Path) -> No
         (),
         ("train.lora={rank: 2, alpha: 4}", "train.ema=0.9"),
         ("train.gradient_checkpointing=true", "train.caption_dropout=0.5"),
+        ("train.lora={rank: 2, alpha: 4}", "train.precision=bfloat16"),
     ],
-    ids=["sft", "lora-ema", "checkpointed"],
+    ids=["sft", "lora-ema", "checkpointed", "lora-bfloat16"],
 )
 def test_a_resumed_run_equals_an_undisturbed_one(
     prepared: Recipe, tmp_path: Path, changes: tuple[str, ...], monkeypatch

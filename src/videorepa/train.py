@@ -138,8 +138,14 @@ class _Student:
         self.backbone: Backbone = recipe.backbone.load(("transformer",), device, storage)
         transformer = self.backbone.transformer
         if storage == torch.bfloat16 != self.dtype:
-            # Held in half the memory, computed with in float32.
+            # Held in half the memory, computed with in float32. Layers that diffusers leaves out of
+            # the casting (norms, embeddings, the last projection) are few: they are float32.
             transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=self.dtype)
+            for module in transformer.modules():
+                if not hasattr(module, "_diffusers_hook"):
+                    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+                    for tensor in own:
+                        tensor.data = tensor.data.to(self.dtype)
             self.backbone.dtype = self.dtype
         transformer.train()
         if recipe.train.gradient_checkpointing:
