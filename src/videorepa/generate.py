@@ -14,6 +14,7 @@ import torch
 
 from videorepa import plugins
 from videorepa.backbones import Backbone, BackboneSpec
+from videorepa.checkpoint import Checkpoint
 from videorepa.data.batches import stable_seed
 from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.data.fingerprint import json_digest, weights_digest
@@ -78,6 +79,8 @@ def generate(
 
 def default_settings(model: Path, backbone: str = "cogvideox") -> Generation:
     """The settings that `generate` uses for a model unless told otherwise."""
+    if Run.is_one(model):
+        return Run.open(model).recipe.generation
     return _Source.of(model, backbone).settings
 
 
@@ -91,6 +94,7 @@ class _Source:
     settings: Generation
     precision: Precision
     run: Run | None = None
+    trained: Checkpoint | None = None
 
     @classmethod
     def of(cls, model: Path, backbone: str) -> _Source:
@@ -100,9 +104,11 @@ class _Source:
         elif Run.is_one(model):
             run = Run.open(model)
             recipe = run.recipe
-            name = f"{recipe.name}, step {run.trained().step}"
+            # Read once: a full-size checkpoint, optimiser and all, is tens of gigabytes.
+            trained = run.trained()
+            name = f"{recipe.name}, step {trained.step}"
             settings, precision = recipe.generation, recipe.train.precision
-            return cls(name, recipe.backbone, recipe.data, settings, precision, run)
+            return cls(name, recipe.backbone, recipe.data, settings, precision, run, trained)
         elif (model / "model_index.json").is_file() or str(model) == "micro":
             spec = plugins.description("backbones", backbone)(name=backbone, weights=str(model))
             return cls(str(model), spec, spec.default_size(), Generation(), "auto")
@@ -116,16 +122,16 @@ class _Source:
     def about(self) -> dict[str, Any]:
         """What a clip's sidecar says of the model."""
         base = self.spec.fingerprint() | {"transformer": self.spec.weights_digest()}
-        if self.run is None:
+        if self.run is None or self.trained is None:
             return {"model": self.name, "model_digest": json_digest(base)}
-        newest = self.run.checkpoints / f"step-{self.run.trained().step:08d}"
+        newest = self.run.checkpoints / f"step-{self.trained.step:08d}"
         return {"model": self.name, "model_digest": json_digest([base, weights_digest(newest)])}
 
     def load(self, device: torch.device) -> Backbone:
         dtype = compute_dtype(self.precision, device)
         parts = ("transformer", "vae", "text_encoder")
         if self.run is not None:
-            return self.run.backbone(parts, device, dtype)
+            return self.run.backbone(parts, device, dtype, self.trained)
         return self.spec.load(parts, device, dtype)
 
 

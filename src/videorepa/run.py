@@ -110,10 +110,17 @@ class Run:
             file.write(json.dumps(values) + "\n")
 
     def backbone(
-        self, parts: tuple[Part, ...], device: torch.device, dtype: torch.dtype
+        self,
+        parts: tuple[Part, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        found: Checkpoint | None = None,
     ) -> Backbone:
-        """The recipe's backbone with what the run has trained put in, averages if it keeps them."""
-        recipe, found = self.recipe, self.trained()
+        """The recipe's backbone with what the run has trained put in, averages if it keeps them.
+
+        found: the checkpoint, if it has been read already; by default the newest.
+        """
+        recipe, found = self.recipe, found or self.trained()
         backbone = recipe.backbone.load(parts, device, dtype)
         if recipe.train.lora is not None:
             add_lora(backbone.transformer, recipe.train.lora)
