@@ -183,11 +183,11 @@ def test_overrides_arrive_typed_and_in_order(ready: Ready, monkeypatch) -> None:
         (["--align.weight", "!!python/name:os.system"], "not YAML"),
         (["--align.weight"], "--align.weight wants a value"),
         (["--align.weight", "--out"], "--align.weight wants a value"),
-        (["--align.weight.deep", "1"], "goes through 'weight', which is a single value"),
+        (["--align.weight.deep", "1"], "goes through a single value, at 'deep'"),
         (["--set", "seed"], "key=value"),
         (["--data.manifest", "null"], "exactly one of `manifest` and `lab`"),
-        (["--encoder", "null"], "missing|both `encoder` and `align`"),
-        (["--set", "encoder=null"], "both `encoder` and `align`"),
+        (["--encoder", "null"], "missing|needs `encoder`"),
+        (["--set", "encoder=null"], "needs `encoder`"),
     ],
 )
 def test_a_wrong_override_is_refused(ready: Ready, fails: Fails, given, says: str) -> None:
@@ -276,7 +276,7 @@ def test_folders_that_may_not_be_written(ready: Ready, fails: Fails, tmp_path: P
         (["--encoder.height", "20"], "sizes in multiples of 8; .*8x20x16"),
         (["--encoder.frames", "7"], "frames in multiples of 2.*7x16x16"),
         (["--encoder.frames", "12"], "wants 12 frames and the clip has 9. Lower encoder.frames"),
-        (["--align.block", "4"], "align.block is 4, counted from 1; .* has 3 blocks"),
+        (["--align.block", "4"], "taps block 4, counted from 1; .* has 3 blocks"),
         (["--backbone.weights", "nowhere/at/all"], "nothing at nowhere/at/all; expected a file"),
         (["--backbone.weights", "org/name"], "org/name is not on this machine"),
         (["--encoder.weights", "./nowhere"], "nothing at ./nowhere|no readable config.json"),

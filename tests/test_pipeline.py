@@ -65,7 +65,7 @@ def test_the_cache_holds_unscaled_moments_text_and_features(prepared: Recipe) ->
     torch.testing.assert_close(
         text.float(), backbone.encode_text(captions)[0], atol=2e-2, rtol=2e-2
     )
-    grid = cache.read_features(source.items[2])
+    grid = cache.read_features(source.items[2], prepared.encoder)
     teacher = prepared.encoder.load(device)(video)
     assert (grid.start, grid.stride, grid.size) == (1, 2, (4, 2, 2))
     torch.testing.assert_close(grid.tokens.float(), teacher.tokens, atol=2e-2, rtol=2e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,10 @@ def test_shipped_recipes_are_valid_and_can_be_inspected(path: Path) -> None:
 def test_the_published_shapes() -> None:
     """The chain of the paper, from configuration alone: nothing is downloaded or loaded."""
     text = str(inspect(Recipe.from_yaml(SHIPPED[0].parent / "videorepa-2b.yaml")))
-    chain = ["49x480x720", "13x60x90", "13x30x45 x 1920", "12x30x45", "24x10x15 x 768"]
+    chain = ["49x480x720", "13x60x90", "13x30x45 x 1920", "24x10x15 x 768"]
     places = [text.index(part) for part in chain]
     assert places == sorted(places)
-    assert "48x160x240" in text and "1.69 billion" in text and "block 18 of 30" in text
+    assert "48x160x240" in text and "1.69 billion" in text and "after block 18" in text
     larger = inspect(Recipe.from_yaml(SHIPPED[0].parent / "videorepa-5b.yaml"))
     assert (larger.student.width, larger.blocks) == (3072, 42)
     # Rank 128 on four square layers of 42 blocks: 2 * 128 * 3072 * 4 * 42.
@@ -54,7 +55,12 @@ def test_overrides_are_typed_and_reach_plugins(recipe: Recipe) -> None:
         ("align.weight=-1", r"align\.weight: .*greater than or equal to 0"),
         ("backbone={}", "name"),
         ("data.lab={clips: 3}", "exactly one of"),
-        ("encoder=null", "both `encoder` and `align`"),
+        ("encoder=null", "needs `encoder`"),
+        ("align=null", "no `align` uses it"),
+        ("align.block=0", r"align\.block: expected a block's number"),
+        ("align.target=2", "cannot be its own target"),
+        ("align.when.decay=linear", "align.when: a linear decay needs `until`"),
+        ("align.0.weight=1", "unknown key"),
         ("name=../../etc", "name: "),
     ],
 )
@@ -63,6 +69,30 @@ def test_mistakes_are_named_with_what_was_expected(
 ) -> None:
     with pytest.raises(UserError, match=said):
         recipe.override(override)
+
+
+def test_several_terms_are_a_list_that_overrides_reach_by_number(recipe: Recipe) -> None:
+    term = recipe.model_dump(mode="json")["align"]
+    listed = json.dumps([term, term | {"block": 3, "name": "deep"}, term])
+    several = recipe.override(f"align={listed}")
+    assert list(several.terms) == ["relation", "deep", "relation-2"]
+    changed = several.override("align.1.weight=0.25")
+    assert [term.weight for term in changed.terms.values()] == [0.5, 0.25, 0.5]
+    for override, said in (
+        ("align.weight=1", "goes through a list of 3"),
+        ("align.7.weight=1", "goes through a list of 3"),
+        ("align.0.wieght=1", r"align\.0\.wieght: unknown key; did you mean weight\?"),
+        ("align=[]", "align: .*at least 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            several.override(override)
+
+
+def test_a_margin_left_open_is_the_encoders_own(recipe: Recipe) -> None:
+    for given, margin in (("{name: relation}", 0.1), ("{name: relation, margin: 0.3}", 0.3)):
+        found = recipe.override(f"align.loss={given}")
+        assert found.align.loss.margin == margin
+        assert f"margin: {margin}" in found.text()
 
 
 def test_a_recipe_is_frozen(recipe: Recipe) -> None:

@@ -46,6 +46,20 @@ def _ball(shade: int, shift: int) -> np.ndarray:
     return frames
 
 
+def test_each_alignment_term_gets_its_own_curves(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", 0.5)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for row in lines:
+        for key in ("align", "similarity", "grad_align", "grad_denoise"):
+            value = row.pop(key)
+            row |= {f"{key}.relation": value, f"{key}.cosine": 2 * value}
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    page = report([run], tmp_path / "page.html").read_text()
+    for title in ("Alignment loss: relation", "Alignment loss: cosine", "tapped block: cosine"):
+        assert title in page
+    assert "Alignment loss<" not in page
+
+
 def _run(folder: Path, weight: float, steps: int = STEPS) -> Path:
     folder.mkdir(parents=True)
     recipe = f"align:\n  weight: {weight}\n  margin: 0.1\ntrain:\n  seed: 0\n"

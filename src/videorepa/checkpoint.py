@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Checkpoint:
 
     trained: trained tensors of the transformer. projector: the alignment's own weights.
     optimizer: AdamW's state. ema: averages of the trained tensors, if the recipe asks for them.
+    stopping: what the alignment's stop rules go by, as plain values.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Checkpoint:
     projector: dict[str, Tensor]
     optimizer: dict[str, Any]
     ema: dict[str, Tensor] | None = None
+    stopping: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -53,7 +55,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         if checkpoint.ema is not None:
             save_file(_flat(checkpoint.ema), temporary / "ema.safetensors")
         sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-        (temporary / STATE).write_text(json.dumps({"step": checkpoint.step, "sizes": sizes}))
+        state = {"step": checkpoint.step, "sizes": sizes, "stopping": checkpoint.stopping}
+        (temporary / STATE).write_text(json.dumps(state))
         for file in temporary.iterdir():
             _sync(file)
         if target.exists():
@@ -106,6 +109,7 @@ def _load(path: Path) -> Checkpoint:
             load_file(path / "projector.safetensors"),
             torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
             load_file(ema) if ema.exists() else None,
+            state["stopping"],
         )
     except Exception as error:
         raise ValueError(str(error)) from None

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 Latents = Float[Tensor, "b ..."]
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the model made of noisy latents.
+
+    loss: of each sample. clean: the clean latents it predicts. sigma: each sample's noise level,
+    0 to 1, the factor of the noise.
+    """
+
+    loss: Float[Tensor, " b"]
+    clean: Latents
+    sigma: Float[Tensor, " b"]
 
 
 class VPrediction:
@@ -28,13 +43,14 @@ class VPrediction:
         signal, spread = self._scales(timestep, clean)
         return signal * clean + spread * noise
 
-    def loss(
+    def denoised(
         self, velocity: Latents, noisy: Latents, clean: Latents, timestep: Int[Tensor, " b"]
-    ) -> Float[Tensor, " b"]:
-        """(x0_pred - x_0)^2 / (1 - a_t), a mean over each sample; x0_pred from the velocity."""
+    ) -> Denoised:
+        """The loss is (x0_pred - x_0)^2 / (1 - a_t), with x0_pred from the velocity."""
         signal, spread = self._scales(timestep, clean)
         predicted = signal * noisy.float() - spread * velocity.float()
-        return ((predicted - clean.float()) ** 2 / spread**2).flatten(1).mean(1)
+        loss = ((predicted - clean.float()) ** 2 / spread**2).flatten(1).mean(1)
+        return Denoised(loss, predicted, spread.flatten())
 
     def _scales(self, timestep: Int[Tensor, " b"], like: Latents) -> tuple[Tensor, Tensor]:
         a = self.alphas_cumprod[timestep.cpu()].view(-1, *[1] * (like.dim() - 1))

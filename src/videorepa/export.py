@@ -154,10 +154,14 @@ def _stock_output(product: Path, trained: Any, recipe: Recipe, scratch: Path) ->
 
 
 def _alignment(recipe: Recipe) -> str:
-    if recipe.alignment is None:
-        return "none"
-    align, encoder = recipe.alignment
-    return f"{align.loss.name}, weight {align.weight}, block {align.block}, teacher {encoder.name}"
+    return (
+        "; ".join(
+            f"{name}, weight {term.weight:g}, block {term.block}, target "
+            + (term.encoder.name if term.encoder else str(term.target))
+            for name, term in recipe.terms.items()
+        )
+        or "none"
+    )
 
 
 def _write_card(folder: Path, run: Run, recipe: Recipe) -> None:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from videorepa.align import Projector
+import torch
+
+from videorepa.backbones import BackboneShapes
 from videorepa.errors import UserError
-from videorepa.recipe import Align, Recipe
+from videorepa.recipe import Align, ClipSize, Recipe
+from videorepa.terms import Grids, Terms, grids
 from videorepa.tokens import TokenGrid
 
-BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES = 2, 2, 2
+BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE = 2, 2, 1, 4
 
 
 @dataclass(frozen=True)
 class Inspection:
     """What a recipe comes to. Byte counts are of one clip in the cache.
 
-    student: the tapped block's grid. kept: without the steps that the teacher does not see.
-    teacher: the teacher's grid. All three hold shapes only.
+    student: a block's grid. terms: what each alignment term compares; shapes only.
     """
 
     recipe: Recipe
     latents: tuple[int, int, int, int]
     student: TokenGrid
-    kept: TokenGrid | None
-    teacher: TokenGrid | None
+    terms: dict[str, Grids]
     blocks: int
     transformer_parameters: int
     trained_parameters: int
@@ -36,35 +37,16 @@ class Inspection:
     def __str__(self) -> str:
         recipe, size = self.recipe, self.recipe.data
         frames, channels, height, width = self.latents
-        t, h, w = self.student.size
         lines = [
             f"{recipe.name}: {recipe.backbone.name} from {recipe.backbone.weights}",
             "",
             "student",
             f"  clip             {size.frames}x{size.height}x{size.width} RGB",
             f"  latents          {frames}x{height}x{width} x {channels}",
-            f"  block output     {t}x{h}x{w} x {self.student.width}, after block "
-            + (f"{recipe.align.block} of {self.blocks}" if recipe.align else f"1..{self.blocks}"),
+            f"  block output     {_shape(self.student)}, after each of {self.blocks} blocks",
         ]
-        if self.teacher is not None and self.kept is not None and recipe.encoder is not None:
-            encoder = recipe.encoder
-            kt, kh, kw = self.kept.size
-            et, eh, ew = self.teacher.size
-            lines += [
-                f"  seen by teacher  {kt}x{kh}x{kw}",
-                f"  on its grid      {et}x{eh}x{ew} x {self.teacher.width}",
-                "",
-                "teacher",
-                f"  clip             {encoder.frames}x{encoder.height}x{encoder.width}, frames "
-                f"{self.teacher.start}..{self.teacher.start + encoder.frames - 1}",
-                f"  tokens           {et}x{eh}x{ew} x {self.teacher.width}",
-                "",
-                "frames that each step in time covers",
-                f"  student          {_covered(self.student)}",
-                f"  teacher          {_covered(self.teacher)}",
-                f"pixels that each token covers: student {size.height // h}x{size.width // w}, "
-                f"teacher {size.height / eh:g}x{size.width / ew:g}",
-            ]
+        for name, term in recipe.terms.items():
+            lines += ["", f"alignment: {name}", *self._term(term, self.terms[name])]
         lines += [
             "",
             "parameters",
@@ -79,27 +61,50 @@ class Inspection:
         ]
         return "\n".join(lines)
 
+    def _term(self, term: Align, grids: Grids) -> list[str]:
+        clip, met = self.recipe.data, grids.met
+        tapped = {"clean": "predicted latents", "latents": "the clip's latents"}
+        target = tapped.get(str(term.target), f"block {term.target}")
+        if term.encoder is not None:
+            seen = term.encoder
+            target = f"{seen.name}, fed {seen.frames}x{seen.height}x{seen.width}"
+        options = term.loss.model_dump(exclude={"name"})
+        said = ", ".join(f"{key} {value}" for key, value in options.items())
+        weight = f"{term.weight:g}" + (", measured only" if term.is_probe else "")
+        return [
+            f"  loss             {term.loss.name}" + (f" ({said})" if said else ""),
+            f"  weight           {weight}",
+            f"  student          {_shape(grids.student)}, "
+            f"{tapped.get(str(term.block), f'after block {term.block}')}",
+            f"  target           {_shape(grids.target)}, {target}",
+            f"  compared on      {_shape(met)}, {math.prod(met.size)} tokens",
+            "  frames that each step in time covers",
+            f"    student        {_covered(grids.student)}",
+            f"    target         {_covered(grids.target)}",
+            f"    compared on    {_covered(met)}",
+            f"  pixels that each token covers: student {_pixels(grids.student, clip)}, target "
+            f"{_pixels(grids.target, clip)}, compared on {_pixels(met, clip)}",
+        ]
+
 
 def inspect(recipe: Recipe) -> Inspection:
     """Work out shapes and sizes from configuration alone; nothing is loaded or written.
 
-    Raises UserError, naming both grids, if student and teacher cannot meet.
+    Raises UserError, naming both grids, if a term's two sides cannot meet.
     """
     shapes = recipe.backbone.shapes(recipe.data)
-    kept = teacher = None
-    projector = features = 0
-    if recipe.alignment is not None:
-        align, encoder = recipe.alignment
-        if align.block > shapes.blocks:
-            raise UserError(
-                f"align.block is {align.block}, counted from 1; {recipe.backbone.weights} "
-                f"has {shapes.blocks} blocks."
-            )
-        teacher = encoder.shape(recipe.data.frames)
-        kept = shapes.grid.since(teacher.start)
-        projector = _parameters_of_projector(align, kept, teacher)
-        if recipe.stores_features:
-            features = teacher.tokens.numel() * BYTES_FEATURES
+    for name, term in recipe.terms.items():
+        for side in (term.block, term.target):
+            if isinstance(side, int) and side > shapes.blocks:
+                raise UserError(
+                    f"The alignment {name} taps block {side}, counted from 1; "
+                    f"{recipe.backbone.weights} has {shapes.blocks} blocks."
+                )
+    found = {name: grids(term, shapes, recipe.data.frames) for name, term in recipe.terms.items()}
+    stored = [encoder.shape(recipe.data.frames) for encoder in recipe.stored_encoders]
+    features = sum(
+        math.prod(grid.size) * (grid.width * BYTES_FEATURES + BYTES_SCALE) for grid in stored
+    )
     moments = 2 * math.prod(shapes.latents) * BYTES_MOMENTS
     text = math.prod(shapes.text) * BYTES_TEXT
     trained = shapes.parameters
@@ -109,26 +114,38 @@ def inspect(recipe: Recipe) -> Inspection:
         recipe=recipe,
         latents=shapes.latents,
         student=shapes.grid,
-        kept=kept,
-        teacher=teacher,
+        terms=found,
         blocks=shapes.blocks,
         transformer_parameters=shapes.parameters,
         trained_parameters=trained,
-        projector_parameters=projector,
+        projector_parameters=_projector_parameters(recipe, shapes, found),
         bytes_per_clip=moments + text,
         feature_bytes_per_clip=features,
     )
 
 
-def _parameters_of_projector(align: Align, student: TokenGrid, teacher: TokenGrid) -> int:
-    import torch
-
+def _projector_parameters(recipe: Recipe, shapes: BackboneShapes, found: dict[str, Grids]) -> int:
     with torch.device("meta"):
-        projector = Projector.between(student, teacher, align.hidden)
-        # Also proves that the grids meet: the projector is run on shapes.
-        met = projector(student, like=teacher)
-    assert met.tokens.shape[1:] == teacher.tokens.shape[1:]
-    return sum(p.numel() for p in projector.parameters())
+        terms = Terms(recipe, shapes)
+    for (_, term), shape in zip(terms.named(), found.values(), strict=True):
+        # What projector or loss would refuse in training is refused here, on a frame of one token.
+        projected = term.projector(shape.student, like=shape.met)
+        term.align.loss(_thin(projected), _thin(shape.met))
+    return sum(p.numel() for p in terms.parameters())
+
+
+def _thin(grid: TokenGrid) -> TokenGrid:
+    return grid.with_tokens(torch.zeros(1, grid.size[0], 1, 1, grid.width))
+
+
+def _shape(grid: TokenGrid) -> str:
+    t, h, w = grid.size
+    return f"{t}x{h}x{w} x {grid.width}"
+
+
+def _pixels(grid: TokenGrid, clip: ClipSize) -> str:
+    _, h, w = grid.size
+    return f"{clip.height / h:g}x{clip.width / w:g}"
 
 
 def _covered(grid: TokenGrid) -> str:

@@ -38,7 +38,8 @@ def find(kind: str, name: str) -> ModuleType:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"No {kind[:-1]} is called {name!r}.{hint} Known: {', '.join(known)}.")
+        singular = {"losses": "loss"}.get(kind, kind[:-1])
+        raise UserError(f"No {singular} is called {name!r}.{hint} Known: {', '.join(known)}.")
     full = f"videorepa.{kind}.{name}"
     return sys.modules.get(full) or importlib.import_module(full)
 

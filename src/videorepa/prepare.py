@@ -34,7 +34,7 @@ def prepare(
     """Fill the recipe's cache; what is there already is kept.
 
     shard: (i, n) does every n-th clip from the i-th, so that n processes share the work.
-    Teacher features are stored where the recipe's `align.teacher` is "cached".
+    Features of the encoders whose `align.teacher` is "cached" are stored as well.
     A clip that cannot be used costs that clip alone: it is in the result and in the cache's
     `failures`. Raises UserError for a cache of other models or other content.
     """
@@ -63,8 +63,7 @@ def prepare(
 
     def is_done(number: int, digest: str) -> bool:
         item = source.items[number]
-        has_features = not recipe.stores_features or cache.has_features(item)
-        return cache.has_clip(item, digest) and has_features
+        return cache.has_clip(item, digest) and cache.has_features(item)
 
     for chunk in chunks:
         readable: list[tuple[int, str]] = []
@@ -83,9 +82,7 @@ def prepare(
         return Prepared(0, found, failed)
 
     backbone = recipe.backbone.load(("vae", "text_encoder"), where, dtype)
-    encoder = None
-    if recipe.encoder is not None and recipe.stores_features:
-        encoder = recipe.encoder.load(where, dtype)
+    encoders = {spec: spec.load(where, dtype) for spec in recipe.stored_encoders}
     cache.write_empty_caption(backbone.encode_text([""])[0])
     made = 0
     for chunk in track(todo, "prepare", total=len(chunks), done=len(chunks) - len(todo)):
@@ -103,7 +100,7 @@ def prepare(
         video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255.0
         moments = backbone.encode_video(video)
         text = backbone.encode_text([item.caption for item in items])
-        features = encoder(video) if encoder is not None else None
+        features = {spec: encoder(video) for spec, encoder in encoders.items()}
         for place, (number, digest) in enumerate(clips):
             item = items[place]
             if not (moments[place].isfinite().all() and text[place].isfinite().all()):
@@ -114,8 +111,8 @@ def prepare(
                 )
             if is_done(number, digest):
                 continue
-            if features is not None:
-                cache.write_features(item, features.with_tokens(features.tokens[place][None]))
+            for spec, grid in features.items():
+                cache.write_features(item, spec, grid.sample(place))
             cache.write_clip(item, digest, moments[place], text[place])
             cache.clear_failure(item)
             made += 1

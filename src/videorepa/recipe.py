@@ -7,17 +7,21 @@ already installed.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    PlainValidator,
     SerializeAsAny,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -59,22 +63,101 @@ else:
     LossField = Annotated[SerializeAsAny[Section], _described_by("losses")]
 
 
-class Align(Section):
-    """What is compared with the teacher, how, and how much it counts.
+def _block_or(*words: str) -> PlainValidator:
+    def check(value: Any) -> int | str:
+        is_block = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if is_block or value in words:
+            return value
+        raise ValueError(f"expected a block's number, an integer from 1, or {' or '.join(words)}")
 
-    block: the transformer block whose output is tapped, counted from 1 as in the paper.
-    weight: coefficient of the alignment loss; 0 is plain fine-tuning through the same code, with
-        the loss still measured and logged.
-    hidden: width of the projector's hidden layers.
-    teacher: "cached" reads features that `prepare` stored; "online" decodes the clip and runs the
-        teacher at every step.
+    return PlainValidator(check)
+
+
+class When(Section):
+    """When an alignment term counts: over the steps, until a rule stops it, and at which noise.
+
+    until: the step from which on it counts no more.
+    decay: how its weight goes to 0 by then; "constant" stops all at once.
+    opposed: stops it for good once its gradient at the tapped tokens opposed the diffusion loss's
+        (mean cosine below 0) over this many steps, as HASTE does (arXiv 2505.16792).
+    gate: "signal" scales each sample's part by 1 - sigma^2, its share of signal at that noise
+        level, as LaMo does (arXiv 2605.23878).
     """
 
+    until: int | None = Field(default=None, ge=1)
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    opposed: int | None = Field(default=None, ge=1)
+    gate: Literal["none", "signal"] = "none"
+
+    @model_validator(mode="after")
+    def _decays_by_some_step(self) -> When:
+        if self.decay != "constant" and self.until is None:
+            raise ValueError(f"a {self.decay} decay needs `until`, the step it ends at")
+        return self
+
+    def share(self, step: int) -> float:
+        """The share of the term's weight at a step, 0 to 1."""
+        if self.until is None:
+            return 1.0
+        if step >= self.until:
+            return 0.0
+        progress = step / self.until
+        if self.decay == "linear":
+            return 1.0 - progress
+        return 0.5 + 0.5 * math.cos(math.pi * progress) if self.decay == "cosine" else 1.0
+
+
+class Align(Section):
+    """One alignment term: what is compared with what, how, when, and how much it counts.
+
+    name: what the log calls it among several terms; by default its loss's name.
+    loss: how the two grids are compared.
+    block: the student's side: the transformer block whose output is tapped, counted from 1 as in
+        the paper, or "clean", the clean latents that the model predicts.
+    target: the other side: "encoder", the number of another block of the same model (LayerSync),
+        or "latents", the clip's own (LaMo). Its gradient is cut off.
+    encoder: this term's own teacher; by default the recipe's.
+    teacher: "cached" reads features that `prepare` stored; "online" decodes the clip and runs the
+        encoder at every step.
+    weight: coefficient of the loss; 0 is plain fine-tuning through the same code, with the loss
+        still measured and logged.
+    when: the weight's course.
+    projector: brings the student's tokens to the target's width: "mlp" as published, "conv" a 3x3
+        convolution on each frame (iREPA), "none" where the widths are equal.
+    hidden: width of the MLP's hidden layers.
+    interpolate: the side that is brought to the other's grid: the student's, as published, or the
+        teacher's, or the teacher's in one respect and the student's in the other.
+    standardise: takes this share of their mean over each frame from the target's channels and
+        divides by the standard deviation (iREPA's 0.6); None leaves them as they are.
+    """
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
     loss: LossField = Field(default_factory=lambda: plugins.description("losses", "relation")())
-    block: int = Field(ge=1)
-    weight: float = Field(default=0.5, ge=0.0)
-    hidden: int = Field(default=2048, ge=1)
+    block: Annotated[int | Literal["clean"], _block_or("clean")]
+    target: Annotated[int | Literal["encoder", "latents"], _block_or("encoder", "latents")] = (
+        "encoder"
+    )
+    encoder: EncoderField | None = None
     teacher: Literal["cached", "online"] = "cached"
+    weight: float = Field(default=0.5, ge=0.0)
+    when: When = When()
+    projector: Literal["mlp", "conv", "none"] = "mlp"
+    hidden: int = Field(default=2048, ge=1)
+    interpolate: Literal["student", "teacher", "teacher_in_space", "teacher_in_time"] = "student"
+    standardise: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _sides_fit(self) -> Align:
+        if self.encoder is not None and self.target != "encoder":
+            raise ValueError("give `encoder` or another `target`, not both")
+        if self.target == self.block:
+            raise ValueError(f"block {self.block} cannot be its own target")
+        return self
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the term is measured only: the control of an aligned run."""
+        return self.weight == 0
 
 
 class LabClips(Section):
@@ -189,10 +272,28 @@ class Validation(Section):
     prompts: tuple[str, ...] = Field(min_length=1)
 
 
+_SPELLINGS = ("one", "many")
+
+
+def _spelling(value: Any) -> str:
+    return _SPELLINGS[isinstance(value, (list, tuple))]
+
+
+if TYPE_CHECKING:
+    AlignField = Align | tuple[Align, ...]
+else:
+    AlignField = Annotated[
+        Annotated[Align, Tag("one")]
+        | Annotated[tuple[Align, ...], Field(min_length=1), Tag("many")],
+        Discriminator(_spelling),
+    ]
+
+
 class Recipe(Section):
     """One run, whole: `Recipe.from_yaml(path)`, and back with `.to_yaml(path)`.
 
-    encoder, align: both, or neither for a training that no teacher has part in.
+    encoder: the teacher of all alignment terms that name none of their own.
+    align: an alignment term, a list of them, or nothing for a training without alignment.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -200,7 +301,7 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     backbone: BackboneField
     encoder: EncoderField | None = None
-    align: Align | None = None
+    align: AlignField | None = None
     data: Data
     optim: Optim
     train: Train = Train()
@@ -209,21 +310,47 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _teacher_and_alignment(self) -> Recipe:
-        if (self.encoder is None) != (self.align is None):
-            raise ValueError("give both `encoder` and `align`, or neither")
+        taught = [term for term in self._listed if term.target == "encoder"]
+        if any(term.encoder is None for term in taught) and self.encoder is None:
+            raise ValueError("an alignment with an encoder needs `encoder`, and there is none")
+        if self.encoder is not None and all(term.encoder is not None for term in taught):
+            raise ValueError("`encoder` is given and no `align` uses it: give both, or neither")
+        # A teacher brings its own defaults. They become part of the recipe here, once, so that
+        # what is written into a run says them.
+        resolved = tuple(
+            term.model_copy(update={"loss": term.loss.taught_by(term.encoder or self.encoder)})
+            for term in self._listed
+        )
+        if self.align is not None:
+            align = resolved if isinstance(self.align, tuple) else resolved[0]
+            object.__setattr__(self, "align", align)
         return self
 
     @property
-    def alignment(self) -> tuple[Align, EncoderField] | None:
-        """The alignment with its teacher, or None."""
-        if self.align is None or self.encoder is None:
-            return None
-        return self.align, self.encoder
+    def _listed(self) -> tuple[Align, ...]:
+        if self.align is None:
+            return ()
+        return self.align if isinstance(self.align, tuple) else (self.align,)
 
     @property
-    def stores_features(self) -> bool:
-        """Whether training reads teacher features from the cache."""
-        return self.align is not None and self.align.teacher == "cached"
+    def terms(self) -> dict[str, Align]:
+        """The alignment terms by name, each with its encoder filled in."""
+        terms: dict[str, Align] = {}
+        for term in self._listed:
+            name = wanted = term.name or term.loss.name
+            number = 1
+            while name in terms:
+                number += 1
+                name = f"{wanted}-{number}"
+            encoder = term.encoder or self.encoder if term.target == "encoder" else None
+            terms[name] = term.model_copy(update={"encoder": encoder})
+        return terms
+
+    @property
+    def stored_encoders(self) -> tuple[EncoderField, ...]:
+        """The encoders whose features `prepare` stores, each once."""
+        found = (t.encoder for t in self.terms.values() if t.teacher == "cached" and t.encoder)
+        return tuple(dict.fromkeys(found))
 
     @classmethod
     def from_yaml(cls, path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -282,16 +409,12 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not separator:
         raise UserError(f"An override is written key=value or --key value; got {override!r}.")
     *parents, last = key.split(".")
+    within: Any = values
     for parent in parents:
-        if values.get(parent) is None:
-            values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
-            raise UserError(
-                f"The override {key!r} goes through {parent!r}, which is a single value."
-            )
+        within = _part(within, parent, key)
+    _part(within, last, key)
     try:
-        values[last] = yaml.safe_load(text)
+        within[int(last) if isinstance(within, list) else last] = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(
             f"The override {override!r} has a value that is not YAML ({error}). Put the whole in "
@@ -299,13 +422,30 @@ def _override(values: dict[str, Any], override: str) -> None:
         ) from None
 
 
+def _part(values: Any, name: str, key: str) -> Any:
+    """What stands in a section under a name, or in a list at a number. Makes missing sections."""
+    if isinstance(values, list):
+        if not (name.isdecimal() and int(name) < len(values)):
+            raise UserError(
+                f"The override {key!r} goes through a list of {len(values)}: say which by its "
+                f"number from 0, such as 0 in align.0.weight; got {name!r}."
+            )
+        return values[int(name)]
+    if not isinstance(values, dict):
+        raise UserError(f"The override {key!r} goes through a single value, at {name!r}.")
+    if values.get(name) is None:
+        values[name] = {}
+    return values[name]
+
+
 def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     lines = []
     for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        loc = [part for part in fault["loc"] if part not in _SPELLINGS]
+        where = ".".join(str(part) for part in loc) or "recipe"
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(model, fault["loc"][:-1])
-            close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+            known = _known_keys(model, loc[:-1])
+            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
             lines.append(f"  {where}: unknown key{hint}")
         elif fault["type"] == "missing":
@@ -317,11 +457,13 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return lines
 
 
-def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+def _known_keys(model: type[BaseModel], path: list[Any]) -> list[str]:
     """Keys at a place in the recipe; [] inside a plugin's own description."""
     for part in path:
+        if isinstance(part, int):
+            continue
         field = model.model_fields.get(str(part))
-        inner = [t for t in _types(field.annotation)] if field else []
+        inner = _types(field.annotation) if field else []
         if not inner:
             return []
         model = inner[0]
@@ -329,5 +471,6 @@ def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
 
 
 def _types(annotation: Any) -> list[type[BaseModel]]:
-    options = getattr(annotation, "__args__", (annotation,))
-    return [t for t in options if isinstance(t, type) and issubclass(t, BaseModel)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _types(inner)]

@@ -38,6 +38,13 @@ class TokenGrid:
         if self.stride < 1:
             raise ValueError(f"A step covers at least one frame; got a stride of {self.stride}.")
 
+    @classmethod
+    def causal(cls, tokens: Float[Tensor, "b t h w d"], frames: int) -> TokenGrid:
+        """The grid of a causal video autoencoder for a clip of that many frames: the first frame
+        has a step of its own, the others are shared out evenly over the rest."""
+        stride = (frames - 1) // max(1, tokens.shape[1] - 1) or 1
+        return cls(tokens, 1 - stride, stride)
+
     @property
     def size(self) -> tuple[int, int, int]:
         """Steps in time, rows, columns."""
@@ -57,6 +64,18 @@ class TokenGrid:
     def with_tokens(self, tokens: Float[Tensor, "b t h w d"]) -> TokenGrid:
         """The same steps in time with other tokens."""
         return TokenGrid(tokens, self.start, self.stride)
+
+    def sample(self, index: int) -> TokenGrid:
+        """One clip of the batch, still as a batch."""
+        return self.with_tokens(self.tokens[index : index + 1])
+
+    def detach(self) -> TokenGrid:
+        """The same tokens without a gradient."""
+        return self.with_tokens(self.tokens.detach())
+
+    def on_meta(self) -> TokenGrid:
+        """The grid's shape alone."""
+        return self.with_tokens(self.tokens.to("meta"))
 
     def since(self, frame: int) -> TokenGrid:
         """Without the steps that cover any frame before `frame`."""
@@ -87,6 +106,16 @@ class TokenGrid:
         low, high = low.to(tokens.device), high.to(tokens.device)
         mixed = torch.lerp(tokens.index_select(1, low), tokens.index_select(1, high), weight)
         return TokenGrid(mixed, like.start, like.stride)
+
+    def standardised(self, share: float) -> TokenGrid:
+        """Each channel of each frame less `share` of its mean, over its standard deviation.
+
+        iREPA's (arXiv 2512.10794) spatial normalisation of a teacher, with a share of 0.6.
+        """
+        tokens = self.tokens.float()
+        mean = tokens.mean((2, 3), keepdim=True)
+        deviation = tokens.std((2, 3), keepdim=True, unbiased=False)
+        return self.with_tokens((tokens - share * mean) / (deviation + 1e-6))
 
     def at_size(self, height: int, width: int) -> TokenGrid:
         """Each frame interpolated bilinearly (align_corners=False) to that many rows, columns."""

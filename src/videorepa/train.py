@@ -7,28 +7,27 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from videorepa import checkpoint
-from videorepa.align import Projector, Tapped, centred_similarity, tap
 from videorepa.backbones import Backbone, add_lora
 from videorepa.data.batches import clip_index, generator, sample_numbers
 from videorepa.data.cache import Cache
 from videorepa.data.source import Item, open_source
 from videorepa.device import autocast, compute_dtype, pick_device
-from videorepa.encoders import Encoder
+from videorepa.diffusion import Denoised
+from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.inspect import inspect
 from videorepa.progress import console, track
 from videorepa.recipe import Optim, Recipe
 from videorepa.run import Run
+from videorepa.terms import Aligned, Terms
 from videorepa.tokens import TokenGrid
 
 
@@ -53,7 +52,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     validate = _validation(recipe, run, student)
 
     begun, seen = time.monotonic(), 0
-    with student.tapped():
+    with student.terms.tapped(student.backbone):
         batches = _ahead(clips.batch(number) for number in _sample_numbers(recipe, start))
         for step in track(range(start, optim.steps), "train", done=start):
             torch.manual_seed(stable_step_seed(recipe, step))
@@ -62,21 +61,22 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
             for _ in range(optim.accumulate):
                 batch = next(batches)
                 with autocast(student.device, student.dtype):
-                    denoise = student.denoise(batch).mean()
-                    align, aligned = student.align(batch)
-                loss = denoise + student.align_weight * align
-                _check_finite(step, run, denoise=denoise, align=align)
-                (loss / optim.accumulate).backward()
-                measured.append({"denoise": denoise.item(), **aligned.read()})
+                    denoised = student.denoise(batch)
+                    aligned = student.align(step, batch, denoised)
+                denoise = denoised.loss.mean()
+                _check_finite(step, run, denoise=denoise, **aligned.losses)
+                ((denoise + aligned.loss) / optim.accumulate).backward()
+                loss = denoise.item() + aligned.counted
+                measured.append({"loss": loss, "denoise": denoise.item(), **aligned.read()})
                 seen += len(batch.latents)
-            norm = student.clip_gradients(optim.max_grad_norm)
+            norm = student.terms.clip_gradients(list(student.trained.values()), optim.max_grad_norm)
             _check_finite(step, run, gradient=norm)
             student.update(rate)
 
             values = {key: _mean(m[key] for m in measured) for key in measured[0]}
+            student.terms.watch(values)
             record = {
                 "step": step + 1,
-                "loss": values["denoise"] + student.counted_weight * values.get("align", 0.0),
                 **values,
                 "grad_norm": norm.item(),
                 "lr": rate,
@@ -110,28 +110,21 @@ def schedule(optim: Optim, step: int) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """All that one micro-batch needs, on the training device."""
+    """All that one micro-batch needs, on the training device. teachers: features by encoder."""
 
     latents: Float[Tensor, "b f c h w"]
     text: Float[Tensor, "b l d"]
     noise: Float[Tensor, "b f c h w"]
     timestep: Int[Tensor, " b"]
-    teacher: TokenGrid | None
+    teachers: dict[EncoderSpec, TokenGrid]
 
 
 class _Student:
-    """The transformer, the projector beside it, and their optimiser.
-
-    At weight 0 the projector still learns, on tokens cut off from the transformer: so the control
-    is plain fine-tuning, and its alignment is measured as fairly as the aligned run's.
-    """
+    """The transformer, the alignment terms beside it, and their optimiser."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.dtype = compute_dtype(recipe.train.precision, device)
-        self.counted_weight = recipe.align.weight if recipe.align else 0.0
-        self.is_probe = self.counted_weight == 0
-        self.align_weight = self.counted_weight or 1.0
         storage = torch.float32
         if recipe.train.lora is not None and recipe.train.precision == "bfloat16":
             storage = torch.bfloat16
@@ -160,16 +153,10 @@ class _Student:
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
         self.trained = {k: p for k, p in transformer.named_parameters() if p.requires_grad}
-        self.projector: nn.Module = nn.Identity()
-        if recipe.alignment is not None:
-            align, encoder = recipe.alignment
-            grid = recipe.backbone.shapes(recipe.data).grid
-            teacher = encoder.shape(recipe.data.frames)
-            self.projector = Projector.between(grid, teacher, align.hidden).to(device)
-        self._tapped: Tapped | None = None
+        self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
         optim = recipe.optim
         self.optimizer = torch.optim.AdamW(
-            [*self.trained.values(), *self.projector.parameters()],
+            [*self.trained.values(), *self.terms.parameters()],
             optim.learning_rate,
             betas=optim.betas,
             eps=optim.eps,
@@ -179,36 +166,13 @@ class _Student:
         if recipe.train.ema is not None:
             self.ema = {key: value.detach().clone() for key, value in self.trained.items()}
 
-    def denoise(self, batch: Batch) -> Float[Tensor, " b"]:
+    def denoise(self, batch: Batch) -> Denoised:
         return self.backbone.denoising_loss(batch.latents, batch.text, batch.noise, batch.timestep)
 
-    @contextmanager
-    def tapped(self) -> Iterator[None]:
-        """Keep the output of the block that the recipe aligns."""
-        if self.recipe.align is None:
-            yield
-            return
-        with tap(self.backbone.block(self.recipe.align.block)) as self._tapped:
-            yield
-
-    def align(self, batch: Batch) -> tuple[Tensor, _Aligned]:
-        """The alignment loss of the batch that was just denoised, and what is logged of it."""
-        if self.recipe.align is None or batch.teacher is None or self._tapped is None:
-            return torch.zeros((), device=self.device), _Aligned()
-        gradients = _GradientNorms(self._tapped.take(), detach=self.is_probe)
-        grid = self.backbone.grid(gradients.branch, batch.latents)
-        ours = self.projector(grid, like=batch.teacher)
-        loss = self.recipe.align.loss(ours, batch.teacher)
-        similarity = centred_similarity(ours, batch.teacher).item()
-        return loss, _Aligned({"align": loss.item(), "similarity": similarity}, gradients)
-
-    def clip_gradients(self, limit: float) -> Tensor:
-        """Scale gradients to a joint norm of at most `limit`; a probe must not take a share."""
-        trained, projector = list(self.trained.values()), list(self.projector.parameters())
-        if self.is_probe:
-            nn.utils.clip_grad_norm_(projector, limit)
-            return nn.utils.clip_grad_norm_(trained, limit)
-        return nn.utils.clip_grad_norm_([*trained, *projector], limit)
+    def align(self, step: int, batch: Batch, denoised: Denoised) -> Aligned:
+        """The alignment terms of the batch that was just denoised."""
+        frames = self.recipe.data.frames
+        return self.terms(step, self.backbone, batch.latents, denoised, batch.teachers, frames)
 
     def update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -224,16 +188,17 @@ class _Student:
         return checkpoint.Checkpoint(
             step,
             {key: value.detach() for key, value in self.trained.items()},
-            self.projector.state_dict(),
+            self.terms.state_dict(),
             self.optimizer.state_dict(),
             self.ema,
+            self.terms.memory(),
         )
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint. Raises UserError if it is of another model."""
         for ours, theirs in (
             (self.trained, found.trained),
-            (self.projector.state_dict(), found.projector),
+            (self.terms.state_dict(), found.projector),
             (self.ema or {}, found.ema or {}),
         ):
             unlike = ours.keys() ^ theirs.keys() or {
@@ -248,72 +213,29 @@ class _Student:
                 for key, value in theirs.items():
                     ours[key].copy_(value)
         self.optimizer.load_state_dict(found.optimizer)
-
-
-@dataclass(frozen=True)
-class _Aligned:
-    """What is logged of an alignment; the gradients' part is known after the backward pass."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    gradients: _GradientNorms | None = None
-
-    def read(self) -> dict[str, float]:
-        return self.values | (self.gradients.read() if self.gradients else {})
-
-
-class _GradientNorms:
-    """Measures, while the one backward pass runs, how strong each term's gradient is at the tap.
-
-    The alignment's share arrives through a branch of its own; the rest of what arrives at the
-    tapped tokens is the diffusion loss's. A learnable projector can absorb all of the alignment's
-    gradient, which this makes visible.
-    """
-
-    def __init__(self, output: Any, detach: bool) -> None:
-        self._align = self._denoise = 0.0
-        self._arrived: Tensor | None = None
-        # Blocks give a tensor, or a tuple that begins with the video's tokens.
-        tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-        branch = tokens.detach() if detach else tokens.view_as(tokens)
-        if branch.requires_grad:
-            branch.register_hook(self._from_branch)
-        if tokens.requires_grad:
-            tokens.register_hook(self._from_all)
-        self.branch = branch if rest is None else (branch, *rest)
-
-    def _from_branch(self, gradient: Tensor) -> None:
-        self._arrived = gradient
-
-    def _from_all(self, gradient: Tensor) -> None:
-        rest = gradient.float()
-        if self._arrived is not None:
-            self._align = self._arrived.float().norm().item()
-            rest = rest - self._arrived.float()
-        self._denoise, self._arrived = rest.norm().item(), None
-
-    def read(self) -> dict[str, float]:
-        return {"grad_align": self._align, "grad_denoise": self._denoise}
+        self.terms.remember(found.stopping)
 
 
 class _Clips:
-    """Turns sample numbers into batches, from the cache and, where it is online, the teacher."""
+    """Turns sample numbers into batches, from the cache and from teachers that are online."""
 
     def __init__(self, recipe: Recipe, backbone: Backbone, device: torch.device) -> None:
         self.recipe, self.backbone, self.device = recipe, backbone, device
         self.source = open_source(recipe.data)
         self.cache = Cache(recipe)
-        self.encoder: Encoder | None = None
-        if recipe.alignment is not None and recipe.alignment[0].teacher == "online":
-            self.encoder = recipe.alignment[1].load(
-                device, compute_dtype(recipe.train.precision, device)
-            )
-        self.items = self.cache.ready(self.source.items, recipe.stores_features)
+        dtype = compute_dtype(recipe.train.precision, device)
+        self.online = {
+            term.encoder: term.encoder.load(device, dtype)
+            for term in recipe.terms.values()
+            if term.encoder and term.encoder not in recipe.stored_encoders
+        }
+        self.items = self.cache.ready(self.source.items)
         self.place = {item.id: index for index, item in enumerate(self.source.items)}
         self.empty = self.cache.read_empty_caption()
 
     def batch(self, numbers: range) -> Batch:
         seed = self.recipe.seed
-        latents, noises, texts, times, teachers = [], [], [], [], []
+        latents, noises, texts, times, grids = [], [], [], [], []
         for number in numbers:
             item = self.items[clip_index(seed, number, len(self.items))]
             draw = generator(seed, "sample", number)
@@ -324,27 +246,25 @@ class _Clips:
             dropped = torch.rand((), generator=draw).item() < self.recipe.train.caption_dropout
             latents.append(clean)
             texts.append(self.empty if dropped else text)
-            teachers.append(self._teacher(item))
+            grids.append(self._teachers(item))
         return Batch(
             torch.cat(latents).to(self.device),
             torch.stack(texts).float().to(self.device),
             torch.cat(noises).to(self.device),
             torch.cat(times).to(self.device),
-            self._stacked(teachers),
+            {encoder: self._stacked([grid[encoder] for grid in grids]) for encoder in grids[0]},
         )
 
-    def _stacked(self, grids: list[TokenGrid | None]) -> TokenGrid | None:
-        found = [grid for grid in grids if grid is not None]
-        if not found:
-            return None
-        tokens = torch.cat([grid.tokens for grid in found])
-        return found[0].with_tokens(tokens.float().to(self.device))
+    def _stacked(self, grids: list[TokenGrid]) -> TokenGrid:
+        tokens = torch.cat([grid.tokens for grid in grids])
+        return grids[0].with_tokens(tokens.float().to(self.device))
 
-    def _teacher(self, item: Item) -> TokenGrid | None:
-        if self.recipe.stores_features:
-            return self.cache.read_features(item)
-        if self.encoder is None:
-            return None
+    def _teachers(self, item: Item) -> dict[EncoderSpec, TokenGrid]:
+        stored = {
+            encoder: self.cache.read_features(item, encoder) for encoder in self.cache.features
+        }
+        if not self.online:
+            return stored
         try:
             frames = self.source.frames(self.place[item.id])
         except ClipError as error:
@@ -353,7 +273,7 @@ class _Clips:
                 "Run `videorepa prepare` again, or set align.teacher to cached."
             ) from None
         video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255.0
-        return self.encoder(video)
+        return stored | {spec: encoder(video) for spec, encoder in self.online.items()}
 
 
 def stable_step_seed(recipe: Recipe, step: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from videorepa.diffusion import Denoised
 from videorepa.errors import UserError
 from videorepa.recipe import ClipSize, Lora, Section
 from videorepa.tokens import TokenGrid
@@ -113,8 +114,8 @@ class Backbone(Protocol):
         text: Float[Tensor, "b l d"],
         noise: Float[Tensor, "b f c h w"],
         timestep: Int[Tensor, " b"],
-    ) -> Float[Tensor, " b"]:
-        """The diffusion loss of each sample; runs the transformer once."""
+    ) -> Denoised:
+        """The diffusion loss of each sample and what was predicted; runs the transformer once."""
         ...
 
     def inputs(

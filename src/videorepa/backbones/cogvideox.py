@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from videorepa.backbones import Backbone, BackboneShapes, BackboneSpec, Part, add_lora
 from videorepa.data.fingerprint import json_digest, weights_digest
-from videorepa.diffusion import VPrediction
+from videorepa.diffusion import Denoised, VPrediction
 from videorepa.errors import UserError
 from videorepa.hub import local_copy, quieten_libraries
 from videorepa.recipe import ClipSize, Lora
@@ -249,10 +249,10 @@ class CogVideoXBackbone(Backbone):
         text: Float[Tensor, "b l d"],
         noise: Float[Tensor, "b f c h w"],
         timestep: Int[Tensor, " b"],
-    ) -> Float[Tensor, " b"]:
+    ) -> Denoised:
         noisy = self.diffusion.add_noise(latents, noise, timestep)
         velocity = self.transformer(**self.inputs(noisy, text, timestep), return_dict=False)[0]
-        return self.diffusion.loss(velocity, noisy, latents, timestep)
+        return self.diffusion.denoised(velocity, noisy, latents, timestep)
 
     def inputs(
         self,

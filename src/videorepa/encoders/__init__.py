@@ -36,6 +36,11 @@ class EncoderSpec(Section):
     width: int = Field(default=240, ge=1)
     normalized: bool = False
 
+    @property
+    def relation_margin(self) -> float:
+        """The margin that the relation loss was published with for this encoder."""
+        return 0.1
+
     def shape(self, clip_frames: int) -> TokenGrid:
         """The grid for a clip of that many frames, without its tokens (on the meta device)."""
         raise NotImplementedError

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from videorepa.errors import UserError
 from videorepa.recipe import Section
 from videorepa.tokens import TokenGrid
+
+if TYPE_CHECKING:
+    from videorepa.encoders import EncoderSpec
 
 
 class Loss(Section):
@@ -20,6 +25,10 @@ class Loss(Section):
 
     def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
         raise NotImplementedError
+
+    def taught_by(self, encoder: EncoderSpec | None) -> Loss:
+        """The loss with what this encoder wants where the recipe leaves it open."""
+        return self
 
 
 SMALLEST_NORM = 1e-6
@@ -39,8 +48,16 @@ def unit_tokens(grid: TokenGrid) -> Tensor:
     return torch.where(has_direction, tokens / torch.where(has_direction, norm, 1.0), 0.0)
 
 
-def check_same_grid(student: TokenGrid, teacher: TokenGrid) -> None:
-    """Raises UserError, with both grids, unless their shapes are the same."""
+def check_same_grid(student: TokenGrid, teacher: TokenGrid, widths: bool = False) -> None:
+    """Raises UserError, with both grids, unless their shapes are the same.
+
+    widths: tokens are compared with tokens, so that their widths must be equal too.
+    """
+    if widths and student.width != teacher.width:
+        raise UserError(
+            f"The loss compares tokens of one width; the student's grid is {student}, the "
+            f"teacher's {teacher}. Set align.projector to mlp or conv."
+        )
     if student.tokens.shape[:4] != teacher.tokens.shape[:4]:
         raise UserError(
             f"The loss compares two equal grids; the student's is {student}, the teacher's "

@@ -17,6 +17,6 @@ class Cosine(Loss):
     name: Literal["cosine"] = "cosine"
 
     def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
-        check_same_grid(student, teacher)
+        check_same_grid(student, teacher, widths=True)
         with torch.autocast(student.tokens.device.type, enabled=False):
             return -(unit_tokens(student) * unit_tokens(teacher).detach()).sum(-1).mean()

@@ -5,7 +5,7 @@ VideoREPA (arXiv 2505.23656), section 4.2 and equation 5.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,11 +15,15 @@ from torch import Tensor
 from videorepa.losses import Loss, check_same_grid, unit_tokens
 from videorepa.tokens import TokenGrid
 
+if TYPE_CHECKING:
+    from videorepa.encoders import EncoderSpec
+
 
 class Relation(Loss):
     """Mean over pairs of tokens of how far student and teacher similarity differ past a margin.
 
-    margin: similarities within it count as equal; 0 to 2.
+    margin: similarities within it count as equal; 0 to 2. A recipe that leaves it out gets the
+        one that was published for its encoder.
     scope: "all" pairs of a clip, pairs within one frame ("space"), or across frames ("time").
     weighting: "joint" takes one mean over all pairs, as the published code does; "equal" adds the
         mean over space and the mean over time, as the paper's equation 5 does. Only for "all".
@@ -32,6 +36,11 @@ class Relation(Loss):
     scope: Literal["all", "space", "time"] = "all"
     weighting: Literal["joint", "equal"] = "joint"
     hinge: bool = True
+
+    def taught_by(self, encoder: EncoderSpec | None) -> Relation:
+        if encoder is None or "margin" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"margin": encoder.relation_margin})
 
     def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
         check_same_grid(student, teacher)

@@ -7,7 +7,7 @@ import hashlib
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -342,7 +342,7 @@ def _verdicts(scores: Mapping[str, Scores]) -> list[Verdict]:
 
 def _curves(runs: Sequence[Run], colours: Mapping[str, int]) -> list[tuple[Panel, Markup]]:
     drawn = []
-    for place, panel in enumerate(PANELS):
+    for place, panel in enumerate(_panels(runs)):
         lines = [
             Line(colours[run.name], steps, values, dashed=index > 0)
             for run in runs
@@ -354,6 +354,17 @@ def _curves(runs: Sequence[Run], colours: Mapping[str, int]) -> list[tuple[Panel
             svg = draw_curve(f"curve-{place}", panel.y_label, lines, panel.log)
             drawn.append((panel, Markup(svg)))
     return drawn
+
+
+def _panels(runs: Sequence[Run]) -> Iterable[Panel]:
+    """The plots; where a run has several alignment terms, logged as `align.relation` and so on,
+    one for each term."""
+    logged = {key for run in runs for row in run.log for key in row}
+    for panel in PANELS:
+        terms = {key.partition(".")[2] for key in logged if key.partition(".")[0] in panel.keys}
+        for term in sorted(terms):
+            keys = tuple(f"{key}.{term}" for key in panel.keys) if term else panel.keys
+            yield replace(panel, keys=keys, title=panel.title + (f": {term}" if term else ""))
 
 
 def _recipe_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,281 @@
+"""The alignment terms of a training, live: what each taps, its projector, and when it counts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from videorepa.align import (
+    Tapped,
+    centred_similarity,
+    meeting,
+    projector_between,
+    resample,
+    tap,
+)
+from videorepa.backbones import Backbone, BackboneShapes
+from videorepa.diffusion import Denoised
+from videorepa.encoders import EncoderSpec
+from videorepa.recipe import Align, Recipe
+from videorepa.tokens import TokenGrid
+
+
+class Grids(NamedTuple):
+    """The shapes of a term: both sides, and the grid on which they meet."""
+
+    student: TokenGrid
+    target: TokenGrid
+    met: TokenGrid
+
+
+def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
+    """What a term of a recipe compares, for clips of so many frames, without loading anything.
+
+    Raises UserError, with both grids, if they cannot meet.
+    """
+    latents = torch.empty(1, *shapes.latents, device="meta").permute(0, 1, 3, 4, 2)
+    of_latents = TokenGrid.causal(latents, frames)
+    student = of_latents if term.block == "clean" else shapes.grid
+    if term.encoder is not None:
+        target = term.encoder.shape(frames)
+    else:
+        target = of_latents if term.target == "latents" else shapes.grid
+    return Grids(student, target, meeting(student, target, term.interpolate))
+
+
+class Term(nn.Module):
+    """One alignment term with its projector and, where it has a rule to stop, its memory."""
+
+    def __init__(self, align: Align, shape: Grids) -> None:
+        super().__init__()
+        self.align = align
+        self.projector = projector_between(align.projector, shape.student, shape.met, align.hidden)
+        self.cosines: deque[float] = deque(maxlen=align.when.opposed)
+        self.stopped = False
+
+    def weight(self, step: int) -> float:
+        """The coefficient at a step; a probe's is 0 throughout."""
+        return 0.0 if self.stopped else self.align.weight * self.align.when.share(step)
+
+    def runs(self, step: int) -> bool:
+        """Whether the term is computed at a step: while it counts, and a probe always."""
+        return self.align.is_probe or self.weight(step) > 0
+
+    def forward(
+        self, student: TokenGrid, target: TokenGrid, sigma: Float[Tensor, " b"]
+    ) -> tuple[Tensor, Tensor]:
+        """The unweighted loss, and the mean-centred similarity of the two sides."""
+        if self.align.standardise is not None:
+            target = target.standardised(self.align.standardise)
+        met = meeting(student, target, self.align.interpolate)
+        ours, theirs = self.projector(student, like=met), resample(target, like=met)
+        return self._loss(ours, theirs, sigma), centred_similarity(ours, theirs)
+
+    def _loss(self, ours: TokenGrid, theirs: TokenGrid, sigma: Float[Tensor, " b"]) -> Tensor:
+        if self.align.when.gate == "none":
+            return self.align.loss(ours, theirs)
+        # A loss is a mean over samples, so that it can be asked for one by one.
+        each = [
+            self.align.loss(ours.sample(index), theirs.sample(index)) for index in range(len(sigma))
+        ]
+        return ((1 - sigma**2) * torch.stack(each)).mean()
+
+    def watch(self, cosine: float) -> None:
+        """Note how the step's two gradients lay to each other, and stop if they are opposed."""
+        if self.align.when.opposed is None:
+            return
+        self.cosines.append(cosine)
+        is_full = len(self.cosines) == self.cosines.maxlen
+        self.stopped = self.stopped or (is_full and sum(self.cosines) < 0)
+
+
+class Terms(nn.Module):
+    """All alignment terms of a recipe; none is a training without alignment.
+
+    At weight 0 a projector still learns, on tokens cut off from the transformer: so the control is
+    plain fine-tuning, and its alignment is measured as fairly as the aligned run's.
+    """
+
+    def __init__(self, recipe: Recipe, shapes: BackboneShapes) -> None:
+        super().__init__()
+        self.names = list(recipe.terms)
+        self.each = nn.ModuleList(
+            Term(align, grids(align, shapes, recipe.data.frames)) for align in recipe.terms.values()
+        )
+        self._taps: dict[int, Tapped] = {}
+
+    def named(self) -> Iterator[tuple[str, Term]]:
+        """The terms, with what is added to their names in the log: nothing where there is one."""
+        for name, term in zip(self.names, self.each, strict=True):
+            assert isinstance(term, Term)
+            yield ("" if len(self.names) == 1 else f".{name}"), term
+
+    @contextmanager
+    def tapped(self, backbone: Backbone) -> Iterator[None]:
+        """Keep the outputs of all blocks that the terms compare, for as long as it lasts."""
+        sides = {side for _, term in self.named() for side in (term.align.block, term.align.target)}
+        with ExitStack() as stack:
+            self._taps = {
+                side: stack.enter_context(tap(backbone.block(side)))
+                for side in sorted(side for side in sides if isinstance(side, int))
+            }
+            yield
+
+    def forward(
+        self,
+        step: int,
+        backbone: Backbone,
+        latents: Float[Tensor, "b f c h w"],
+        denoised: Denoised,
+        teachers: Mapping[EncoderSpec, TokenGrid],
+        frames: int,
+    ) -> Aligned:
+        """The terms of the batch that was just denoised.
+
+        teachers: the clips' features by each encoder. frames: of a clip.
+        """
+        outputs: dict[Any, Any] = {side: tapped.take() for side, tapped in self._taps.items()}
+        outputs |= {"clean": denoised.clean, "latents": latents}
+
+        def grid(side: Any, output: Any) -> TokenGrid:
+            if isinstance(side, int):
+                return backbone.grid(output, latents)
+            return TokenGrid.causal(output.permute(0, 1, 3, 4, 2), frames)
+
+        parts = []
+        for suffix, term in self.named():
+            if not term.runs(step):
+                continue
+            align = term.align
+            gradients = Gradients(outputs[align.block], detach=align.is_probe)
+            student = grid(align.block, gradients.branch)
+            if align.encoder is not None:
+                target = teachers[align.encoder]
+            else:
+                target = grid(align.target, outputs[align.target]).detach()
+            loss, similarity = term(student, target, denoised.sigma)
+            parts.append(Part(suffix, term.weight(step), loss, similarity, gradients))
+        return Aligned(parts)
+
+    def watch(self, values: Mapping[str, float]) -> None:
+        """Let the terms' stop rules see what was logged of a step."""
+        for suffix, term in self.named():
+            if (cosine := values.get(f"grad_cosine{suffix}")) is not None:
+                term.watch(cosine)
+
+    def clip_gradients(self, trained: list[Tensor], limit: float) -> Tensor:
+        """Scale gradients to a joint norm of at most `limit`; a probe must not take a share."""
+        counted = list(trained)
+        for _, term in self.named():
+            if term.align.is_probe:
+                nn.utils.clip_grad_norm_(term.parameters(), limit)
+            else:
+                counted += term.parameters()
+        return nn.utils.clip_grad_norm_(counted, limit)
+
+    def memory(self) -> list[dict[str, Any]]:
+        """What the stop rules go by, as plain values."""
+        return [
+            {"cosines": list(term.cosines), "stopped": term.stopped} for _, term in self.named()
+        ]
+
+    def remember(self, memory: list[dict[str, Any]]) -> None:
+        """Take up what `memory` gave."""
+        for (_, term), found in zip(self.named(), memory, strict=True):
+            term.cosines.extend(found["cosines"])
+            term.stopped = found["stopped"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One term at one batch."""
+
+    suffix: str
+    weight: float
+    loss: Tensor
+    similarity: Tensor
+    gradients: Gradients
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The terms at one batch; what is logged of the gradients is known after the backward pass."""
+
+    parts: list[Part]
+
+    @property
+    def loss(self) -> Tensor | float:
+        """What goes backward. A probe's graph is cut off, so that its weight here is free."""
+        return sum((part.weight or 1.0) * part.loss for part in self.parts)
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        """Unweighted, by name."""
+        return {f"align{part.suffix}": part.loss for part in self.parts}
+
+    @property
+    def counted(self) -> float:
+        """The terms' share of the training's loss."""
+        return sum(part.weight * part.loss.item() for part in self.parts)
+
+    def read(self) -> dict[str, float]:
+        """What is logged, for each term under its own name."""
+        return {
+            key + part.suffix: value
+            for part in self.parts
+            for key, value in {
+                "align": part.loss.item(),
+                "align_weight": part.weight,
+                "similarity": part.similarity.item(),
+                **part.gradients.read(),
+            }.items()
+        }
+
+
+class Gradients:
+    """Measures, while the one backward pass runs, what each loss's gradient is at the tap.
+
+    The term's part arrives through a branch of its own; the rest of what arrives at the tapped
+    tokens is the diffusion loss's (and that of terms that tap deeper). A learnable projector can
+    absorb all of the alignment's gradient, which this makes visible.
+    """
+
+    def __init__(self, output: Any, detach: bool) -> None:
+        self._align = self._denoise = self._cosine = 0.0
+        self._arrived: Tensor | None = None
+        # Blocks give a tensor, or a tuple that begins with the video's tokens.
+        tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+        branch = tokens.detach() if detach else tokens.view_as(tokens)
+        if branch.requires_grad:
+            branch.register_hook(self._from_branch)
+        if tokens.requires_grad:
+            tokens.register_hook(self._from_all)
+        self.branch = branch if rest is None else (branch, *rest)
+
+    def _from_branch(self, gradient: Tensor) -> None:
+        self._arrived = gradient
+
+    def _from_all(self, gradient: Tensor) -> None:
+        rest = gradient.float()
+        if self._arrived is not None:
+            ours, self._arrived = self._arrived.float(), None
+            rest = rest - ours
+            self._align = ours.norm().item()
+            self._cosine = nn.functional.cosine_similarity(
+                ours.flatten(), rest.flatten(), dim=0
+            ).item()
+        self._denoise = rest.norm().item()
+
+    def read(self) -> dict[str, float]:
+        return {
+            "grad_align": self._align,
+            "grad_denoise": self._denoise,
+            "grad_cosine": self._cosine,
+        }
