@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ def newest(folder: Path) -> Checkpoint | None:
                 markup=False,
             )
     return None
+
+
+def put(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Copy tensors into ours of the same names. Raises UserError if they are another model's."""
+    unlike = found.keys() ^ ours.keys() or {
+        key for key in ours if ours[key].shape != found[key].shape
+    }
+    if unlike:
+        raise UserError(
+            f"The checkpoint is of another model: {len(unlike)} of {len(ours)} tensors do "
+            f"not fit, such as {min(unlike)}. Choose another folder."
+        )
+    with torch.no_grad():
+        for key, value in found.items():
+            ours[key].copy_(value)
 
 
 def _found(folder: Path) -> list[Path]:

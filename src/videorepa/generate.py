@@ -70,7 +70,8 @@ def generate(
         sampler = Sampler(source.load(pick_device(device)), size, settings)
         for prompt, k in track(todo, "generate", done=len(jobs) - len(todo)):
             sidecar = _sidecar(out, prompt, k)
-            seed = sampler.write(prompt.text, k, sidecar.with_suffix(".mp4"))
+            frames, seed = sampler.sample(prompt.text, k)
+            sampler.write(sidecar.with_suffix(".mp4"), frames)
             # The sidecar comes last: a clip without one is not done.
             known = {"prompt_id": prompt.id, "prompt": prompt.text, "k": k, "seed": seed}
             atomic_write(sidecar, json.dumps(known | about, indent=1, ensure_ascii=False))
@@ -174,12 +175,10 @@ class Sampler:
             )
         return (frames * 255.0).round().clip(0, 255).astype(np.uint8), seed
 
-    def write(self, prompt: str, k: int, path: Path) -> int:
-        """Sample into an mp4 file; gives the seed."""
-        frames, seed = self.sample(prompt, k)
+    def write(self, path: Path, frames: np.ndarray) -> None:
+        """Keep a clip as an mp4 file, at the settings' frame rate."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, frames, self.settings.fps)
-        return seed
 
 
 def _check_folder(out: Path, about: dict[str, Any]) -> None:

@@ -22,11 +22,16 @@ console = Console(stderr=True)
 PLAIN_EVERY_SECONDS = 10.0
 
 
-def track(items: Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterator[T]:
-    """Yield the items, showing how far along they are.
+def track(
+    items: Iterable[T], what: str, total: int | None = None, done: int = 0, shown: bool = True
+) -> Iterator[T]:
+    """Yield the items, showing how far along they are unless another process does.
 
     total counts all the work, `done` what an earlier run had finished already.
     """
+    if not shown:
+        yield from items
+        return
     if total is None:
         total = (len(items) if isinstance(items, Sized) else 0) + done
     if console.is_terminal:

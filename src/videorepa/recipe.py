@@ -244,6 +244,18 @@ class Train(Section):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
+class Parallel(Section):
+    """How several processes share a training; a launcher such as `accelerate launch` starts them.
+
+    engine: "ddp" keeps a whole model in each process, "fsdp2" a share of it. Without this section
+        the user's own accelerate configuration counts, and DDP where there is none.
+    offload: keep FSDP2's shares in the machine's memory and not the GPU's.
+    """
+
+    engine: Literal["ddp", "fsdp2"]
+    offload: bool = False
+
+
 class Generation(Section):
     """How clips are sampled; the defaults are the published ones for CogVideoX.
 
@@ -305,6 +317,7 @@ class Recipe(Section):
     data: Data
     optim: Optim
     train: Train = Train()
+    parallel: Parallel | None = None
     generation: Generation = Generation()
     validation: Validation | None = None
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from videorepa import checkpoint
 from videorepa.backbones import Backbone, Part, add_lora
@@ -124,26 +123,10 @@ class Run:
         backbone = recipe.backbone.load(parts, device, dtype)
         if recipe.train.lora is not None:
             add_lora(backbone.transformer, recipe.train.lora)
-        put(backbone.transformer, found.ema or found.trained, self.path)
+        trained = found.ema or found.trained
+        parameters = backbone.transformer.named_parameters()
+        checkpoint.put(trained, {key: value for key, value in parameters if key in trained})
         return backbone
-
-
-def put(transformer: nn.Module, trained: dict[str, torch.Tensor], source: Path) -> None:
-    """Put trained tensors into a transformer. Raises UserError if they are another model's."""
-    parameters = dict(transformer.named_parameters())
-    wrong = [
-        key
-        for key, value in trained.items()
-        if key not in parameters or parameters[key].shape != value.shape
-    ]
-    if wrong:
-        raise UserError(
-            f"The checkpoint in {source} is of another model: {len(wrong)} of {len(trained)} "
-            f"tensors do not fit, the first is {wrong[0]}."
-        )
-    with torch.no_grad():
-        for key, value in trained.items():
-            parameters[key].copy_(value)
 
 
 def environment() -> dict[str, Any]:

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from videorepa import checkpoint
-from videorepa.backbones import Backbone, add_lora
-from videorepa.data.batches import clip_index, generator, sample_numbers
+from videorepa.backbones import Backbone
+from videorepa.checkpoint import Checkpoint, put
+from videorepa.data.batches import clip_index, generator, sample_numbers, step_seed
 from videorepa.data.cache import Cache
 from videorepa.data.source import Item, open_source
-from videorepa.device import autocast, compute_dtype, pick_device
-from videorepa.diffusion import Denoised
+from videorepa.device import compute_dtype
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.inspect import inspect
+from videorepa.parallel import Alone, place
 from videorepa.progress import console, track
 from videorepa.recipe import Optim, Recipe
 from videorepa.run import Run
-from videorepa.terms import Aligned, Terms
+from videorepa.student import Batch, Student
 from videorepa.tokens import TokenGrid
+from videorepa.trackers import trackers
 
 
 def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
@@ -38,42 +37,39 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     seed and the sample's number. Raises UserError for a folder that holds something else, a cache
     that does not fit, and a loss that is not finite, with the step named.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "Training runs in one process so far; several would write over each other in "
-            f"{out}. Start it without a launcher, and raise optim.accumulate instead."
-        )
     inspect(recipe)  # Refuses what cannot work, before anything is made.
-    run = Run.begin(out, recipe)
-    student, start = _resume(recipe, run, pick_device(device))
-    clips = _Clips(recipe, student.backbone, student.device)
+    workers = place(recipe, device)
+    run, found = _begin(recipe, out, workers)
+    start = found.step if found else 0
+    student = Student(recipe, workers.device)
+    training = _Training(recipe, workers, student, found)
+    clips = _Clips(recipe, student.backbone, workers.device)
+    validate = _validation(recipe, run, student, workers)
+    write_log = [run.log, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim
-    trackers = _trackers(recipe, run, start)
-    validate = _validation(recipe, run, student)
 
     begun, seen = time.monotonic(), 0
-    with student.terms.tapped(student.backbone):
-        batches = _ahead(clips.batch(number) for number in _sample_numbers(recipe, start))
-        for step in track(range(start, optim.steps), "train", done=start):
-            torch.manual_seed(stable_step_seed(recipe, step))
-            rate = optim.learning_rate * schedule(optim, step)
+    with student.tapped():
+        batches = _ahead(clips.batch(number) for number in _sample_numbers(recipe, start, workers))
+        for step in track(range(start, optim.steps), "train", done=start, shown=workers.is_first):
+            torch.manual_seed(step_seed(recipe.seed, step, workers.rank))
             measured: list[dict[str, float]] = []
-            for _ in range(optim.accumulate):
+            for micro in range(optim.accumulate):
                 batch = next(batches)
-                with autocast(student.device, student.dtype):
-                    denoised = student.denoise(batch)
-                    aligned = student.align(step, batch, denoised)
-                denoise = denoised.loss.mean()
-                _check_finite(step, run, denoise=denoise, **aligned.losses)
-                ((denoise + aligned.loss) / optim.accumulate).backward()
+                with workers.passing(training.model, is_last=micro + 1 == optim.accumulate):
+                    denoised, aligned = training.model(step, batch)
+                    denoise = denoised.loss.mean()
+                    _check_finite(step, run, denoise=denoise, **aligned.losses)
+                    ((denoise + aligned.loss) / optim.accumulate).backward()
                 loss = denoise.item() + aligned.counted
                 measured.append({"loss": loss, "denoise": denoise.item(), **aligned.read()})
-                seen += len(batch.latents)
-            norm = student.terms.clip_gradients(list(student.trained.values()), optim.max_grad_norm)
+                seen += len(batch.latents) * workers.count
+            norm = training.clip_gradients()
             _check_finite(step, run, gradient=norm)
-            student.update(rate)
+            rate = optim.learning_rate * schedule(optim, step)
+            training.update(rate)
 
-            values = {key: _mean(m[key] for m in measured) for key in measured[0]}
+            values = workers.mean({key: _mean(m[key] for m in measured) for key in measured[0]})
             student.terms.watch(values)
             record = {
                 "step": step + 1,
@@ -81,18 +77,18 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
                 "grad_norm": norm.item(),
                 "lr": rate,
                 "clips_per_second": seen / (time.monotonic() - begun),
-                "memory_gb": _memory_gb(student.device),
+                "memory_gb": _memory_gb(workers.device),
             }
-            run.log(record)
-            for write in trackers:
+            for write in write_log:
                 write(record)
             last = step + 1 == optim.steps
             if last or (step + 1) % recipe.train.checkpoint_every == 0:
-                checkpoint.save(
-                    run.checkpoints, student.state(step + 1), recipe.train.keep_checkpoints
-                )
+                state = training.state(step + 1)
+                if workers.is_first:
+                    checkpoint.save(run.checkpoints, state, recipe.train.keep_checkpoints)
             if recipe.validation and (last or (step + 1) % recipe.validation.every == 0):
                 validate(step + 1)
+    workers.wait()
     return run
 
 
@@ -108,71 +104,55 @@ def schedule(optim: Optim, step: int) -> float:
     return 1.0
 
 
-@dataclass(frozen=True)
-class Batch:
-    """All that one micro-batch needs, on the training device. teachers: features by encoder."""
+class _Training:
+    """The student, shared by all processes, with its optimiser and the averages of its weights.
 
-    latents: Float[Tensor, "b f c h w"]
-    text: Float[Tensor, "b l d"]
-    noise: Float[Tensor, "b f c h w"]
-    timestep: Int[Tensor, " b"]
-    teachers: dict[EncoderSpec, TokenGrid]
+    found: the checkpoint to go on from.
+    """
 
-
-class _Student:
-    """The transformer, the alignment terms beside it, and their optimiser."""
-
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        self.dtype = compute_dtype(recipe.train.precision, device)
-        storage = torch.float32
-        if recipe.train.lora is not None and recipe.train.precision == "bfloat16":
-            storage = torch.bfloat16
-        self.backbone: Backbone = recipe.backbone.load(("transformer",), device, storage)
-        transformer = self.backbone.transformer
-        if storage == torch.bfloat16 != self.dtype:
-            # Held in half the memory, computed with in float32. Layers that diffusers leaves out of
-            # the casting (norms, embeddings, the last projection) are few: they are float32.
-            transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=self.dtype)
-            for module in transformer.modules():
-                if not hasattr(module, "_diffusers_hook"):
-                    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-                    for tensor in own:
-                        tensor.data = tensor.data.to(self.dtype)
-            self.backbone.dtype = self.dtype
-        transformer.train()
-        if recipe.train.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-
-        torch.manual_seed(stable_step_seed(recipe, -1))
-        if recipe.train.lora is None:
-            transformer.requires_grad_(True)
-        else:
-            add_lora(transformer, recipe.train.lora)
-            for parameter in transformer.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
-        self.trained = {k: p for k, p in transformer.named_parameters() if p.requires_grad}
-        self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
+    def __init__(
+        self, recipe: Recipe, workers: Alone, student: Student, found: Checkpoint | None
+    ) -> None:
+        self.recipe, self.workers, self.student = recipe, workers, student
         optim = recipe.optim
-        self.optimizer = torch.optim.AdamW(
-            [*self.trained.values(), *self.terms.parameters()],
+        if found is not None:
+            student.load(found)
+        optimizer = torch.optim.AdamW(
+            [*student.trained.values(), *student.terms.parameters()],
             optim.learning_rate,
             betas=optim.betas,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
         )
+        # From here on parameters can be shares of what they were.
+        self.model = workers.share(student, optimizer, student.block_classes())
+        self.optimizer = optimizer
+        self.trained = student.trained
         self.ema: dict[str, Tensor] | None = None
         if recipe.train.ema is not None:
             self.ema = {key: value.detach().clone() for key, value in self.trained.items()}
+        if found is not None:
+            self._take_up(found)
 
-    def denoise(self, batch: Batch) -> Denoised:
-        return self.backbone.denoising_loss(batch.latents, batch.text, batch.noise, batch.timestep)
+    def _take_up(self, found: Checkpoint) -> None:
+        if self.ema is not None:
+            wanted = {key: self.workers.whole(value) for key, value in self.ema.items()}
+            put(found.ema or {}, wanted)
+            for key, value in wanted.items():
+                self.ema[key].copy_(self.workers.sharded_like(value, self.ema[key]))
+        state = found.optimizer["state"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, moments in state.items():
+            for key, value in moments.items():
+                if value.dim():
+                    moments[key] = self.workers.sharded_like(value, parameters[number])
+        self.optimizer.load_state_dict(found.optimizer)
 
-    def align(self, step: int, batch: Batch, denoised: Denoised) -> Aligned:
-        """The alignment terms of the batch that was just denoised."""
-        frames = self.recipe.data.frames
-        return self.terms(step, self.backbone, batch.latents, denoised, batch.teachers, frames)
+    def clip_gradients(self) -> Tensor:
+        """Scale gradients to the recipe's norm; gives what it was."""
+        limit = self.recipe.optim.max_grad_norm
+        norm = self.student.terms.clip_gradients(list(self.trained.values()), limit)
+        return self.workers.whole(norm)
 
     def update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -184,36 +164,22 @@ class _Student:
             for key, value in self.trained.items():
                 self.ema[key].lerp_(value.detach(), 1 - decay)
 
-    def state(self, step: int) -> checkpoint.Checkpoint:
-        return checkpoint.Checkpoint(
-            step,
-            {key: value.detach() for key, value in self.trained.items()},
-            self.terms.state_dict(),
-            self.optimizer.state_dict(),
-            self.ema,
-            self.terms.memory(),
-        )
+    def state(self, step: int) -> Checkpoint:
+        """All of it, whole, whatever share each process holds; all of them have to ask."""
 
-    def restore(self, found: checkpoint.Checkpoint) -> None:
-        """Take up a checkpoint. Raises UserError if it is of another model."""
-        for ours, theirs in (
-            (self.trained, found.trained),
-            (self.terms.state_dict(), found.projector),
-            (self.ema or {}, found.ema or {}),
-        ):
-            unlike = ours.keys() ^ theirs.keys() or {
-                key for key in ours if ours[key].shape != theirs[key].shape
-            }
-            if unlike:
-                raise UserError(
-                    f"The checkpoint is of another model: {len(unlike)} tensors do not fit, such "
-                    f"as {min(unlike)}. Choose another folder with --out."
-                )
-            with torch.no_grad():
-                for key, value in theirs.items():
-                    ours[key].copy_(value)
-        self.optimizer.load_state_dict(found.optimizer)
-        self.terms.remember(found.stopping)
+        def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {key: self.workers.whole(value.detach()) for key, value in tensors.items()}
+
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {n: whole(moments) for n, moments in optimizer["state"].items()}
+        return Checkpoint(
+            step,
+            whole(self.trained),
+            whole(self.student.terms.state_dict()),
+            optimizer,
+            None if self.ema is None else whole(self.ema),
+            self.student.terms.memory(),
+        )
 
 
 class _Clips:
@@ -276,16 +242,13 @@ class _Clips:
         return stored | {spec: encoder(video) for spec, encoder in self.online.items()}
 
 
-def stable_step_seed(recipe: Recipe, step: int) -> int:
-    """Seed of torch's global generator for a step (dropout), or for the start, -1 (weights)."""
-    return generator(recipe.seed, "step", step).initial_seed()
-
-
-def _sample_numbers(recipe: Recipe, start: int) -> Iterator[range]:
+def _sample_numbers(recipe: Recipe, start: int, workers: Alone) -> Iterator[range]:
     optim = recipe.optim
     for step in range(start, optim.steps):
         for micro in range(optim.accumulate):
-            yield sample_numbers(step, micro, 0, 1, optim.batch_size, optim.accumulate)
+            yield sample_numbers(
+                step, micro, workers.rank, workers.count, optim.batch_size, optim.accumulate
+            )
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -297,16 +260,20 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def _resume(recipe: Recipe, run: Run, device: torch.device) -> tuple[_Student, int]:
-    student = _Student(recipe, device)
+def _begin(recipe: Recipe, out: Path, workers: Alone) -> tuple[Run, Checkpoint | None]:
+    """The run's folder, and the checkpoint to go on from. The first process makes the folder, and
+    cuts from the log what will be done again, while the others wait."""
+    if not workers.is_first:
+        workers.wait()
+        run = Run.open(out)
+        return run, run.newest()
+    run = Run.begin(out, recipe)
     found = run.newest()
-    if found is None:
-        run.cut_log(0)
-        return student, 0
-    student.restore(found)
-    run.cut_log(found.step)
-    console.print(f"Going on from step {found.step} of {recipe.optim.steps}.", markup=False)
-    return student, found.step
+    run.cut_log(found.step if found else 0)
+    if found:
+        console.print(f"Going on from step {found.step} of {recipe.optim.steps}.", markup=False)
+    workers.wait()
+    return run, found
 
 
 def _check_finite(step: int, run: Run, **values: Tensor) -> None:
@@ -333,51 +300,25 @@ def _memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, float]], None]]:
-    writers = []
-    if "tensorboard" in recipe.train.trackers:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "tensorboard is not installed: pip install 'videorepa[tensorboard]'."
-            ) from None
-        board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
-
-        def to_board(record: dict[str, float]) -> None:
-            for key, value in record.items():
-                if key != "step":
-                    board.add_scalar(key, value, record["step"])
-
-        writers.append(to_board)
-    if "wandb" in recipe.train.trackers:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UserError("wandb is not installed: pip install 'videorepa[wandb]'.") from None
-        session = wandb.init(
-            project="videorepa", name=recipe.name, dir=run.path, id=run.path.name, resume="allow"
-        )
-        writers.append(lambda record: session.log(record, step=record["step"]))
-    return writers
-
-
-def _validation(recipe: Recipe, run: Run, student: _Student) -> Callable[[int], None]:
+def _validation(
+    recipe: Recipe, run: Run, student: Student, workers: Alone
+) -> Callable[[int], None]:
     """Generates the recipe's validation clips, at fixed seeds; does nothing where it has none."""
     if recipe.validation is None:
         return lambda step: None
     from videorepa.generate import Sampler
 
     prompts = recipe.validation.prompts
-    helper = recipe.backbone.load(("vae", "text_encoder"), student.device)
-    transformer = student.backbone.transformer
-    sampler = Sampler(helper, recipe.data, recipe.generation, transformer)
+    helper = recipe.backbone.load(("vae", "text_encoder"), workers.device)
+    sampler = Sampler(helper, recipe.data, recipe.generation, student.transformer)
 
     def validate(step: int) -> None:
-        transformer.eval()
+        student.transformer.eval()
         for number, prompt in enumerate(prompts):
-            path = run.samples / f"step-{step:08d}" / f"{number:02d}.mp4"
-            sampler.write(prompt, 0, path)
-        transformer.train()
+            # All processes sample: where the model is sharded, none could by itself.
+            clip, _ = sampler.sample(prompt, 0)
+            if workers.is_first:
+                sampler.write(run.samples / f"step-{step:08d}" / f"{number:02d}.mp4", clip)
+        student.transformer.train()
 
     return validate

@@ -35,6 +35,11 @@ def generator(seed: int, *what: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(stable_seed(seed, *what))
 
 
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of torch's global generator for a step (dropout), or for the start, -1 (weights)."""
+    return generator(seed, "step", step, rank).initial_seed()
+
+
 def stable_seed(*what: str | int) -> int:
     """A 63-bit seed from any words and numbers, the same on every machine."""
     text = "\x1f".join(str(part) for part in what)

@@ -1,0 +1,104 @@
+"""What is trained: a diffusion transformer with its alignment terms, one pass through both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from videorepa.backbones import Backbone, add_lora
+from videorepa.checkpoint import Checkpoint, put
+from videorepa.data.batches import step_seed
+from videorepa.device import autocast, compute_dtype
+from videorepa.diffusion import Denoised
+from videorepa.encoders import EncoderSpec
+from videorepa.recipe import Recipe
+from videorepa.terms import Aligned, Terms
+from videorepa.tokens import TokenGrid
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All that one micro-batch needs, on the training device. teachers: features by encoder."""
+
+    latents: Float[Tensor, "b f c h w"]
+    text: Float[Tensor, "b l d"]
+    noise: Float[Tensor, "b f c h w"]
+    timestep: Int[Tensor, " b"]
+    teachers: dict[EncoderSpec, TokenGrid]
+
+
+class Student(nn.Module):
+    """The backbone's transformer, as a recipe trains it, and the projectors beside it."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.recipe, self.device = recipe, device
+        self.dtype = compute_dtype(recipe.train.precision, device)
+        storage = torch.float32
+        if recipe.train.lora is not None and recipe.train.precision == "bfloat16":
+            storage = torch.bfloat16
+        self.backbone: Backbone = recipe.backbone.load(("transformer",), device, storage)
+        self.transformer = transformer = self.backbone.transformer
+        if storage == torch.bfloat16 != self.dtype:
+            # Held in half the memory, computed with in float32. Layers that diffusers leaves out of
+            # the casting (norms, embeddings, the last projection) are few: they are float32.
+            transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=self.dtype)
+            for module in transformer.modules():
+                if not hasattr(module, "_diffusers_hook"):
+                    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+                    for tensor in own:
+                        tensor.data = tensor.data.to(self.dtype)
+            self.backbone.dtype = self.dtype
+        transformer.train()
+        if recipe.train.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+
+        torch.manual_seed(step_seed(recipe.seed, -1))
+        if recipe.train.lora is None:
+            transformer.requires_grad_(True)
+        else:
+            add_lora(transformer, recipe.train.lora)
+            for parameter in transformer.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+        self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
+
+    def forward(self, step: int, batch: Batch) -> tuple[Denoised, Aligned]:
+        """Both losses of a micro-batch; the transformer runs once."""
+        frames = self.recipe.data.frames
+        with autocast(self.device, self.dtype):
+            denoised = self.backbone.denoising_loss(
+                batch.latents, batch.text, batch.noise, batch.timestep
+            )
+            aligned = self.terms(
+                step, self.backbone, batch.latents, denoised, batch.teachers, frames
+            )
+        return denoised, aligned
+
+    @contextmanager
+    def tapped(self) -> Iterator[None]:
+        """Keep the outputs of the blocks that the terms compare, for as long as it lasts."""
+        with self.terms.tapped(self.backbone):
+            yield
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The transformer's trained parameters, by their names in it."""
+        return {k: p for k, p in self.transformer.named_parameters() if p.requires_grad}
+
+    def block_classes(self) -> set[str]:
+        """Names of the classes that make up most of the transformer, and of its own."""
+        count = self.recipe.backbone.shapes(self.recipe.data).blocks
+        blocks = {type(self.backbone.block(number + 1)).__name__ for number in range(count)}
+        return blocks | {type(self.transformer).__name__}
+
+    def load(self, found: Checkpoint) -> None:
+        """Take up a checkpoint's weights. Raises UserError if it is of another model."""
+        put(found.trained, self.trained)
+        put(found.projector, self.terms.state_dict())
+        self.terms.remember(found.stopping)
