@@ -89,7 +89,7 @@ def meeting(student: TokenGrid, teacher: TokenGrid, interpolate: Side = "student
     in_time = student if interpolate in ("teacher", "teacher_in_time") else teacher
     in_space = student if interpolate in ("teacher", "teacher_in_space") else teacher
     size = (1, in_time.size[0], *in_space.size[1:], teacher.width)
-    met = in_time.with_tokens(torch.empty(size, device="meta"))
+    met = TokenGrid(torch.empty(size, device="meta"), in_time.start, in_time.stride)
     # Neither side may be asked for frames that it has not seen.
     resample(student.on_meta(), met)
     resample(teacher.on_meta(), met)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from videorepa.align import resample
 from videorepa.backbones import BackboneShapes
 from videorepa.errors import UserError
 from videorepa.recipe import Align, ClipSize, Recipe
@@ -130,12 +131,14 @@ def _projector_parameters(recipe: Recipe, shapes: BackboneShapes, found: dict[st
     for (_, term), shape in zip(terms.named(), found.values(), strict=True):
         # What projector or loss would refuse in training is refused here, on a frame of one token.
         projected = term.projector(shape.student, like=shape.met)
-        term.align.loss(_thin(projected), _thin(shape.met))
+        term.align.loss(_thin(projected), _thin(resample(shape.target, like=shape.met)))
     return sum(p.numel() for p in terms.parameters())
 
 
 def _thin(grid: TokenGrid) -> TokenGrid:
-    return grid.with_tokens(torch.zeros(1, grid.size[0], 1, 1, grid.width))
+    steps = grid.size[0]
+    saliency = None if grid.saliency is None else torch.zeros(1, steps, 1, 1)
+    return replace(grid, tokens=torch.zeros(1, steps, 1, 1, grid.width), saliency=saliency)
 
 
 def _shape(grid: TokenGrid) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -23,11 +24,14 @@ class TokenGrid:
 
     tokens: (batch, time, height, width, width of a token). A tensor on the meta device is a grid
     of which only the shape is known.
+    saliency: how much each token matters, from 0 to 1, from a teacher that can tell. It is not
+        interpolated: on another grid there is none.
     """
 
     tokens: Float[Tensor, "b t h w d"]
     start: int = 0
     stride: int = 1
+    saliency: Float[Tensor, "b t h w"] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.dim() != 5:
@@ -37,6 +41,11 @@ class TokenGrid:
             )
         if self.stride < 1:
             raise ValueError(f"A step covers at least one frame; got a stride of {self.stride}.")
+        if self.saliency is not None and self.saliency.shape != self.tokens.shape[:4]:
+            raise ValueError(
+                f"Each token has a saliency; got {tuple(self.saliency.shape)} for tokens of "
+                f"{tuple(self.tokens.shape)}."
+            )
 
     @classmethod
     def causal(cls, tokens: Float[Tensor, "b t h w d"], frames: int) -> TokenGrid:
@@ -44,6 +53,18 @@ class TokenGrid:
         has a step of its own, the others are shared out evenly over the rest."""
         stride = (frames - 1) // max(1, tokens.shape[1] - 1) or 1
         return cls(tokens, 1 - stride, stride)
+
+    @classmethod
+    def batch(cls, grids: Sequence[TokenGrid]) -> TokenGrid:
+        """Grids of the same steps and size, one after another."""
+        tokens = torch.cat([grid.tokens for grid in grids])
+        saliency = [grid.saliency for grid in grids if grid.saliency is not None]
+        return replace(grids[0], tokens=tokens, saliency=torch.cat(saliency) if saliency else None)
+
+    def to(self, device: torch.device) -> TokenGrid:
+        """The same grid in float32 on a device."""
+        saliency = None if self.saliency is None else self.saliency.to(device, torch.float32)
+        return replace(self, tokens=self.tokens.to(device, torch.float32), saliency=saliency)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -62,12 +83,14 @@ class TokenGrid:
         return range(max(first, 0), max(first + self.stride, 0))
 
     def with_tokens(self, tokens: Float[Tensor, "b t h w d"]) -> TokenGrid:
-        """The same steps in time with other tokens."""
-        return TokenGrid(tokens, self.start, self.stride)
+        """The same places in time and space with other tokens."""
+        return replace(self, tokens=tokens)
 
     def sample(self, index: int) -> TokenGrid:
         """One clip of the batch, still as a batch."""
-        return self.with_tokens(self.tokens[index : index + 1])
+        one = slice(index, index + 1)
+        saliency = None if self.saliency is None else self.saliency[one]
+        return replace(self, tokens=self.tokens[one], saliency=saliency)
 
     def detach(self) -> TokenGrid:
         """The same tokens without a gradient."""
@@ -85,7 +108,9 @@ class TokenGrid:
                 f"No step of the grid {self} begins at or after frame {frame}. "
                 "Give both models the same frames of the clip."
             )
-        return TokenGrid(self.tokens[:, skip:], self.start + skip * self.stride, self.stride)
+        saliency = None if self.saliency is None else self.saliency[:, skip:]
+        start = self.start + skip * self.stride
+        return TokenGrid(self.tokens[:, skip:], start, self.stride, saliency)
 
     def at_times_of(self, like: TokenGrid) -> TokenGrid:
         """Interpolated linearly to the centres of the steps of `like`, constant past the ends.
@@ -141,7 +166,7 @@ class TokenGrid:
         b, t, h, w, d = self.tokens.shape
         frames = self.tokens.reshape(b * t, h, w, d).permute(0, 3, 1, 2)
         frames = function(frames).permute(0, 2, 3, 1)
-        return self.with_tokens(frames.reshape(b, t, *frames.shape[1:]))
+        return TokenGrid(frames.reshape(b, t, *frames.shape[1:]), self.start, self.stride)
 
     def _check_overlap(self, like: TokenGrid) -> None:
         end = self.start + self.tokens.shape[1] * self.stride

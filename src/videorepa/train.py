@@ -222,8 +222,7 @@ class _Clips:
         )
 
     def _stacked(self, grids: list[TokenGrid]) -> TokenGrid:
-        tokens = torch.cat([grid.tokens for grid in grids])
-        return grids[0].with_tokens(tokens.float().to(self.device))
+        return TokenGrid.batch(grids).to(self.device)
 
     def _teachers(self, item: Item) -> dict[EncoderSpec, TokenGrid]:
         stored = {

@@ -144,13 +144,16 @@ class Cache:
         about = {"id": item.id, "start": str(grid.start), "stride": str(grid.stride)}
         tokens, scale = quantised(grid.tokens[0].cpu())
         tensors = {"tokens": tokens.contiguous(), "scale": scale.contiguous()}
+        if grid.saliency is not None:
+            tensors["saliency"] = grid.saliency[0].to("cpu", torch.float16).contiguous()
         self._write(self._file(self.features[encoder], item), tensors, about)
 
     def read_features(self, item: Item, encoder: EncoderSpec) -> TokenGrid:
         """The encoder's grid of one clip. Raises UserError if absent or damaged."""
         tensors, about = self._read_item(self.features[encoder], item)
         tokens = dequantised(tensors["tokens"], tensors["scale"])[None]
-        return TokenGrid(tokens, int(about["start"]), int(about["stride"]))
+        saliency = tensors["saliency"][None].float() if "saliency" in tensors else None
+        return TokenGrid(tokens, int(about["start"]), int(about["stride"]), saliency)
 
     def has_empty_caption(self) -> bool:
         return (self.root / EMPTY_CAPTION).exists()

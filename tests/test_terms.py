@@ -1,0 +1,264 @@
+"""Alignment terms: how they meet, add up, start and stop, and what they are measured to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from videorepa.align import meeting, resample
+from videorepa.errors import UserError
+from videorepa.inspect import inspect
+from videorepa.losses.drift import Drift
+from videorepa.prepare import prepare
+from videorepa.recipe import Recipe, When
+from videorepa.terms import Gradients, Grids, Term
+from videorepa.tokens import TokenGrid
+from videorepa.train import train
+
+OBJECTIVES = Path(__file__).parents[1] / "docs" / "objectives.md"
+FRAGMENTS = re.findall(r"^## (.+?)\n.*?```yaml\n(.*?)```", OBJECTIVES.read_text(), re.M | re.S)
+
+
+def rows(run) -> list[dict]:
+    return [json.loads(line) for line in run.log_path.read_text().splitlines()]
+
+
+def with_align(recipe: Recipe, *terms: dict, **changes) -> Recipe:
+    values = recipe.model_dump(mode="json") | changes
+    return Recipe.parse(values | {"align": terms[0] if len(terms) == 1 else list(terms)})
+
+
+RELATION = {"loss": {"name": "relation", "margin": 0.05}, "block": 2, "hidden": 16}
+COSINE = {"loss": {"name": "cosine"}, "block": 1, "hidden": 16}
+
+
+@pytest.mark.parametrize("fragment", [text for _, text in FRAGMENTS], ids=[n for n, _ in FRAGMENTS])
+def test_every_documented_objective_trains(recipe: Recipe, fragment: str, tmp_path: Path) -> None:
+    """The page's own text, on a small model: only the numbers of blocks are made smaller."""
+    given = yaml.safe_load(fragment)
+    terms = given["align"] if isinstance(given["align"], list) else [given["align"]]
+    encoder = recipe.model_dump(mode="json")["encoder"]
+    uses_encoder = any(term.get("target", "encoder") == "encoder" for term in terms)
+    for term in terms:
+        term["hidden"] = 16
+        if term["block"] != "clean":
+            term["block"] = 2
+        if isinstance(term.get("target"), int):
+            term["target"] = 3
+    own = with_align(recipe, *terms, encoder=encoder if uses_encoder else None)
+    own = own.override("optim.steps=2", "optim.warmup_steps=0")
+    inspect(own)
+    prepare(own)
+    log = rows(train(own, tmp_path / "run"))
+    for name in own.terms:
+        suffix = "" if len(own.terms) == 1 else f".{name}"
+        assert log[0][f"align_weight{suffix}"] > 0
+        # Some of the gradient reaches the backbone: no term is a mere number in the log.
+        assert log[1][f"grad_align{suffix}"] > 0, name
+
+
+def test_several_terms_add_up(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe)
+    one = recipe.override("optim.steps=1")
+    single = rows(train(with_align(one, RELATION), tmp_path / "one"))[0]
+    several = rows(train(with_align(one, RELATION, COSINE | {"weight": 0.2}), tmp_path / "two"))[0]
+    # The first projector is drawn from the same numbers, so its term is the same.
+    assert several["align.relation"] == single["align"]
+    assert several["denoise"] == single["denoise"]
+    total = several["denoise"] + 0.5 * several["align.relation"] + 0.2 * several["align.cosine"]
+    assert several["loss"] == pytest.approx(total)
+
+
+def test_terms_that_are_only_measured_leave_the_training_alone(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    prepare(recipe)
+    plain = recipe.model_dump(mode="json") | {"encoder": None, "align": None}
+    alone = train(Recipe.parse(plain), tmp_path / "plain").trained()
+    probes = with_align(recipe, RELATION | {"weight": 0}, COSINE | {"weight": 0})
+    measured = train(probes, tmp_path / "measured")
+    assert all(
+        torch.equal(value, measured.trained().trained[key]) for key, value in alone.trained.items()
+    )
+    log = rows(measured)
+    assert log[-1]["loss"] == log[-1]["denoise"]
+    assert log[-1]["grad_align.relation"] == 0
+    # Their projectors learn all the same.
+    assert log[-1]["align.relation"] < log[0]["align.relation"]
+
+
+def test_a_training_that_stops_a_term_resumes_bit_for_bit(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe)
+    own = with_align(
+        recipe,
+        RELATION | {"when": {"until": 3, "decay": "linear"}},
+        COSINE | {"when": {"opposed": 2}, "weight": 5.0},
+    )
+    whole = train(own, tmp_path / "whole")
+    part = train(own, tmp_path / "part")
+    for step in (4, 6):
+        folder = part.checkpoints / f"step-{step:08d}"
+        for file in sorted(folder.iterdir()):
+            file.unlink()
+        folder.rmdir()
+    resumed = train(own, tmp_path / "part")
+    keep = ("clips_per_second", "memory_gb")
+    logs = [
+        [{k: v for k, v in r.items() if k not in keep} for r in rows(x)] for x in (whole, resumed)
+    ]
+    assert logs[0] == logs[1]
+    a, b = whole.trained(), resumed.trained()
+    assert a.stopping == b.stopping and len(a.stopping[1]["cosines"]) == 2
+    assert all(torch.equal(a.trained[key], b.trained[key]) for key in a.trained)
+    weights = [row.get("align_weight.relation") for row in logs[0]]
+    assert weights == pytest.approx([0.5, 0.5 * 2 / 3, 0.5 / 3, None, None, None])
+
+
+@pytest.mark.parametrize(
+    ("when", "shares"),
+    [
+        ({}, [1, 1, 1, 1, 1]),
+        ({"until": 2}, [1, 1, 0, 0, 0]),
+        ({"until": 4, "decay": "linear"}, [1, 0.75, 0.5, 0.25, 0]),
+        ({"until": 4, "decay": "cosine"}, [1, 0.853553, 0.5, 0.146447, 0]),
+    ],
+)
+def test_a_weights_course(when: dict, shares: list[float]) -> None:
+    assert [When(**when).share(step) for step in range(5)] == pytest.approx(shares, abs=1e-6)
+
+
+def grid(*size: int, start: int = 0, stride: int = 1, seed: int = 0) -> TokenGrid:
+    draw = torch.Generator().manual_seed(seed)
+    return TokenGrid(torch.randn(*size, generator=draw), start, stride)
+
+
+def term(recipe: Recipe, align: dict, student: TokenGrid, target: TokenGrid) -> Term:
+    own = with_align(recipe, align).terms[align["loss"]["name"]]
+    return Term(own, Grids(student, target, meeting(student, target, own.interpolate)))
+
+
+def test_a_term_stops_for_good_once_its_gradient_opposed_long_enough(recipe: Recipe) -> None:
+    student, teacher = grid(1, 3, 4, 4, 8), grid(1, 3, 2, 2, 6)
+    live = term(recipe, COSINE | {"when": {"opposed": 3}}, student, teacher)
+    for cosine in (0.5, -0.3, -0.1):
+        live.watch(cosine)
+    assert live.runs(3) and not live.stopped  # Opposed twice, and not yet on the whole.
+    live.watch(-0.3)
+    assert not live.runs(4) and live.weight(4) == 0
+    for _ in range(5):
+        live.watch(1.0)
+    assert not live.runs(9)
+
+
+def test_the_gate_scales_each_sample_by_its_share_of_signal(recipe: Recipe) -> None:
+    student, teacher = grid(2, 3, 4, 4, 8), grid(2, 3, 2, 2, 6, seed=1)
+    torch.manual_seed(0)
+    gated = term(recipe, COSINE | {"when": {"gate": "signal"}}, student, teacher)
+    plain = term(recipe, COSINE, student, teacher)
+    plain.load_state_dict(gated.state_dict())
+    sigma = torch.tensor([0.6, 1.0])
+    expected = (1 - 0.36) * plain(student.sample(0), teacher.sample(0), sigma[:1])[0] / 2
+    torch.testing.assert_close(gated(student, teacher, sigma)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("interpolate", "size", "start"),
+    [
+        ("student", (24, 10, 15), 1),
+        ("teacher", (12, 30, 45), 1),
+        ("teacher_in_space", (24, 30, 45), 1),
+        ("teacher_in_time", (12, 10, 15), 1),
+    ],
+)
+def test_the_four_ways_to_meet(interpolate, size, start) -> None:
+    """The published grids: which side is brought over, in time and in space."""
+    student = TokenGrid(torch.empty(1, 13, 30, 45, 8, device="meta"), start=-3, stride=4)
+    teacher = TokenGrid(torch.empty(1, 24, 10, 15, 6, device="meta"), start=1, stride=2)
+    met = meeting(student, teacher, interpolate)
+    assert (met.size, met.start, met.stride) == (size, start, 2 if size[0] == 24 else 4)
+    assert resample(teacher, like=met).size == size
+
+
+def test_a_teacher_brought_to_the_student_is_interpolated_linearly(recipe: Recipe) -> None:
+    student, teacher = (
+        grid(1, 4, 4, 6, 5, start=1, stride=4),
+        grid(1, 8, 2, 3, 5, start=1, stride=2),
+    )
+    met = meeting(student, teacher, "teacher")
+    expected = nn.functional.interpolate(
+        teacher.tokens.permute(0, 4, 1, 2, 3), (4, 4, 6), mode="trilinear"
+    )
+    found = resample(teacher, like=met).tokens.permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(found, expected)
+    live = term(recipe, RELATION | {"interpolate": "teacher"}, student, teacher)
+    loss, _ = live(student, teacher, torch.ones(1))
+    assert loss > 0
+
+
+def test_a_standardised_target_has_no_mean_over_a_frame() -> None:
+    tokens = grid(2, 3, 4, 4, 5).tokens * 3 + 7
+    whole = TokenGrid(tokens).standardised(1.0).tokens
+    torch.testing.assert_close(whole.mean((2, 3)), torch.zeros(2, 3, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole.std((2, 3), unbiased=False), torch.ones(2, 3, 5))
+    part = TokenGrid(tokens).standardised(0.6).tokens
+    mean, deviation = tokens.mean((2, 3)), tokens.std((2, 3), unbiased=False)
+    torch.testing.assert_close(part.mean((2, 3)), 0.4 * mean / deviation)
+
+
+def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
+    tokens = torch.randn(2, 6, requires_grad=True)
+    block = nn.Linear(6, 6)
+
+    def losses(output):
+        gradients = Gradients(output, detach=False)
+        return output.square().sum(), (gradients.branch**3).sum(), gradients
+
+    output = block(tokens)
+    denoise, align, gradients = losses(output)
+    (denoise + 0.5 * align).backward()
+    ours, theirs = 1.5 * output.detach() ** 2, 2 * output.detach()
+    assert gradients.read() == pytest.approx(
+        {
+            "grad_align": ours.norm().item(),
+            "grad_denoise": theirs.norm().item(),
+            "grad_cosine": nn.functional.cosine_similarity(
+                ours.flatten(), theirs.flatten(), dim=0
+            ).item(),
+        },
+        rel=1e-5,
+    )
+
+
+def test_the_drift_sees_the_whole_frame_move_and_nothing_else() -> None:
+    still = grid(1, 5, 4, 4, 3)
+    shuffled = still.with_tokens(still.tokens[:, :, torch.randperm(4)])
+    assert Drift()(still, shuffled).item() == pytest.approx(0, abs=1e-10)
+    # A ramp of 0.5 a step in one of three channels: 1 over two steps.
+    ramp = torch.zeros(1, 5, 4, 4, 3)
+    ramp[..., 0] = 0.5 * torch.arange(5.0).view(1, 5, 1, 1)
+    moved = still.with_tokens(still.tokens + ramp)
+    assert Drift()(moved, still).item() == pytest.approx(1 / 3, rel=1e-5)
+    with pytest.raises(UserError, match=r"loss\.lag"):
+        Drift(lag=5)(still, still)
+
+
+@pytest.mark.parametrize(
+    ("align", "said"),
+    [
+        (COSINE | {"block": 9}, "taps block 9, counted from 1"),
+        (COSINE | {"target": 4}, "taps block 4, counted from 1"),
+        (COSINE | {"projector": "none"}, "tokens of one width"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_made(
+    recipe: Recipe, align: dict, said: str
+) -> None:
+    encoder = None if "target" in align else recipe.model_dump(mode="json")["encoder"]
+    with pytest.raises(UserError, match=said):
+        inspect(with_align(recipe, align, encoder=encoder))
