@@ -838,6 +838,277 @@ def test_exporting_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path)
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--fuse"], "The run trained all weights, and --fuse folds a LoRA in. Export without"),
+        (["--format", "comfyui"], "trained all weights, and the format comfyui is for a LoRA"),
+        (["--scores", "nowhere"], "nowhere is not a score folder"),
+    ],
+)
+def test_export_options_that_do_not_fit_the_run(
+    ready: Ready, fails: Fails, tmp_path: Path, given: list[str], says: str
+) -> None:
+    fails("export", ready.run, tmp_path / "out", *given, says=says)
+    assert not list(tmp_path.iterdir())
+
+
+# Published weights.
+
+
+def published(twins: dict[str, Path], folder: Path) -> Path:
+    """A transformer with an alignment's weights inside, as published."""
+    shutil.copytree(twins["backbone"] / "transformer", folder)
+    path, config = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+    extra = {
+        f"projectors.0.{layer}.{part}": torch.zeros(2, 2)
+        for layer in (0, 2, 4)
+        for part in ("weight", "bias")
+    }
+    extra |= {f"downsampler_cogvideo_output.{part}": torch.zeros(2) for part in ("weight", "bias")}
+    save_file(load_file(path) | extra, path)
+    name = "CogVideoXTransformer3DModel"
+    config.write_text(config.read_text().replace(f'"{name}"', f'"{name}Align"'))
+    return folder
+
+
+def lora_weights(rank: int = 4) -> dict[str, torch.Tensor]:
+    """A LoRA as published: alpha is not in it."""
+    prefix = "transformer.transformer_blocks"
+    return {
+        f"{prefix}.{block}.attn1.to_q.lora_{part}.weight": torch.ones(size)
+        for block in range(2)
+        for part, size in (("A", (rank, 8)), ("B", (8, rank)))
+    }
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("nothing", "nothing at .*; expected a file, a folder or a Hub id"),
+        ("empty folder", "no config.json .*, no pytorch_lora_weights.safetensors .*no zero_to"),
+        ("config is a list", "config.json cannot be read as a model's configuration"),
+        ("other model", "holds a WanTransformer3DModel; published VideoREPA models are CogVideoXT"),
+        (
+            "other size",
+            r"not whole or of another model: it lacks \d+, such as transformer_blocks.3",
+        ),
+        ("other width", r"22 weights have another shape|weights have another shape, such as .*\("),
+        ("no sense", "makes no transformer"),
+        ("pickled weights", "holds no .*, but diffusion_pytorch_model.bin. .* not read"),
+        ("pickle called safetensors", "cannot be read as safetensors .*or a pickle, which is not"),
+        ("truncated", "cannot be read as safetensors .*It is cut short"),
+        ("a shard is missing", "lacks 1, such as proj_out.weight. Copy or download all its files"),
+        (
+            "two copies",
+            "in diffusion_pytorch_model.safetensors and in another file.*Keep the files",
+        ),
+        ("no alignment", "holds no weights of an alignment, so it is a stock transformer already"),
+        ("half an alignment", "weights of the projector .*lacks 1, such as conv.bias"),
+        ("a weight too many", "has too many 1, such as what.is.this"),
+        ("alpha", "is not a LoRA, so it has no alpha. Leave out --alpha"),
+        ("base", "is not a DeepSpeed checkpoint. Leave out --base"),
+    ],
+)
+def test_importing_what_is_no_published_transformer(
+    twins, fails: Fails, tmp_path: Path, fault: str, says: str
+) -> None:
+    source = published(twins, tmp_path / "in" / "published")
+    path, config = source / "diffusion_pytorch_model.safetensors", source / "config.json"
+    weights, text = load_file(path), config.read_text()
+    proof = tmp_path / "in" / "proof"
+    given = {"alpha": ["--alpha", 64], "base": ["--base", "zai-org/CogVideoX-2b"]}.get(fault, [])
+    configs = {
+        "config is a list": "[1]",
+        "other model": text.replace("CogVideoXTransformer3DModelAlign", "WanTransformer3DModel"),
+        "other size": text.replace('"num_layers": 3', '"num_layers": 4'),
+        "other width": text.replace('"num_attention_heads": 2', '"num_attention_heads": 3'),
+        "no sense": text.replace('"num_layers": 3', '"num_layers": "many"'),
+    }
+    config.write_text(configs.get(fault, text))
+    if fault == "nothing":
+        shutil.rmtree(source)
+    elif fault == "empty folder":
+        shutil.rmtree(source)
+        source.mkdir()
+    elif fault == "pickled weights":
+        torch.save({"weight": Evil(proof)}, path.with_suffix(".bin"))
+        path.unlink()
+    elif fault == "pickle called safetensors":
+        path.write_bytes(pickle.dumps(Evil(proof)))
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif fault == "two copies":
+        shutil.copy(path, source / "diffusion_pytorch_model.fp16.safetensors")
+    else:
+        dropped = {
+            "a shard is missing": ["proj_out.weight"],
+            "half an alignment": ["downsampler_cogvideo_output.bias"],
+            "no alignment": [key for key in weights if key.startswith(("projectors", "downs"))],
+        }
+        weights = {
+            key: value for key, value in weights.items() if key not in dropped.get(fault, [])
+        }
+        weights |= {"what.is.this": torch.zeros(1)} if fault == "a weight too many" else {}
+        save_file(weights, path)
+    before = tree(tmp_path)
+    fails("import", source, tmp_path / "out", *given, says=says)
+    assert tree(tmp_path) == before and not proof.exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("no alpha", r"does not say its alpha.*the rank is 4.*VideoREPA-5B .*with --alpha 64"),
+        ("alpha 0", "--alpha is 0.0; expected a number above 0"),
+        ("alpha nan", "--alpha is nan; expected"),
+        ("mixed ranks", r"mixes ranks \(4, 8\).*expected one rank"),
+        ("half a pair", "half of a pair for 1 layers, such as transformer_blocks.0.attn1.to_q"),
+        ("other layer", "is not a LoRA as the published trainer writes it: it holds text_encoder"),
+        ("scalars", "holds .*lora_A.weight of shape .*expected matrices"),
+        ("empty", "holds no weights"),
+        ("truncated", "cannot be read as safetensors"),
+        ("pickle", "cannot be read as safetensors .*or a pickle, which is not read"),
+        ("destination", "out exists already. Choose another folder"),
+        ("a file above", "(?i)not a directory|file exists"),
+    ],
+)
+def test_importing_what_is_no_published_lora(
+    fails: Fails, tmp_path: Path, fault: str, says: str
+) -> None:
+    path, out, proof = tmp_path / "lora.safetensors", tmp_path / "out", tmp_path / "proof"
+    weights = lora_weights()
+    first = next(iter(weights))
+    if fault == "mixed ranks":
+        weights |= {k: v for k, v in lora_weights(8).items() if ".1." in k}
+    elif fault == "half a pair":
+        del weights[first]
+    elif fault == "other layer":
+        weights["text_encoder.layer.lora_A.weight"] = torch.ones(4, 8)
+    elif fault == "scalars":
+        weights[first] = torch.ones(())
+    elif fault == "empty":
+        weights = {}
+    save_file(weights, path)
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif fault == "pickle":
+        path.write_bytes(pickle.dumps(Evil(proof)))
+    elif fault == "destination":
+        out.mkdir()
+        (out / "thesis.tex").write_text("x")
+    elif fault == "a file above":
+        out = path / "below"
+    alpha = {"no alpha": [], "alpha 0": ["--alpha", 0], "alpha nan": ["--alpha", "nan"]}
+    before = tree(tmp_path)
+    fails("import", path, out, *alpha.get(fault, ["--alpha", 64]), says=says)
+    assert tree(tmp_path) == before and not proof.exists()
+
+
+def zero_checkpoint(folder: Path) -> Path:
+    """What two ranks of DeepSpeed's ZeRO stage 2 leave of one weight of six values."""
+    states = folder / "pytorch_model"
+    states.mkdir(parents=True)
+    (folder / "zero_to_fp32.py").write_text(f"open({str(folder / 'proof')!r}, 'w').close()\n")
+    values = torch.arange(6.0)
+    shapes = [{"weight": torch.Size((2, 3))}]
+    stored = {"weight": values.view(2, 3).bfloat16()}
+    model = {"module": stored, "buffer_names": [], "param_shapes": shapes}
+    torch.save(model, states / "mp_rank_00_model_states.pt")
+    for rank, part in enumerate((values[:4].clone(), values[4:].clone())):
+        content = {
+            "single_partition_of_fp32_groups": [part],
+            "zero_stage": 2,
+            "partition_count": [2],
+        }
+        path = states / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        torch.save({"optimizer_state_dict": content}, path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("sound", "holds no weights of an alignment"),  # Nothing but the model is wrong then.
+        ("script alone", r"holds no partitions; .*Was all of it copied\?"),
+        ("two checkpoints", r"several checkpoints \(other, pytorch_model\).*Give one of them"),
+        ("last rank is missing", "written by 2 processes, and the partitions of 1 are there"),
+        ("first rank is missing", "holds the partitions of ranks 1; those between are missing"),
+        ("no model states", "has no mp_rank_00_model_states.pt.*stage 3"),
+        ("stage 3", "is of ZeRO stage 3; stage 2 can be merged"),
+        ("parallel slices", "is of a model in parallel slices"),
+        ("other step", "do not agree with .*: 1 of 1 weights differ, such as weight.*same step"),
+        ("too few values", "is not laid out as DeepSpeed's ZeRO stage 2"),
+        ("too many values", "hold 40 values where the parameters have 6"),
+        ("other layout", r"is not laid out as DeepSpeed's .*KeyError: 'zero_stage'"),
+        ("a list", "holds a list; expected a table"),
+        ("truncated", "cannot be read as plain data"),
+        ("code", "cannot be read as plain data .it asks for (posix|os).system.*never loaded"),
+        ("code in the model", "mp_rank_00_model_states.pt cannot be read as plain data .*never"),
+    ],
+)
+def test_importing_what_is_no_whole_zero_checkpoint(
+    fails: Fails, tmp_path: Path, fault: str, says: str
+) -> None:
+    source = zero_checkpoint(tmp_path / "in")
+    states, proof = source / "pytorch_model", source / "proof"
+    first, last = sorted(states.glob("*_optim_states.pt"))
+    model = states / "mp_rank_00_model_states.pt"
+    content = torch.load(first, weights_only=True)
+    inner = content["optimizer_state_dict"]
+    if fault == "script alone":
+        shutil.rmtree(states)
+    elif fault == "two checkpoints":
+        shutil.copytree(states, source / "other")
+    elif fault.endswith("rank is missing"):
+        (last if fault.startswith("last") else first).unlink()
+    elif fault == "no model states":
+        model.unlink()
+    elif fault == "parallel slices":
+        first.rename(states / first.name.replace("mp_rank_00", "mp_rank_01"))
+    elif fault == "truncated":
+        first.write_bytes(first.read_bytes()[:-100])
+    elif fault == "code in the model":
+        torch.save({"module": Evil(proof)}, model)
+    elif fault != "sound":
+        values = inner["single_partition_of_fp32_groups"]
+        if fault == "stage 3":
+            inner["zero_stage"] = 3
+        elif fault == "other step":
+            values[0] = values[0] + 1
+        elif fault == "too few values":
+            values[0] = values[0][:1]
+        elif fault == "too many values":
+            values[0] = torch.zeros(38)
+        elif fault == "other layout":
+            del inner["zero_stage"]
+        elif fault == "code":
+            inner["loss_scaler"] = Evil(proof)
+        torch.save([1] if fault == "a list" else content, first)
+    before = tree(tmp_path)
+    fails("import", source, tmp_path / "out", says=says)
+    assert tree(tmp_path) == before and not proof.exists()
+
+
+@pytest.mark.parametrize("kind", ["transformer", "lora"])
+def test_a_full_disk_while_weights_are_imported(
+    twins, fails: Fails, tmp_path: Path, kind: str
+) -> None:
+    source, given = published(twins, tmp_path / "published"), []
+    if kind == "lora":
+        source, given = tmp_path / "lora.safetensors", ["--alpha", 64]
+        save_file(lora_weights(), source)
+    before = tree(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        fails("import", source, tmp_path / "out", *given, says="(?i)too large.* Make room and run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tree(tmp_path) == before and not (tmp_path / "out").exists()
+    assert main([str(argument) for argument in ("import", source, tmp_path / "out", *given)]) == 0
+
+
 def test_reporting_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path) -> None:
     page = ["--out", tmp_path / "page.html"]
     fails("report", *page, says="nothing to report on")

@@ -218,8 +218,8 @@ def test_leftovers_of_a_killed_save_and_export(
     assert main(command) == 0
     assert not leftovers(run)
 
-    half = tmp_path / ".tmp-export-out" / "staged"
-    half.mkdir(parents=True)
+    half = tmp_path / ".tmp-out"
+    half.mkdir()
     (half / "half").write_text("half")
 
     def look(product: Path, *_: object) -> None:

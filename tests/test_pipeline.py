@@ -283,6 +283,10 @@ def test_export_of_all_weights_is_what_stock_diffusers_computes(
     trained = run.trained().trained
     state = stock.state_dict()
     assert state.keys() == trained.keys(), "nothing of the alignment may be handed out"
+    left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert left == {"README.md", "transformer/config.json", weights}
+    assert load_file(tmp_path / "out" / weights).keys() == trained.keys()
     assert all(torch.equal(state[key], trained[key]) for key in state)
     with pytest.raises(UserError, match="exists already"):
         export(run.path, tmp_path / "out")
@@ -307,7 +311,9 @@ def test_export_of_a_lora_carries_its_alpha(prepared: Recipe, tmp_path: Path) ->
         torch.testing.assert_close(pipeline.transformer(**given)[0], ours(**given)[0])
         assert not torch.allclose(plain, ours(**given)[0])
     assert pipeline.transformer.peft_config["default_0"].lora_alpha == 2
-    assert all(".lora_" in key for key in load_file(product))
+    assert {path.name for path in product.parent.iterdir()} == {"README.md", product.name}
+    layers = {key.partition(".lora_")[0].removeprefix("transformer.") for key in load_file(product)}
+    assert layers <= {name for name, _ in ours.named_modules()}
 
 
 def test_an_export_that_does_not_match_fails_loudly(

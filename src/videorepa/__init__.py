@@ -16,6 +16,7 @@ _HOMES = {
     "generate": "videorepa.generate",
     "evaluate": "videorepa.evaluate",
     "export": "videorepa.export",
+    "import_weights": "videorepa.import_weights",
     "inspect": "videorepa.inspect",
     "report": "videorepa.report",
     "demo": "videorepa.demo",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from videorepa.evaluate import evaluate
     from videorepa.export import export
     from videorepa.generate import generate
+    from videorepa.import_weights import import_weights
     from videorepa.inspect import inspect
     from videorepa.prepare import prepare
     from videorepa.recipe import Recipe

@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from videorepa.card import model_card
+from videorepa.data.files import atomic_folder
 from videorepa.errors import UserError
+from videorepa.lora import COMFYUI_FILE, LORA_FILE, Adapter, comfyui_names
 from videorepa.recipe import Recipe
+from videorepa.report.inputs import read_scores
 from videorepa.run import Run
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+Format = Literal["diffusers", "comfyui"]
 TOLERANCE = 1e-5
 """Largest relative difference between our output and that of the reloaded export, in float32."""
 
-# Runs in a process that knows nothing of videorepa: what a user of the export would write.
+# Runs in a process that knows nothing of videorepa: what a user of the export would write. ComfyUI
+# itself is not at hand; what it does with a LoRA is, given which of diffusers' layers it names.
 _STOCK = """
-import sys
+import json, sys
 import diffusers, torch
 from safetensors.torch import load_file, save_file
-pipeline_class, model_class, product, base, inputs, answer = sys.argv[1:]
+pipeline_class, model_class, product, base, names, inputs, answer = sys.argv[1:]
 pipeline_class, model_class = getattr(diffusers, pipeline_class), getattr(diffusers, model_class)
-if product.endswith(".safetensors"):
-    transformer = model_class.from_pretrained(base, subfolder="transformer")
-    weights, metadata = pipeline_class.lora_state_dict(product, return_lora_metadata=True)
-    pipeline_class.load_lora_into_transformer(weights, transformer, metadata=metadata)
-else:
+if not product.endswith(".safetensors"):
     transformer = model_class.from_pretrained(product)
+else:
+    transformer = model_class.from_pretrained(base, subfolder="transformer")
+    names = json.load(open(names))
+    if names:
+        lora = load_file(product)
+        for layer, name in names.items():
+            up, down, alpha = (
+                lora.pop(f"diffusion_model.{name}.{part}").float()
+                for part in ("lora_up.weight", "lora_down.weight", "alpha")
+            )
+            weight = transformer.get_submodule(layer).weight.data
+            change = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+            weight += alpha / down.shape[0] * change
+        assert not lora, "weights without a layer"
+    else:
+        weights, metadata = pipeline_class.lora_state_dict(product, return_lora_metadata=True)
+        pipeline_class.load_lora_into_transformer(weights, transformer, metadata=metadata)
 given = {}
 for key, value in load_file(inputs).items():
     name, _, place = key.partition(".")
@@ -46,146 +64,140 @@ assert "videorepa" not in sys.modules
 """
 
 
-def export(run_folder: Path, out: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+def export(
+    run_folder: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    format: Format = "diffusers",
+    fuse: bool = False,
+    scores: Sequence[Path] = (),
+) -> Path:
     """Write what the run has trained into `out`, a folder that must not exist yet.
 
     All weights: `out/transformer`, a diffusers folder of the stock class. LoRA: a file
-    `pytorch_lora_weights.safetensors` with rank and alpha in its metadata, so that stock diffusers
+    `pytorch_lora_weights.safetensors` with rank and alpha in its header, so that stock diffusers
     applies it at the right strength. Nothing of the alignment is in either. Gives the folder or
-    file. dtype: of the written weights; in bfloat16 small updates are lost to rounding.
+    file; `out/README.md` says what it is.
+
+    dtype: of the written weights; in bfloat16 small updates are lost to rounding.
+    format: "comfyui" writes a LoRA as `comfyui_lora.safetensors`, with ComfyUI's names.
+    fuse: fold a LoRA into the weights and write the whole transformer.
+    scores: folders that `evaluate` wrote, for the README; those in the run are found by themselves.
 
     Before it says done it loads the result with stock diffusers in a process of its own and
     compares outputs; if they differ, nothing is left at `out` and UserError says by how much.
     """
     run = Run.open(run_folder)
     recipe = run.recipe
+    _check_kind(recipe, format, fuse)
     if out.exists():
         raise UserError(f"{out} exists already. Choose another folder, or delete it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    base = recipe.backbone.load(("transformer",), torch.device("cpu"), torch.float32)
-    trained = run.backbone(("transformer",), torch.device("cpu"), torch.float32)
-    with _scratch(out) as scratch:
-        staged = scratch / "staged"
-        staged.mkdir()
-        if recipe.train.lora is None:
+    evaluations = [read_scores(folder) for folder in scores or _scores_in(run)]
+    found, device = run.trained(), torch.device("cpu")
+    backbone = recipe.backbone.load(("transformer",), device, torch.float32)
+    given = _inputs(backbone, recipe)
+    plain = _output(backbone.transformer, given)
+    # Loaded anew, when the untouched one is gone: two models need not be in memory at once.
+    del backbone
+    backbone = run.backbone(("transformer",), device, torch.float32, found)
+    transformer = backbone.transformer
+    ours = _output(transformer, given)
+    if torch.equal(ours, plain):
+        raise UserError(
+            "The trained model gives exactly the base model's output, so there is nothing to "
+            f"hand out. Nothing was written to {out}. Did the run train at all?"
+        )
+    step, trained = found.step, set(found.trained)
+    del found  # Most of it is the optimiser's.
+    if fuse:
+        transformer.fuse_lora()
+        transformer.unload_lora()
+    whole = fuse or recipe.train.lora is None
+    if dtype != torch.float32:
+        # Rounded first, so that what is compared is what is written.
+        for name, parameter in transformer.named_parameters():
+            if whole or name in trained:
+                parameter.data = parameter.data.to(dtype).float()
+        ours = _output(transformer, given)
+    classes = (type(backbone.pipeline()).__name__, type(transformer).__name__)
+    names: dict[str, str] = {}
+    with atomic_folder(out) as staged:
+        if whole:
             product = staged / "transformer"
-            trained.transformer.to(dtype).save_pretrained(product)
-            trained.transformer.to(torch.float32)
+            transformer.to(dtype).save_pretrained(product)
+        elif format == "comfyui":
+            product, adapter = staged / COMFYUI_FILE, Adapter.of(transformer).to(dtype)
+            names = comfyui_names(classes[1], adapter.layers)
+            adapter.save_for_comfyui(product, names)
         else:
             product = staged / LORA_FILE
-            _save_lora(trained, product, dtype)
-        _write_card(staged, run, recipe)
-        ours, unlike_base = _outputs(trained, base, recipe, scratch / "inputs.safetensors")
-        theirs = _stock_output(product, trained, recipe, scratch)
+            Adapter.of(transformer).to(dtype).save_for_diffusers(product)
+        card = model_card(run, recipe, step, product.name, evaluations)
+        (staged / "README.md").write_text(card, encoding="utf-8")
+        del backbone, transformer
+        theirs = _stock_output(product, classes, recipe.backbone.source, names, given)
         error = ((theirs - ours).norm() / ours.norm()).item()
         if not error < TOLERANCE:
             raise UserError(
                 f"The export does not give the same output in stock diffusers: relative difference "
                 f"{error:.2e}, at most {TOLERANCE:.0e} is right. Nothing was written to {out}."
             )
-        if unlike_base == 0:
-            raise UserError(
-                "The trained model gives exactly the base model's output, so there is nothing to "
-                f"hand out. Nothing was written to {out}. Did the run train at all?"
-            )
-        shutil.move(staged, out)
     return out / product.name
 
 
-@contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to work in. What a killed process has left there is removed."""
-    folder = out.parent / f".tmp-export-{out.name}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _check_kind(recipe: Recipe, format: Format, fuse: bool) -> None:
+    if recipe.train.lora is None and (fuse or format == "comfyui"):
+        what = "--fuse folds a LoRA in" if fuse else "the format comfyui is for a LoRA"
+        raise UserError(f"The run trained all weights, and {what}. Export without it.")
+    if fuse and format == "comfyui":
+        raise UserError(
+            "--fuse gives a whole transformer, and the format comfyui is for a LoRA. Leave one out."
+        )
 
 
-def _save_lora(backbone: Any, path: Path, dtype: torch.dtype) -> None:
-    from peft.utils import get_peft_model_state_dict
-
-    transformer = backbone.transformer
-    state = {key: value.to(dtype) for key, value in get_peft_model_state_dict(transformer).items()}
-    type(backbone.pipeline()).save_lora_weights(
-        path.parent,
-        transformer_lora_layers=state,
-        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
-    )
+def _scores_in(run: Run) -> list[Path]:
+    return sorted(path.parent for path in run.path.glob("**/scores/summary.json"))
 
 
-def _outputs(trained: Any, base: Any, recipe: Recipe, inputs: Path) -> tuple[torch.Tensor, float]:
-    """Our output on fixed inputs, which are left in a file, and how far it is from the base's."""
+def _inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
+    """Fixed arguments of the transformer."""
     shapes = recipe.backbone.shapes(recipe.data)
     draw = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, *shapes.latents, generator=draw)
     text = torch.randn(1, *shapes.text, generator=draw)
-    given = trained.inputs(noisy, text, torch.tensor([500]))
+    return backbone.inputs(noisy, text, torch.tensor([500]))
+
+
+@torch.no_grad()
+def _output(transformer: Any, given: dict[str, Any]) -> Tensor:
+    return transformer.eval()(**given, return_dict=False)[0]
+
+
+def _stock_output(
+    product: Path, classes: tuple[str, str], base: str, names: dict[str, str], given: dict[str, Any]
+) -> Tensor:
+    """What the pipeline's and the transformer's stock classes make of the export.
+
+    names: of the layers in a LoRA for ComfyUI, else empty. given: the transformer's arguments.
+    """
     flat = {}
     for key, value in given.items():
         parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
         flat |= {
             f"{key}.{n}" if n != "" else key: v.contiguous() for n, v in parts if v is not None
         }
-    save_file(flat, inputs)
-    with torch.no_grad():
-        ours, plain = (
-            model.transformer.eval()(**given, return_dict=False)[0] for model in (trained, base)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(scratch) / name for name in ("names.json", "inputs", "answer")]
+        paths[0].write_text(json.dumps(names))
+        save_file(flat, paths[1])
+        done = subprocess.run(
+            [sys.executable, "-c", _STOCK, *classes, product, base, *paths],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-    return ours, (ours - plain).abs().max().item()
-
-
-def _stock_output(product: Path, trained: Any, recipe: Recipe, scratch: Path) -> torch.Tensor:
-    answer = scratch / "answer.safetensors"
-    classes = [type(trained.pipeline()).__name__, type(trained.transformer).__name__]
-    files = [product, recipe.backbone.source, scratch / "inputs.safetensors", answer]
-    done = subprocess.run(
-        [sys.executable, "-c", _STOCK, *classes, *files],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise UserError(f"Stock diffusers cannot load the export:\n{last}")
-    return load_file(answer)["sample"]
-
-
-def _alignment(recipe: Recipe) -> str:
-    return (
-        "; ".join(
-            f"{name}, weight {term.weight:g}, block {term.block}, target "
-            + (term.encoder.name if term.encoder else str(term.target))
-            for name, term in recipe.terms.items()
-        )
-        or "none"
-    )
-
-
-def _write_card(folder: Path, run: Run, recipe: Recipe) -> None:
-    kind = "all weights" if recipe.train.lora is None else f"LoRA, rank {recipe.train.lora.rank}"
-    lines = [
-        f"# {recipe.name}",
-        "",
-        recipe.about or "Fine-tuned with videorepa.",
-        "",
-        f"- base model: {recipe.backbone.weights}",
-        f"- trained: {kind}, step {run.trained().step} of {recipe.optim.steps}",
-        f"- alignment: {_alignment(recipe)}",
-        "",
-        "The recipe, whole:",
-        "",
-        "```yaml",
-        recipe.text().rstrip(),
-        "```",
-        "",
-        "Made with:",
-        "",
-        "```json",
-        json.dumps(json.loads((run.path / "environment.json").read_text()), indent=1),
-        "```",
-        "",
-    ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+        if done.returncode:
+            last = "\n".join(done.stderr.strip().splitlines()[-3:])
+            raise UserError(f"Stock diffusers cannot load the export:\n{last}")
+        return load_file(paths[2])["sample"]

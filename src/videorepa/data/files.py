@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from videorepa.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 STALE_SECONDS = 3600.0
@@ -36,6 +41,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, to be filled inside the `with` block.
+
+    When the block ends well, all is synced to disk and the folder becomes `path`, which must not
+    exist; when it fails or is interrupted, the folder is removed. Its name starts with ".tmp-" and
+    is the same every time, so what a killed process has left is removed by the next one. Raises
+    OSError, and UserError where safetensors finds the disk full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "r+b") as content:
+                    os.fsync(content.fileno())
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} could not be written: {error}. Make room and run the same command again."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

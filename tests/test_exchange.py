@@ -1,0 +1,429 @@
+"""In and out: published weights become plain diffusers files, and runs are handed out as such."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from conftest import recipe_values
+from videorepa import zero
+from videorepa.align import Projector, tap
+from videorepa.card import model_card
+from videorepa.errors import UserError
+from videorepa.export import export
+from videorepa.import_weights import import_weights
+from videorepa.lora import Adapter, comfyui_names
+from videorepa.prepare import prepare
+from videorepa.recipe import Recipe
+from videorepa.report.inputs import read_scores
+from videorepa.run import Run
+from videorepa.train import train
+
+TOLERANCE = 1e-4
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.fixture
+def published(golden: Path) -> Path:
+    return golden / "videorepa_transformer_tiny"
+
+
+@pytest.fixture
+def given(published: Path) -> dict[str, Any]:
+    io = load_file(published / "io.safetensors")
+    names = ("hidden_states", "encoder_hidden_states", "timestep")
+    return {name: io[name] for name in names} | {"return_dict": False}
+
+
+def as_shards_of_the_plain_class(source: Path, folder: Path) -> Path:
+    """The same weights in two files, by a config that knows nothing of the alignment."""
+    folder.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    for key in ("align_layer", "align_dims", "projector_dim"):
+        del config[key]
+    config["_class_name"] = "CogVideoXTransformer3DModel"
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(source / "diffusion_pytorch_model.safetensors")
+    for shard in (0, 1):
+        name = f"diffusion_pytorch_model-{shard + 1:05d}-of-00002.safetensors"
+        save_file({key: weights[key] for key in sorted(weights)[shard::2]}, folder / name)
+    return folder
+
+
+# In.
+
+
+@pytest.mark.parametrize("layout", ["as published", "sharded and plain", "in a pipeline"])
+def test_a_published_transformer_becomes_stock_and_gives_the_published_answers(
+    published: Path, given: dict[str, Any], tmp_path: Path, layout: str
+) -> None:
+    source = published / "transformer"
+    if layout == "sharded and plain":
+        source = as_shards_of_the_plain_class(source, tmp_path / "source")
+    elif layout == "in a pipeline":
+        source = shutil.copytree(source, tmp_path / "source" / "transformer").parent
+    imported = import_weights(source, tmp_path / "out")
+    assert files(tmp_path / "out") == [
+        "projector.safetensors",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+    ]
+    config = json.loads((imported.product / "config.json").read_text())
+    assert config["_class_name"] == "CogVideoXTransformer3DModel"
+    assert not [key for key in config if "align" in key or "projector" in key]
+    stock, found = CogVideoXTransformer3DModel.from_pretrained(
+        imported.product, output_loading_info=True
+    )
+    assert not any(found.values())
+
+    assert imported.projector is not None
+    with safe_open(imported.projector, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    assert about["block"] == (None if layout == "sharded and plain" else 3)
+    projector = Projector(student_width=48, teacher_width=24, hidden=40)
+    projector.load_state_dict(load_file(imported.projector))
+    io = load_file(published / "io.safetensors")
+    with torch.no_grad(), tap(stock.transformer_blocks[2]) as tapped:
+        sample = stock(**given)[0]
+        aligned = projector.mlp(tapped.take()[0].unflatten(1, (4, 4, 6)))
+    assert error(sample, io["sample"]) < TOLERANCE
+    assert error(aligned, io["aligned_features"]) < TOLERANCE
+    conv = load_file(published / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(projector.conv.weight, conv["downsampler_cogvideo_output.weight"])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_published_lora_is_applied_at_its_strength_by_stock_diffusers(
+    published: Path, given: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    name = "pytorch_lora_weights.safetensors"
+    source = published / name if kind == "file" else tmp_path / "lora"
+    if kind == "folder":
+        source.mkdir()
+        shutil.copy(published / name, source)
+    imported = import_weights(source, tmp_path / "out", alpha=4)
+    assert files(tmp_path / "out") == [name] and imported.projector is None
+    stock = CogVideoXTransformer3DModel.from_pretrained(
+        import_weights(published / "transformer", tmp_path / "base").product
+    )
+    weights, metadata = CogVideoXPipeline.lora_state_dict(
+        imported.product, return_lora_metadata=True
+    )
+    CogVideoXPipeline.load_lora_into_transformer(weights, stock, metadata=metadata)
+    io = load_file(published / "lora_io.safetensors")
+    with torch.no_grad():
+        assert error(stock(**given)[0], io["sample_with_lora_alpha4_rank8"]) < TOLERANCE
+    assert [(c.r, c.lora_alpha) for c in stock.peft_config.values()] == [(8, 4)]
+    with pytest.raises(UserError, match="there is nothing to import"):
+        import_weights(imported.product, tmp_path / "again", alpha=4)
+
+
+def pose_as_deepspeed(monkeypatch) -> list[type]:
+    """Classes that are pickled under the names of those that lie in DeepSpeed's files."""
+    kinds = []
+    for place in (
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    ):
+        home, _, name = place.rpartition(".")
+        kind: Any = type(name, (int,) if name.endswith("Enum") else (), {"__module__": home})
+        if name.endswith("Enum"):
+            kind.__reduce__ = lambda self: (type(self), (int(self),))
+        module: Any = types.ModuleType(home)
+        setattr(module, name, kind)
+        parts = home.split(".")
+        for end in range(1, len(parts)):
+            parent = ".".join(parts[:end])
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        monkeypatch.setitem(sys.modules, home, module)
+        kinds.append(kind)
+    return kinds
+
+
+def write_zero(folder: Path, weights: dict[str, Tensor], ranks: int, monkeypatch) -> Path:
+    """A checkpoint of float32 `weights` as DeepSpeed's ZeRO stage 2 leaves it, made by hand: two
+    groups of parameters, each one flat vector with gaps between them that is filled up, parted
+    among the ranks, and saved without the filling."""
+
+    stage, scaler, address = pose_as_deepspeed(monkeypatch)
+    states = folder / "pytorch_model"
+    states.mkdir(parents=True)
+    (folder / "latest").write_text("pytorch_model")
+    proof = folder / "proof"
+    (folder / "zero_to_fp32.py").write_text(f"open({str(proof)!r}, 'w').close()\n")
+    groups = [
+        {k: v for k, v in weights.items() if v.dim() > 1},
+        {k: v for k, v in weights.items() if v.dim() == 1},
+    ]
+    model = {
+        "module": {key: value.bfloat16() for key, value in weights.items()},
+        "buffer_names": [],
+        "param_shapes": [{key: value.shape for key, value in group.items()} for group in groups],
+        "frozen_param_fragments": {},
+        "shared_params": {},
+        "ds_version": "0.16.4",
+    }
+    torch.save(model, states / "mp_rank_00_model_states.pt")
+    gaps = [[index % 3 for index in range(len(group))] for group in groups]
+    flat = [
+        torch.cat(
+            [F.pad(value.flatten(), (0, gap)) for value, gap in zip(g.values(), gaps_, strict=True)]
+        )
+        for g, gaps_ in zip(groups, gaps, strict=True)
+    ]
+    fill = [-vector.numel() % (2 * ranks) for vector in flat]
+    assert max(fill) > 0, "the partitions are to be uneven"
+    filled = [torch.cat([v, torch.zeros(n)]) for v, n in zip(flat, fill, strict=True)]
+    for rank in range(ranks):
+        parts = [vector.chunk(ranks)[rank].clone() for vector in filled]
+        if rank == ranks - 1:
+            parts = [part[: len(part) - n].clone() for part, n in zip(parts, fill, strict=True)]
+        content = {
+            "loss_scaler": scaler(),
+            "base_optimizer_state": {"state": {0: {"exp_avg": torch.zeros(3)}}},
+            "single_partition_of_fp32_groups": parts,
+            "zero_stage": stage(2),
+            "param_alignment_paddings": gaps,
+            "partition_count": [ranks] * 2,
+            "param_slice_mappings": [{"a": address()}],
+        }
+        torch.save(
+            {"optimizer_state_dict": content, "ds_version": "0.16.4"},
+            states / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
+        )
+    return folder
+
+
+@pytest.fixture
+def base(published: Path, tmp_path: Path) -> str:
+    """What the published trainer started from: a pipeline whose transformer is configured so."""
+    folder = tmp_path / "base"
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
+    config = json.loads((published / "transformer" / "config.json").read_text())
+    for key in ("align_layer", "align_dims", "projector_dim"):
+        del config[key]
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_buffers_frozen_and_shared_weights_are_taken_along(tmp_path: Path, monkeypatch) -> None:
+    source = write_zero(
+        tmp_path / "zero", {"a": torch.randn(3, 3), "b": torch.randn(5)}, 2, monkeypatch
+    )
+    path = source / "pytorch_model" / "mp_rank_00_model_states.pt"
+    model = torch.load(path, weights_only=True)
+    model["module"]["table"] = torch.arange(3.0)
+    frozen = {"frozen": torch.randn(2)}
+    model |= {"buffer_names": ["table"], "frozen_param_fragments": frozen}
+    torch.save(model | {"shared_params": {"tied": "a"}}, path)
+    merged = zero.merge(source)
+    assert merged.keys() == {"a", "b", "table", "frozen", "tied"}
+    expected = {"tied": merged["a"], "table": torch.arange(3.0), **frozen}
+    assert all(torch.equal(merged[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("ranks", [2, 11])
+def test_a_zero_checkpoint_gives_the_published_files_without_its_script(
+    published: Path, base: str, tmp_path: Path, monkeypatch, ranks: int
+) -> None:
+    whole = load_file(published / "transformer" / "diffusion_pytorch_model.safetensors")
+    source = write_zero(tmp_path / "zero", whole, ranks, monkeypatch)
+    imported = import_weights(source, tmp_path / "out", base=base)
+    direct = import_weights(published / "transformer", tmp_path / "direct")
+    assert files(tmp_path / "out") == files(tmp_path / "direct")
+    for name in files(tmp_path / "out"):
+        if name.endswith(".safetensors"):
+            ours, theirs = (load_file(tmp_path / folder / name) for folder in ("out", "direct"))
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    configs = [(found.product / "config.json").read_text() for found in (imported, direct)]
+    assert configs[0] == configs[1]
+    assert not (source / "proof").exists()
+    with pytest.raises(UserError, match=r"lacks \d+, such as .*trained from with --base"):
+        import_weights(source, tmp_path / "2b")  # Its configuration is the default.
+
+
+# Out.
+
+
+@pytest.fixture(scope="module")
+def lora_run(twins: dict[str, Path], clips: Path, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("lora")
+    recipe = Recipe.parse(recipe_values(twins, clips, folder / "cache")).override(
+        "train.lora={rank: 4, alpha: 2, targets: [to_q, to_out.0, ff.net.0.proj, ff.net.2]}",
+        "optim.learning_rate=0.02",
+    )
+    prepare(recipe)
+    return train(recipe, folder / "run")
+
+
+@pytest.fixture
+def arguments() -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(5)
+    return {
+        "hidden_states": torch.randn(1, 3, 4, 4, 4, generator=draw),
+        "encoder_hidden_states": torch.randn(1, 12, 16, generator=draw),
+        "timestep": torch.tensor([100]),
+        "return_dict": False,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_lora_is_a_stock_transformer_and_nothing_else(
+    lora_run: Run, arguments: dict[str, Any], tmp_path: Path, monkeypatch, dtype: torch.dtype
+) -> None:
+    # In this process, which is quicker; that the real check finds faults is tested elsewhere.
+    def stock_output(product: Path, classes: Any, base: str, names: Any, given: Any) -> Tensor:
+        with torch.no_grad():
+            return CogVideoXTransformer3DModel.from_pretrained(product)(**given).sample
+
+    monkeypatch.setattr(importlib.import_module("videorepa.export"), "_stock_output", stock_output)
+    product = export(lora_run.path, tmp_path / "out", fuse=True, dtype=dtype)
+    assert files(tmp_path / "out") == [
+        "README.md",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+    ]
+    base = Path(lora_run.recipe.backbone.source) / "transformer"
+    held, plain = (
+        load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (product, base)
+    )
+    assert held.keys() == plain.keys() and {value.dtype for value in held.values()} == {dtype}
+    stock = CogVideoXTransformer3DModel.from_pretrained(product)
+    ours = lora_run.backbone(("transformer",), torch.device("cpu"), torch.float32).transformer
+    with torch.no_grad():
+        difference = error(stock(**arguments)[0], ours(**arguments)[0])
+        assert difference < (1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
+    lora_run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "clips" / "scores"
+    folder.mkdir(parents=True)
+    metrics = {"pc": {"percent": 12.5, "low": 3.1, "high": 30.2, "n": 16}, "motion": {"mean": 4.25}}
+    summary = {"benchmark": "lab", "version": "1", "metrics": metrics, "failures": []}
+    difference = {"difference": 4.0, "low": -1.0, "high": 9.0, "p": 0.25}
+    comparison = {"against": "control", "metrics": {"pc": difference}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "comparison.json").write_text(json.dumps(comparison))
+    (folder / "scores.jsonl").write_text("")
+    recipe, product = lora_run.recipe, "pytorch_lora_weights.safetensors"
+    card = model_card(lora_run, recipe, 6, product, [read_scores(folder)])
+    assert "| pc | 12.5 % | [3.1, 30.2] | 16 |" in card and "lab 1, on the clips in `clips`" in card
+    assert "| motion | 4.25 |" in card
+    assert "| pc | +4.0 | [-1.0, 9.0] | 0.250 |" in card and "Against `control`" in card
+    assert "LoRA, rank 4, alpha 2, step 6 of 6" in card and "relation, weight 0.5, block 2" in card
+    assert f"base model: {recipe.backbone.weights}" in card and "its license holds" in card
+    assert recipe.text().rstrip() in card and product in card
+    assert "base_model:" not in card, "a folder is no Hub id"
+    hub = recipe.override("backbone.weights=zai-org/CogVideoX-2b")
+    card = model_card(lora_run, hub, 6, product, [])
+    assert "base_model: zai-org/CogVideoX-2b" in card and "None were measured" in card
+
+
+def test_scores_that_lie_in_the_run_are_found(lora_run: Run, tmp_path: Path) -> None:
+    run = shutil.copytree(lora_run.path, tmp_path / "run")
+    (run / "clips" / "scores").mkdir(parents=True)
+    (run / "clips" / "scores" / "summary.json").write_text("{")
+    for scores in ((), [tmp_path]):
+        with pytest.raises(UserError, match="not a score folder"):
+            export(run, tmp_path / "out", scores=scores)
+
+
+def test_a_lora_for_comfyui_holds_its_names_and_alpha(
+    lora_run: Run, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    product = export(lora_run.path, tmp_path / "out", format="comfyui", dtype=torch.bfloat16)
+    assert files(tmp_path / "out") == ["README.md", "comfyui_lora.safetensors"]
+    held = load_file(product)
+    # ComfyUI's CogVideoX spells its layers so; what follows is its rule, weight by weight.
+    layers = {
+        "q": "attn1.to_q",
+        "attn_out": "attn1.to_out.0",
+        "ff_proj": "ff.net.0.proj",
+        "ff_out": "ff.net.2",
+    }
+    stock = CogVideoXTransformer3DModel.from_pretrained(
+        lora_run.recipe.backbone.source, subfolder="transformer"
+    )
+    for block in range(3):
+        for name, layer in layers.items():
+            prefix = f"diffusion_model.blocks.{block}.{name}"
+            up, down = (held.pop(f"{prefix}.lora_{part}.weight") for part in ("up", "down"))
+            assert up.dtype == down.dtype == torch.bfloat16 and down.shape[0] == 4
+            alpha = held.pop(f"{prefix}.alpha").item()
+            assert alpha == 2
+            weight = stock.get_submodule(f"transformer_blocks.{block}.{layer}").weight
+            weight.data += alpha / down.shape[0] * (up.float() @ down.float())
+    assert not held
+    ours = lora_run.backbone(("transformer",), torch.device("cpu"), torch.float32).transformer
+    with torch.no_grad():
+        expected = ours(**arguments)[0]
+        assert error(stock(**arguments)[0], expected) < 1e-3
+        ours.disable_lora()
+        assert error(ours(**arguments)[0], expected) > 1e-2, "the LoRA is to make a difference"
+
+
+def test_comfyui_names_are_those_that_diffusers_reads_back(tmp_path: Path) -> None:
+    """Diffusers has converters of its own for ComfyUI's layouts of Wan and LTX-Video."""
+    from diffusers import LTXPipeline, WanPipeline
+
+    def saved(kind: str, blocks: str, ff: str) -> tuple[Path, dict[str, tuple[Tensor, Tensor]]]:
+        names = [f"attn{n}.to_{part}" for n in (1, 2) for part in ("q", "k", "v", "out.0")]
+        layers = {
+            f"{blocks}.{block}.{name}": (torch.randn(4, 6), torch.randn(6, 4))
+            for block in range(2)
+            for name in [*names, f"{ff}.net.0.proj", f"{ff}.net.2"]
+        }
+        path = tmp_path / f"{kind}.safetensors"
+        Adapter(4, 2.0, layers).save_for_comfyui(path, comfyui_names(kind, layers))
+        return path, layers
+
+    path, layers = saved("WanTransformer3DModel", "blocks", "ffn")
+    read = WanPipeline.lora_state_dict(path)
+    assert len(read) == 2 * len(layers)
+    for name, (down, up) in layers.items():
+        pair = [read[f"transformer.{name}.lora_{part}.weight"] for part in "BA"]
+        torch.testing.assert_close(pair[0] @ pair[1], 2.0 / 4 * up @ down)
+
+    # For LTX-Video it changes the prefix alone.
+    path, layers = saved("LTXVideoTransformer3DModel", "transformer_blocks", "ff")
+    read = LTXPipeline.lora_state_dict(path)
+    parts = ("lora_down.weight", "lora_up.weight", "alpha")
+    assert read.keys() == {f"transformer.{name}.{part}" for name in layers for part in parts}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "says"),
+    [
+        ("MochiTransformer3DModel", "transformer_blocks.0.attn1.to_q", "are not known here.*Cog"),
+        ("WanTransformer3DModel", "proj_out", "name for the layer proj_out"),
+        ("CogVideoXTransformer3DModel", "transformer_blocks.0.norm1.linear", "norm1.linear"),
+    ],
+)
+def test_a_name_that_is_not_known_is_not_made_up(kind: str, layer: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        comfyui_names(kind, [layer])
