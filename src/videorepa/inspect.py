@@ -50,13 +50,14 @@ class Inspection:
             encoder = recipe.encoder
             kt, kh, kw = self.kept.size
             et, eh, ew = self.teacher.size
+            first = encoder.first_frame(size.frames)
             lines += [
                 f"  seen by teacher  {kt}x{kh}x{kw}",
                 f"  on its grid      {et}x{eh}x{ew} x {self.teacher.width}",
                 "",
                 "teacher",
                 f"  clip             {encoder.frames}x{encoder.height}x{encoder.width}, frames "
-                f"{self.teacher.start}..{self.teacher.start + encoder.frames - 1}",
+                f"{first}..{first + encoder.frames - 1}",
                 f"  tokens           {et}x{eh}x{ew} x {self.teacher.width}",
                 "",
                 "frames that each step in time covers",
