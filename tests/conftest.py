@@ -134,6 +134,93 @@ def make_teacher(folder: Path) -> Path:
     return folder
 
 
+def original_vit(width: int = 24, blocks: int = 2, patch: int = 8, **more: tuple[int, ...]):
+    """Random weights of a video transformer under the names that original files share. more:
+    shapes of further tensors. Its first tokens are so small that layer norm's epsilon counts."""
+    import torch
+
+    torch.manual_seed(2)
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.proj.weight": (width, 3, 2, patch, patch),
+        "patch_embed.proj.bias": (width,),
+    }
+    for block in range(blocks):
+        for name, rows in (("norm1", 0), ("attn.qkv", 3), ("attn.proj", 1), ("norm2", 0)):
+            shapes[f"blocks.{block}.{name}.weight"] = (rows * width, width) if rows else (width,)
+            shapes[f"blocks.{block}.{name}.bias"] = (max(rows, 1) * width,)
+        for name, size in (("fc1", (2 * width, width)), ("fc2", (width, 2 * width))):
+            shapes[f"blocks.{block}.mlp.{name}.weight"] = size
+            shapes[f"blocks.{block}.mlp.{name}.bias"] = size[:1]
+    shapes |= more | {"norm.weight": (width,), "norm.bias": (width,)}
+    small = ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed")
+    return {
+        name: torch.randn(shape) * (2e-4 if name in small else 0.2)
+        for name, shape in shapes.items()
+    }
+
+
+def make_teachers(root: Path) -> dict[str, Path]:
+    """Weights of every encoder at a tiny size, in a published layout: patches of 8 x 8 pixels and,
+    for video, tubelets of 2 frames."""
+    import torch
+    from transformers import (
+        Dinov2Config,
+        Dinov2Model,
+        DINOv3ViTConfig,
+        DINOv3ViTModel,
+        VJEPA2Config,
+        VJEPA2Model,
+    )
+
+    torch.manual_seed(3)
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+    }
+    stock = {
+        "vjepa2": VJEPA2Model(
+            VJEPA2Config(
+                **size,
+                crop_size=16,
+                pred_hidden_size=12,
+                pred_num_attention_heads=2,
+                pred_num_hidden_layers=1,
+            )
+        ),
+        "dinov2": Dinov2Model(Dinov2Config(**size, image_size=24)),
+        "dinov3": DINOv3ViTModel(
+            DINOv3ViTConfig(**size, image_size=16, intermediate_size=48, num_register_tokens=3)
+        ),
+    }
+    for name, model in stock.items():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        model.save_pretrained(root / name)
+    plain = original_vit(pos_embed=(1, 8 * 3 * 3, 24))
+    vjepa = {f"module.backbone.{key}": value for key, value in plain.items()}
+    torch.save(
+        {"target_encoder": vjepa, "encoder": {k: -v for k, v in vjepa.items()}, "epoch": 3},
+        root / "vjepa.pth.tar",
+    )
+    omnimae = {f"trunk.{k.replace('proj.', 'proj.1.', k[0] == 'p')}": v for k, v in plain.items()}
+    rest = {"trunk.decoder.norm.weight": torch.ones(3), "head.weight": torch.ones(3)}
+    torch.save(omnimae | rest, root / "omnimae.torch")
+    return {
+        "videomae": make_teacher(root / "videomae"),
+        "vjepa": root / "vjepa.pth.tar",
+        "omnimae": root / "omnimae.torch",
+        **{name: root / name for name in stock},
+    }
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny twin of every encoder's weights, by the encoder's name."""
+    return make_teachers(tmp_path_factory.mktemp("teachers"))
+
+
 @pytest.fixture(scope="session")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of the tiny models: "backbone", "rotary" (as 5B has) and "teacher"."""

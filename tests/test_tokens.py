@@ -33,6 +33,33 @@ def test_since_keeps_what_begins_there_and_refuses_what_is_past_the_end() -> Non
         grid(5, start=1, stride=2).since(30)
 
 
+def test_pooling_keeps_a_first_frame_that_is_left_over() -> None:
+    frames = grid(49)
+    pooled = frames.pooled(4)
+    assert (pooled.size[0], pooled.start, pooled.stride) == (13, -3, 4)
+    assert torch.equal(pooled.tokens[:, 0], frames.tokens[:, 0])
+    for step in range(13):
+        covered = pooled.frames(step)
+        mean = frames.tokens[:, covered.start : covered.stop].mean(1)
+        torch.testing.assert_close(pooled.tokens[:, step], mean)
+
+
+@given(steps=st.integers(1, 5), count=st.integers(1, 9), start=st.integers(-3, 5))
+def test_pooling_of_whole_groups(steps: int, count: int, start: int) -> None:
+    fine = grid(steps * count, start=start, stride=2)
+    pooled = fine.pooled(steps)
+    assert (pooled.size[0], pooled.start, pooled.stride) == (count, start, 2 * steps)
+    torch.testing.assert_close(pooled.tokens[:, 0], fine.tokens[:, :steps].mean(1))
+    torch.testing.assert_close(pooled.tokens[:, -1], fine.tokens[:, -steps:].mean(1))
+
+
+def test_pooling_refuses_what_is_left_over() -> None:
+    with pytest.raises(UserError, match="50 steps from frame 0 .* by 4.* 48 would do"):
+        grid(50).pooled(4)
+    with pytest.raises(UserError, match="49 steps from frame 4 .* 48 would do"):
+        grid(49, start=4).pooled(4)
+
+
 @given(steps=st.integers(1, 9), factor=st.integers(1, 4), start=st.integers(-3, 5))
 def test_time_interpolation_is_torchs(steps: int, factor: int, start: int) -> None:
     coarse = grid(steps, start=start, stride=2 * factor)

@@ -68,7 +68,10 @@ class Inspection:
         target = tapped.get(str(term.target), f"block {term.target}")
         if term.encoder is not None:
             seen = term.encoder
-            target = f"{seen.name}, fed {seen.frames}x{seen.height}x{seen.width}"
+            whole, piece = (seen.frames, seen.height, seen.width), seen.piece
+            target = f"{seen.name}, fed {whole[0]}x{whole[1]}x{whole[2]}"
+            if piece != whole:
+                target += f" in pieces of {piece[0]}x{piece[1]}x{piece[2]}"
         options = term.loss.model_dump(exclude={"name"})
         said = ", ".join(f"{key} {value}" for key, value in options.items())
         weight = f"{term.weight:g}" + (", measured only" if term.is_probe else "")

@@ -112,6 +112,27 @@ class TokenGrid:
         start = self.start + skip * self.stride
         return TokenGrid(self.tokens[:, skip:], start, self.stride, saliency)
 
+    def pooled(self, steps: int) -> TokenGrid:
+        """Every so many steps averaged into one.
+
+        The clip's first frame is kept by itself where it is left over, as CogVideoX does: 49
+        frames pooled by 4 are its 13 steps. Raises UserError where anything else is left over.
+        """
+        count = self.tokens.shape[1]
+        alone = count % steps
+        if alone > 1 or (alone and self.start > 0):
+            raise UserError(
+                f"{count} steps from frame {self.start} cannot be pooled by {steps}: that wants a "
+                f"multiple of {steps}, or one more where the first is the clip's first frame. "
+                f"{count - alone} would do."
+            )
+        groups = self.tokens[:, alone:].unflatten(1, (count // steps, steps)).mean(2)
+        return TokenGrid(
+            torch.cat([self.tokens[:, :alone], groups], 1),
+            self.start - alone * (steps - 1) * self.stride,
+            self.stride * steps,
+        )
+
     def at_times_of(self, like: TokenGrid) -> TokenGrid:
         """Interpolated linearly to the centres of the steps of `like`, constant past the ends.
 

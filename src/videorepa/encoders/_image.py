@@ -1,0 +1,58 @@
+"""What image teachers share: frames are encoded one by one and averaged over time afterwards."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from videorepa.encoders._vit import ViT, ViTSpec
+from videorepa.errors import UserError
+from videorepa.tokens import TokenGrid
+
+IMAGES_AT_ONCE = 8
+"""Frames in memory at a time: 49 frames of 420 x 630 pixels have 66,150 tokens."""
+
+
+class ImageSpec(ViTSpec):
+    """An image model: it sees every frame by itself.
+
+    pool: how many frames are averaged into a step; the clip's first one stays by itself where it
+        is left over. VideoREPA's REPA row has 49 frames and pool 4: the 13 steps of CogVideoX.
+    """
+
+    pool: int = Field(default=1, ge=1)
+    kernel: ClassVar[int] = 2
+
+    @property
+    def piece(self) -> tuple[int, int, int]:
+        if self.group is not None:
+            raise UserError(
+                f"The encoder {self.name} sees every frame by itself: leave out encoder.group."
+            )
+        return super().piece
+
+    def shape(self, clip_frames: int) -> TokenGrid:
+        return super().shape(clip_frames).pooled(self.pool)
+
+
+class ImageViT(ViT):
+    """The live one. Its model gives the patches' tokens after others, such as the class token."""
+
+    def __init__(self, spec: ImageSpec, model: Any) -> None:
+        super().__init__(spec, model)
+        self.pool = spec.pool
+
+    def forward(self, video: Float[Tensor, "b f 3 h w"]) -> TokenGrid:
+        return super().forward(video).pooled(self.pool)
+
+    def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w d"]:
+        _, rows, columns = self.size
+        tokens = [
+            self.model(images).last_hidden_state[:, -rows * columns :]
+            for images in video.flatten(0, 1).split(IMAGES_AT_ONCE)
+        ]
+        return torch.cat(tokens).unflatten(1, (rows, columns)).unflatten(0, video.shape[:2])

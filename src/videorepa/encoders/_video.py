@@ -1,0 +1,134 @@
+"""What video teachers with tubelets and a position table share: the stock VideoMAEModel."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from videorepa.encoders._vit import ViT, ViTSpec, heads_of, layers_of, load_stock, renamed
+from videorepa.errors import UserError
+
+TRAINED_FRAMES, TRAINED_SIDE = 16, 224
+"""Frames and pixels that the published models were trained on, where their file does not say."""
+
+_NAMES = {
+    r"patch_embed\.proj\.(1\.)?": "embeddings.patch_embeddings.projection.",
+    r"blocks\.(\d+)\.norm1\.": r"encoder.layer.\1.layernorm_before.",
+    r"blocks\.(\d+)\.norm2\.": r"encoder.layer.\1.layernorm_after.",
+    r"blocks\.(\d+)\.attn\.q(\.|_)": r"encoder.layer.\1.attention.attention.query.",
+    r"blocks\.(\d+)\.attn\.k\.": r"encoder.layer.\1.attention.attention.key.",
+    r"blocks\.(\d+)\.attn\.v(\.|_)": r"encoder.layer.\1.attention.attention.value.",
+    r"blocks\.(\d+)\.attn\.proj\.": r"encoder.layer.\1.attention.output.dense.",
+    r"blocks\.(\d+)\.mlp\.fc1\.": r"encoder.layer.\1.intermediate.dense.",
+    r"blocks\.(\d+)\.mlp\.fc2\.": r"encoder.layer.\1.output.dense.",
+}
+
+
+class VideoSpec(ViTSpec):
+    """A video transformer that cuts a clip into tubelets and adds a table of positions.
+
+    heads: how many attention heads the model of an original file has; by default as many as the
+        published ones of its width.
+    spatial: how the family resizes its table: "bicubic" in space, then linearly in time, or
+        "trilinear" in one.
+    """
+
+    heads: int | None = Field(default=None, ge=1)
+    kernel: ClassVar[int] = 3
+    spatial: ClassVar[Literal["bicubic", "trilinear"]] = "bicubic"
+
+    def live(self, path: Path, dtype: torch.dtype) -> VideoViT:
+        from transformers import VideoMAEConfig, VideoMAEModel
+
+        if path.is_file():
+            original = self.original(path)
+            config = self._config(original, path)
+            # The stock keys have no bias, and need none: a bias b adds q.b to the scores of all
+            # keys that a query q sees, and softmax takes out what they have in common.
+            weights = {
+                key: value
+                for key, value in renamed(original, _NAMES).items()
+                if key != "pos_embed" and not key.endswith(".key.bias")
+            }
+        else:
+            original, weights = {}, None
+            config = VideoMAEConfig.from_pretrained(path)
+        table = self.positions(config, original, path)
+        config.image_size = list(self.piece[1:])
+        # The stock class works a table out number by number, for it to be replaced below: the
+        # shorter the better.
+        config.num_frames = config.tubelet_size
+        # Features are the residual stream after the last block: no final norm.
+        config.use_mean_pooling = True
+        model: Any = load_stock(VideoMAEModel, self, path, config, dtype, weights)
+        live = VideoViT(self, model)
+        resized = resize_positions(table, live.size, self.spatial)
+        model.embeddings.position_embeddings = resized.flatten(0, 2)[None]
+        return live
+
+    def positions(
+        self, config: Any, original: dict[str, Tensor], path: Path
+    ) -> Float[Tensor, "t h w d"]:
+        """The position table as trained; here the one that the original file holds."""
+        stored = original.get("pos_embed", torch.empty(0))
+        steps = config.num_frames // config.tubelet_size
+        side = math.isqrt(stored.numel() // (steps * config.hidden_size))
+        size = (steps, side, side, config.hidden_size)
+        if not side or stored.numel() != math.prod(size):
+            raise UserError(
+                f"{path} does not fit {self.family}: pos_embed has the shape "
+                f"{tuple(stored.shape)}; expected {steps} square frames of tokens that are "
+                f"{config.hidden_size} wide. The encoder {self.name} loads {self.accepts}."
+            )
+        return stored.float().reshape(size)
+
+    def _config(self, weights: dict[str, Tensor], path: Path) -> Any:
+        from transformers import VideoMAEConfig
+
+        sizes = self.original_sizes(weights)
+        inner = weights.get("blocks.0.mlp.fc1.weight")
+        heads = self.heads or heads_of(sizes.width)
+        if sizes.width % heads:
+            raise UserError(
+                f"encoder.heads is {heads}, which does not divide the width {sizes.width} of "
+                f"{path}. Set it to what the model was made with."
+            )
+        return VideoMAEConfig(
+            hidden_size=sizes.width,
+            patch_size=sizes.patch,
+            tubelet_size=sizes.tubelet,
+            num_hidden_layers=layers_of(weights),
+            num_attention_heads=heads,
+            intermediate_size=4 * sizes.width if inner is None else inner.shape[0],
+            num_frames=TRAINED_FRAMES,
+            image_size=TRAINED_SIDE,
+            layer_norm_eps=1e-6,
+        )
+
+
+class VideoViT(ViT):
+    """The live one."""
+
+    def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w d"]:
+        return self.model(video).last_hidden_state.unflatten(1, self.size)
+
+
+def resize_positions(
+    table: Float[Tensor, "t h w d"],
+    size: tuple[int, int, int],
+    spatial: Literal["bicubic", "trilinear"],
+) -> Float[Tensor, "t2 h2 w2 d"]:
+    """A position table on another grid, as the published code does it for the family."""
+    frames = table.permute(0, 3, 1, 2)
+    if spatial == "bicubic":
+        frames = F.interpolate(frames, size[1:], mode="bicubic", align_corners=False)
+    volume = frames.transpose(0, 1)[None]
+    volume = F.interpolate(volume, size, mode="trilinear", align_corners=False)
+    return volume[0].permute(1, 2, 3, 0)
