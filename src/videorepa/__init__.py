@@ -17,6 +17,7 @@ _HOMES = {
     "evaluate": "videorepa.evaluate",
     "export": "videorepa.export",
     "inspect": "videorepa.inspect",
+    "scan": "videorepa.scan",
     "report": "videorepa.report",
     "demo": "videorepa.demo",
     "Recipe": "videorepa.recipe",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from videorepa.prepare import prepare
     from videorepa.recipe import Recipe
     from videorepa.report import report
+    from videorepa.scan import scan
     from videorepa.tokens import TokenGrid
     from videorepa.train import train
 
