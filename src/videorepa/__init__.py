@@ -18,6 +18,7 @@ _HOMES = {
     "export": "videorepa.export",
     "import_weights": "videorepa.import_weights",
     "inspect": "videorepa.inspect",
+    "scan": "videorepa.scan",
     "report": "videorepa.report",
     "demo": "videorepa.demo",
     "Recipe": "videorepa.recipe",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from videorepa.prepare import prepare
     from videorepa.recipe import Recipe
     from videorepa.report import report
+    from videorepa.scan import scan
     from videorepa.tokens import TokenGrid
     from videorepa.train import train
 

@@ -222,10 +222,55 @@ def inspect(recipe: RecipeFile, set: Overrides = ()) -> None:
     print(inspect(Recipe.from_yaml(recipe, set)))
 
 
+def scan(
+    recipe: RecipeFile,
+    out: Path,
+    clips: int = 12,
+    noise: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    blocks: tuple[int, ...] = (),
+    teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    probe_clips: int = 128,
+    set: Overrides = (),
+) -> None:
+    """Measure how close each block already is to the teacher, before choosing which to align.
+
+    Also how well a linear probe reads contact from them, where the clips are of the lab's size.
+    Trains nothing, and nothing need be prepared; goes on where it stopped.
+
+    For example:
+      videorepa scan recipes/videorepa-2b.yaml --out scans/2b
+      videorepa scan recipes/videorepa-2b.yaml --out scans/2b --teacher videomae=other.pth
+
+    Args:
+      out: Folder of the table (scan.json, scan.csv) and its page (report.html).
+      clips: How many of the recipe's clips to measure on.
+      noise: Noise levels: the share of the noisy latents' variance that is noise.
+      blocks: Which blocks, counted from 1; by default all.
+      teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
+      probe_clips: Clips that contact is read from; 0 leaves it out.
+    """
+    from videorepa.recipe import Recipe
+    from videorepa.scan import scan, table, teachers_from
+
+    parsed = Recipe.from_yaml(recipe, set)
+    found = scan(
+        parsed,
+        out,
+        teachers=teachers_from(teacher, parsed),
+        clips=clips,
+        noise_levels=noise,
+        blocks=blocks or None,
+        probe_clips=probe_clips,
+    )
+    print(table(found))
+    print(f"scan: {out / 'report.html'}")
+
+
 def report(
     runs: Positional[tuple[Path, ...]],
     out: Path = Path("report.html"),
     clips: tuple[Path, ...] = (),
+    scan: tuple[Path, ...] = (),
 ) -> None:
     """Write one self-contained HTML page: curves, table, clips side by side.
 
@@ -236,6 +281,7 @@ def report(
       runs: Folders that `train` wrote.
       out: The page.
       clips: Folders that `generate` wrote; where `evaluate` has scored them, scores are shown too.
+      scan: Folders that `scan` wrote.
     """
     from videorepa.report import report
 
@@ -247,7 +293,7 @@ def report(
         for name, folder in folders.items()
         if (folder / "scores" / "summary.json").exists()
     }
-    page = report(runs, out, generations=folders, scores=scores)
+    page = report(runs, out, generations=folders, scores=scores, scans=scan)
     print(f"report: {page}")
 
 
@@ -285,7 +331,10 @@ def lab(
 
 VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
-    for verb in (prepare, train, generate, evaluate, export, import_, inspect, report, demo, lab)
+    for verb in (
+        *(prepare, train, generate, evaluate, export, import_),
+        *(inspect, scan, report, demo, lab),
+    )
 }
 
 

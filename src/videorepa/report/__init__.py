@@ -31,12 +31,15 @@ from videorepa.report.inputs import (
     Metric,
     Run,
     Sample,
+    Scan,
     Scores,
     Sidecar,
     read_generation,
     read_run,
+    read_scan,
     read_scores,
 )
+from videorepa.report.scans import draw_scan
 
 __all__ = ["report"]
 
@@ -133,6 +136,7 @@ def report(
     *,
     generations: Mapping[str, Path] = {},
     scores: Mapping[str, Path] = {},
+    scans: Sequence[Path] = (),
     title: str = "VideoREPA report",
     command: str | None = None,
     prompts: int = 24,
@@ -140,16 +144,17 @@ def report(
     """Write one self-contained HTML page to `out`, all at once or not at all, and return its path.
 
     runs: run folders. generations and scores: display name -> folder; a name stands for the same
-    model in both. command: the command line that makes this page again, shown on it. prompts: at
-    most this many prompts are shown with their videos, evenly spaced by id, and likewise of a
-    run's validation clips. Videos are embedded, so the page is a third larger than those shown.
+    model in both. scans: folders that `scan` wrote. command: the command line that makes this page
+    again, shown on it. prompts: at most this many prompts are shown with their videos, evenly
+    spaced by id, and likewise of a run's validation clips. Videos are embedded, so the page is a
+    third larger than those shown.
 
     Raises UserError when there is nothing to report on, or a folder is not what it should be.
     """
-    if not runs and not generations:
+    if not runs and not generations and not scans:
         raise UserError(
-            "There is nothing to report on: no run and no generated clips were given. "
-            "Name at least one run folder or one generation folder."
+            "There is nothing to report on: no run, no generated clips and no scan were given. "
+            "Name at least one run folder, generation folder or scan folder."
         )
     if prompts < 1:
         raise UserError(f"prompts is {prompts}; expected 1 or more.")
@@ -160,6 +165,9 @@ def report(
     loaded = [read_run(Path(run), name) for run, name in zip(runs, _names(runs), strict=True)]
     clips = {name: read_generation(Path(folder)) for name, folder in generations.items()}
     scored = {name: read_scores(Path(folder)) for name, folder in scores.items()}
+    scanned = {
+        name: read_scan(Path(folder)) for name, folder in zip(_names(scans), scans, strict=True)
+    }
     benchmarks = {(item.summary.benchmark, item.summary.version) for item in scored.values()}
     if len(benchmarks) > 1:
         found = ", ".join(sorted(f"{name} version {version}" for name, version in benchmarks))
@@ -183,7 +191,7 @@ def report(
     script = _asset("page.js")
     html = page.get_template("page.html.j2").render(
         title=title,
-        sentence=_sentence(loaded, clips, benchmarks),
+        sentence=_sentence(loaded, clips, benchmarks, scanned),
         style=Markup(_asset("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -196,6 +204,10 @@ def report(
         difference_plots=_difference_plots(scored, colours),
         verdicts=_verdicts(scored),
         curves=_curves(loaded, colours),
+        scans={
+            name: draw_scan(f"scan-{place}", found)
+            for place, (name, found) in enumerate(scanned.items())
+        },
         smoothed=100 * SMOOTHED_SHARE,
         shown=100 * SHOWN_SHARE,
         recipe_differences=_recipe_differences(loaded),
@@ -221,7 +233,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
     short = [Path(folder).resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
     if len(set(names)) < len(names):
-        raise UserError(f"A run is named twice among {', '.join(names)}. Name each once.")
+        raise UserError(f"A folder is named twice among {', '.join(names)}. Name each once.")
     return names
 
 
@@ -249,6 +261,7 @@ def _sentence(
     runs: Sequence[Run],
     clips: Mapping[str, Mapping[Key, Sidecar]],
     benchmarks: Iterable[tuple[str, str]],
+    scans: Mapping[str, Scan],
 ) -> str:
     """What the page compares, in one sentence."""
     parts = []
@@ -262,6 +275,9 @@ def _sentence(
         parts.append(f"clips made by {_listed(clips)} for {_count(len(prompts), 'prompt')}")
     for name, version in benchmarks:
         parts.append(f"scores on the benchmark {name}, version {version}")
+    for name, found in scans.items():
+        blocks, teachers = _count(len(found.blocks), "block"), _listed(found.teachers)
+        parts.append(f"the scan {name} of {blocks} against {teachers}")
     return f"This page shows {'; '.join(parts)}."
 
 

@@ -66,6 +66,17 @@ class Interval:
     high: float | None
 
 
+@dataclass(frozen=True)
+class Profile:
+    """A quantity over the blocks of a model, with its intervals. All (N,), blocks ascending."""
+
+    colour: int
+    blocks: Sequence[int]
+    values: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
 def smooth(values: np.ndarray) -> np.ndarray:
     """The centred running mean of values (N,); near the ends over what there is."""
     half = round(len(values) * SMOOTHED_SHARE / 2)
@@ -197,3 +208,40 @@ def draw_intervals(
         axes.set_xlabel(x_label)
         axes.grid(False, axis="y")
         return _svg(figure, name, x_label)
+
+
+def draw_profiles(
+    name: str,
+    y_label: str,
+    profiles: Sequence[Profile],
+    levels: Sequence[tuple[float, str]],
+    marked: Sequence[int] = (),
+) -> str:
+    """Lines over a model's blocks, each in the band of its intervals, as an <svg>.
+
+    levels: values that belong to no block, each with matplotlib's name of a line style. marked:
+    blocks to point out. name starts every id, so it has to be unique on a page and made of [a-z_-].
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(name, _HEIGHT_INCHES)
+        for block in marked:
+            axes.axvline(block, color=_FAINT, linewidth=8)
+        for profile in profiles:
+            colour = _colour(profile.colour)
+            axes.fill_between(
+                profile.blocks, profile.low, profile.high, color=colour, alpha=0.12, linewidth=0
+            )
+            axes.plot(
+                profile.blocks,
+                profile.values,
+                color=colour,
+                linewidth=1.8,
+                marker="o",
+                markersize=3.5,
+            )
+        for value, style in levels:
+            axes.axhline(value, color=_INK, linewidth=1.2, linestyle=style)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+        axes.set_xlabel("block")
+        axes.set_ylabel(y_label)
+        return _svg(figure, name, f"{y_label} over blocks")

@@ -135,6 +135,37 @@ class ScoreRow(BaseModel):
         return [name for name, value in _leaves(self.model_extra or {}) if value is False]
 
 
+class Reading(BaseModel):
+    """One number of a scan, with its interval; blocks and noise levels are None for straw men."""
+
+    measure: str
+    source: str
+    value: float
+    low: float
+    high: float
+    n: int
+    block: int | None
+    noise: float | None
+    teacher: str | None
+
+
+class Scan(BaseModel):
+    """How close a base model's blocks are to teachers, and how well contact is read from them.
+
+    aligned_blocks: those that the recipe aligns. says and notes: sentences.
+    """
+
+    teachers: list[str]
+    blocks: list[int]
+    noise_levels: list[float]
+    aligned_blocks: list[int]
+    readings: list[Reading]
+    notes: list[str]
+    says: list[str]
+    recipe: str
+    environment: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Scores:
     folder: Path
@@ -326,3 +357,13 @@ def read_scores(folder: Path) -> Scores:
         if comparison.is_file()
         else None,
     )
+
+
+def read_scan(folder: Path) -> Scan:
+    """Read what `scan` wrote. Raises UserError when it is missing or damaged."""
+    path = folder / "scan.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a finished scan: it holds no scan.json. Run `videorepa scan`."
+        )
+    return _parse(Scan, _json_object(path), str(path))

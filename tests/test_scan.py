@@ -1,0 +1,553 @@
+"""The scan: its measures against plain restatements, its straw men, its folder and its page."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import recipe_values, write_clips
+from videorepa import readout
+from videorepa.__main__ import main
+from videorepa.backbones.cogvideox import CogVideoX, CogVideoXBackbone
+from videorepa.encoders.videomae import VideoMAE
+from videorepa.errors import UserError
+from videorepa.lab.contact import contact_clip
+from videorepa.measure import (
+    Clips,
+    Student,
+    closeness,
+    encode,
+    forget,
+    linear_cka,
+    mean_colours,
+    slices,
+)
+from videorepa.readout import read_label
+from videorepa.recipe import Recipe
+from videorepa.report import report
+from videorepa.scan import Scan, scan, table, teachers_from
+from videorepa.tokens import TokenGrid
+
+CPU = torch.device("cpu")
+LEVELS = (0.2, 0.8)
+
+
+@pytest.fixture(scope="module")
+def once(twins: dict[str, Path], clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    root = tmp_path_factory.mktemp("scanned")
+    recipe = Recipe.parse(recipe_values(twins, clips, root / "cache"))
+    return scan(recipe, root / "scan", clips=4, noise_levels=LEVELS)
+
+
+@pytest.fixture
+def scanned(once: Scan, tmp_path: Path) -> Scan:
+    """A scan that a test may change."""
+    return dataclasses.replace(once, out=shutil.copytree(once.out, tmp_path / "scan"))
+
+
+@pytest.fixture
+def no_page(monkeypatch) -> None:
+    """Drawing takes half of a tiny scan's time."""
+    monkeypatch.setattr(sys.modules["videorepa.scan"], "report", lambda *_, **__: None)
+
+
+def lab_recipe(recipe: Recipe) -> Recipe:
+    return recipe.override(
+        "data.manifest=null",
+        "data.lab={clips: 3}",
+        "data.frames=17",
+        "data.height=64",
+        "data.width=64",
+        "data.prepare_batch=10",
+    )
+
+
+# The measures.
+
+
+def plain_cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """HSIC of the linear kernels with an explicit centring matrix, as the paper writes it."""
+    centre = torch.eye(len(x), dtype=x.dtype) - 1 / len(x)
+    k, o = x @ x.T, y @ y.T
+
+    def hsic(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.trace(a @ centre @ b @ centre)
+
+    return (hsic(k, o) / (hsic(k, k) * hsic(o, o)).sqrt()).item()
+
+
+features = st.tuples(
+    st.integers(3, 12), st.integers(1, 16), st.integers(1, 16), st.integers(0, 2**32)
+)
+
+
+@given(features)
+def test_cka_is_the_published_formula_by_either_way(sizes) -> None:
+    n, p, q, seed = sizes
+    draw = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(n, w, generator=draw, dtype=torch.float64) for w in (p, q))
+    assert linear_cka(x, y).item() == pytest.approx(plain_cka(x, y), abs=1e-9)
+
+
+@given(features, st.floats(1e-3, 1e3), st.floats(-100, 100))
+def test_cka_does_not_see_rotation_scale_and_offset(sizes, scale: float, offset: float) -> None:
+    n, p, q, seed = sizes
+    draw = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(n, w, generator=draw, dtype=torch.float64) for w in (p, q))
+    turn, _ = torch.linalg.qr(torch.randn(p, p, generator=draw, dtype=torch.float64))
+    moved = scale * (x @ turn) + offset
+    assert linear_cka(moved, y).item() == pytest.approx(linear_cka(x, y).item(), abs=1e-6)
+    assert linear_cka(moved, x).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_cka_of_features_that_do_not_vary_is_0() -> None:
+    flat = torch.full((50, 7), 0.1)
+    assert linear_cka(flat, torch.randn(50, 3)) == linear_cka(flat, flat) == 0
+
+
+def test_equal_relations_have_no_error_whatever_the_width() -> None:
+    tokens = torch.randn(2, 4, 3, 3, 6)
+    turn, _ = torch.linalg.qr(torch.randn(9, 9))
+    student = TokenGrid(tokens @ turn[:6] * 7, start=1, stride=2)
+    found = closeness(student, TokenGrid(tokens, start=1, stride=2))
+    assert found["relation_error"] == pytest.approx([0, 0], abs=1e-5)
+    assert found["cka"] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_relation_error_is_the_mean_over_all_pairs_of_each_clip() -> None:
+    """Tokens that are all alike against tokens at right angles: all but the pairs with oneself."""
+    alike, apart = torch.ones(1, 2, 2, 2, 3), torch.eye(8).reshape(1, 2, 2, 2, 8)
+    student = TokenGrid(torch.cat([alike, alike]))
+    teacher = TokenGrid(torch.cat([apart, torch.ones_like(apart)]))
+    assert closeness(student, teacher)["relation_error"] == pytest.approx([56 / 64, 0], abs=1e-6)
+
+
+def test_the_probe_reads_three_slices_without_the_first_frames_own() -> None:
+    tokens = torch.arange(6.0).view(1, 6, 1, 1, 1)
+    assert slices(TokenGrid(tokens, start=-3, stride=4)).tolist() == [[1, 3, 5]]
+    assert slices(TokenGrid(tokens, start=1, stride=2)).tolist() == [[0, 2, 5]]
+
+
+def test_raw_pixels_are_averaged_over_what_the_teachers_tokens_cover() -> None:
+    video = torch.zeros(1, 9, 3, 4, 4)
+    video[:, 1:3, 0, :2, 2:] = 1.0
+    like = TokenGrid(torch.zeros(1, 4, 2, 2, 5), start=1, stride=2)
+    found = mean_colours(video, like)
+    assert (found.start, found.stride, found.tokens.shape) == (1, 2, (1, 4, 2, 2, 3))
+    assert found.tokens[0, 0, 0, 1].tolist() == [1, -1, -1]
+    assert (found.tokens == 1).sum() == 1
+
+
+def test_an_untrained_teacher_keeps_nothing_but_its_sizes(recipe: Recipe) -> None:
+    assert recipe.encoder is not None
+    video = torch.rand(1, 9, 3, 16, 16)
+    encoders = [recipe.encoder.load(CPU) for _ in range(3)]
+    for encoder in encoders[1:]:
+        forget(encoder)
+    trained, untrained, again = (encoder(video).tokens for encoder in encoders)
+    assert torch.equal(untrained, again) and not torch.allclose(trained, untrained, atol=0.1)
+    before, after = (dict(encoder.named_parameters()) for encoder in encoders[:2])
+    weights = [name for name, value in before.items() if value.dim() > 1]
+    assert weights and not any(torch.equal(before[name], after[name]) for name in weights)
+
+
+# Noise levels.
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_a_noise_level_is_a_share_of_variance(recipe: Recipe, level: float) -> None:
+    backbone = recipe.backbone.load((), CPU)
+    timestep = Student(backbone, [1])._timestep(level)
+    assert 1 - backbone.diffusion.alphas_cumprod[timestep] == pytest.approx(level, abs=0.01)
+
+
+class _Straight:
+    """A diffusion that goes straight from clip to noise, with times of its own."""
+
+    def add_noise(self, clean, noise, timestep):
+        return (1 - timestep[:, None]) * clean + timestep[:, None] * noise
+
+
+class _Flow:
+    diffusion = _Straight()
+
+    def sample_timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return 0.6 * torch.rand(count, generator=generator)
+
+
+def test_noise_levels_hold_for_other_diffusions_and_may_be_out_of_reach() -> None:
+    student = Student(_Flow(), [1])
+    assert student._timestep(0.5).item() == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(UserError, match=r"nearest is 0\.69"):
+        student._timestep(0.9)
+
+
+# The blocks.
+
+
+def test_each_blocks_reading_is_of_that_block(recipe: Recipe) -> None:
+    """By hand: the timestep from the schedule, hooks of our own, the grids' meeting as a matrix."""
+    frames = np.random.default_rng(0).integers(0, 255, (2, 9, 16, 16, 3), "uint8")
+    clips = Clips(frames, ["A ball.", "Another."], digest="", batch=1)
+    assert recipe.encoder is not None
+    teacher = recipe.encoder.load(CPU)(clips.video(slice(0, 2)))
+    backbone = recipe.backbone.load(("vae", "text_encoder", "transformer"), CPU)
+    with torch.no_grad():  # Fresh weights are so small that all blocks give nearly the same.
+        for parameter in backbone.transformer.transformer_blocks.parameters():
+            parameter.mul_(3)
+    encoded = encode(backbone, clips, seed=3)
+    found = Student(backbone, [1, 2, 3]).distances(encoded, 0.5, {"videomae": teacher})
+    errors = [r for r in found["videomae"] if r.measure == "relation_error"]
+
+    outputs: list[torch.Tensor] = []
+    for block in backbone.transformer.transformer_blocks:
+        block.register_forward_hook(lambda *passed: outputs.append(passed[2][0]))
+    alphas = backbone.diffusion.alphas_cumprod
+    timestep = (1 - alphas - 0.5).abs().argmin().expand(2)
+    alpha = alphas[timestep[0]].float()
+    noisy = alpha.sqrt() * torch.stack(encoded.latents)
+    noisy = noisy + (1 - alpha).sqrt() * torch.stack(encoded.noise)
+    with torch.no_grad():
+        backbone.transformer(noisy, backbone.encode_text(clips.captions), timestep)
+    # Of 3 steps of 2 x 2 tokens the first is dropped, and time is stretched by two.
+    stretch = torch.tensor([[0, 1, 0], [0, 0.75, 0.25], [0, 0.25, 0.75], [0, 0, 1]])
+    theirs = torch.nn.functional.normalize(teacher.tokens.flatten(1, 3), dim=-1)
+    expected = []
+    for output in outputs:
+        ours = torch.einsum("ts,bsnd->btnd", stretch, output.unflatten(1, (3, 4))).flatten(1, 2)
+        ours = torch.nn.functional.normalize(ours, dim=-1)
+        expected.append((ours @ ours.mT - theirs @ theirs.mT).abs().mean().item())
+    assert [r.block for r in errors] == [1, 2, 3]
+    # The nearest of the drawn timesteps may be a neighbour of the nearest of all.
+    assert [r.value for r in errors] == pytest.approx(expected, abs=2e-3)
+    assert min(abs(a - b) for a, b in itertools.combinations(expected, 2)) > 4e-3
+
+
+def test_a_scan_finds_every_block_at_every_level(scanned: Scan, recipe: Recipe) -> None:
+    found = {(r.measure, r.source, r.block, r.noise): r for r in scanned.readings}
+    blocks = [("block", block, level) for block in (1, 2, 3) for level in LEVELS]
+    straw = [("pixels", None, None), ("untrained", None, None)]
+    assert set(found) == {(m, *of) for m in ("relation_error", "cka") for of in blocks + straw}
+    for reading in scanned.readings:
+        assert reading.n == 4 and reading.teacher == "videomae" and reading.sd is not None
+        assert reading.low <= reading.value <= reading.high
+    assert len({r.value for r in scanned.readings}) == len(scanned.readings)
+    assert "9x16x16" in scanned.notes[0] and "Contact was not read" in scanned.notes[0]
+    said = table(scanned)
+    assert all(f"{r.value:.3f}" in said for r in scanned.readings)
+    assert said.index("block 1") < said.index("block 3") < said.index("raw pixels")
+    errors = {
+        block: np.mean([found["relation_error", "block", block, level].value for level in LEVELS])
+        for block in (1, 2, 3)
+    }
+    assert f"block {max(errors, key=errors.__getitem__)} is farthest" in scanned.says[0]
+    assert f"block {min(errors, key=errors.__getitem__)} nearest" in scanned.says[0]
+    rows = list(csv.DictReader((scanned.out / "scan.csv").open()))
+    kept = json.loads((scanned.out / "scan.json").read_text())["readings"]
+    assert [float(row["value"]) for row in rows] == [row["value"] for row in kept]
+    assert [r.value for r in scanned.readings] == [row["value"] for row in kept]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_batches_and_other_teachers_change_nothing(
+    scanned: Scan, recipe: Recipe, tmp_path: Path
+) -> None:
+    other = VideoMAE(weights=recipe.encoder.weights, frames=4, height=16, width=16)
+    again = scan(
+        recipe.override("data.prepare_batch=3"),
+        tmp_path / "again",
+        teachers={"short": other},
+        clips=4,
+        noise_levels=LEVELS,
+    )
+    ours = [r.value for r in again.readings if r.teacher == "videomae"]
+    assert ours == pytest.approx([r.value for r in scanned.readings], abs=1e-4)
+    theirs = [r.value for r in again.readings if r.teacher == "short"]
+    assert len(theirs) == len(ours) and theirs != pytest.approx(ours, abs=1e-2)
+    assert again.says[1].startswith("Over all noise levels") and "short" in again.says[1]
+
+
+# Contact.
+
+
+def test_the_probe_finds_a_planted_label_and_no_other() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.permutation(np.arange(80) % 2 == 0)
+    plain = rng.normal(size=(80, 300))
+    planted = plain + 0.5 * np.where(label, 1, -1)[:, None] * rng.normal(size=300)
+    found = read_label(planted, label)
+    assert found.auc > 0.9 and found.low > 0.8 and found.high <= 1 and found.n == 80
+    # Without the planted direction, a probe that had seen the held-out clips would know them.
+    for nothing in (read_label(planted, rng.permutation(label)), read_label(plain, label)):
+        assert nothing.low < 0.5 < nothing.high
+
+
+def test_the_probe_does_not_mind_dead_or_large_features() -> None:
+    rng = np.random.default_rng(1)
+    label = np.arange(60) % 3 == 0
+    seen = np.stack([1e6 * label + 3e5 * rng.normal(size=60), np.full(60, 7.0)], 1)
+    assert read_label(seen.astype(np.float32), label).auc > 0.9
+    with pytest.raises(ValueError, match="at least 10 of each"):
+        read_label(seen[:12], label[:12])
+
+
+def test_contact_clips_differ_in_the_speed_over_the_gap_alone() -> None:
+    drawn = [contact_clip(0, index) for index in range(100)]
+    assert [touches for _, touches in drawn] == [True, False] * 50
+    gaps: dict[bool, list[float]] = {True: [], False: []}
+    for clip, touches in drawn:
+        path = clip.trajectory.positions[:, :, 0]
+        reach = sum(ball.radius for ball in clip.scene.balls)
+        gap = np.abs(path[:, 0] - path[:, 1]) - reach
+        gaps[touches].append(gap[0])
+        assert clip.trajectory.contact.any() == touches
+        assert touches or 0.4 < gap[-1] < 7
+        assert clip.caption == ""
+        for place, ball in zip(path[0], clip.scene.balls, strict=True):
+            assert ball.radius < place < 64 - ball.radius, "a ball starts outside the frame"
+    assert np.mean(gaps[True]) == pytest.approx(np.mean(gaps[False]), abs=3)
+    assert np.array_equal(contact_clip(0, 5)[0].frames, drawn[5][0].frames)
+    assert not np.array_equal(contact_clip(1, 5)[0].frames, drawn[5][0].frames)
+
+
+def test_contact_is_read_where_clips_have_the_labs_size(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    texts = []
+    plain = CogVideoXBackbone.encode_text
+
+    def noted(self, captions):
+        texts.extend(captions)
+        return plain(self, captions)
+
+    monkeypatch.setattr(CogVideoXBackbone, "encode_text", noted)
+    monkeypatch.setattr(readout, "STRENGTHS", (1.0,))  # To be quick.
+    found = scan(
+        lab_recipe(recipe),
+        tmp_path / "scan",
+        clips=2,
+        noise_levels=[0.1],
+        blocks=[2],
+        probe_clips=20,
+    )
+    contact = {r.source: r for r in found.readings if r.measure == "contact_auc"}
+    assert set(contact) == {"block", "teacher", "pixels", "untrained"}
+    assert all(0 <= r.low <= r.value <= r.high <= 1 and r.n == 20 for r in contact.values())
+    assert (contact["block"].block, contact["block"].teacher) == (2, None)
+    assert not found.notes and "Contact is read best from block 2" in found.says[1]
+    assert texts.count("") == 1 and len(texts) == 3, "contact clips go in without a caption"
+    html = (tmp_path / "scan" / "report.html").read_text()
+    assert html.count("<svg") == 3 and "Contact, beside videomae" in html
+    assert all("var(--series-1)" in plot for plot in html.split("<svg")[1:]), "a block's line"
+
+
+# The folder.
+
+
+def parts(found: Scan) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in (found.out / "scan-parts").iterdir()
+    }
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_finished_scan_loads_nothing_and_says_the_same(
+    scanned: Scan, recipe: Recipe, monkeypatch
+) -> None:
+    def refuse(*_):
+        raise AssertionError("a model was loaded")
+
+    for kind in (CogVideoX, VideoMAE):
+        monkeypatch.setattr(kind, "load", refuse)
+    before = parts(scanned)
+    again = scan(recipe, scanned.out, clips=4, noise_levels=LEVELS)
+    assert again == scanned and parts(again) == before
+
+
+@pytest.mark.usefixtures("no_page")
+def test_what_is_finished_is_kept_and_the_rest_is_measured_alike(
+    scanned: Scan, recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    before = parts(scanned)
+    lost = next(name for name in before if name.endswith("noise-0.8.json"))
+    (scanned.out / "scan-parts" / lost).unlink()
+    levels = []
+    plain = Student.distances
+
+    def noted(self, encoded, level, teachers):
+        levels.append(level)
+        return plain(self, encoded, level, teachers)
+
+    monkeypatch.setattr(Student, "distances", noted)
+    again = scan(recipe, scanned.out, clips=4, noise_levels=LEVELS)
+    assert again == scanned and levels == [0.8]
+    after = parts(again)
+    assert {k: v for k, v in after.items() if k != lost} == {
+        k: v for k, v in before.items() if k != lost
+    }
+    assert after[lost][1] == before[lost][1]
+    scan(recipe, scanned.out, clips=4, noise_levels=(*LEVELS, 0.5))
+    assert levels == [0.8, 0.5]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_stopped_scan_keeps_its_levels(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
+    plain = Student.distances
+
+    def stopped(self, encoded, level, teachers):
+        if level > 0.5:
+            raise KeyboardInterrupt
+        return plain(self, encoded, level, teachers)
+
+    monkeypatch.setattr(Student, "distances", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS)
+    kept = sorted(path.name[-14:] for path in (tmp_path / "scan" / "scan-parts").iterdir())
+    assert kept == ["noise-0.2.json", "straw-men.json"]
+    monkeypatch.setattr(Student, "distances", plain)
+    assert len(scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS).readings) == 16
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "says"),
+    [
+        (["seed=4"], {}, "it differs in seed"),
+        ([], {"clips": 3}, "it differs in clips"),
+        ([], {"blocks": [1]}, "it differs in blocks"),
+    ],
+)
+def test_a_stale_part_is_refused(scanned: Scan, recipe: Recipe, changes, options, says) -> None:
+    before = parts(scanned)
+    with pytest.raises(UserError, match=f"measured otherwise; {says}"):
+        scan(
+            recipe.override(*changes),
+            scanned.out,
+            **{"clips": 4, "noise_levels": LEVELS, **options},
+        )
+    assert parts(scanned) == before
+
+
+def test_a_damaged_part_is_named(scanned: Scan, recipe: Recipe) -> None:
+    part = next((scanned.out / "scan-parts").glob("*noise-0.2.json"))
+    part.write_text(part.read_text()[:-20])
+    with pytest.raises(UserError, match=f"{part.name} is damaged"):
+        scan(recipe, scanned.out, clips=4, noise_levels=LEVELS)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_clips_that_cannot_be_read_cost_themselves_alone(
+    twins, recipe: Recipe, tmp_path: Path
+) -> None:
+    manifest = write_clips(tmp_path / "own", count=3)
+    own = recipe.override(f"data.manifest={manifest}")
+    (tmp_path / "own" / "clip1.mp4").write_bytes(b"no video")
+    found = scan(own, tmp_path / "scan", noise_levels=[0.5], blocks=[1])
+    assert {r.n for r in found.readings} == {2}
+    assert any("'clip1.mp4' was left out" in note for note in found.notes)
+    assert any("2 clips to measure on, where 12" in note for note in found.notes)
+    assert "was left out" in table(found)
+    (tmp_path / "own" / "clip0.mp4").unlink()
+    with pytest.raises(UserError, match="1 of 3 clips can be read"):
+        scan(own, tmp_path / "other")
+
+
+def test_bad_input_is_refused_before_anything_is_loaded(
+    recipe: Recipe, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    recipe.to_yaml(path)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("Mine.")
+
+    def refused(*options: str, says: str, out: Path = tmp_path / "new") -> None:
+        assert main(["scan", str(path), "--out", str(out), *options]) == 1
+        said = capsys.readouterr().err
+        assert says in said, said
+        assert not (tmp_path / "new").exists()
+
+    refused(out=taken, says="is not a scan")
+    assert [file.name for file in taken.iterdir()] == ["thesis.txt"]
+    refused("--blocks", "3", "4", says="numbered 1 to 3; got 3, 4")
+    refused("--blocks", "0", says="numbered 1 to 3; got 0")
+    refused("--noise", "0.5", "1.5", says="from 0 to 1")
+    refused("--clips", "1", says="2 clips or more")
+    refused("--probe-clips", "21", says="even number of clips, 20 or more")
+    refused("--teacher", "videomea=x", says="Did you mean videomae")
+    refused("--teacher", "videomae", says="NAME=WEIGHTS")
+    refused("--teacher", "videomae=x,frames", says="NAME=WEIGHTS")
+    refused("--teacher", "videomae=x,frame=8", says="frame: Extra inputs")
+    refused("--teacher", "videomae=/nowhere", says="nothing at /nowhere")
+    refused("--teacher", f"videomae={recipe.encoder.weights},frames=10", says="wants 10 frames")
+    lone = recipe.override("encoder=null", "align=null")
+    with pytest.raises(UserError, match="has no encoder"):
+        scan(lone, tmp_path / "new")
+    with pytest.raises(UserError, match="Two teachers are called videomae"):
+        scan(recipe, tmp_path / "new", teachers={"videomae": recipe.encoder})
+
+
+def test_a_teacher_of_the_recipes_kind_has_its_settings_and_others_their_own(
+    recipe: Recipe,
+) -> None:
+    text = "videomae=other.pth,height=32"
+    spec = teachers_from([text], recipe)[text]
+    assert (spec.weights, spec.frames, spec.height, spec.width) == ("other.pth", 8, 32, 16)
+    lone = recipe.override("encoder=null", "align=null")
+    spec = teachers_from(["videomae=x"], lone)["videomae"]
+    assert (spec.frames, spec.height, spec.width) == (48, 160, 240)
+    assert set(teachers_from(["videomae=x", "videomae=y"], lone)) == {"videomae=x", "videomae=y"}
+
+
+# The page.
+
+
+def test_the_page_shows_it(scanned: Scan, tmp_path: Path) -> None:
+    html = (scanned.out / "report.html").read_text()
+    assert html.count("<svg") == 2 and "Where to align: scan" in html
+    assert all(f"{r.value:.3f}" in html for r in scanned.readings)
+    assert "aligns: block 2" in html and "noise 0.2" in html and "Contact was not read" in html
+    with pytest.raises(UserError, match="not a finished scan"):
+        report([], tmp_path / "report.html", scans=[tmp_path])
+    assert main(["report", "--scan", str(scanned.out), "--out", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").read_text().count("<svg") == 2
+
+
+def test_a_browser_shows_it_in_light_dark_and_on_a_phone(scanned: Scan) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    complaints: list[str] = []
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(color_scheme="light", viewport={"width": 1280, "height": 900})
+        page.on("console", lambda line: complaints.append(line.text))
+        page.goto((scanned.out / "report.html").as_uri())
+        plots = page.locator(".scan svg")
+        assert plots.count() == 2
+        ink = "getComputedStyle(document.querySelector('.scan svg text')).fill"
+        light = page.evaluate(ink)
+        page.emulate_media(color_scheme="dark")
+        assert page.evaluate(ink) != light
+        page.set_viewport_size({"width": 400, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert all((plots.nth(place).bounding_box() or {})["height"] > 100 for place in range(2))
+        browser.close()
+    assert complaints == []
