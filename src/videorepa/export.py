@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.run import Run
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+INPUTS, ANSWER = "inputs.pt", "answer.safetensors"
 TOLERANCE = 1e-5
 """Largest relative difference between our output and that of the reloaded export, in float32."""
 
@@ -26,19 +27,16 @@ TOLERANCE = 1e-5
 _STOCK = """
 import sys
 import diffusers, torch
-from safetensors.torch import load_file, save_file
-pipeline_class, model_class, product, base, inputs, answer = sys.argv[1:]
+from safetensors.torch import save_file
+pipeline_class, model_class, product, base, part, inputs, answer = sys.argv[1:]
 pipeline_class, model_class = getattr(diffusers, pipeline_class), getattr(diffusers, model_class)
 if product.endswith(".safetensors"):
-    transformer = model_class.from_pretrained(base, subfolder="transformer")
+    transformer = model_class.from_pretrained(base, subfolder=part)
     weights, metadata = pipeline_class.lora_state_dict(product, return_lora_metadata=True)
     pipeline_class.load_lora_into_transformer(weights, transformer, metadata=metadata)
 else:
     transformer = model_class.from_pretrained(product)
-given = {}
-for key, value in load_file(inputs).items():
-    name, _, place = key.partition(".")
-    given[name] = given.get(name, ()) + (value,) if place else value
+given = torch.load(inputs, weights_only=True)
 with torch.no_grad():
     sample = transformer.to(torch.float32).eval()(**given, return_dict=False)[0]
 save_file({"sample": sample.contiguous()}, answer)
@@ -68,14 +66,14 @@ def export(run_folder: Path, out: Path, *, dtype: torch.dtype = torch.float32) -
         staged = scratch / "staged"
         staged.mkdir()
         if recipe.train.lora is None:
-            product = staged / "transformer"
+            product = staged / trained.part
             trained.transformer.to(dtype).save_pretrained(product)
             trained.transformer.to(torch.float32)
         else:
             product = staged / LORA_FILE
-            _save_lora(trained, product, dtype)
+            _save_lora(trained.transformer, recipe.backbone.lora_pipeline, product, dtype)
         _write_card(staged, run, recipe)
-        ours, unlike_base = _outputs(trained, base, recipe, scratch / "inputs.safetensors")
+        ours, unlike_base = _outputs(trained, base, recipe, scratch / INPUTS)
         theirs = _stock_output(product, trained, recipe, scratch)
         error = ((theirs - ours).norm() / ours.norm()).item()
         if not error < TOLERANCE:
@@ -104,12 +102,12 @@ def _scratch(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save_lora(backbone: Any, path: Path, dtype: torch.dtype) -> None:
+def _save_lora(transformer: Any, pipeline: str, path: Path, dtype: torch.dtype) -> None:
+    import diffusers
     from peft.utils import get_peft_model_state_dict
 
-    transformer = backbone.transformer
     state = {key: value.to(dtype) for key, value in get_peft_model_state_dict(transformer).items()}
-    type(backbone.pipeline()).save_lora_weights(
+    getattr(diffusers, pipeline).save_lora_weights(
         path.parent,
         transformer_lora_layers=state,
         transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
@@ -121,15 +119,14 @@ def _outputs(trained: Any, base: Any, recipe: Recipe, inputs: Path) -> tuple[tor
     shapes = recipe.backbone.shapes(recipe.data)
     draw = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, *shapes.latents, generator=draw)
-    text = torch.randn(1, *shapes.text, generator=draw)
+    text = {
+        name: torch.randn(1, *like.shape, generator=draw)
+        if like.is_floating_point()
+        else torch.ones(1, *like.shape, dtype=like.dtype)
+        for name, like in shapes.text.items()
+    }
     given = trained.inputs(noisy, text, torch.tensor([500]))
-    flat = {}
-    for key, value in given.items():
-        parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
-        flat |= {
-            f"{key}.{n}" if n != "" else key: v.contiguous() for n, v in parts if v is not None
-        }
-    save_file(flat, inputs)
+    torch.save(given, inputs)
     with torch.no_grad():
         ours, plain = (
             model.transformer.eval()(**given, return_dict=False)[0] for model in (trained, base)
@@ -138,9 +135,8 @@ def _outputs(trained: Any, base: Any, recipe: Recipe, inputs: Path) -> tuple[tor
 
 
 def _stock_output(product: Path, trained: Any, recipe: Recipe, scratch: Path) -> torch.Tensor:
-    answer = scratch / "answer.safetensors"
-    classes = [type(trained.pipeline()).__name__, type(trained.transformer).__name__]
-    files = [product, recipe.backbone.source, scratch / "inputs.safetensors", answer]
+    classes = [recipe.backbone.lora_pipeline, type(trained.transformer).__name__]
+    files = [product, recipe.backbone.source, trained.part, scratch / INPUTS, scratch / ANSWER]
     done = subprocess.run(
         [sys.executable, "-c", _STOCK, *classes, *files],
         capture_output=True,
@@ -150,7 +146,7 @@ def _stock_output(product: Path, trained: Any, recipe: Recipe, scratch: Path) ->
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-3:])
         raise UserError(f"Stock diffusers cannot load the export:\n{last}")
-    return load_file(answer)["sample"]
+    return load_file(scratch / ANSWER)["sample"]
 
 
 def _alignment(recipe: Recipe) -> str:

@@ -86,6 +86,7 @@ def inspect(recipe: Recipe) -> Inspection:
     Raises UserError, naming both grids, if student and teacher cannot meet.
     """
     shapes = recipe.backbone.shapes(recipe.data)
+    recipe.backbone.check_generation(recipe.generation)
     kept = teacher = None
     projector = features = 0
     if recipe.alignment is not None:
@@ -101,7 +102,10 @@ def inspect(recipe: Recipe) -> Inspection:
         if recipe.stores_features:
             features = teacher.tokens.numel() * BYTES_FEATURES
     moments = 2 * math.prod(shapes.latents) * BYTES_MOMENTS
-    text = math.prod(shapes.text) * BYTES_TEXT
+    text = sum(
+        tensor.numel() * (BYTES_TEXT if tensor.is_floating_point() else 1)
+        for tensor in shapes.text.values()
+    )
     trained = shapes.parameters
     if recipe.train.lora is not None:
         trained = recipe.backbone.lora_parameters(recipe.train.lora)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from videorepa.backbones import Text
 from videorepa.data.cache import Cache
 from videorepa.data.source import open_source
 from videorepa.device import compute_dtype, pick_device
@@ -86,7 +87,7 @@ def prepare(
     encoder = None
     if recipe.encoder is not None and recipe.stores_features:
         encoder = recipe.encoder.load(where, dtype)
-    cache.write_empty_caption(backbone.encode_text([""])[0])
+    cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
     made = 0
     for chunk in track(todo, "prepare", total=len(chunks), done=len(chunks) - len(todo)):
         clips: list[tuple[int, str]] = []
@@ -102,11 +103,11 @@ def prepare(
         items = [source.items[number] for number, _ in clips]
         video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255.0
         moments = backbone.encode_video(video)
-        text = backbone.encode_text([item.caption for item in items])
+        texts = backbone.encode_text([item.caption for item in items])
         features = encoder(video) if encoder is not None else None
         for place, (number, digest) in enumerate(clips):
-            item = items[place]
-            if not (moments[place].isfinite().all() and text[place].isfinite().all()):
+            item, text = items[place], _one(texts, place)
+            if not all(tensor.isfinite().all() for tensor in (moments[place], *text.values())):
                 raise UserError(
                     f"The clip {item.id!r} gives latents or text embeddings that are not finite. "
                     "The weights are damaged, or the precision is too low: try "
@@ -116,7 +117,11 @@ def prepare(
                 continue
             if features is not None:
                 cache.write_features(item, features.with_tokens(features.tokens[place][None]))
-            cache.write_clip(item, digest, moments[place], text[place])
+            cache.write_clip(item, digest, moments[place], text)
             cache.clear_failure(item)
             made += 1
     return Prepared(made, found, failed)
+
+
+def _one(texts: Text, place: int) -> Text:
+    return {name: tensor[place] for name, tensor in texts.items()}

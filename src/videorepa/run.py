@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from videorepa import checkpoint
-from videorepa.backbones import Backbone, Part, add_lora
+from videorepa.backbones import Backbone, Part
 from videorepa.checkpoint import Checkpoint
 from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.errors import UserError
@@ -123,7 +123,7 @@ class Run:
         recipe, found = self.recipe, found or self.trained()
         backbone = recipe.backbone.load(parts, device, dtype)
         if recipe.train.lora is not None:
-            add_lora(backbone.transformer, recipe.train.lora)
+            recipe.backbone.add_lora(backbone.transformer, recipe.train.lora)
         put(backbone.transformer, found.ema or found.trained, self.path)
         return backbone
 

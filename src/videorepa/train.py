@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from videorepa import checkpoint
 from videorepa.align import Projector, Tapped, centred_similarity, tap
-from videorepa.backbones import Backbone, add_lora
+from videorepa.backbones import Backbone, Text
 from videorepa.data.batches import clip_index, generator, sample_numbers
 from videorepa.data.cache import Cache
 from videorepa.data.source import Item, open_source
 from videorepa.device import autocast, compute_dtype, pick_device
+from videorepa.diffusion import Denoised
 from videorepa.encoders import Encoder
 from videorepa.errors import ClipError, UserError
 from videorepa.inspect import inspect
@@ -62,7 +63,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
             for _ in range(optim.accumulate):
                 batch = next(batches)
                 with autocast(student.device, student.dtype):
-                    denoise = student.denoise(batch).mean()
+                    denoise = student.denoise(batch).loss.mean()
                     align, aligned = student.align(batch)
                 loss = denoise + student.align_weight * align
                 _check_finite(step, run, denoise=denoise, align=align)
@@ -113,9 +114,9 @@ class Batch:
     """All that one micro-batch needs, on the training device."""
 
     latents: Float[Tensor, "b f c h w"]
-    text: Float[Tensor, "b l d"]
+    text: Text
     noise: Float[Tensor, "b f c h w"]
-    timestep: Int[Tensor, " b"]
+    timestep: Num[Tensor, " b"]
     teacher: TokenGrid | None
 
 
@@ -155,7 +156,7 @@ class _Student:
         if recipe.train.lora is None:
             transformer.requires_grad_(True)
         else:
-            add_lora(transformer, recipe.train.lora)
+            recipe.backbone.add_lora(transformer, recipe.train.lora)
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
@@ -179,7 +180,7 @@ class _Student:
         if recipe.train.ema is not None:
             self.ema = {key: value.detach().clone() for key, value in self.trained.items()}
 
-    def denoise(self, batch: Batch) -> Float[Tensor, " b"]:
+    def denoise(self, batch: Batch) -> Denoised:
         return self.backbone.denoising_loss(batch.latents, batch.text, batch.noise, batch.timestep)
 
     @contextmanager
@@ -320,14 +321,14 @@ class _Clips:
             moments, text = self.cache.read_clip(item)
             clean = self.backbone.latents(moments[None], draw)
             noises.append(torch.randn(clean.shape, generator=draw))
-            times.append(self.backbone.sample_timesteps(1, draw))
+            times.append(self.backbone.sample_timesteps(clean, draw))
             dropped = torch.rand((), generator=draw).item() < self.recipe.train.caption_dropout
             latents.append(clean)
             texts.append(self.empty if dropped else text)
             teachers.append(self._teacher(item))
         return Batch(
             torch.cat(latents).to(self.device),
-            torch.stack(texts).float().to(self.device),
+            {name: torch.stack([t[name] for t in texts]).to(self.device) for name in texts[0]},
             torch.cat(noises).to(self.device),
             torch.cat(times).to(self.device),
             self._stacked(teachers),
