@@ -164,11 +164,13 @@ def test_an_untrained_teacher_keeps_nothing_but_its_sizes(recipe: Recipe) -> Non
 
 # Noise levels.
 
+LATENTS = torch.zeros(3, 4, 4, 4)
+
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_a_noise_level_is_a_share_of_variance(recipe: Recipe, level: float) -> None:
     backbone = recipe.backbone.load((), CPU)
-    timestep = Student(backbone, [1])._timestep(level)
+    timestep = Student(backbone, [1])._timestep(level, LATENTS)
     assert 1 - backbone.diffusion.alphas_cumprod[timestep] == pytest.approx(level, abs=0.01)
 
 
@@ -182,15 +184,15 @@ class _Straight:
 class _Flow:
     diffusion = _Straight()
 
-    def sample_timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        return 0.6 * torch.rand(count, generator=generator)
+    def sample_timesteps(self, latents, generator: torch.Generator) -> torch.Tensor:
+        return 0.6 * torch.rand(len(latents), generator=generator)
 
 
 def test_noise_levels_hold_for_other_diffusions_and_may_be_out_of_reach() -> None:
     student = Student(_Flow(), [1])
-    assert student._timestep(0.5).item() == pytest.approx(0.5, abs=1e-3)
+    assert student._timestep(0.5, LATENTS).item() == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(UserError, match=r"nearest is 0\.69"):
-        student._timestep(0.9)
+        student._timestep(0.9, LATENTS)
 
 
 # The blocks.
@@ -219,7 +221,8 @@ def test_each_blocks_reading_is_of_that_block(recipe: Recipe) -> None:
     noisy = alpha.sqrt() * torch.stack(encoded.latents)
     noisy = noisy + (1 - alpha).sqrt() * torch.stack(encoded.noise)
     with torch.no_grad():
-        backbone.transformer(noisy, backbone.encode_text(clips.captions), timestep)
+        text = backbone.encode_text(clips.captions)["encoder_hidden_states"]
+        backbone.transformer(noisy, text, timestep)
     # Of 3 steps of 2 x 2 tokens the first is dropped, and time is stretched by two.
     stretch = torch.tensor([[0, 1, 0], [0, 0.75, 0.25], [0, 0.25, 0.75], [0, 0, 1]])
     theirs = torch.nn.functional.normalize(teacher.tokens.flatten(1, 3), dim=-1)

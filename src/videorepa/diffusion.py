@@ -1,22 +1,25 @@
-"""Noising, target and weight, for models that predict the velocity of a diffusion process."""
+"""Noising, target and loss, for models that predict the velocity of a diffusion process or flow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 Latents = Float[Tensor, "b ..."]
 
+STEPS = 1000
+"""Timesteps of every model here: a flow's timestep is 1000 sigma, a diffusion's is 0 to 999."""
+
 
 @dataclass(frozen=True)
 class Denoised:
-    """What the model made of noisy latents.
+    """What one pass of the transformer over a batch came to.
 
-    loss: of each sample. clean: the clean latents it predicts. sigma: each sample's noise level,
-    0 to 1, the factor of the noise.
+    loss: the diffusion loss of each sample. clean: the latents it takes to lie under the noise.
+    sigma: the noise's level in the input, 0 (none) to 1 (noise alone).
     """
 
     loss: Float[Tensor, " b"]
@@ -44,12 +47,14 @@ class VPrediction:
         return signal * clean + spread * noise
 
     def denoised(
-        self, velocity: Latents, noisy: Latents, clean: Latents, timestep: Int[Tensor, " b"]
+        self, velocity: Latents, clean: Latents, noise: Latents, timestep: Int[Tensor, " b"]
     ) -> Denoised:
-        """The loss is (x0_pred - x_0)^2 / (1 - a_t), with x0_pred from the velocity."""
+        """x0_pred = sqrt(a_t) x_t - sqrt(1 - a_t) v; the loss is a mean over each sample of
+        (x0_pred - x_0)^2 / (1 - a_t). velocity: the transformer's answer to `add_noise`."""
         signal, spread = self._scales(timestep, clean)
-        predicted = signal * noisy.float() - spread * velocity.float()
-        loss = ((predicted - clean.float()) ** 2 / spread**2).flatten(1).mean(1)
+        noisy = self.add_noise(clean, noise, timestep)
+        predicted = signal * noisy - spread * velocity.float()
+        loss = ((predicted - clean) ** 2 / spread**2).flatten(1).mean(1)
         return Denoised(loss, predicted, spread.flatten())
 
     def _scales(self, timestep: Int[Tensor, " b"], like: Latents) -> tuple[Tensor, Tensor]:
@@ -58,3 +63,54 @@ class VPrediction:
             a.sqrt().to(like.device, torch.float32),
             (1 - a).sqrt().to(like.device, torch.float32),
         )
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Rectified flow (arXiv 2209.03003): a straight line from the latents to the noise.
+
+    shift: moves timesteps towards the noise, sigma -> shift sigma / (1 + (shift - 1) sigma)
+        (arXiv 2403.03206, equation 23). The more tokens a clip has, the more noise it takes to
+        hide it, so models are trained, and sampled from, with a shift of their own.
+    logit_normal: sigma before the shift is the sigmoid of a standard normal number (same paper,
+        section 3.1), which favours the middle; otherwise it is uniform.
+    low, high: only sigmas between these, after the shift, are drawn; relative densities stay.
+    """
+
+    shift: float = 1.0
+    logit_normal: bool = False
+    low: float = 0.0
+    high: float = 1.0
+
+    def sample_timesteps(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """1000 sigma, not rounded."""
+        first, last = self._share_below(torch.tensor([self.low, self.high], dtype=torch.float64))
+        share = torch.rand(count, generator=generator, dtype=torch.float64)
+        share = first + (last - first) * share
+        u = torch.sigmoid(torch.special.ndtri(share)) if self.logit_normal else share
+        sigma = self.shift * u / (1 + (self.shift - 1) * u)
+        return (STEPS * sigma).float()
+
+    def _share_below(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        u = sigma / (self.shift - (self.shift - 1) * sigma)
+        return torch.special.ndtr(torch.logit(u)) if self.logit_normal else u
+
+    def add_noise(self, clean: Latents, noise: Latents, timestep: Num[Tensor, " b"]) -> Latents:
+        """x_t = (1 - sigma) x_0 + sigma noise."""
+        sigma = self._sigma(timestep, clean)
+        return (1 - sigma) * clean + sigma * noise
+
+    def denoised(
+        self, velocity: Latents, clean: Latents, noise: Latents, timestep: Num[Tensor, " b"]
+    ) -> Denoised:
+        """x0_pred = x_t - sigma v; the loss is a mean over each sample of (v - (noise - x_0))^2.
+        velocity: the transformer's answer to `add_noise`."""
+        sigma = self._sigma(timestep, clean)
+        velocity = velocity.float()
+        predicted = self.add_noise(clean, noise, timestep) - sigma * velocity
+        loss = ((velocity - (noise - clean)) ** 2).flatten(1).mean(1)
+        return Denoised(loss, predicted, sigma.flatten())
+
+    def _sigma(self, timestep: Num[Tensor, " b"], like: Latents) -> Tensor:
+        sigma = timestep.to(like.device, torch.float32) / STEPS
+        return sigma.view(-1, *[1] * (like.dim() - 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from videorepa.card import model_card
@@ -32,12 +32,12 @@ _STOCK = """
 import json, sys
 import diffusers, torch
 from safetensors.torch import load_file, save_file
-pipeline_class, model_class, product, base, names, inputs, answer = sys.argv[1:]
+pipeline_class, model_class, product, base, part, names, inputs, answer = sys.argv[1:]
 pipeline_class, model_class = getattr(diffusers, pipeline_class), getattr(diffusers, model_class)
 if not product.endswith(".safetensors"):
     transformer = model_class.from_pretrained(product)
 else:
-    transformer = model_class.from_pretrained(base, subfolder="transformer")
+    transformer = model_class.from_pretrained(base, subfolder=part)
     names = json.load(open(names))
     if names:
         lora = load_file(product)
@@ -53,10 +53,7 @@ else:
     else:
         weights, metadata = pipeline_class.lora_state_dict(product, return_lora_metadata=True)
         pipeline_class.load_lora_into_transformer(weights, transformer, metadata=metadata)
-given = {}
-for key, value in load_file(inputs).items():
-    name, _, place = key.partition(".")
-    given[name] = given.get(name, ()) + (value,) if place else value
+given = torch.load(inputs, weights_only=True)
 with torch.no_grad():
     sample = transformer.to(torch.float32).eval()(**given, return_dict=False)[0]
 save_file({"sample": sample.contiguous()}, answer)
@@ -120,11 +117,11 @@ def export(
             if whole or name in trained:
                 parameter.data = parameter.data.to(dtype).float()
         ours = _output(transformer, given)
-    classes = (type(backbone.pipeline()).__name__, type(transformer).__name__)
+    part, classes = backbone.part, (recipe.backbone.lora_pipeline, type(transformer).__name__)
     names: dict[str, str] = {}
     with atomic_folder(out) as staged:
         if whole:
-            product = staged / "transformer"
+            product = staged / part
             transformer.to(dtype).save_pretrained(product)
         elif format == "comfyui":
             product, adapter = staged / COMFYUI_FILE, Adapter.of(transformer).to(dtype)
@@ -136,7 +133,7 @@ def export(
         card = model_card(run, recipe, step, product.name, evaluations)
         (staged / "README.md").write_text(card, encoding="utf-8")
         del backbone, transformer
-        theirs = _stock_output(product, classes, recipe.backbone.source, names, given)
+        theirs = _stock_output(product, classes, (recipe.backbone.source, part), names, given)
         error = ((theirs - ours).norm() / ours.norm()).item()
         if not error < TOLERANCE:
             raise UserError(
@@ -165,7 +162,12 @@ def _inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
     shapes = recipe.backbone.shapes(recipe.data)
     draw = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, *shapes.latents, generator=draw)
-    text = torch.randn(1, *shapes.text, generator=draw)
+    text = {
+        name: torch.randn(1, *like.shape, generator=draw)
+        if like.is_floating_point()
+        else torch.ones(1, *like.shape, dtype=like.dtype)
+        for name, like in shapes.text.items()
+    }
     return backbone.inputs(noisy, text, torch.tensor([500]))
 
 
@@ -175,24 +177,23 @@ def _output(transformer: Any, given: dict[str, Any]) -> Tensor:
 
 
 def _stock_output(
-    product: Path, classes: tuple[str, str], base: str, names: dict[str, str], given: dict[str, Any]
+    product: Path,
+    classes: tuple[str, str],
+    base: tuple[str, str],
+    names: dict[str, str],
+    given: dict[str, Any],
 ) -> Tensor:
     """What the pipeline's and the transformer's stock classes make of the export.
 
-    names: of the layers in a LoRA for ComfyUI, else empty. given: the transformer's arguments.
+    base: the base model's folder, and the transformer's in it. names: of the layers in a LoRA for
+    ComfyUI, else empty. given: the transformer's arguments.
     """
-    flat = {}
-    for key, value in given.items():
-        parts = enumerate(value) if isinstance(value, tuple) else [("", value)]
-        flat |= {
-            f"{key}.{n}" if n != "" else key: v.contiguous() for n, v in parts if v is not None
-        }
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / name for name in ("names.json", "inputs", "answer")]
         paths[0].write_text(json.dumps(names))
-        save_file(flat, paths[1])
+        torch.save(given, paths[1])
         done = subprocess.run(
-            [sys.executable, "-c", _STOCK, *classes, product, base, *paths],
+            [sys.executable, "-c", _STOCK, *classes, product, *base, *paths],
             capture_output=True,
             text=True,
             check=False,

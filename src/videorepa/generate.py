@@ -112,7 +112,8 @@ class _Source:
             return cls(name, recipe.backbone, recipe.data, settings, precision, run, trained)
         elif (model / "model_index.json").is_file() or str(model) == "micro":
             spec = plugins.description("backbones", backbone)(name=backbone, weights=str(model))
-            return cls(str(model), spec, spec.default_size(), Generation(), "auto")
+            settings = Generation(**spec.generation)
+            return cls(str(model), spec, spec.default_size(), settings, "auto")
         else:
             raise UserError(
                 f"{model} is not a run (no recipe.yaml), not a recipe file and not a diffusers "
@@ -145,28 +146,19 @@ class Sampler:
     def __init__(
         self, backbone: Backbone, size: ClipSize, settings: Generation, transformer: Any = None
     ) -> None:
-        self.pipeline = backbone.pipeline()
-        if transformer is not None:
-            self.pipeline.register_modules(transformer=transformer)
+        self.pipeline = backbone.pipeline(transformer)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.size, self.settings = size, settings
-        self.text_tokens = self.pipeline.transformer.config.max_text_seq_length
+        self.arguments = backbone.sampling(size, settings)
+        self.settings = settings
 
     def sample(self, prompt: str, k: int) -> tuple[np.ndarray, int]:
         """One clip, (frames, height, width, 3) uint8, and its seed."""
         seed = stable_seed("generate", prompt, k)
-        settings, size = self.settings, self.size
         frames = self.pipeline(
             prompt=prompt,
-            height=size.height,
-            width=size.width,
-            num_frames=size.frames,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            use_dynamic_cfg=settings.dynamic_guidance,
             generator=torch.Generator().manual_seed(seed),
-            max_sequence_length=self.text_tokens,
             output_type="np",
+            **self.arguments,
         ).frames[0]
         if not np.isfinite(frames).all():
             raise UserError(

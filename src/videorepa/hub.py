@@ -17,7 +17,7 @@ def local_copy(source: str) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if not _is_hub_id(source):
         raise UserError(f"There is nothing at {source}; expected a file, a folder or a Hub id.")
     from huggingface_hub import snapshot_download
 
@@ -28,6 +28,20 @@ def local_copy(source: str) -> Path:
             f"{source} is not on this machine and could not be had from the Hub "
             f"({type(error).__name__}). Download it and give its path in the recipe instead."
         ) from None
+
+
+def cached_file(source: str, file: str) -> Path | None:
+    """A file that the Hub brought of that id before, or None; brings nothing itself."""
+    if not _is_hub_id(source):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _is_hub_id(source: str) -> bool:
+    return not source.startswith((".", "/", "~")) and source.count("/") == 1
 
 
 def quieten_libraries() -> None:

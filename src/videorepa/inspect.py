@@ -97,6 +97,7 @@ def inspect(recipe: Recipe) -> Inspection:
     Raises UserError, naming both grids, if a term's two sides cannot meet.
     """
     shapes = recipe.backbone.shapes(recipe.data)
+    recipe.backbone.check_generation(recipe.generation)
     for name, term in recipe.terms.items():
         for side in (term.block, term.target):
             if isinstance(side, int) and side > shapes.blocks:
@@ -110,7 +111,10 @@ def inspect(recipe: Recipe) -> Inspection:
         math.prod(grid.size) * (grid.width * BYTES_FEATURES + BYTES_SCALE) for grid in stored
     )
     moments = 2 * math.prod(shapes.latents) * BYTES_MOMENTS
-    text = math.prod(shapes.text) * BYTES_TEXT
+    text = sum(
+        tensor.numel() * (BYTES_TEXT if tensor.is_floating_point() else 1)
+        for tensor in shapes.text.values()
+    )
     trained = shapes.parameters
     if recipe.train.lora is not None:
         trained = recipe.backbone.lora_parameters(recipe.train.lora)

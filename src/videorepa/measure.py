@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 from torch.nn import functional as F
 
 from videorepa.align import resample, tap
-from videorepa.backbones import Backbone
+from videorepa.backbones import Backbone, Text
 from videorepa.data.batches import generator
 from videorepa.encoders import Encoder
 from videorepa.errors import UserError
@@ -85,13 +85,13 @@ class Clips:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Clips as the base model takes them: latents (f, c, h, w), noise alike, text (tokens, width),
-    one each per clip."""
+    """Clips as the base model takes them: latents (f, c, h, w), noise alike, and what each
+    caption became."""
 
     clips: Clips
     latents: list[Tensor]
     noise: list[Tensor]
-    text: list[Tensor]
+    text: list[Text]
 
 
 # Two grids.
@@ -219,7 +219,7 @@ def encode(backbone: Backbone, clips: Clips, seed: int) -> Encoded:
         torch.randn(x.shape, generator=generator(seed, "scan noise", number)).to(x)
         for number, x in enumerate(latents)
     ]
-    text = {caption: backbone.encode_text([caption])[0] for caption in set(clips.captions)}
+    text = {caption: backbone.encode_text([caption]) for caption in set(clips.captions)}
     return Encoded(clips, latents, noise, [text[caption] for caption in clips.captions])
 
 
@@ -257,12 +257,14 @@ class Student:
     @torch.no_grad()
     def _outputs(self, encoded: Encoded, level: float) -> Iterator[tuple[slice, int, TokenGrid]]:
         """One pass per batch of clips, with all blocks tapped; what is taken is let go at once."""
-        timestep = self._timestep(level)
+        timestep = self._timestep(level, encoded.latents[0])
         with ExitStack() as stack:
             taps = {n: stack.enter_context(tap(self.backbone.block(n))) for n in self.blocks}
             for which in track(encoded.clips.batches(), f"noise {level:g}"):
                 latents = torch.stack(encoded.latents[which])
-                noise, text = torch.stack(encoded.noise[which]), torch.stack(encoded.text[which])
+                noise = torch.stack(encoded.noise[which])
+                captions = encoded.text[which]
+                text = {name: torch.cat([t[name] for t in captions]) for name in captions[0]}
                 at = timestep.expand(len(latents))
                 noisy = self.backbone.diffusion.add_noise(latents, noise, at)
                 inputs = self.backbone.inputs(noisy, text, at)
@@ -270,13 +272,13 @@ class Student:
                 for number, tapped in taps.items():
                     yield which, number, self.backbone.grid(tapped.take(), latents)
 
-    def _timestep(self, level: float) -> Int[Tensor, " 1"]:
+    def _timestep(self, level: float, latents: Float[Tensor, "f c h w"]) -> Num[Tensor, " 1"]:
         """The timestep at which the noise's share of the variance is nearest to the level.
 
         Found by noising zeros and ones, so that it holds for any kind of diffusion.
         """
-        drawn = self.backbone.sample_timesteps(TIMESTEPS_TRIED, generator(0, "scan timesteps"))
-        drawn = drawn.unique()
+        many = latents.expand(TIMESTEPS_TRIED, *latents.shape)
+        drawn = self.backbone.sample_timesteps(many, generator(0, "scan timesteps")).unique()
         one = torch.ones(len(drawn), 1, device=drawn.device)
         add_noise = self.backbone.diffusion.add_noise
         signal, spread = add_noise(one, 0 * one, drawn), add_noise(0 * one, one, drawn)

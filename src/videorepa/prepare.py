@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from videorepa.backbones import Text
 from videorepa.data.cache import Cache
 from videorepa.data.source import open_source
 from videorepa.device import compute_dtype, pick_device
@@ -83,7 +84,7 @@ def prepare(
 
     backbone = recipe.backbone.load(("vae", "text_encoder"), where, dtype)
     encoders = {spec: spec.load(where, dtype) for spec in recipe.stored_encoders}
-    cache.write_empty_caption(backbone.encode_text([""])[0])
+    cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
     made = 0
     for chunk in track(todo, "prepare", total=len(chunks), done=len(chunks) - len(todo)):
         clips: list[tuple[int, str]] = []
@@ -99,11 +100,11 @@ def prepare(
         items = [source.items[number] for number, _ in clips]
         video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255.0
         moments = backbone.encode_video(video)
-        text = backbone.encode_text([item.caption for item in items])
+        texts = backbone.encode_text([item.caption for item in items])
         features = {spec: encoder(video) for spec, encoder in encoders.items()}
         for place, (number, digest) in enumerate(clips):
-            item = items[place]
-            if not (moments[place].isfinite().all() and text[place].isfinite().all()):
+            item, text = items[place], _one(texts, place)
+            if not all(tensor.isfinite().all() for tensor in (moments[place], *text.values())):
                 raise UserError(
                     f"The clip {item.id!r} gives latents or text embeddings that are not finite. "
                     "The weights are damaged, or the precision is too low: try "
@@ -113,7 +114,11 @@ def prepare(
                 continue
             for spec, grid in features.items():
                 cache.write_features(item, spec, grid.sample(place))
-            cache.write_clip(item, digest, moments[place], text[place])
+            cache.write_clip(item, digest, moments[place], text)
             cache.clear_failure(item)
             made += 1
     return Prepared(made, found, failed)
+
+
+def _one(texts: Text, place: int) -> Text:
+    return {name: tensor[place] for name, tensor in texts.items()}

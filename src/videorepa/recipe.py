@@ -23,6 +23,7 @@ from pydantic import (
     SerializeAsAny,
     Tag,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -216,11 +217,14 @@ class Optim(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters in place of training all weights; applied at alpha / rank."""
+    """Low-rank adapters in place of training all weights; applied at alpha / rank.
+
+    targets: ends of the names of the layers that get one; by default the backbone's own choice.
+    """
 
     rank: int = Field(default=128, ge=1)
     alpha: float = Field(default=64, gt=0)
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: tuple[str, ...] | None = None
 
 
 class Train(Section):
@@ -257,8 +261,10 @@ class Parallel(Section):
 
 
 class Generation(Section):
-    """How clips are sampled; the defaults are the published ones for CogVideoX.
+    """How clips are sampled; the defaults are the published ones for CogVideoX. What a recipe
+    leaves out is as its backbone was published.
 
+    dynamic_guidance: guidance that grows while the noise goes; CogVideoX alone has it.
     samples: clips per prompt, each with a seed of its own.
     """
 
@@ -275,6 +281,12 @@ class Generation(Section):
         except ValidationError as error:
             said = "\n".join(_explain(error, Generation))
             raise UserError(f"Clips cannot be generated so:\n{said}") from None
+
+
+def _as_published(value: Any, info: ValidationInfo) -> Any:
+    """Fills in what the recipe leaves out of `generation`."""
+    backbone = info.data.get("backbone")
+    return backbone.generation | value if backbone and isinstance(value, dict) else value
 
 
 class Validation(Section):
@@ -318,7 +330,9 @@ class Recipe(Section):
     optim: Optim
     train: Train = Train()
     parallel: Parallel | None = None
-    generation: Generation = Generation()
+    generation: Annotated[Generation, BeforeValidator(_as_published)] = Field(
+        default_factory=dict, validate_default=True
+    )
     validation: Validation | None = None
 
     @model_validator(mode="after")

@@ -142,7 +142,7 @@ def _scale_gradient(ctx, by: Tensor | None, of_gradient: Tensor | None):
     if by is not None:
         by = by.view(-1, *[1] * (gradient.dim() - 1))
         # In place, unless the graph is kept for another backward pass.
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
         gradient = gradient * by if kept else gradient.mul_(by)
         # Rounded last: in half precision the small numbers of before would vanish.
         by = gradient.to(ctx.student_dtype)

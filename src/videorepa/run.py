@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from videorepa import checkpoint
-from videorepa.backbones import Backbone, Part, add_lora
+from videorepa.backbones import Backbone, Part
 from videorepa.checkpoint import Checkpoint
 from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.errors import UserError
@@ -122,7 +122,7 @@ class Run:
         recipe, found = self.recipe, found or self.trained()
         backbone = recipe.backbone.load(parts, device, dtype)
         if recipe.train.lora is not None:
-            add_lora(backbone.transformer, recipe.train.lora)
+            recipe.backbone.add_lora(backbone.transformer, recipe.train.lora)
         trained = found.ema or found.trained
         parameters = backbone.transformer.named_parameters()
         checkpoint.put(trained, {key: value for key, value in parameters if key in trained})

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from videorepa.backbones import Backbone, add_lora
+from videorepa.backbones import Backbone, Text
 from videorepa.checkpoint import Checkpoint, put
 from videorepa.data.batches import step_seed
 from videorepa.device import autocast, compute_dtype
@@ -26,9 +26,9 @@ class Batch:
     """All that one micro-batch needs, on the training device. teachers: features by encoder."""
 
     latents: Float[Tensor, "b f c h w"]
-    text: Float[Tensor, "b l d"]
+    text: Text
     noise: Float[Tensor, "b f c h w"]
-    timestep: Int[Tensor, " b"]
+    timestep: Num[Tensor, " b"]
     teachers: dict[EncoderSpec, TokenGrid]
 
 
@@ -62,7 +62,7 @@ class Student(nn.Module):
         if recipe.train.lora is None:
             transformer.requires_grad_(True)
         else:
-            add_lora(transformer, recipe.train.lora)
+            recipe.backbone.add_lora(transformer, recipe.train.lora)
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()

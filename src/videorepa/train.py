@@ -208,14 +208,14 @@ class _Clips:
             moments, text = self.cache.read_clip(item)
             clean = self.backbone.latents(moments[None], draw)
             noises.append(torch.randn(clean.shape, generator=draw))
-            times.append(self.backbone.sample_timesteps(1, draw))
+            times.append(self.backbone.sample_timesteps(clean, draw))
             dropped = torch.rand((), generator=draw).item() < self.recipe.train.caption_dropout
             latents.append(clean)
             texts.append(self.empty if dropped else text)
             grids.append(self._teachers(item))
         return Batch(
             torch.cat(latents).to(self.device),
-            torch.stack(texts).float().to(self.device),
+            {name: torch.stack([t[name] for t in texts]).to(self.device) for name in texts[0]},
             torch.cat(noises).to(self.device),
             torch.cat(times).to(self.device),
             {encoder: self._stacked([grid[encoder] for grid in grids]) for encoder in grids[0]},

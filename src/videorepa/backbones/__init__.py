@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from videorepa.diffusion import Denoised
 from videorepa.errors import UserError
-from videorepa.recipe import ClipSize, Lora, Section
+from videorepa.recipe import ClipSize, Generation, Lora, Section
 from videorepa.tokens import TokenGrid
 
 Part = Literal["transformer", "vae", "text_encoder"]
+
+Text = dict[str, Tensor]
+"""What captions become, by the names that the transformer's arguments have: embeddings, (B, tokens,
+width) or (B, width), and boolean masks, (B, tokens)."""
 
 
 class BackboneSpec(Section):
     """What a recipe holds of a backbone: cheap to make, loads nothing.
 
     weights: a diffusers pipeline folder, a Hub id, or "micro" for the lab's own model.
+    lora_targets: layers that get adapters unless the recipe names others.
+    generation: how the model's authors sample; holds for what a recipe's `generation` leaves out.
     """
+
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    generation: ClassVar[dict[str, Any]] = {}
 
     name: str
     weights: str
@@ -35,9 +44,35 @@ class BackboneSpec(Section):
         """Raises UserError, naming sizes that would do, if the model cannot take such a clip."""
         raise NotImplementedError
 
+    def check_generation(self, settings: Generation) -> None:
+        """Raises UserError for a setting that the model does not have."""
+        if settings.dynamic_guidance and not self.generation.get("dynamic_guidance", True):
+            raise UserError(
+                "generation.dynamic_guidance is CogVideoX's alone; set it to false for "
+                f"{self.weights}."
+            )
+
     def shapes(self, size: ClipSize) -> BackboneShapes:
         """What a clip becomes, from configuration files alone."""
         raise NotImplementedError
+
+    @property
+    def lora_pipeline(self) -> str:
+        """The class of diffusers pipeline that writes and reads LoRA files for the transformer."""
+        raise NotImplementedError
+
+    def add_lora(self, transformer: Any, lora: Lora) -> None:
+        """Inject adapters. Raises UserError if a target names no layer."""
+        from peft import LoraConfig
+
+        # peft's type hint says int, but any number is right.
+        alpha: Any = lora.alpha
+        targets = list(lora.targets or self.lora_targets)
+        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets)
+        try:
+            transformer.add_adapter(config)
+        except ValueError as error:
+            raise UserError(f"LoRA cannot be added: {error} Check train.lora.targets.") from None
 
     def lora_parameters(self, lora: Lora) -> int:
         """How many weights such adapters would have."""
@@ -48,7 +83,7 @@ class BackboneSpec(Section):
         raise NotImplementedError
 
     def weights_digest(self) -> str:
-        """A digest of the transformer's weights."""
+        """A digest of the weights that denoise."""
         raise NotImplementedError
 
     def default_size(self) -> ClipSize:
@@ -65,13 +100,14 @@ class BackboneSpec(Section):
 class BackboneShapes(Section):
     """The shape contract of a backbone for one clip size.
 
-    latents: (frames, channels, height, width). text: (tokens, width). blocks: how many there are.
+    latents: (frames, channels, height, width). text: one caption's tensors, on the meta device.
+    blocks: how many there are.
     """
 
     model_config = {"arbitrary_types_allowed": True, "frozen": True, "extra": "forbid"}
 
     latents: tuple[int, int, int, int]
-    text: tuple[int, int]
+    text: Text
     grid: TokenGrid
     blocks: int
     parameters: int
@@ -80,11 +116,12 @@ class BackboneShapes(Section):
 class Backbone(Protocol):
     """A live video diffusion model. Videos are (B, F, 3, H, W) in [0, 1].
 
-    dtype: what the transformer is fed in.
+    dtype: what the transformer is fed in. part: the transformer's folder in the pipeline's.
     """
 
     transformer: Any
     dtype: torch.dtype
+    part: str
 
     def block(self, number: int) -> nn.Module:
         """The transformer block with that number, counted from 1."""
@@ -94,7 +131,7 @@ class Backbone(Protocol):
         """A block's output as a grid of the video's tokens, for the given input latents."""
         ...
 
-    def encode_text(self, captions: Sequence[str]) -> Float[Tensor, "b l d"]: ...
+    def encode_text(self, captions: Sequence[str]) -> Text: ...
 
     def encode_video(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b m t h w"]:
         """The posterior's moments (mean and log-variance), unscaled."""
@@ -106,40 +143,39 @@ class Backbone(Protocol):
         """A sample of the posterior, scaled as this checkpoint wants it."""
         ...
 
-    def sample_timesteps(self, count: int, generator: torch.Generator) -> Int[Tensor, " b"]: ...
+    def sample_timesteps(
+        self, latents: Float[Tensor, "b f c h w"], generator: torch.Generator
+    ) -> Num[Tensor, " b"]:
+        """One for each of the latents, whose size can decide which are likely."""
+        ...
 
     def denoising_loss(
         self,
         latents: Float[Tensor, "b f c h w"],
-        text: Float[Tensor, "b l d"],
+        text: Text,
         noise: Float[Tensor, "b f c h w"],
-        timestep: Int[Tensor, " b"],
+        timestep: Num[Tensor, " b"],
     ) -> Denoised:
-        """The diffusion loss of each sample and what was predicted; runs the transformer once."""
+        """The diffusion loss of each sample, and the latents it predicts; runs the transformer
+        once."""
         ...
 
     def inputs(
-        self,
-        noisy: Float[Tensor, "b f c h w"],
-        text: Float[Tensor, "b l d"],
-        timestep: Int[Tensor, " b"],
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
     ) -> dict[str, Any]:
         """The transformer's arguments, as the stock pipeline would give them."""
         ...
 
-    def pipeline(self) -> Any:
-        """The stock diffusers pipeline around the loaded parts."""
+    def pipeline(self, transformer: Any = None) -> Any:
+        """The stock diffusers pipeline around the loaded parts, ready to sample.
+
+        transformer: used in place of the backbone's own, for models in training.
+        """
         ...
 
+    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
+        """The pipeline's arguments for such clips, but for the prompt and the generator.
 
-def add_lora(transformer: Any, lora: Lora) -> None:
-    """Inject adapters. Raises UserError if a target names no layer."""
-    from peft import LoraConfig
-
-    # peft's type hint says int, but any number is right.
-    alpha: Any = lora.alpha
-    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
-    try:
-        transformer.add_adapter(config)
-    except ValueError as error:
-        raise UserError(f"LoRA cannot be added: {error} Check train.lora.targets.") from None
+        Raises UserError as `check_generation` does.
+        """
+        ...

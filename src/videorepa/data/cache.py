@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from videorepa.backbones import Text
 from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.data.fingerprint import json_digest
 from videorepa.data.source import Item
@@ -25,8 +26,9 @@ from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.tokens import TokenGrid
 
-FORMAT = 1
+FORMAT = 2
 EMPTY_CAPTION = "empty-caption.safetensors"
+TEXT = "text."
 
 
 def quantised(tokens: Float[Tensor, "*n d"]) -> tuple[Int8[Tensor, "*n d"], Float[Tensor, "*n"]]:
@@ -115,24 +117,21 @@ class Cache:
             )
         return True
 
-    def write_clip(self, item: Item, digest: str, moments: Tensor, text: Tensor) -> None:
+    def write_clip(self, item: Item, digest: str, moments: Tensor, text: Text) -> None:
         """Moments (2C, t, h, w) are kept in float16, whose mantissa is finer than bfloat16's and
-        whose range latents never leave; text (tokens, width) in bfloat16."""
-        tensors = {
-            "moments": moments.to("cpu", torch.float16).contiguous(),
-            "text": text.to("cpu", torch.bfloat16).contiguous(),
-        }
+        whose range latents never leave; embeddings of the text in bfloat16, masks as they are."""
+        tensors = {"moments": moments.to("cpu", torch.float16).contiguous()} | _stored(text)
         self._write(self._file(self.clips, item), tensors, _about(item, digest))
 
-    def read_clip(self, item: Item) -> tuple[Tensor, Tensor]:
-        """Moments and text embedding. Raises UserError if absent, stale or damaged."""
+    def read_clip(self, item: Item) -> tuple[Tensor, Text]:
+        """Moments, and what the caption became. Raises UserError if absent, stale or damaged."""
         tensors, about = self._read_item(self.clips, item)
         if about.get("caption") != item.caption:
             raise UserError(
                 f"The caption of clip {item.id!r} is not the one the cache was made with. "
                 "Prepare into a new cache."
             )
-        return tensors["moments"], tensors["text"]
+        return tensors["moments"], _text(tensors)
 
     def has_features(self, item: Item) -> bool:
         """Whether the features of all encoders that the recipe stores are there."""
@@ -158,13 +157,12 @@ class Cache:
     def has_empty_caption(self) -> bool:
         return (self.root / EMPTY_CAPTION).exists()
 
-    def write_empty_caption(self, text: Tensor) -> None:
+    def write_empty_caption(self, text: Text) -> None:
         if not self.has_empty_caption():
-            path = self.root / EMPTY_CAPTION
-            self._write(path, {"text": text.to("cpu", torch.bfloat16).contiguous()}, {})
+            self._write(self.root / EMPTY_CAPTION, _stored(text), {})
 
-    def read_empty_caption(self) -> Tensor:
-        return _read(self.root / EMPTY_CAPTION)[0]["text"]
+    def read_empty_caption(self) -> Text:
+        return _text(_read(self.root / EMPTY_CAPTION)[0])
 
     def note_failure(self, item: Item, reason: str) -> None:
         text = json.dumps({"id": item.id, "reason": reason})
@@ -207,6 +205,20 @@ class Cache:
         if not path.exists():
             raise UserError(f"The clip {item.id!r} is not in the cache. Run `videorepa prepare`.")
         return _read(path)
+
+
+def _stored(text: Text) -> dict[str, Tensor]:
+    return {
+        f"{TEXT}{name}": tensor.to(
+            "cpu", torch.bfloat16 if tensor.is_floating_point() else tensor.dtype
+        ).contiguous()
+        for name, tensor in text.items()
+    }
+
+
+def _text(tensors: dict[str, Tensor]) -> Text:
+    names = sorted(name for name in tensors if name.startswith(TEXT))
+    return {name.removeprefix(TEXT): tensors[name] for name in names}
 
 
 def _about(item: Item, digest: str) -> dict[str, str]:

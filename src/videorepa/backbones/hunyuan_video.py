@@ -1,0 +1,107 @@
+"""HunyuanVideo, text to video, from a diffusers folder and on unmodified diffusers classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Num
+from pydantic import Field
+from torch import Tensor, nn
+
+from videorepa.backbones import Part, Text
+from videorepa.backbones._diffusers import (
+    TWO_STREAMS,
+    Config,
+    DiffusersBackbone,
+    DiffusersSpec,
+    Geometry,
+)
+from videorepa.diffusion import STEPS, FlowMatching
+from videorepa.recipe import ClipSize
+
+
+class HunyuanVideo(DiffusersSpec):
+    """A HunyuanVideo pipeline, as a diffusers folder or a Hub id.
+
+    guidance: the guidance scale that the model is told in training. The published model is
+        distilled from guided sampling; at 1, the default, it is trained on what clips look like,
+        not on guided samples.
+    """
+
+    pipeline_class = "HunyuanVideoPipeline"
+    transformer_class = "HunyuanVideoTransformer3DModel"
+    vae_class = "AutoencoderKLHunyuanVideo"
+    text_encoders: ClassVar = {"text_encoder": "LlamaModel", "text_encoder_2": "CLIPTextModel"}
+    vocabularies: ClassVar = ("tokenizer", "tokenizer_2")
+    lora_targets: ClassVar = TWO_STREAMS
+    generation: ClassVar = {"guidance_scale": 6.0, "dynamic_guidance": False, "fps": 24}
+    published: ClassVar = {"HunyuanVideo": {}}
+    size: ClassVar = ClipSize(frames=129, height=720, width=1280)
+
+    name: Literal["hunyuan_video"] = "hunyuan_video"
+    guidance: float = Field(default=1.0, gt=0)
+
+    @property
+    def text_tokens(self) -> int:
+        return 256
+
+    def geometry(self) -> Geometry:
+        transformer, vae = self.config("transformer"), self.config("vae")
+        return Geometry(
+            frames=vae["temporal_compression_ratio"],
+            pixels=vae["spatial_compression_ratio"],
+            patch=transformer["patch_size"],
+            channels=transformer["in_channels"],
+            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+            blocks=transformer["num_layers"] + transformer["num_single_layers"],
+        )
+
+    def text(self) -> Text:
+        tokens, config = self.text_tokens, self.config("transformer")
+        return {
+            "encoder_hidden_states": torch.empty(tokens, config["text_embed_dim"], device="meta"),
+            "encoder_attention_mask": torch.empty(tokens, dtype=torch.bool, device="meta"),
+            "pooled_projections": torch.empty(config["pooled_projection_dim"], device="meta"),
+        }
+
+    def load(
+        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> HunyuanVideoBackbone:
+        return HunyuanVideoBackbone(self, parts, device, dtype)
+
+
+class HunyuanVideoBackbone(DiffusersBackbone):
+    """The live model: blocks with a stream of text beside the video's, then blocks with one."""
+
+    def __init__(
+        self,
+        spec: HunyuanVideo,
+        parts: Sequence[Part],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(spec, parts, device, dtype)
+        # Trained on logit-normal timesteps (arXiv 2412.03603).
+        self.diffusion = FlowMatching(self.scheduler.config["shift"], logit_normal=True)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        embeddings, pooled, mask = self.stock.encode_prompt(
+            list(captions), device=self.device, max_sequence_length=self.spec.text_tokens
+        )
+        return {
+            "encoder_hidden_states": embeddings,
+            "encoder_attention_mask": mask.bool(),
+            "pooled_projections": pooled,
+        }
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        scale = torch.full((len(noisy),), STEPS * self.spec.guidance, device=noisy.device)
+        return super().inputs(noisy, text, timestep) | {"guidance": scale.to(self.dtype)}

@@ -1,0 +1,154 @@
+"""HunyuanVideo 1.5, text to video, from a diffusers folder and on unmodified diffusers classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from videorepa.backbones import Part, Text
+from videorepa.backbones._diffusers import (
+    TWO_STREAMS,
+    Config,
+    DiffusersBackbone,
+    DiffusersSpec,
+    Geometry,
+)
+from videorepa.diffusion import FlowMatching
+from videorepa.recipe import ClipSize, Generation
+
+IMAGE_TOKENS = 729
+"""What the pipeline gives for an image, all zero where there is none."""
+GLYPH_TOKENS = 256
+
+
+class HunyuanVideo15(DiffusersSpec):
+    """A HunyuanVideo 1.5 pipeline, as a diffusers folder or a Hub id."""
+
+    pipeline_class = "HunyuanVideo15Pipeline"
+    transformer_class = "HunyuanVideo15Transformer3DModel"
+    vae_class = "AutoencoderKLHunyuanVideo15"
+    # The second reads what a caption has in quotes, letter by letter, to have it written.
+    text_encoders: ClassVar = {
+        "text_encoder": "Qwen2_5_VLTextModel",
+        "text_encoder_2": "T5EncoderModel",
+    }
+    lora_targets: ClassVar = TWO_STREAMS
+    generation: ClassVar = {"guidance_scale": 6.0, "dynamic_guidance": False, "fps": 24}
+    published: ClassVar = {
+        "HunyuanVideo-1.5-Diffusers-480p_t2v": {},
+        "HunyuanVideo-1.5-Diffusers-720p_t2v": {"transformer": {"target_size": 960}},
+    }
+
+    name: Literal["hunyuan_video_15"] = "hunyuan_video_15"
+
+    @property
+    def lora_pipeline(self) -> str:
+        # The pipeline of 1.5 cannot load LoRA files in diffusers 0.42; the format is its elder's.
+        return "HunyuanVideoPipeline"
+
+    @property
+    def text_tokens(self) -> int:
+        return 1000
+
+    def default_size(self) -> ClipSize:
+        if self.config("transformer")["target_size"] > 640:
+            return ClipSize(frames=121, height=720, width=1280)
+        return ClipSize(frames=121, height=480, width=848)
+
+    def geometry(self) -> Geometry:
+        transformer, vae = self.config("transformer"), self.config("vae")
+        return Geometry(
+            frames=vae["temporal_compression_ratio"],
+            pixels=vae["spatial_compression_ratio"],
+            patch=transformer["patch_size"],
+            channels=vae["latent_channels"],
+            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+            blocks=transformer["num_layers"],
+        )
+
+    def text(self) -> Text:
+        config = self.config("transformer")
+        widths = {"": (self.text_tokens, config["text_embed_dim"])}
+        widths["_2"] = (GLYPH_TOKENS, config["text_embed_2_dim"])
+        return {
+            f"encoder_hidden_states{n}": torch.empty(*size, device="meta")
+            for n, size in widths.items()
+        } | {
+            f"encoder_attention_mask{n}": torch.empty(tokens, dtype=torch.bool, device="meta")
+            for n, (tokens, _) in widths.items()
+        }
+
+    def load(
+        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> HunyuanVideo15Backbone:
+        return HunyuanVideo15Backbone(self, parts, device, dtype)
+
+
+class HunyuanVideo15Backbone(DiffusersBackbone):
+    """The live model. Beside the noisy latents it is given those of an image, here none."""
+
+    # As the authors' own trainer: logit-normal timesteps and a shift of 3, whatever the
+    # resolution's shift in sampling.
+    diffusion = FlowMatching(shift=3.0, logit_normal=True)
+
+    def __init__(
+        self,
+        spec: HunyuanVideo15,
+        parts: Sequence[Part],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(spec, parts, device, dtype)
+        if self.vae is not None:
+            # In diffusers 0.42 its attention fails on batches; slicing takes clips one by one.
+            self.vae.enable_slicing()
+
+    def components(self) -> Config:
+        from diffusers import ClassifierFreeGuidance
+
+        guider = ClassifierFreeGuidance.from_pretrained(self.spec.folder(), subfolder="guider")
+        return super().components() | {"guider": guider}
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        from diffusers import HunyuanVideo15Pipeline as Stock
+
+        # Not through a pipeline of our own, which could not be made without the VAE.
+        parts, captions = self.text_parts, list(captions)
+        embeddings, mask = Stock._get_mllm_prompt_embeds(
+            parts["text_encoder"], parts["tokenizer"], captions, self.device
+        )
+        glyphs, glyph_mask = Stock._get_byt5_prompt_embeds(
+            parts["tokenizer_2"], parts["text_encoder_2"], captions, self.device
+        )
+        return {
+            "encoder_hidden_states": embeddings,
+            "encoder_attention_mask": mask.bool(),
+            "encoder_hidden_states_2": glyphs,
+            "encoder_attention_mask_2": glyph_mask.bool(),
+        }
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        given = super().inputs(noisy, text, timestep)
+        latents = given["hidden_states"]
+        # The image's latents, and the mask that says which frames it covers.
+        no_image = torch.cat([torch.zeros_like(latents), torch.zeros_like(latents[:, :1])], dim=1)
+        width = self.spec.config("transformer")["image_embed_dim"]
+        return given | {
+            "hidden_states": torch.cat([latents, no_image], dim=1),
+            "image_embeds": latents.new_zeros(len(latents), IMAGE_TOKENS, width),
+            "timestep": timestep.to(self.dtype),
+        }
+
+    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
+        given = super().sampling(size, settings)
+        # The length of the text is fixed, and guidance a part of the pipeline, here.
+        del given["max_sequence_length"]
+        self.stock.guider = self.stock.guider.new(guidance_scale=given.pop("guidance_scale"))
+        return given

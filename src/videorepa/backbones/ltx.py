@@ -1,0 +1,142 @@
+"""LTX-Video, text to video, from a diffusers folder and on unmodified diffusers classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Num
+from pydantic import Field
+from safetensors import safe_open
+from torch import Tensor
+
+from videorepa.backbones import Part, Text
+from videorepa.backbones._diffusers import Config, DiffusersBackbone, DiffusersSpec, Geometry
+from videorepa.diffusion import FlowMatching
+from videorepa.errors import UserError
+from videorepa.recipe import ClipSize, Generation
+
+_THIRTEEN_BILLION = {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}
+_LATER_VAE = {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
+
+
+class LTX(DiffusersSpec):
+    """An LTX-Video pipeline, as a diffusers folder or a Hub id.
+
+    frame_rate: of the clips, which the model's positions are told in frames per second.
+    """
+
+    pipeline_class = "LTXPipeline"
+    also_of: ClassVar = ("LTXConditionPipeline",)
+    transformer_class = "LTXVideoTransformer3DModel"
+    vae_class = "AutoencoderKLLTXVideo"
+    text_encoders: ClassVar = {"text_encoder": "T5EncoderModel"}
+    generation: ClassVar = {"guidance_scale": 3.0, "dynamic_guidance": False, "fps": 25}
+    published: ClassVar = {
+        "LTX-Video": {},
+        "LTX-Video-0.9.5": {"vae": _LATER_VAE},
+        "LTX-Video-0.9.7-dev": {"transformer": _THIRTEEN_BILLION, "vae": _LATER_VAE},
+    }
+    size: ClassVar = ClipSize(frames=161, height=512, width=704)
+
+    name: Literal["ltx"] = "ltx"
+    frame_rate: int = Field(default=25, ge=1)
+
+    @property
+    def text_tokens(self) -> int:
+        return 128
+
+    def geometry(self) -> Geometry:
+        transformer, vae = self.config("transformer"), self.config("vae")
+        halvings = 2 ** sum(vae["spatio_temporal_scaling"])
+        return Geometry(
+            frames=vae["temporal_compression_ratio"] or vae["patch_size_t"] * halvings,
+            pixels=vae["spatial_compression_ratio"] or vae["patch_size"] * halvings,
+            patch=1,
+            channels=transformer["in_channels"],
+            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+            blocks=transformer["num_layers"],
+        )
+
+    def text(self) -> Text:
+        tokens, width = self.text_tokens, self.config("transformer")["caption_channels"]
+        return {
+            "encoder_hidden_states": torch.empty(tokens, width, device="meta"),
+            "encoder_attention_mask": torch.empty(tokens, dtype=torch.bool, device="meta"),
+        }
+
+    def load(
+        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> LTXBackbone:
+        return LTXBackbone(self, parts, device, dtype)
+
+
+class LTXBackbone(DiffusersBackbone):
+    """The live model, whose latents come as a sequence of tokens."""
+
+    diffusion: FlowMatching = FlowMatching(logit_normal=True)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        embeddings, mask, _, _ = self.stock.encode_prompt(
+            list(captions),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.spec.text_tokens,
+            device=self.device,
+        )
+        return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
+
+    def read_scaling(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        # They are among the VAE's weights here, not in its configuration.
+        folder, names = self.spec.folder() / "vae", ("latents_mean", "latents_std")
+        found: dict[str, Tensor] = {}
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                known = set(file.keys())
+                found |= {name: file.get_tensor(name).float() for name in names if name in known}
+        if len(found) < len(names):
+            raise UserError(
+                f"{folder} lacks {' or '.join(names)} among its weights. Copy or download the "
+                "folder again."
+            )
+        mean, spread = (found[name] for name in names)
+        return mean, self.spec.config("vae")["scaling_factor"] / spread
+
+    def sample_timesteps(
+        self, latents: Float[Tensor, "b f c h w"], generator: torch.Generator
+    ) -> Num[Tensor, " b"]:
+        # As Lightricks' own trainer: a logit-normal whose mean grows with the tokens, from 0.95 at
+        # 1024 to 2.05 at 4096.
+        tokens = latents[0, :, 0].numel()
+        mean = 0.95 + (2.05 - 0.95) * (tokens - 1024) / (4096 - 1024)
+        flow = replace(self.diffusion, shift=math.exp(mean))
+        return flow.sample_timesteps(len(latents), generator).to(self.device)
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        _, frames, _, height, width = noisy.shape
+        ratio, pixels = self.geometry.frames, self.geometry.pixels
+        return super().inputs(noisy, text, timestep) | {
+            "hidden_states": noisy.to(self.dtype).permute(0, 1, 3, 4, 2).flatten(1, 3),
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "rope_interpolation_scale": (ratio / self.spec.frame_rate, pixels, pixels),
+        }
+
+    def velocity(
+        self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
+    ) -> Float[Tensor, "b f c h w"]:
+        _, frames, _, height, width = noisy.shape
+        return output.unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3)
+
+    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
+        given = super().sampling(size, settings) | {"frame_rate": self.spec.frame_rate}
+        if self.spec.config("vae")["timestep_conditioning"]:
+            # The decoder does the last step of denoising; the authors' values.
+            given |= {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+        return given

@@ -1,0 +1,171 @@
+"""Wan 2.1 and Wan 2.2, text to video, from a diffusers folder and on unmodified classes.
+
+Wan 2.2 A14B has two transformers: one for much noise, up to a boundary, and one for the rest. They
+share nothing but the VAE and the text encoder, so each is trained in a run of its own, on the
+timesteps of its side; the cache serves both runs. Sampling takes the other as it was published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from videorepa.backbones import Part, Text
+from videorepa.backbones._diffusers import Config, DiffusersBackbone, DiffusersSpec, Geometry
+from videorepa.data.fingerprint import json_digest, weights_digest
+from videorepa.diffusion import FlowMatching
+from videorepa.errors import UserError
+from videorepa.recipe import ClipSize
+
+
+class Wan(DiffusersSpec):
+    """A Wan text-to-video pipeline, as a diffusers folder or a Hub id.
+
+    expert: which of Wan 2.2's two transformers to train: the one for high noise, which lays out
+        the scene and its motion, or the one for low noise. Models with one call it "high".
+    """
+
+    pipeline_class = "WanPipeline"
+    transformer_class = "WanTransformer3DModel"
+    vae_class = "AutoencoderKLWan"
+    text_encoders: ClassVar = {"text_encoder": "UMT5EncoderModel"}
+    options: ClassVar = ("boundary_ratio", "expand_timesteps")
+    generation: ClassVar = {"guidance_scale": 5.0, "dynamic_guidance": False, "fps": 16}
+    published: ClassVar = {
+        "Wan2.1-T2V-1.3B-Diffusers": {
+            "transformer": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+        },
+        "Wan2.1-T2V-14B-Diffusers": {},
+        "Wan2.2-T2V-A14B-Diffusers": {"model_index": {"boundary_ratio": 0.875}},
+        "Wan2.2-TI2V-5B-Diffusers": {
+            "model_index": {"expand_timesteps": True},
+            "transformer": {
+                "in_channels": 48,
+                "out_channels": 48,
+                "num_attention_heads": 24,
+                "num_layers": 30,
+                "ffn_dim": 14336,
+            },
+            "vae": {"z_dim": 48, "scale_factor_spatial": 16},
+        },
+    }
+    size: ClassVar = ClipSize(frames=81, height=480, width=832)
+
+    name: Literal["wan"] = "wan"
+    expert: Literal["high", "low"] = "high"
+
+    @property
+    def text_tokens(self) -> int:
+        return 512
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Folders of the transformers: the one that the recipe trains, then the other, if any.
+
+        Raises UserError if the recipe asks for an expert that is not there.
+        """
+        if self.config("model_index")["boundary_ratio"] is not None:
+            both = ("transformer", "transformer_2")
+            return both if self.expert == "high" else both[::-1]
+        if self.expert == "low":
+            raise UserError(
+                f"{self.weights} has one transformer; leave out backbone.expert, or take a Wan 2.2 "
+                "A14B folder, which has two."
+            )
+        return ("transformer",)
+
+    @property
+    def noise_levels(self) -> tuple[float, float]:
+        """Between which the pipeline uses the transformer that the recipe trains."""
+        if len(self.parts) == 1:
+            return 0.0, 1.0
+        boundary = self.config("model_index")["boundary_ratio"]
+        return (boundary, 1.0) if self.expert == "high" else (0.0, boundary)
+
+    def check_clip(self, size: ClipSize) -> None:
+        super().check_clip(size)
+        _ = self.parts  # Refuses an expert that is not there.
+
+    def geometry(self) -> Geometry:
+        transformer, vae = self.config("transformer"), self.config("vae")
+        _, patch, _ = transformer["patch_size"]
+        return Geometry(
+            frames=vae["scale_factor_temporal"],
+            pixels=vae["scale_factor_spatial"],
+            patch=patch,
+            channels=transformer["in_channels"],
+            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+            blocks=transformer["num_layers"],
+        )
+
+    def text(self) -> Text:
+        width = self.config("transformer")["text_dim"]
+        return {"encoder_hidden_states": torch.empty(self.text_tokens, width, device="meta")}
+
+    def weights_digest(self) -> str:
+        return json_digest([weights_digest(self.folder() / part) for part in sorted(self.parts)])
+
+    def load(
+        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> WanBackbone:
+        return WanBackbone(self, parts, device, dtype)
+
+
+class WanBackbone(DiffusersBackbone):
+    """The live model: `transformer` is the expert that the recipe trains."""
+
+    def __init__(
+        self, spec: Wan, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.part = spec.parts[0]
+        super().__init__(spec, parts, device, dtype)
+        # Wan is trained on logit-normal timesteps (arXiv 2503.20314).
+        shift = self.scheduler.config.get("flow_shift") or self.scheduler.config["shift"]
+        low, high = spec.noise_levels
+        self.diffusion = FlowMatching(shift, logit_normal=True, low=low, high=high)
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        # As the stock pipeline's guide has it: the VAE's colours suffer in half precision.
+        return torch.float32
+
+    def components(self) -> Config:
+        modules = super().components()
+        return modules | {"transformer": None, "transformer_2": None, self.part: self.transformer}
+
+    def pipeline(self, transformer: Any = None) -> Any:
+        stock = super().pipeline(transformer)
+        for other in self.spec.parts[1:]:
+            if getattr(stock, other) is None:
+                with self.loading():
+                    module = self.whole(self.spec.transformer_class, other, self.dtype)
+                stock.register_modules(**{other: module})
+        return stock
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.transformer.blocks
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        embeddings, _ = self.stock.encode_prompt(
+            list(captions),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.spec.text_tokens,
+            device=self.device,
+        )
+        return {"encoder_hidden_states": embeddings}
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        given = super().inputs(noisy, text, timestep)
+        if self.spec.config("model_index")["expand_timesteps"]:
+            # Wan 2.2 TI2V is told the timestep of every token, all alike without an image.
+            _, frames, _, height, width = noisy.shape
+            tokens = frames * (height // self.geometry.patch) * (width // self.geometry.patch)
+            given["timestep"] = timestep.float()[:, None].expand(-1, tokens)
+        return given

@@ -1,0 +1,483 @@
+"""The contract of backbones, held by a tiny twin of every one: found by their files being there."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import write_clips
+from twins import TWINS
+from videorepa import plugins
+from videorepa.align import tap
+from videorepa.backbones import BackboneSpec
+from videorepa.data.cache import Cache
+from videorepa.data.manifest import Prompt
+from videorepa.data.source import open_source
+from videorepa.errors import UserError
+from videorepa.export import export
+from videorepa.generate import generate
+from videorepa.inspect import inspect
+from videorepa.losses.relation import Relation
+from videorepa.prepare import prepare
+from videorepa.recipe import ClipSize, Generation, Lora, Recipe
+from videorepa.tokens import TokenGrid
+from videorepa.train import train
+
+CPU = torch.device("cpu")
+CAPTIONS = ["A red ball falls.", 'A sign says "stop".', ""]
+
+
+@dataclass
+class Twin:
+    """A tiny model on disk, a clip that fits it, and, once asked for, the model in memory."""
+
+    described: dict[str, str]
+    folder: Path
+
+    @property
+    def kind(self) -> str:
+        return self.described["name"]
+
+    @cached_property
+    def spec(self) -> Any:
+        description = plugins.description("backbones", self.kind)
+        return description(**self.described, weights=str(self.folder))
+
+    @cached_property
+    def size(self) -> ClipSize:
+        """Three tokens in time, two down and two across."""
+        geometry = self.spec.geometry()
+        side = 2 * geometry.pixels * geometry.patch
+        return ClipSize(frames=1 + 2 * geometry.stride, height=side, width=side)
+
+    @cached_property
+    def live(self) -> Any:
+        return self.spec.load(("transformer", "vae", "text_encoder"), CPU)
+
+    @cached_property
+    def video(self) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(1)
+        size = self.size
+        return torch.rand(2, size.frames, 3, size.height, size.width, generator=draw)
+
+    @cached_property
+    def latents(self) -> torch.Tensor:
+        return self.live.latents(self.live.encode_video(self.video), draw(2))
+
+
+@pytest.fixture(scope="module", params=list(TWINS))
+def twin(request, tmp_path_factory: pytest.TempPathFactory) -> Twin:
+    described, make = TWINS[request.param]
+    return Twin(described, make(tmp_path_factory.mktemp("twin") / request.param))
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_backbone_has_a_twin() -> None:
+    assert {described["name"] for described, _ in TWINS.values()} == set(plugins.names("backbones"))
+
+
+# What configuration files alone promise.
+
+
+def test_shapes_are_those_of_the_live_model(twin: Twin) -> None:
+    shapes, live = twin.spec.shapes(twin.size), twin.live
+    assert twin.latents.shape[1:] == shapes.latents
+    text = live.encode_text(CAPTIONS[:2])
+    assert text.keys() == shapes.text.keys()
+    for name, like in shapes.text.items():
+        assert (text[name].shape[1:], text[name].dtype) == (like.shape, like.dtype), name
+    with tap(live.block(shapes.blocks)) as tapped:
+        denoise(live, twin.latents, text)
+    grid = live.grid(tapped.take(), twin.latents)
+    assert grid.tokens.shape[1:] == shapes.grid.tokens.shape[1:]
+    assert (grid.start, grid.stride) == (shapes.grid.start, shapes.grid.stride)
+    assert shapes.parameters == sum(p.numel() for p in live.transformer.parameters())
+    with pytest.raises(UserError, match=f"has {shapes.blocks} blocks"):
+        live.block(shapes.blocks + 1)
+
+
+def test_the_grid_covers_the_frames_that_it_says(twin: Twin, monkeypatch) -> None:
+    """The encoders are causal: a frame shows in its own step's latents and in none before, but for
+    the norms over a whole clip, which are left out here."""
+    monkeypatch.setattr(torch.nn.GroupNorm, "forward", lambda self, x: x)
+    grid, steps = twin.spec.shapes(twin.size).grid, twin.spec.geometry().steps
+
+    def latents(video: torch.Tensor) -> torch.Tensor:
+        mean, _ = twin.live.encode_video(video).chunk(2, dim=1)
+        # Where tokens span several latents, the first is repeated in front.
+        return torch.cat([mean[:, :, :1].expand(-1, -1, -mean.shape[2] % steps, -1, -1), mean], 2)
+
+    plain = latents(twin.video)
+    for step in range(grid.size[0]):
+        for frame in (grid.frames(step)[0], grid.frames(step)[-1]):
+            video = twin.video.clone()
+            video[:, frame] = 1 - video[:, frame]
+            change = (latents(video) - plain).unflatten(2, (-1, steps)).abs().amax((0, 1, 3, 4, 5))
+            before, own = change[:step], change[step]
+            assert own > 0 and (before < 1e-4 * own).all(), (frame, change)
+
+
+def test_clips_that_do_not_fit_are_refused_with_sizes_that_do(twin: Twin) -> None:
+    for change in ({"frames": twin.size.frames + 1}, {"height": twin.size.height + 2}):
+        wrong = twin.size.model_copy(update=change)
+        with pytest.raises(UserError, match="Try ") as refused:
+            twin.spec.check_clip(wrong)
+        near = str(refused.value).rpartition("Try ")[2].rstrip(".").split("x")
+        right = {"frames": near[0]} if len(near) == 1 else {"height": near[0], "width": near[1]}
+        twin.spec.shapes(wrong.model_copy(update={k: int(v) for k, v in right.items()}))
+
+
+BILLIONS = {
+    "CogVideoX-2b": 1.69,
+    "CogVideoX-5b": 5.57,
+    "CogVideoX1.5-5B": 5.57,
+    "Wan2.1-T2V-1.3B-Diffusers": 1.42,
+    "Wan2.1-T2V-14B-Diffusers": 14.29,
+    "Wan2.2-T2V-A14B-Diffusers": 14.29,
+    "Wan2.2-TI2V-5B-Diffusers": 5.00,
+    "LTX-Video": 1.92,
+    "LTX-Video-0.9.5": 1.92,
+    "LTX-Video-0.9.7-dev": 13.04,
+    "HunyuanVideo": 12.82,
+    "HunyuanVideo-1.5-Diffusers-480p_t2v": 8.33,
+    "HunyuanVideo-1.5-Diffusers-720p_t2v": 8.33,
+    "mochi-1-preview": 10.03,
+}
+
+
+@pytest.mark.parametrize("kind", plugins.names("backbones"))
+def test_published_models_can_be_inspected_without_their_files(kind: str) -> None:
+    described = plugins.description("backbones", kind)
+    for name in described.published:
+        spec = described(weights=f"someone/{name}")
+        shapes = spec.shapes(spec.default_size())
+        assert shapes.parameters / 1e9 == pytest.approx(BILLIONS[name], abs=0.01), name
+
+
+# Encoding.
+
+
+def test_captions_are_encoded_alike_alone_and_in_a_batch(twin: Twin) -> None:
+    together = twin.live.encode_text(CAPTIONS)
+    for place, caption in enumerate(CAPTIONS):
+        for name, alone in twin.live.encode_text([caption]).items():
+            torch.testing.assert_close(together[name][place], alone[0], rtol=1e-4, atol=1e-5)
+    embeddings = together["encoder_hidden_states"]
+    assert not torch.allclose(embeddings[0], embeddings[1])
+
+
+def test_parts_load_alone(twin: Twin) -> None:
+    text = twin.spec.load(("text_encoder",), CPU).encode_text(CAPTIONS[:1])
+    for name, found in twin.live.encode_text(CAPTIONS[:1]).items():
+        torch.testing.assert_close(text[name], found)
+    moments = twin.spec.load(("vae",), CPU).encode_video(twin.video)
+    latents = twin.spec.load(("transformer",), CPU).latents(moments, draw(2))
+    torch.testing.assert_close(latents, twin.latents)
+    assert twin.spec.fingerprint() == twin.spec.fingerprint()
+
+
+# The stock pipeline, watched while it samples.
+
+
+@dataclass
+class Watched:
+    """The last step of the stock pipeline's sampling of a clip, without guidance, and the latents
+    that it ends with, before and after it unscales them."""
+
+    given: dict[str, Any]
+    output: torch.Tensor
+    timestep: torch.Tensor
+    sample: torch.Tensor
+    final: torch.Tensor
+    decoded: torch.Tensor
+    scheduler: Any
+
+    def clean(self) -> torch.Tensor:
+        """The latents that the stock scheduler takes to lie under the sample's noise."""
+        if hasattr(self.scheduler, "alphas_cumprod") and not hasattr(self.scheduler, "sigmas"):
+            from diffusers import CogVideoXDDIMScheduler
+
+            plain = CogVideoXDDIMScheduler.from_config(self.scheduler.config)
+            plain.set_timesteps(3)
+            return plain.step(self.output, self.timestep, self.sample).pred_original_sample
+        if hasattr(self.scheduler, "convert_model_output"):
+            self.scheduler._step_index -= 1  # It is past the last step by now.
+            return self.scheduler.convert_model_output(self.output, sample=self.sample)
+        return self.final  # Euler's last step ends without noise.
+
+
+@pytest.fixture(scope="module")
+def watched(twin: Twin) -> Watched:
+    live, settings = twin.live, Generation(**twin.spec.generation)
+    settings = settings.changed(steps=3, guidance_scale=1.0, dynamic_guidance=False)
+    pipeline = live.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    seen: dict[str, Any] = {}
+
+    def watch_transformer(module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        assert not args
+        seen.update(given=given, output=output[0])
+
+    real_step, real_decode = pipeline.scheduler.step, pipeline.vae.decode
+
+    def step(output: torch.Tensor, *args: Any, **more: Any) -> Any:
+        answer = real_step(output, *args, **more)
+        # CogVideoX's scheduler is also given what it found in the step before, and when.
+        timestep, sample = (args[1], args[3]) if len(args) > 2 else args[:2]
+        seen.update(timestep=timestep, sample=sample, final=answer[0])
+        return answer
+
+    def decode(latents: torch.Tensor, *args: Any, **more: Any) -> Any:
+        seen.update(decoded=latents)
+        return real_decode(latents, *args, **more)
+
+    handle = live.transformer.register_forward_hook(watch_transformer, with_kwargs=True)
+    pipeline.scheduler.step, pipeline.vae.decode = step, decode
+    arguments = live.sampling(twin.size, settings)
+    pipeline(prompt=CAPTIONS[0], generator=draw(3), output_type="np", **arguments)
+    handle.remove()
+    pipeline.scheduler.step, pipeline.vae.decode = real_step, real_decode
+    return Watched(**seen, scheduler=pipeline.scheduler)
+
+
+def as_contract(twin: Twin, sampled: torch.Tensor) -> torch.Tensor:
+    """The stock pipeline's latents as (B, F, C, H, W)."""
+    frames, channels, height, width = twin.spec.shapes(twin.size).latents
+    if sampled.dim() == 3:  # A sequence of tokens, of one latent each.
+        return sampled.unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3)
+    return sampled if sampled.shape[2] == channels else sampled.transpose(1, 2)
+
+
+def timestep_of(twin: Twin, watched: Watched) -> torch.Tensor:
+    """Ours, in which 1000 is noise alone."""
+    timestep = watched.timestep.reshape(1)
+    return 1000 - timestep if twin.kind == "mochi" else timestep
+
+
+def test_inputs_are_those_of_the_stock_pipeline(twin: Twin, watched: Watched) -> None:
+    noisy = as_contract(twin, watched.sample)
+    text = twin.live.encode_text(CAPTIONS[:1])
+    ours = twin.live.inputs(noisy, text, timestep_of(twin, watched))
+    theirs = {
+        k: v for k, v in watched.given.items() if k not in ("return_dict", "attention_kwargs")
+    }
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        found = ours[name]
+        if isinstance(expected, torch.Tensor) and found.dtype == torch.bool:
+            found = found.to(expected.dtype)
+        torch.testing.assert_close(found, expected, msg=lambda said, n=name: f"{n}: {said}")
+
+
+def test_the_loss_is_that_of_the_stock_scheduler(twin: Twin, watched: Watched) -> None:
+    """Clean latents and noise are chosen so that they mix to the sample that the pipeline had."""
+    live, noisy = twin.live, as_contract(twin, watched.sample)
+    timestep = timestep_of(twin, watched)
+    clean = torch.randn(noisy.shape, generator=draw(4))
+    if twin.kind == "cogvideox":
+        a = live.scheduler.alphas_cumprod[timestep].float()
+        signal, spread = a.sqrt().item(), (1 - a).sqrt().item()
+    else:
+        spread = timestep.item() / 1000
+        signal = 1 - spread
+    noise = (noisy - signal * clean) / spread
+    with torch.no_grad():
+        found = live.denoising_loss(clean, live.encode_text(CAPTIONS[:1]), noise, timestep)
+    expected = as_contract(twin, watched.clean())
+    # Wan's pipeline rounds timesteps, so its noise level is not quite ours.
+    close = {"rtol": 5e-3, "atol": 5e-3} if twin.kind == "wan" else {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(found.clean, expected, **close)
+    loss = ((expected - clean) / spread).square().mean()
+    torch.testing.assert_close(found.loss, loss[None], rtol=2e-2, atol=1e-4)
+    assert found.sigma.tolist() == pytest.approx([spread], rel=1e-4)
+
+
+def test_latents_are_scaled_as_the_stock_pipeline_unscales_them(
+    twin: Twin, watched: Watched
+) -> None:
+    moments = torch.cat([watched.decoded, torch.full_like(watched.decoded, -30.0)], dim=1)
+    ours = twin.live.latents(moments, draw(0))
+    expected = as_contract(twin, watched.final)
+    # What CogVideoX 1.5 has in front for the sake of even tokens is not decoded.
+    frames = watched.decoded.shape[2]
+    torch.testing.assert_close(ours[:, -frames:], expected[:, -frames:], rtol=1e-3, atol=1e-4)
+
+
+# Training.
+
+
+def denoise(live: Any, latents: torch.Tensor, text: Any) -> Any:
+    noise = torch.randn(latents.shape, generator=draw(5))
+    timestep = live.sample_timesteps(latents, draw(6))
+    return live.denoising_loss(latents, text, noise, timestep)
+
+
+def test_a_relation_loss_reaches_the_tapped_block_and_none_after_it(twin: Twin) -> None:
+    live = twin.live
+    transformer = live.transformer.train().requires_grad_(True)
+    with tap(live.block(2)) as tapped:
+        denoised = denoise(live, twin.latents, live.encode_text(CAPTIONS[:2]))
+        grid = live.grid(tapped.take(), twin.latents)
+    assert denoised.loss.shape == denoised.sigma.shape == (2,)
+    assert denoised.clean.shape == twin.latents.shape
+    teacher = TokenGrid(torch.randn(grid.tokens.shape, generator=draw(7)), grid.start, grid.stride)
+    Relation(margin=0.0)(grid, teacher).backward()
+    reached = [any(p.grad is not None for p in live.block(n).parameters()) for n in (1, 2, 3)]
+    strength = sum(p.grad.abs().sum() for p in live.block(2).parameters() if p.grad is not None)
+    transformer.zero_grad()
+    transformer.eval().requires_grad_(False)
+    assert reached == [True, True, False]
+    assert strength > 0
+
+
+def test_adapters_go_where_the_backbone_wants_them(twin: Twin) -> None:
+    lora = Lora(rank=2, alpha=4)
+    transformer = twin.spec.load(("transformer",), CPU).transformer
+    twin.spec.add_lora(transformer, lora)
+    names = [name for name, p in transformer.named_parameters() if p.requires_grad]
+    count = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+    assert count == twin.spec.lora_parameters(lora)
+    for target in twin.spec.lora_targets:
+        assert any(f".{target}.lora_A" in name for name in names), target
+    with pytest.raises(UserError, match=r"train\.lora\.targets"):
+        twin.spec.lora_parameters(Lora(targets=("nowhere",)))
+
+
+@pytest.fixture
+def recipe(twin: Twin, twins: dict[str, Path], tmp_path: Path) -> Recipe:
+    size = twin.size
+    clips = write_clips(tmp_path / "clips", count=2, size=size.height, frames=size.frames)
+    values = yaml.safe_load(
+        f"""
+        name: tiny
+        encoder: {{name: videomae, weights: "{twins["teacher"]}", frames: 8, height: 16, width: 16}}
+        align: {{block: 2, hidden: 16}}
+        data: {{manifest: "{clips}", cache: "{tmp_path / "cache"}", prepare_batch: 2}}
+        optim: {{steps: 2, batch_size: 2, learning_rate: 0.01, warmup_steps: 0}}
+        train: {{caption_dropout: 0.3}}
+        generation: {{steps: 2}}
+        validation: {{every: 2, prompts: [A ball falls.]}}
+        """
+    )
+    values["data"] |= size.model_dump()
+    values["backbone"] = twin.spec.model_dump()
+    return Recipe.parse(values)
+
+
+def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
+    """Prepare, train, export adapters, generate: as a user would."""
+    assert prepare(recipe).made == 2
+    item = open_source(recipe.data).items[0]
+    _, text = Cache(recipe).read_clip(item)
+    for name, expected in twin.live.encode_text([item.caption]).items():
+        found = text[name].to(expected.dtype)
+        torch.testing.assert_close(found, expected[0], rtol=2e-2, atol=2e-2)
+
+    monkeypatch.setattr(importlib.import_module("videorepa.export"), "subprocess", InProcess)
+    own = recipe.override("train.lora={rank: 2, alpha: 4}", "train.gradient_checkpointing=true")
+    run = train(own, tmp_path / "run")
+    rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
+    assert all(row["grad_align"] > 0 and row["denoise"] > 0 for row in rows)
+    assert len(list(run.samples.rglob("*.mp4"))) == 1
+    product = export(run.path, tmp_path / "out")
+    stock = type(twin.live.transformer).from_pretrained(twin.folder, subfolder=twin.live.part)
+    stock.load_lora_adapter(product.parent, weight_name=product.name, use_safetensors=True)
+    assert [adapter.lora_alpha for adapter in stock.peft_config.values()] == [4]
+    clips = generate(run.path, [Prompt("a", "A ball falls.")], tmp_path / "generated")
+    about = json.loads(clips[0].with_suffix(".json").read_text())
+    expected = Generation(**twin.spec.generation | {"steps": 2}).model_dump()
+    assert {key: about[key] for key in expected} == expected
+
+
+class InProcess:
+    """Runs the check of an export here rather than in a clean process, which takes seconds."""
+
+    @staticmethod
+    def run(command: list[Any], **options: Any) -> subprocess.CompletedProcess:
+        _, _, code, *arguments = command
+        own, sys.argv = sys.argv, ["-c", *map(str, arguments)]
+        try:
+            exec(code.replace('assert "videorepa" not in sys.modules', ""), {})
+        finally:
+            sys.argv = own
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [(), ("train.lora={rank: 2, alpha: 4}",)], ids=["all", "lora"])
+def test_an_export_loads_in_a_process_that_has_only_diffusers(
+    recipe: Recipe, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    own = recipe.override(*changes)
+    prepare(own)
+    export(train(own, tmp_path / "run").path, tmp_path / "out")
+
+
+def test_dynamic_guidance_is_cogvideox_s_alone(twin: Twin, recipe: Recipe) -> None:
+    assert recipe.generation.dynamic_guidance == (twin.kind == "cogvideox")
+    asked = recipe.override("generation.dynamic_guidance=true")
+    if twin.kind == "cogvideox":
+        inspect(asked)
+        assert twin.live.sampling(twin.size, asked.generation)["use_dynamic_cfg"]
+    else:
+        for refused in (inspect, lambda r: twin.live.sampling(twin.size, r.generation)):
+            with pytest.raises(UserError, match="dynamic_guidance"):
+                refused(asked)
+
+
+# Wan's experts.
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BackboneSpec]:
+    folder = TWINS["wan-2.2"][1](tmp_path_factory.mktemp("experts") / "wan")
+    described = plugins.description("backbones", "wan")
+    return {expert: described(weights=str(folder), expert=expert) for expert in ("high", "low")}
+
+
+def test_each_expert_trains_on_its_side_of_the_boundary(experts) -> None:
+    for expert, spec in experts.items():
+        live = spec.load(("transformer",), CPU)
+        drawn = live.sample_timesteps(torch.zeros(500, 1, 1, 1, 1), draw(0))
+        assert (drawn >= 875).all() if expert == "high" else (drawn < 875).all()
+        assert drawn.std() > 10
+    assert experts["high"].fingerprint() == experts["low"].fingerprint(), "they share a cache"
+    with pytest.raises(UserError, match="one transformer"):
+        weights = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
+        type(experts["low"])(weights=weights, expert="low").shapes(ClipSize(frames=81))
+
+
+def test_sampling_takes_the_trained_expert_and_the_other_as_published(experts) -> None:
+    from diffusers import WanPipeline
+
+    stock = WanPipeline.from_pretrained(experts["low"].source)
+    for expert, own, other in (
+        ("high", "transformer", "transformer_2"),
+        ("low", "transformer_2", "transformer"),
+    ):
+        live = experts[expert].load(("transformer", "vae", "text_encoder"), CPU)
+        pipeline = live.pipeline()
+        assert getattr(pipeline, own) is live.transformer
+        assert live.part == own
+        for name in (own, other):
+            theirs = getattr(stock, name).state_dict()
+            ours = getattr(pipeline, name).state_dict()
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        trained = torch.nn.Identity()
+        helper = experts[expert].load(("vae", "text_encoder"), CPU)
+        sampler = helper.pipeline(trained)
+        assert getattr(sampler, own) is trained
+        assert getattr(sampler, other) is not None

@@ -1,0 +1,365 @@
+"""Tiny random twins of every backbone, saved as the published folders are: no downloads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conftest import make_backbone
+
+
+def t5_tokenizer() -> Any:
+    from transformers import T5Tokenizer
+
+    letters = [(chr(code), -3.0) for code in range(33, 127)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+T5 = {"vocab_size": 98, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+
+
+def t5_encoder() -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(**T5, tie_word_embeddings=False))
+
+
+def cogvideox(folder: Path) -> Path:
+    """1.0 with sincos positions, as 2B: 4 frames and 4x4 pixels a latent, patch 2."""
+    return make_backbone(folder)
+
+
+def cogvideox_15(folder: Path) -> Path:
+    """Tokens that span two latents, and rotary positions of their own kind."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    make_backbone(folder, rotary=True)
+    config = CogVideoXTransformer3DModel.load_config(folder / "transformer")
+    config |= {"patch_size_t": 2, "patch_bias": False}
+    torch.manual_seed(0)
+    CogVideoXTransformer3DModel.from_config(config).save_pretrained(folder / "transformer")
+    return folder
+
+
+def _wan(folder: Path, channels: int, vae: dict, experts: int = 1, **options: float | bool) -> Path:
+    from diffusers import (
+        AutoencoderKLWan,
+        UniPCMultistepScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    transformers = [
+        WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=channels,
+            out_channels=channels,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=16,
+            num_layers=3,
+            rope_max_seq_len=32,
+        )
+        for _ in range(experts)
+    ]
+    WanPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(UMT5Config(**T5)),
+        vae=AutoencoderKLWan(
+            base_dim=4,
+            z_dim=channels,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1 * (n + 1) for n in range(channels)],
+            latents_std=[0.5 + 0.1 * n for n in range(channels)],
+            **vae,
+        ),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=transformers[0],
+        transformer_2=transformers[-1] if experts > 1 else None,
+        **options,
+    ).save_pretrained(folder)
+    return folder
+
+
+def wan(folder: Path) -> Path:
+    """Wan 2.1: 4 frames and 8x8 pixels a latent, patch 2."""
+    return _wan(folder, channels=4, vae={})
+
+
+def wan_experts(folder: Path) -> Path:
+    """Wan 2.2 A14B: two transformers that take turns."""
+    return _wan(folder, channels=4, vae={}, experts=2, boundary_ratio=0.875)
+
+
+def wan_ti2v(folder: Path) -> Path:
+    """Wan 2.2 TI2V: 16x16 pixels a latent, and a timestep for every token."""
+    patched = {"in_channels": 12, "out_channels": 12, "patch_size": 2, "is_residual": True}
+    vae = patched | {"scale_factor_spatial": 16, "decoder_base_dim": 4}
+    return _wan(folder, channels=4, vae=vae, expand_timesteps=True)
+
+
+def ltx(folder: Path) -> Path:
+    """8 frames and 32x32 pixels a latent, patch 1, and statistics among the VAE's weights."""
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    torch.manual_seed(0)
+    channels = 8
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=channels,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )
+    vae.latents_mean += 0.1 * torch.arange(channels)
+    vae.latents_std += 0.2 * torch.arange(channels)
+    LTXPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.95,
+            max_shift=2.05,
+            base_image_seq_len=1024,
+            max_image_seq_len=4096,
+            shift_terminal=0.1,
+        ),
+        vae=vae,
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=LTXVideoTransformer3DModel(
+            in_channels=channels,
+            out_channels=channels,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            cross_attention_dim=24,
+            num_layers=3,
+            caption_channels=16,
+        ),
+    ).save_pretrained(folder)
+    return folder
+
+
+def word_tokenizer(template: str, cropped: int, chat: str | None = None) -> Any:
+    """A token for each word of the template up to the caption, filled up in front to as many as
+    the pipeline crops, and a token for each letter of all other words."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    mark = Regex(r"<\|\w+\|>")
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(mark, "isolated"), pre_tokenizers.WhitespaceSplit()]
+    )
+    words = [word for word, _ in split.pre_tokenize_str(template)]
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["<pad>", "<unk>", "<start>", *words, *letters, *(f"##{c}" for c in letters)]
+    vocabulary = {piece: n for n, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    filling = ["<start>"] * (cropped - len(words))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*filling, "$A"], special_tokens=[("<start>", vocabulary["<start>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="right",
+        chat_template=chat and " ".join([*filling, chat]),
+    )
+
+
+def hunyuan_video(folder: Path) -> Path:
+    """4 frames and 8x8 pixels a latent, patch 2; two blocks with two streams, two with one."""
+    from diffusers import (
+        AutoencoderKLHunyuanVideo,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideoPipeline,
+        HunyuanVideoTransformer3DModel,
+    )
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    template = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")[0]
+    tokenizer = word_tokenizer(template, DEFAULT_PROMPT_TEMPLATE["crop_start"])
+    letters = [chr(code) for code in range(33, 127)]
+    clip = [*letters, *(f"{letter}</w>" for letter in letters)]
+    clip += ["<|startoftext|>", "<|endoftext|>"]
+    HunyuanVideoPipeline(
+        text_encoder=LlamaModel(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                max_position_embeddings=512,
+            )
+        ),
+        tokenizer=tokenizer,
+        transformer=HunyuanVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            num_layers=2,
+            num_single_layers=2,
+            num_refiner_layers=1,
+            text_embed_dim=16,
+            pooled_projection_dim=8,
+            rope_axes_dim=(4, 4, 4),
+        ),
+        vae=AutoencoderKLHunyuanVideo(
+            latent_channels=4,
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            scaling_factor=0.5,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(clip),
+                hidden_size=8,
+                intermediate_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                eos_token_id=len(clip) - 1,
+            )
+        ),
+        tokenizer_2=CLIPTokenizer({piece: n for n, piece in enumerate(clip)}, []),
+    ).save_pretrained(folder)
+    return folder
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }} {{ message.content }}<|im_end|> "
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+
+
+def hunyuan_video_15(folder: Path) -> Path:
+    """4 frames and 16x16 pixels a latent, patch 1; there is a place for an image."""
+    from diffusers import (
+        AutoencoderKLHunyuanVideo15,
+        ClassifierFreeGuidance,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideo15Pipeline,
+        HunyuanVideo15Transformer3DModel,
+    )
+    from transformers import (
+        ByT5Tokenizer,
+        Qwen2_5_VLTextConfig,
+        Qwen2_5_VLTextModel,
+        T5Config,
+        T5EncoderModel,
+    )
+
+    torch.manual_seed(0)
+    channels = 4
+    system = inspect.signature(HunyuanVideo15Pipeline._get_mllm_prompt_embeds).parameters
+    template = f"<|im_start|>system {system['system_message'].default}<|im_end|> <|im_start|>user"
+    tokenizer = word_tokenizer(template, system["crop_start"].default, CHAT)
+    glyphs = ByT5Tokenizer()
+    HunyuanVideo15Pipeline(
+        text_encoder=Qwen2_5_VLTextModel(
+            Qwen2_5_VLTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "mrope_section": [1, 1, 2],
+                },
+            )
+        ),
+        tokenizer=tokenizer,
+        transformer=HunyuanVideo15Transformer3DModel(
+            in_channels=2 * channels + 1,
+            out_channels=channels,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            num_layers=3,
+            num_refiner_layers=1,
+            text_embed_dim=16,
+            text_embed_2_dim=8,
+            image_embed_dim=8,
+            rope_axes_dim=(4, 4, 4),
+        ),
+        vae=AutoencoderKLHunyuanVideo15(
+            latent_channels=channels, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder_2=T5EncoderModel(
+            T5Config(**T5 | {"vocab_size": len(glyphs), "d_model": 8}, tie_word_embeddings=False)
+        ),
+        tokenizer_2=glyphs,
+        guider=ClassifierFreeGuidance(guidance_scale=6.0),
+    ).save_pretrained(folder)
+    return folder
+
+
+def mochi(folder: Path) -> Path:
+    """6 frames and 8x8 pixels a latent, patch 2; time runs from noise to latents."""
+    from diffusers import (
+        AutoencoderKLMochi,
+        FlowMatchEulerDiscreteScheduler,
+        MochiPipeline,
+        MochiTransformer3DModel,
+    )
+
+    torch.manual_seed(0)
+    MochiPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        # The pipeline takes 12 channels for granted, the VAE norms in groups of 32.
+        vae=AutoencoderKLMochi(
+            encoder_block_out_channels=(32, 32, 32, 32),
+            decoder_block_out_channels=(32, 32, 32, 32),
+            layers_per_block=(1, 1, 1, 1, 1),
+        ),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=MochiTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            num_layers=3,
+            pooled_projection_dim=16,
+            text_embed_dim=16,
+            time_embed_dim=16,
+        ),
+        force_zeros_for_empty_prompt=True,
+    ).save_pretrained(folder)
+    return folder
+
+
+TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
+    "cogvideox": ({"name": "cogvideox"}, cogvideox),
+    "cogvideox-1.5": ({"name": "cogvideox"}, cogvideox_15),
+    "wan-2.1": ({"name": "wan"}, wan),
+    "wan-2.2": ({"name": "wan", "expert": "low"}, wan_experts),
+    "wan-2.2-ti2v": ({"name": "wan"}, wan_ti2v),
+    "ltx": ({"name": "ltx"}, ltx),
+    "hunyuan_video": ({"name": "hunyuan_video"}, hunyuan_video),
+    "hunyuan_video_15": ({"name": "hunyuan_video_15"}, hunyuan_video_15),
+    "mochi": ({"name": "mochi"}, mochi),
+}
+"""By the model's name: what a recipe says of the backbone, and what makes its twin."""
