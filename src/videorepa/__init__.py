@@ -20,6 +20,7 @@ _HOMES = {
     "inspect": "videorepa.inspect",
     "report": "videorepa.report",
     "demo": "videorepa.demo",
+    "train_head": "videorepa.heads",
     "Recipe": "videorepa.recipe",
     "TokenGrid": "videorepa.tokens",
     "Projector": "videorepa.align",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from videorepa.evaluate import evaluate
     from videorepa.export import export
     from videorepa.generate import generate
+    from videorepa.heads import train_head
     from videorepa.import_weights import import_weights
     from videorepa.inspect import inspect
     from videorepa.prepare import prepare
