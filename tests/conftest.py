@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 # Two busy test processes slow each other fivefold while idle threads spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,6 +32,9 @@ hypothesis.settings.load_profile("project")
 import yaml  # noqa: E402
 
 from videorepa.recipe import Recipe  # noqa: E402
+
+if TYPE_CHECKING:
+    from videorepa.encoders import EncoderSpec
 
 OUTSIDE = Path(__file__).parents[2] / "shared"
 """Data that is not part of the project: tests that want it skip, saying so, where it is not."""
@@ -213,6 +217,20 @@ def make_teachers(root: Path) -> dict[str, Path]:
         "omnimae": root / "omnimae.torch",
         **{name: root / name for name in stock},
     }
+
+
+def make_head(kind: Literal["motion", "saliency"], of: EncoderSpec, width: int) -> EncoderSpec:
+    """A `headed` encoder: a random head beside the weights of `of`, whose tokens have a width."""
+    import torch
+
+    from videorepa.data.fingerprint import json_digest
+    from videorepa.encoders.headed import Head, Headed, save_head
+
+    path = Path(of.weights).with_name(f"{kind}-{json_digest(of.fingerprint())}.safetensors")
+    if not path.exists():
+        torch.manual_seed(4)
+        save_head(path, Head(kind, width), of, held_out={})
+    return Headed(weights=str(path), of=of)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from conftest import original_vit
+from conftest import make_head, original_vit
 from videorepa import plugins
 from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, load_encoder
 from videorepa.encoders._image import IMAGES_AT_ONCE
@@ -23,19 +23,29 @@ from videorepa.errors import UserError
 
 Teachers = dict[str, Path]
 NAMES = plugins.names("encoders")
+VITS = [name for name in NAMES if name != "headed"]
 SIZE = {"frames": 8, "height": 16, "width": 32}
 
 
 def described(name: str, weights: Any, **options: Any) -> Any:
+    if name == "headed":
+        return make_head("motion", described("videomae", weights, **options), width=24)
     return plugins.description("encoders", name)(weights=str(weights), **SIZE | options)
+
+
+def weights_of(teachers: Teachers, name: str) -> Path:
+    """What a tiny encoder is loaded from; for `headed`, the teacher that it is put on."""
+    return teachers["videomae" if name == "headed" else name]
 
 
 def sees_images(name: str) -> bool:
     return "pool" in plugins.description("encoders", name).model_fields
 
 
-def live(teachers: Teachers, name: str, **options: Any) -> Encoder:
-    return load_encoder(name, teachers[name], **SIZE | options)
+def live(teachers: Teachers, name: str, dtype: torch.dtype = torch.float32, **options) -> Encoder:
+    spec = described(name, weights_of(teachers, name), **options)
+    given = {"of": spec.of} if name == "headed" else SIZE | options
+    return load_encoder(name, spec.weights, dtype=dtype, **given)
 
 
 def clip(frames: int = 9, height: int = 16, width: int = 32, count: int = 1) -> Tensor:
@@ -69,7 +79,7 @@ FEEDINGS = [
 def test_the_shape_told_is_that_of_the_live_grid(
     teachers: Teachers, name: str, feeding: dict[str, Any]
 ) -> None:
-    spec = described(name, teachers[name], **feeding)
+    spec = described(name, weights_of(teachers, name), **feeding)
     told, grid = spec.shape(9), spec.load(torch.device("cpu"))(clip(height=20, width=28, count=2))
     assert grid.tokens.shape == (2, *told.tokens.shape[1:])
     assert (grid.start, grid.stride) == (told.start, told.stride)
@@ -129,7 +139,7 @@ def test_what_does_not_fit_a_clip_is_refused(teachers: Teachers, name: str) -> N
     with pytest.raises(UserError, match="wants 8 frames and the clip has 7"):
         live(teachers, name)(clip(7))
     with pytest.raises(UserError, match="wants 8 frames and the clip has 7"):
-        described(name, teachers[name]).shape(7)
+        described(name, weights_of(teachers, name)).shape(7)
     for options, says in (
         ({"height": 12}, "sizes in multiples of 8; .*8x12x32"),
         ({"crop": (4, 32)}, "sizes in multiples of 8; .*8x4x32"),
@@ -139,7 +149,7 @@ def test_what_does_not_fit_a_clip_is_refused(teachers: Teachers, name: str) -> N
         with pytest.raises(UserError, match=says):
             live(teachers, name, **options)
         with pytest.raises(UserError, match=says):
-            described(name, teachers[name], **options).shape(9)
+            described(name, weights_of(teachers, name), **options).shape(9)
     says = "leave out encoder.group" if sees_images(name) else "frames is 8, .*3 as encoder.group"
     with pytest.raises(UserError, match=says):
         live(teachers, name, group=3)
@@ -148,7 +158,7 @@ def test_what_does_not_fit_a_clip_is_refused(teachers: Teachers, name: str) -> N
             live(teachers, name, group=1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VITS)
 def test_weights_of_another_family_are_refused(teachers: Teachers, name: str) -> None:
     for other, path in teachers.items():
         if other == name:
@@ -202,7 +212,7 @@ def damage(path: Path, target: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "misshapen", "extra"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VITS)
 def test_weights_that_do_not_fit_are_named(
     teachers: Teachers, tmp_path: Path, name: str, fault: str
 ) -> None:
@@ -231,7 +241,7 @@ class Evil:
         return os.system, (f"touch {self.proof}",)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VITS)
 def test_code_in_weights_is_not_run(teachers: Teachers, tmp_path: Path, name: str) -> None:
     proof, path = tmp_path / "proof", tmp_path / "weights"
     if teachers[name].is_dir():
@@ -247,7 +257,7 @@ def test_code_in_weights_is_not_run(teachers: Teachers, tmp_path: Path, name: st
     assert proof.exists(), "the pickle would have left its proof"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VITS)
 def test_weights_that_are_nowhere_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is nothing at"):
         load_encoder(name, tmp_path / "nothing", **SIZE)
@@ -255,7 +265,7 @@ def test_weights_that_are_nowhere_are_refused(name: str, tmp_path: Path) -> None
         load_encoder(name, tmp_path, **SIZE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VITS)
 def test_published_sizes_need_no_file(name: str) -> None:
     published = plugins.description("encoders", name).published
     assert published
@@ -268,7 +278,7 @@ def test_published_sizes_need_no_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fingerprint_says_what_features_depend_on(teachers: Teachers, name: str) -> None:
-    weights = teachers[name]
+    weights = weights_of(teachers, name)
     changes: list[dict[str, Any]] = [{}, {"frames": 6}, {"height": 8}, {"normalized": True}]
     changes += [{"crop": (8, 16)}, {"pool": 2} if sees_images(name) else {"group": 4}]
     found = [described(name, weights, **change).fingerprint() for change in changes]

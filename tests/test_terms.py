@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from conftest import make_head
 from videorepa.align import meeting, resample
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
@@ -44,6 +45,9 @@ def test_every_documented_objective_trains(recipe: Recipe, fragment: str, tmp_pa
     given = yaml.safe_load(fragment)
     terms = given["align"] if isinstance(given["align"], list) else [given["align"]]
     encoder = recipe.model_dump(mode="json")["encoder"]
+    if (wanted := given.get("encoder", {})).get("name") == "headed":
+        kind = Path(wanted["weights"]).stem
+        encoder = make_head(kind, recipe.encoder, width=24).model_dump(mode="json")
     uses_encoder = any(term.get("target", "encoder") == "encoder" for term in terms)
     for term in terms:
         term["hidden"] = 16

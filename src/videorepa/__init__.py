@@ -21,6 +21,7 @@ _HOMES = {
     "scan": "videorepa.scan",
     "report": "videorepa.report",
     "demo": "videorepa.demo",
+    "train_head": "videorepa.heads",
     "Recipe": "videorepa.recipe",
     "TokenGrid": "videorepa.tokens",
     "Projector": "videorepa.align",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from videorepa.evaluate import evaluate
     from videorepa.export import export
     from videorepa.generate import generate
+    from videorepa.heads import train_head
     from videorepa.import_weights import import_weights
     from videorepa.inspect import inspect
     from videorepa.prepare import prepare

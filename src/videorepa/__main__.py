@@ -51,6 +51,39 @@ def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> No
         )
 
 
+def head(
+    recipe: RecipeFile,
+    kind: Literal["motion", "saliency"],
+    out: Path,
+    clips: int = 200,
+    set: Overrides = (),
+) -> None:
+    """Train a small head on the recipe's teacher: features of motion, or a saliency of each token.
+
+    It learns from the optical flow of the recipe's clips, and says how well it predicts that of
+    clips held out. The recipe's `encoder` can be the plain teacher, or the `headed` one that is to
+    have this head. Stopped, it starts over.
+
+    For example:
+      videorepa head recipes/videorepa-2b.yaml --kind motion --out heads/motion.safetensors
+
+    Args:
+      kind: "motion" for the loss moalign, "saliency" for sara.
+      out: The file to write; must not exist yet.
+      clips: Use at most so many clips.
+    """
+    from videorepa.heads import train_head
+    from videorepa.recipe import Recipe
+
+    trained = train_head(Recipe.from_yaml(recipe, set), kind, out, clips=clips)
+    print(trained)
+    if trained.failed:
+        raise UserError(
+            f"{len(trained.failed)} clips could not be used; the head was trained without them.\n"
+            + "\n".join(f"  {name!r}: {reason}" for name, reason in trained.failed.items())
+        )
+
+
 def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> None:
     """Fine-tune with the recipe's alignment loss; the same command resumes exactly.
 
@@ -332,7 +365,7 @@ def lab(
 VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
     for verb in (
-        *(prepare, train, generate, evaluate, export, import_),
+        *(prepare, head, train, generate, evaluate, export, import_),
         *(inspect, scan, report, demo, lab),
     )
 }

@@ -14,7 +14,7 @@ from videorepa.recipe import Align, ClipSize, Recipe
 from videorepa.terms import Grids, Terms, grids
 from videorepa.tokens import TokenGrid
 
-BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE = 2, 2, 1, 4
+BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE, BYTES_SALIENCY = 2, 2, 1, 4, 2
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def inspect(recipe: Recipe) -> Inspection:
     found = {name: grids(term, shapes, recipe.data.frames) for name, term in recipe.terms.items()}
     stored = [encoder.shape(recipe.data.frames) for encoder in recipe.stored_encoders]
     features = sum(
-        math.prod(grid.size) * (grid.width * BYTES_FEATURES + BYTES_SCALE) for grid in stored
+        math.prod(grid.size) * (grid.width * BYTES_FEATURES + BYTES_SCALE)
+        + (0 if grid.saliency is None else math.prod(grid.size) * BYTES_SALIENCY)
+        for grid in stored
     )
     moments = 2 * math.prod(shapes.latents) * BYTES_MOMENTS
     text = sum(
