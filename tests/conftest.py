@@ -14,7 +14,13 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["videorepa.tokens", "videorepa.align", "videorepa.losses", "videorepa.diffusion"],
+    [
+        "videorepa.tokens",
+        "videorepa.align",
+        "videorepa.losses",
+        "videorepa.relations",
+        "videorepa.diffusion",
+    ],
     "beartype.beartype",
 )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from videorepa import plugins
 from videorepa.align import resample
 from videorepa.errors import UserError
 from videorepa.losses.cosine import Cosine
+from videorepa.losses.crepa import Crepa
+from videorepa.losses.moalign import MoAlign
 from videorepa.losses.relation import Relation
+from videorepa.losses.relation_l2 import RelationL2
+from videorepa.losses.sara import Sara
+from videorepa.losses.u_repa import URepa
 from videorepa.tokens import TokenGrid
 
 PUBLISHED = load_file(Path(__file__).with_name("golden") / "relations.safetensors")
@@ -125,3 +134,175 @@ def test_no_gradient_reaches_the_teacher() -> None:
 def test_grids_that_differ_are_refused_with_both_named() -> None:
     with pytest.raises(UserError, match=r"2x2x2.*3x2x2"):
         Relation()(TokenGrid(torch.randn(1, 2, 2, 2, 5)), TokenGrid(torch.randn(1, 3, 2, 2, 5)))
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """S(a) - S(b) for all pairs of tokens of each clip."""
+    unit = [torch.nn.functional.normalize(x.flatten(1, 3), dim=-1) for x in (a, b)]
+    return unit[0] @ unit[0].mT - unit[1] @ unit[1].mT
+
+
+def change(teacher: torch.Tensor) -> torch.Tensor:
+    unit = torch.nn.functional.normalize(teacher, dim=-1)
+    far = torch.stack([(step - unit.mean(1)).norm(dim=-1) for step in unit.unbind(1)], 1)
+    return torch.stack([clip / clip.max() if clip.max() > 0 else clip for clip in far])
+
+
+grids = st.builds(pair, st.integers(0, 1000), t=st.integers(1, 4))
+
+
+@given(grids=grids)
+def test_relation_l2_is_the_mean_over_pairs_of_different_tokens(grids) -> None:
+    squares = difference(*grids).square()
+    different = ~torch.eye(squares.shape[1], dtype=torch.bool)
+    found = RelationL2()(*map(TokenGrid, grids))
+    torch.testing.assert_close(found, squares[:, different].mean())
+
+
+@given(seed=st.integers(0, 1000), weight=st.floats(0, 5))
+def test_u_repa_is_repa_and_the_squares(seed: int, weight: float) -> None:
+    a, b = pair(seed)
+    b = b[..., :5]
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1).mean()
+    expected = -cosine + weight * difference(a, b).square().mean()
+    found = URepa(relations=weight)(TokenGrid(a), TokenGrid(b))
+    torch.testing.assert_close(found, expected)
+    assert URepa() == URepa(relations=3)
+
+
+@given(grids=grids, margin=st.floats(0, 0.3), decay=st.floats(0.5, 20))
+def test_moalign_counts_pairs_across_time_less_the_further_apart(grids, margin, decay) -> None:
+    a, b = grids
+    steps = a.shape[1]
+    past = (
+        (difference(a, b).abs() - margin).relu().unflatten(1, (steps, 4)).unflatten(3, (steps, 4))
+    )
+    block = past.mean((0, 2, 4))
+    expected = block.diagonal().mean()
+    if steps > 1:
+        across = [(f, g) for f in range(steps) for g in range(steps) if f != g]
+        weighted = [math.exp(-abs(f - g) / decay) * block[f, g] for f, g in across]
+        expected = expected + sum(weighted) / len(weighted)
+    found = MoAlign(margin=margin, decay=decay)(TokenGrid(a), TokenGrid(b))
+    torch.testing.assert_close(found, expected)
+
+
+@given(grids=grids, given_by=st.sampled_from(["teacher", "change"]))
+def test_sara_is_the_mean_weighted_by_saliency(grids, given_by: str) -> None:
+    a, b = grids
+    saliency = torch.rand(b.shape[:4], dtype=b.dtype) if given_by == "teacher" else change(b)
+    w = saliency.flatten(1)
+    weight = w[:, :, None] + w[:, None] - w[:, :, None] * w[:, None]
+    weighted = (weight * difference(a, b).abs()).sum((1, 2))
+    total = weight.sum((1, 2))
+    expected = torch.where(total > 1e-9, weighted / total, 0).mean()
+    teacher = TokenGrid(b, saliency=saliency if given_by == "teacher" else None)
+    torch.testing.assert_close(Sara(saliency=given_by)(TokenGrid(a), teacher), expected)
+
+
+def test_sara_without_a_saliency_says_what_to_do() -> None:
+    a, b = map(TokenGrid, pair(0))
+    with pytest.raises(UserError, match="saliency: change"):
+        Sara(saliency="teacher")(a, b)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    t=st.integers(1, 5),
+    stride=st.sampled_from([1, 2, 4]),
+    distance=st.floats(0.01, 1.5),
+    tau=st.floats(0.1, 2),
+)
+def test_crepa_adds_both_neighbours_in_seconds(seed, t, stride, distance, tau) -> None:
+    a, b = pair(seed, t=t)
+    b = b[..., :5]
+    away = max(1, round(distance * 8 / stride))
+    total = torch.zeros((), dtype=a.dtype)
+    for f in range(t):
+        for k in {f - away, f, f + away} & set(range(t)):
+            weight = math.exp(-abs(k - f) * stride / 8 / tau)
+            total += weight * torch.nn.functional.cosine_similarity(a[:, f], b[:, k], dim=-1).sum()
+    loss = Crepa(distance=distance, tau=tau)
+    found = loss(TokenGrid(a, stride=stride), TokenGrid(b, stride=stride))
+    torch.testing.assert_close(found, -total / a[..., 0].numel())
+
+
+FOLLOWS_RELATIONS = [
+    RelationL2(),
+    MoAlign(),
+    MoAlign(margin=0.05),
+    Sara(),
+    Sara(saliency="teacher"),
+]
+LOSSES = [*FOLLOWS_RELATIONS, URepa(), Crepa(), Crepa(distance=0.1), Cosine(), Relation()]
+
+
+def named(loss) -> str:
+    return repr(loss)
+
+
+@pytest.mark.parametrize("loss", FOLLOWS_RELATIONS, ids=named)
+@given(seed=st.integers(0, 1000), t=st.integers(1, 4))
+def test_what_follows_relations_knows_no_direction_and_ends_at_zero(
+    loss, seed: int, t: int
+) -> None:
+    a, b = pair(seed, t=t)
+    saliency = torch.rand(b.shape[:4], dtype=b.dtype)
+    student, teacher = TokenGrid(a), TokenGrid(b, saliency=saliency)
+    turn, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
+    torch.testing.assert_close(loss(student.with_tokens(a @ turn), teacher), loss(student, teacher))
+    assert loss(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=named)
+@given(seed=st.integers(0, 1000))
+def test_the_length_of_tokens_does_not_matter(loss, seed: int) -> None:
+    a, b = pair(seed)
+    b = b[..., :5]
+    saliency = torch.rand(b.shape[:4], dtype=b.dtype)
+    stretch = torch.rand(2, *a.shape[:4], 1, dtype=a.dtype) + 0.1
+    expected = loss(TokenGrid(a), TokenGrid(b, saliency=saliency))
+    found = loss(TokenGrid(a * stretch[0]), TokenGrid(b * stretch[1], saliency=saliency))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=named)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("fill", [0.0, 1.0, 6e4])
+def test_the_gradient_is_finite_and_the_students_alone(loss, dtype, fill) -> None:
+    student = torch.full((1, 2, 2, 2, 5), fill, dtype=dtype, requires_grad=True)
+    for tokens in (torch.randn(1, 2, 2, 2, 5), torch.ones(1, 2, 2, 2, 5)):
+        tokens = tokens.to(dtype).requires_grad_()
+        saliency = torch.zeros(1, 2, 2, 2, dtype=dtype).requires_grad_()
+        value = loss(TokenGrid(student), TokenGrid(tokens, saliency=saliency))
+        value.backward()
+        assert value.isfinite() and tokens.grad is None and saliency.grad is None
+        assert student.grad is not None and student.grad.isfinite().all()
+
+
+def test_every_loss_is_tested_here() -> None:
+    assert {loss.name for loss in LOSSES} == set(plugins.names("losses"))
+
+
+COMPILE = """
+import torch
+from videorepa.losses.relation import Relation
+from videorepa.tokens import TokenGrid
+
+relation = Relation()
+
+def loss(student, teacher):
+    return relation(TokenGrid(student * 2), TokenGrid(teacher))
+
+student, teacher = torch.randn(2, 3, 2, 2, 5, requires_grad=True), torch.randn(2, 3, 2, 2, 5)
+compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+values = [each(student, teacher) for each in (loss, compiled)]
+gradients = [torch.autograd.grad(value, student)[0] for value in values]
+torch.testing.assert_close(values[1], values[0])
+torch.testing.assert_close(gradients[1], gradients[0])
+"""
+
+
+def test_the_loss_compiles_as_one_graph() -> None:
+    """In a process of its own, without the shape checks that torch.compile cannot look through."""
+    subprocess.run([sys.executable, "-c", COMPILE], check=True)

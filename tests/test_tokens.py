@@ -71,3 +71,16 @@ def test_space_is_interpolated_frame_by_frame() -> None:
 def test_a_grid_has_five_dimensions() -> None:
     with pytest.raises(Exception, match=r"token grid|tokens"):
         TokenGrid(torch.zeros(1, 2, 3))
+
+
+def test_saliency_stays_with_its_tokens() -> None:
+    saliency = torch.rand(2, 5, 2, 3)
+    source = TokenGrid(torch.randn(2, 5, 2, 3, 4), start=-1, stride=2, saliency=saliency)
+    assert source.with_tokens(torch.randn(2, 5, 2, 3, 9)).saliency is saliency
+    assert torch.equal(source.since(1).saliency, saliency[:, 1:])
+    assert source.at_size(4, 4).saliency is None
+
+
+def test_each_token_has_a_saliency_or_none_has() -> None:
+    with pytest.raises(Exception, match="saliency"):
+        TokenGrid(torch.zeros(2, 5, 2, 3, 4), saliency=torch.zeros(2, 5, 2, 2))

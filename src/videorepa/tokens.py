@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -23,11 +23,14 @@ class TokenGrid:
 
     tokens: (batch, time, height, width, width of a token). A tensor on the meta device is a grid
     of which only the shape is known.
+    saliency: how much each token matters, from 0 to 1, from a teacher that can tell. It is not
+        interpolated: on another grid there is none.
     """
 
     tokens: Float[Tensor, "b t h w d"]
     start: int = 0
     stride: int = 1
+    saliency: Float[Tensor, "b t h w"] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.dim() != 5:
@@ -37,6 +40,11 @@ class TokenGrid:
             )
         if self.stride < 1:
             raise ValueError(f"A step covers at least one frame; got a stride of {self.stride}.")
+        if self.saliency is not None and self.saliency.shape != self.tokens.shape[:4]:
+            raise ValueError(
+                f"Each token has a saliency; got {tuple(self.saliency.shape)} for tokens of "
+                f"{tuple(self.tokens.shape)}."
+            )
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -55,8 +63,8 @@ class TokenGrid:
         return range(max(first, 0), max(first + self.stride, 0))
 
     def with_tokens(self, tokens: Float[Tensor, "b t h w d"]) -> TokenGrid:
-        """The same steps in time with other tokens."""
-        return TokenGrid(tokens, self.start, self.stride)
+        """The same places in time and space with other tokens."""
+        return replace(self, tokens=tokens)
 
     def since(self, frame: int) -> TokenGrid:
         """Without the steps that cover any frame before `frame`."""
@@ -66,7 +74,9 @@ class TokenGrid:
                 f"No step of the grid {self} begins at or after frame {frame}. "
                 "Give both models the same frames of the clip."
             )
-        return TokenGrid(self.tokens[:, skip:], self.start + skip * self.stride, self.stride)
+        saliency = None if self.saliency is None else self.saliency[:, skip:]
+        start = self.start + skip * self.stride
+        return TokenGrid(self.tokens[:, skip:], start, self.stride, saliency)
 
     def at_times_of(self, like: TokenGrid) -> TokenGrid:
         """Interpolated linearly to the centres of the steps of `like`, constant past the ends.
@@ -112,7 +122,7 @@ class TokenGrid:
         b, t, h, w, d = self.tokens.shape
         frames = self.tokens.reshape(b * t, h, w, d).permute(0, 3, 1, 2)
         frames = function(frames).permute(0, 2, 3, 1)
-        return self.with_tokens(frames.reshape(b, t, *frames.shape[1:]))
+        return TokenGrid(frames.reshape(b, t, *frames.shape[1:]), self.start, self.stride)
 
     def _check_overlap(self, like: TokenGrid) -> None:
         end = self.start + self.tokens.shape[1] * self.stride

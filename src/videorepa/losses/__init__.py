@@ -7,6 +7,7 @@ from torch import Tensor
 
 from videorepa.errors import UserError
 from videorepa.recipe import Section
+from videorepa.relations import unit_length
 from videorepa.tokens import TokenGrid
 
 
@@ -22,21 +23,15 @@ class Loss(Section):
         raise NotImplementedError
 
 
-SMALLEST_NORM = 1e-6
-
-
 def unit_tokens(grid: TokenGrid) -> Tensor:
     """The grid's tokens in float32 (or float64) at unit length; half precision gives NaN here.
 
-    A token shorter than 1e-6 has no direction to speak of: it becomes zero and gets no gradient,
-    which would be of the order of one over its length.
+    A token shorter than 1e-6 becomes zero and gets no gradient.
     """
     tokens = grid.tokens
     if tokens.dtype not in (torch.float32, torch.float64):
         tokens = tokens.float()
-    norm = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
-    has_direction = norm > SMALLEST_NORM
-    return torch.where(has_direction, tokens / torch.where(has_direction, norm, 1.0), 0.0)
+    return unit_length(tokens)[0]
 
 
 def check_same_grid(student: TokenGrid, teacher: TokenGrid) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from videorepa.losses import Loss, check_same_grid, unit_tokens
+from videorepa.losses import Loss, check_same_grid
+from videorepa.relations import every_pair, pairs_in_space, pairs_in_time, relation_distance
 from videorepa.tokens import TokenGrid
 
 
@@ -35,23 +34,17 @@ class Relation(Loss):
 
     def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
         check_same_grid(student, teacher)
-        with torch.autocast(student.tokens.device.type, enabled=False):
-            ours = unit_tokens(student).flatten(2, 3)
-            theirs = unit_tokens(teacher).detach().flatten(2, 3)
-            batch, frames, tokens, _ = ours.shape
-            pairs_in_space = batch * frames * tokens**2
-            if self.scope == "space":
-                return self._sum(ours, theirs) / pairs_in_space
-            in_all = self._sum(ours.flatten(1, 2), theirs.flatten(1, 2))
-            if self.scope == "all" and self.weighting == "joint":
-                return in_all / (pairs_in_space * frames)
-            in_space = self._sum(ours, theirs)
-            # A single frame has no pairs across time, and then no loss from them.
-            in_time = (in_all - in_space) / max(1, pairs_in_space * (frames - 1))
-            return in_time if self.scope == "time" else in_space / pairs_in_space + in_time
-
-    def _sum(self, a: Float[Tensor, "... n d"], b: Float[Tensor, "... n e"]) -> Float[Tensor, ""]:
-        distance = (a @ a.mT - b @ b.mT).abs()
-        if self.hinge:
-            return (distance - self.margin).relu().sum()
-        return torch.where(distance >= self.margin, distance, 0.0).sum()
+        frames, height, width = teacher.size
+        places = height * width
+        if self.scope == "all" and self.weighting == "joint":
+            pairs = every_pair(frames, places)
+        elif self.scope == "all":
+            pairs = pairs_in_space(frames, places) + pairs_in_time(frames, places)
+        elif self.scope == "space":
+            pairs = pairs_in_space(frames, places)
+        else:
+            pairs = pairs_in_time(frames, places)
+        distance = "hinge" if self.hinge else "threshold"
+        return relation_distance(
+            student.tokens, teacher.tokens, pairs, distance, self.margin
+        ).mean()

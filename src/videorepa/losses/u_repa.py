@@ -1,0 +1,32 @@
+"""U-REPA: tokens point where the teacher's do, and relate to each other as the teacher's do."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from videorepa.losses import Loss, check_same_grid
+from videorepa.losses.cosine import Cosine
+from videorepa.relations import every_pair, relation_distance
+from videorepa.tokens import TokenGrid
+
+REPA = Cosine()
+
+
+class URepa(Loss):
+    """REPA plus the mean over all pairs of tokens of the squared difference in similarity.
+
+    relations: coefficient of the second term; 3 as published.
+    """
+
+    name: Literal["u_repa"] = "u_repa"
+    relations: float = Field(default=3.0, ge=0.0)
+
+    def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
+        check_same_grid(student, teacher)
+        frames, height, width = teacher.size
+        pairs = every_pair(frames, height * width)
+        squares = relation_distance(student.tokens, teacher.tokens, pairs, "squared")
+        return REPA(student, teacher) + self.relations * squares.mean()
