@@ -24,6 +24,7 @@ lint: $(READY)
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/simulator.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/relation.py
 
 # torch first and alone: then nothing else asks for another build of it.
 $(READY): pyproject.toml constraints.txt

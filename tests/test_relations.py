@@ -190,14 +190,15 @@ def test_backward_can_be_repeated_but_not_differentiated() -> None:
     (again,) = torch.autograd.grad(value, student, create_graph=True)
     assert torch.equal(first, again)
     with pytest.raises(RuntimeError, match="differentiated again"):
-        again.square().sum().backward()
+        again.square().sum().backward(retain_graph=True)
+    (last,) = torch.autograd.grad(2 * value, student)
+    assert torch.equal(2 * first, last)
 
 
 def test_weights_that_are_not_symmetric_are_refused() -> None:
-    with pytest.raises(ValueError, match="symmetric"):
-        relation_distance(
-            torch.randn(LARGE), torch.randn(LARGE), torch.rand(6, 6, dtype=torch.float64)
-        )
+    pairs = torch.rand(6, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match="symmetric 6 x 6 matrix"):
+        relation_distance(torch.randn(LARGE), torch.randn(LARGE), pairs)
 
 
 def test_a_token_that_is_not_finite_shows() -> None:
@@ -224,6 +225,11 @@ def test_frames_that_count_nothing_together_cost_nothing() -> None:
     within = [[1, places, width], [1, width, places]]
     assert called["bmm"] == [within] * (clips * frames * 2)
     assert len(called["baddbmm_"]) == clips * frames
+
+
+def test_a_teacher_that_wants_a_gradient_gets_none() -> None:
+    teacher = torch.randn(LARGE, requires_grad=True)
+    assert not relation_distance(torch.randn(LARGE), teacher, every_pair(6, 150)).requires_grad
 
 
 def test_without_a_gradient_none_is_computed() -> None:

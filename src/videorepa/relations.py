@@ -1,11 +1,11 @@
 """Compares how two sets of tokens relate, exactly, without ever holding all pairs of tokens.
 
 The relation of two tokens is the cosine of the angle between them. A clip of N tokens has N x N of
-them, and a plain implementation keeps half a dozen matrices of that size for its backward pass.
+them, and a plain implementation holds several matrices of that size for its backward pass.
 Here they come and go in tiles that fit a cache. The matrices are symmetric, so a tile beside the
 diagonal is computed once and counted twice; and the gradient is formed along with the value, from
 the same tile, so that the backward pass is one multiplication. That takes 4 N^2 D operations a
-clip in place of 8 N^2 D, and memory in proportion to N.
+clip in place of 8 N^2 D, and no memory but for the gradient and a few tiles.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._C import _autograd
 
 SMALLEST_NORM = 1e-6
 
@@ -104,20 +105,27 @@ def _values_and_gradient(
     """The distance of each clip, and its gradient with respect to the student's tokens."""
     values, gradient = _outputs(student, teacher, pairs, distance, margin, saliency, with_gradient)
     clips, frames, *places = student.shape[:-1]
+    if pairs.shape != (frames, frames) or not torch.equal(pairs, pairs.mT):
+        raise ValueError(
+            f"The weights of pairs of {frames} frames are a symmetric {frames} x {frames} matrix; "
+            f"got one of {tuple(pairs.shape)}, or one that is not symmetric."
+        )
     side = TILE.get(student.device.type, TILE_ELSEWHERE)
     # As many clips at once as fit a tile, of large clips one.
     together = max(1, (side // (frames * math.prod(places))) ** 2)
     for first in range(0, clips, together):
         some = slice(first, first + together)
-        s, length = unit_length(student[some].flatten(1, -2).to(values.dtype))
-        t = teacher[some].flatten(1, -2).to(values.dtype)
-        w = None if saliency is None else saliency[some].flatten(1).to(values.dtype)
-        slopes = gradient[some].flatten(1, -2) if with_gradient else None
-        values[some] = _walk(s, t, pairs.cpu(), side, distance, margin, w, slopes)
-        if slopes is not None:
-            # Moving along itself, a token changes its length and no relation.
-            along = torch.linalg.vecdot(slopes, s).unsqueeze(-1)
-            slopes.addcmul_(along, s, value=-1).div_(length)
+        _walk(
+            values[some],
+            gradient[some].flatten(1, -2) if with_gradient else None,
+            student[some].flatten(1, -2),
+            teacher[some].flatten(1, -2),
+            None if saliency is None else saliency[some].flatten(1),
+            pairs.cpu(),
+            side,
+            distance,
+            margin,
+        )
     return values, gradient
 
 
@@ -142,7 +150,7 @@ def _scale_gradient(ctx, by: Tensor | None, of_gradient: Tensor | None):
     if by is not None:
         by = by.view(-1, *[1] * (gradient.dim() - 1))
         # In place, unless the graph is kept for another backward pass.
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
+        kept = _autograd._get_current_graph_task_keep_graph()  # pyright: ignore
         gradient = gradient * by if kept else gradient.mul_(by)
         # Rounded last: in half precision the small numbers of before would vanish.
         by = gradient.to(ctx.student_dtype)
@@ -153,54 +161,60 @@ _values_and_gradient.register_autograd(_scale_gradient, setup_context=_keep_grad
 
 
 def _walk(
-    s: Float[Tensor, "b n d"],
-    t: Float[Tensor, "b n e"],
+    values: Float[Tensor, " b"],
+    gradient: Float[Tensor, "b n d"] | None,
+    student: Float[Tensor, "b n d"],
+    teacher: Float[Tensor, "b n e"],
+    saliency: Float[Tensor, "b n"] | None,
     pairs: Float[Tensor, "t t"],
     side: int,
     distance: str,
     margin: float,
-    saliency: Float[Tensor, "b n"] | None,
-    gradient: Float[Tensor, "b n d"] | None,
-) -> Float[Tensor, " b"]:
-    """The distances, tile by tile, of student tokens of unit length from the teacher's of any.
+) -> None:
+    """Adds the distances to `values` and their gradient to `gradient`, tile by tile."""
 
-    Their gradient is added to `gradient`.
-    """
-    if not torch.equal(pairs, pairs.mT):
-        raise ValueError("The weights of pairs of frames must be symmetric.")
-    t, _ = unit_length(t)
-    values = s.new_zeros(len(s))
-    places = s.shape[1] // len(pairs)
+    def unit(tokens: Tensor, run: slice) -> Tensor:
+        # Again for every tile: that is little beside its products, and needs no copy of them all.
+        return unit_length(tokens[:, run].to(values.dtype))[0]
+
+    places = student.shape[1] // len(pairs)
     runs = _runs(pairs, places, side)
-    longest = max(i.stop - i.start for _, i in runs)
-    scratch = s.new_empty(2, len(s) * longest**2)
+    longest = max(run.stop - run.start for _, run in runs)
+    scratch = values.new_empty(2, len(values) * longest**2)
     for number, (frames_i, i) in enumerate(runs):
+        s_i, t_i = unit(student, i), unit(teacher, i)
         for frames_j, j in runs[number:]:
             weight = pairs[frames_i, frames_j]
             if not weight.any():
                 continue
-            tile = len(s), i.stop - i.start, j.stop - j.start
+            beside_diagonal = i != j
+            s_j, t_j = (unit(student, j), unit(teacher, j)) if beside_diagonal else (s_i, t_i)
+            tile = len(values), i.stop - i.start, j.stop - j.start
             d, amount = (part[: math.prod(tile)].view(tile) for part in scratch)
             # One after the other, and not as one product of twice the width: so equal features
             # differ by zero and not by rounding, whose sign would be their gradient.
-            torch.bmm(s[:, i], s[:, j].mT, out=d)
-            d.sub_(torch.bmm(t[:, i], t[:, j].mT, out=amount))
+            torch.bmm(s_i, s_j.mT, out=d)
+            d.sub_(torch.bmm(t_i, t_j.mT, out=amount))
             degree = RHO[distance](d, amount, margin)
             factor = weight[0, 0].item()
             if (weight != factor).any():
                 factor = 1.0
-                d.view(len(s), -1, places, weight.shape[1], places).mul_(
-                    weight.to(d)[:, None, :, None]
-                )
+                by_frames = d.view(len(values), len(weight), places, -1, places)
+                by_frames.mul_(weight.to(d)[:, None, :, None])
             if saliency is not None:
-                d.mul_(1 - (1 - saliency[:, i, None]) * (1 - saliency[:, None, j]))
-            beside_diagonal = i != j
+                w_i, w_j = (saliency[:, run].to(values.dtype) for run in (i, j))
+                d.mul_(1 - (1 - w_i)[:, :, None] * (1 - w_j)[:, None])
             values.add_(amount.mul_(d).sum((1, 2)), alpha=factor * (1 + beside_diagonal))
             if gradient is not None:
-                gradient[:, i].baddbmm_(d, s[:, j], alpha=2 * degree * factor)
+                gradient[:, i].baddbmm_(d, s_j, alpha=2 * degree * factor)
                 if beside_diagonal:
-                    gradient[:, j].baddbmm_(d.mT, s[:, i], alpha=2 * degree * factor)
-    return values
+                    gradient[:, j].baddbmm_(d.mT, s_i, alpha=2 * degree * factor)
+    if gradient is not None:
+        for _, run in runs:
+            # Moving along itself, a token changes its length and no relation.
+            s, length = unit_length(student[:, run].to(values.dtype))
+            along = torch.linalg.vecdot(gradient[:, run], s).unsqueeze(-1)
+            gradient[:, run].addcmul_(along, s, value=-1).div_(length)
 
 
 def _runs(pairs: Float[Tensor, "t t"], places: int, side: int) -> list[tuple[slice, slice]]:
