@@ -19,6 +19,7 @@ _HOMES = {
     "import_weights": "videorepa.import_weights",
     "inspect": "videorepa.inspect",
     "report": "videorepa.report",
+    "compare": "videorepa.compare",
     "demo": "videorepa.demo",
     "Recipe": "videorepa.recipe",
     "TokenGrid": "videorepa.tokens",
@@ -31,6 +32,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from videorepa.align import Projector, resample, tap
+    from videorepa.compare import compare
     from videorepa.demo import demo
     from videorepa.encoders import load_encoder
     from videorepa.errors import UserError
