@@ -60,6 +60,23 @@ def test_each_alignment_term_gets_its_own_curves(tmp_path: Path) -> None:
     assert "Alignment loss<" not in page
 
 
+def test_drift_is_drawn_with_its_band_and_said(tmp_path: Path) -> None:
+    runs = [_run(tmp_path / name, 0.5) for name in ("gentle", "pushed")]
+    for run, last in zip(runs, (1.1, 1.9), strict=True):
+        with open(run / "recipe.yaml", "a") as recipe:
+            recipe.write("validation: {every: 40, drift: 0.25}\n")
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        for index, ratio in ((39, 1.0), (79, (1 + last) / 2), (119, last)):
+            low, high = {"drift_motion_low": ratio - 0.1}, {"drift_motion_high": ratio + 0.1}
+            rows[index] |= {"drift_motion": ratio, **low, **high}
+        (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = report(runs, tmp_path / "page.html").read_text()
+    plot = page.partition("Drift: motion")[2].partition("</figure>")[0]
+    assert "pushed is outside from step 80." in plot and "gentle is outside" not in plot
+    assert plot.count("stroke-dasharray: 1,") == 2, "both edges of the band"
+    assert "Drift: contrast" not in page
+
+
 def _run(folder: Path, weight: float, steps: int = STEPS) -> Path:
     folder.mkdir(parents=True)
     recipe = f"align:\n  weight: {weight}\n  margin: 0.1\ntrain:\n  seed: 0\n"

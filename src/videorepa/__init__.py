@@ -20,6 +20,7 @@ _HOMES = {
     "inspect": "videorepa.inspect",
     "scan": "videorepa.scan",
     "report": "videorepa.report",
+    "compare": "videorepa.compare",
     "demo": "videorepa.demo",
     "train_head": "videorepa.heads",
     "Recipe": "videorepa.recipe",
@@ -33,6 +34,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from videorepa.align import Projector, resample, tap
+    from videorepa.compare import compare
     from videorepa.demo import demo
     from videorepa.encoders import load_encoder
     from videorepa.errors import UserError

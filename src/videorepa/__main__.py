@@ -330,6 +330,43 @@ def report(
     print(f"report: {page}")
 
 
+def compare(
+    runs: Positional[tuple[Path, ...]], reference: Path | None = None, make: Path | None = None
+) -> None:
+    """Say whether a training's curves are normal: inside what other seeds of its recipe give.
+
+    The exit code is 0 if they are and 1 if not. References of the demo's two runs are shipped.
+
+    For example:
+      videorepa compare demo/runs/aligned
+      videorepa compare runs/seed-0 runs/seed-1 runs/seed-2 --make normal.json
+      videorepa compare runs/seed-3 --reference normal.json
+
+    Args:
+      runs: Folders that `train` wrote.
+      reference: A file that --make wrote; by default the shipped one of the run's recipe.
+      make: Write the runs' bands to this file instead, from three runs or more.
+    """
+    from videorepa.compare import compare, make_reference
+
+    if not runs:
+        raise UserError("compare needs at least one run: a folder that `videorepa train` wrote.")
+    if make is not None:
+        found = make_reference(runs, make)
+        print(f"reference of {len(found.seeds)} runs: {make}")
+        return
+    outside = []
+    for run in runs:
+        comparison = compare(run, reference)
+        print(comparison)
+        if comparison.is_normal:
+            print(comparison.sentence)
+        else:
+            outside.append(comparison.sentence)
+    if outside:
+        raise UserError("\n".join(outside))
+
+
 def demo(out: Path = Path("demo"), quick: bool = False) -> None:
     """Run everything on the lab's micro model: prepare, train, generate, evaluate, export, report.
 
@@ -366,7 +403,7 @@ VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
     for verb in (
         *(prepare, head, train, generate, evaluate, export, import_),
-        *(inspect, scan, report, demo, lab),
+        *(inspect, scan, compare, report, demo, lab),
     )
 }
 

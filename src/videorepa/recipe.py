@@ -290,10 +290,15 @@ def _as_published(value: Any, info: ValidationInfo) -> Any:
 
 
 class Validation(Section):
-    """Clips generated while training, at fixed seeds, every so many steps."""
+    """Clips generated while training, at fixed seeds, every so many steps.
+
+    drift: how far their saturation, contrast, sharpness and motion may be from the base model's
+        before there is a warning, as a share of those.
+    """
 
     every: int = Field(ge=1)
     prompts: tuple[str, ...] = Field(min_length=1)
+    drift: float = Field(default=0.3, gt=0)
 
 
 _SPELLINGS = ("one", "many")

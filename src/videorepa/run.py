@@ -20,7 +20,13 @@ from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 
 # Changing these does not change what a run computes, so a resumed run may have others.
-FREE_TO_CHANGE = ("about", "train.checkpoint_every", "train.keep_checkpoints", "train.trackers")
+FREE_TO_CHANGE = (
+    "about",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.trackers",
+    "validation.drift",
+)
 
 
 class Run:
@@ -44,7 +50,7 @@ class Run:
         """
         run = cls(path)
         if cls.is_one(path) and run.has_begun:
-            differing = _differences(
+            differing = differences(
                 run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
             )
             differing = [key for key in differing if key not in FREE_TO_CHANGE]
@@ -153,9 +159,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _differences(a: Any, b: Any, key: str = "") -> list[str]:
+def differences(a: Any, b: Any, key: str = "") -> list[str]:
+    """The dotted names of the values that differ between two nested dictionaries."""
     if isinstance(a, dict) and isinstance(b, dict):
         names = sorted(a.keys() | b.keys())
-        inner = (_differences(a.get(n), b.get(n), f"{key}.{n}" if key else n) for n in names)
+        inner = (differences(a.get(n), b.get(n), f"{key}.{n}" if key else n) for n in names)
         return [name for names in inner for name in names]
     return [] if a == b else [key]

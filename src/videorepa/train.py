@@ -17,7 +17,9 @@ from videorepa.checkpoint import Checkpoint, put
 from videorepa.data.batches import clip_index, generator, sample_numbers, step_seed
 from videorepa.data.cache import Cache
 from videorepa.data.source import Item, open_source
+from videorepa.data.video import read_all
 from videorepa.device import compute_dtype
+from videorepa.drift import Drift, Look, look
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.inspect import inspect
@@ -42,9 +44,10 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     run, found = _begin(recipe, out, workers)
     start = found.step if found else 0
     student = Student(recipe, workers.device)
+    # First, while the student still is the base model.
+    validate = _validation(recipe, run, student, workers, resumed=found is not None)
     training = _Training(recipe, workers, student, found)
     clips = _Clips(recipe, student.backbone, workers.device)
-    validate = _validation(recipe, run, student, workers)
     write_log = [run.log, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim
 
@@ -79,15 +82,15 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
                 "clips_per_second": seen / (time.monotonic() - begun),
                 "memory_gb": _memory_gb(workers.device),
             }
+            last = step + 1 == optim.steps
+            if recipe.validation and (last or (step + 1) % recipe.validation.every == 0):
+                record |= validate(step + 1)
             for write in write_log:
                 write(record)
-            last = step + 1 == optim.steps
             if last or (step + 1) % recipe.train.checkpoint_every == 0:
                 state = training.state(step + 1)
                 if workers.is_first:
                     checkpoint.save(run.checkpoints, state, recipe.train.keep_checkpoints)
-            if recipe.validation and (last or (step + 1) % recipe.validation.every == 0):
-                validate(step + 1)
     workers.wait()
     return run
 
@@ -300,24 +303,46 @@ def _memory_gb(device: torch.device) -> float:
 
 
 def _validation(
-    recipe: Recipe, run: Run, student: Student, workers: Alone
-) -> Callable[[int], None]:
-    """Generates the recipe's validation clips, at fixed seeds; does nothing where it has none."""
+    recipe: Recipe, run: Run, student: Student, workers: Alone, resumed: bool
+) -> Callable[[int], dict[str, float]]:
+    """Generates the recipe's validation clips at a step, at fixed seeds, and says for the log how
+    they differ from the base model's; does nothing where the recipe has none.
+
+    The base model's clips are made here, as those of step 0, unless a resumed run has them.
+    """
     if recipe.validation is None:
-        return lambda step: None
+        return lambda step: {}
     from videorepa.generate import Sampler
 
     prompts = recipe.validation.prompts
     helper = recipe.backbone.load(("vae", "text_encoder"), workers.device)
     sampler = Sampler(helper, recipe.data, recipe.generation, student.transformer)
 
-    def validate(step: int) -> None:
+    def path(step: int, number: int) -> Path:
+        return run.samples / f"step-{step:08d}" / f"{number:02d}.mp4"
+
+    def seen(step: int) -> list[Look]:
+        # The files are measured, so that a resumed run finds the base's clips as they were.
+        return [look(read_all(path(step, number))[0]) for number in range(len(prompts))]
+
+    def sample(step: int) -> list[Look]:
         student.transformer.eval()
         for number, prompt in enumerate(prompts):
             # All processes sample: where the model is sharded, none could by itself.
             clip, _ = sampler.sample(prompt, 0)
             if workers.is_first:
-                sampler.write(run.samples / f"step-{step:08d}" / f"{number:02d}.mp4", clip)
+                sampler.write(path(step, number), clip)
         student.transformer.train()
+        return seen(step) if workers.is_first else []
+
+    try:
+        base = seen(0) if resumed else sample(0)
+    except ClipError:  # Deleted, or damaged.
+        base = sample(0)
+    drift = Drift(base, recipe.validation.drift)
+
+    def validate(step: int) -> dict[str, float]:
+        clips = sample(step)
+        return drift(step, clips) if workers.is_first else {}
 
     return validate

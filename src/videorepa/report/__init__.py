@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from videorepa.data.files import atomic_write
+from videorepa.drift import Look
 from videorepa.errors import UserError
 from videorepa.report.curves import (
     COLOURS,
@@ -52,13 +53,28 @@ NAMES = {"sa": "SA", "pc": "PC"}
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of one or two logged quantities; the second is drawn dashed."""
+    """A plot of logged quantities; all but the first are drawn dashed.
+
+    band: the key of the recipes' setting that says how far the quantity may be from 1.
+    """
 
     title: str
     y_label: str
     keys: tuple[str, ...]
     note: str
     log: bool = False
+    band: str | None = None
+
+
+def _drift(quantity: str) -> Panel:
+    key = f"drift_{quantity}"
+    return Panel(
+        f"Drift: {quantity}",
+        f"{quantity} / the base model's",
+        (key, f"{key}_low", f"{key}_high"),
+        "Of the validation clips. Dashed: the lowest and highest clip. Dotted: the recipe's band.",
+        band="validation.drift",
+    )
 
 
 PANELS = (
@@ -97,6 +113,7 @@ PANELS = (
     Panel(
         "Speed", "training speed (clips/s)", ("clips_per_second",), "Clips trained on per second."
     ),
+    *(_drift(quantity) for quantity in Look._fields),
 )
 
 
@@ -367,9 +384,27 @@ def _curves(runs: Sequence[Run], colours: Mapping[str, int]) -> list[tuple[Panel
             if len(values)
         ]
         if lines:
-            svg = draw_curve(f"curve-{place}", panel.y_label, lines, panel.log)
-            drawn.append((panel, Markup(svg)))
+            edges, said = _band(panel, runs)
+            svg = draw_curve(f"curve-{place}", panel.y_label, lines, panel.log, edges)
+            drawn.append((replace(panel, note=panel.note + said), Markup(svg)))
     return drawn
+
+
+def _band(panel: Panel, runs: Sequence[Run]) -> tuple[list[float], str]:
+    """Both edges of the panel's band, of each width that the runs' recipes say, and in words which
+    runs have left theirs."""
+    edges, said = set[float](), ""
+    for run in runs:
+        steps, values = run.series(panel.keys[0])
+        setting = run.settings().get(panel.band or "")
+        if setting is None or not len(values):
+            continue
+        width = float(setting)
+        edges |= {1 - width, 1 + width}
+        outside = steps[abs(values - 1) > width]
+        if len(outside):
+            said += f" {run.name} is outside from step {outside[0]:.0f}."
+    return sorted(edges), said
 
 
 def _panels(runs: Sequence[Run]) -> Iterable[Panel]:
@@ -489,7 +524,7 @@ def _sample_rows(run: Run, most: int) -> list[Row]:
             continue
         cells = [
             Cell(
-                label=f"step {step}",
+                label=f"step {step}" if step else "base model",
                 colour=None,
                 source=_embed(sample.path) if sample else None,
                 width=present.width,

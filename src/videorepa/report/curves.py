@@ -137,21 +137,28 @@ def _axes(name: str, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _limits(lines: Sequence[Line], log: bool) -> tuple[float, float]:
+def _limits(lines: Sequence[Line], log: bool, levels: Sequence[float]) -> tuple[float, float]:
     raw = np.concatenate([line.values for line in lines])
     tail = (1 - SHOWN_SHARE) / 2
     low, high = np.quantile(raw, [tail, 1 - tail])
     smoothed = np.concatenate([smooth(line.values) for line in lines])
-    low, high = min(low, smoothed.min()), max(high, smoothed.max())
+    low, high = min(low, smoothed.min(), *levels), max(high, smoothed.max(), *levels)
     if log:
         return low / 1.2, high * 1.2
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room
 
 
-def draw_curve(name: str, y_label: str, lines: Sequence[Line], log: bool = False) -> str:
+def draw_curve(
+    name: str,
+    y_label: str,
+    lines: Sequence[Line],
+    log: bool = False,
+    levels: Sequence[float] = (),
+) -> str:
     """Lines over optimiser steps, raw and faint with the smoothed one on top, as an <svg>.
 
+    levels: values that a dotted line is drawn at; the y axis holds them too.
     name starts every id in the drawing, so it has to be unique on a page and made of [a-z_-].
     The y axis is logarithmic only if `log` and all values are positive.
     """
@@ -169,7 +176,9 @@ def draw_curve(name: str, y_label: str, lines: Sequence[Line], log: bool = False
             axes.plot(*thin(line.steps, line.values), color=colour, alpha=0.22, linewidth=0.8)
             steps, values = thin(line.steps, smooth(line.values))
             axes.plot(steps, values, color=colour, linewidth=1.8, linestyle=style, marker=marker)
-        axes.set_ylim(*_limits(lines, log))
+        for level in levels:
+            axes.axhline(level, color=_INK, linewidth=1.0, linestyle=":")
+        axes.set_ylim(*_limits(lines, log, levels))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(y_label)

@@ -242,7 +242,9 @@ def _flatten(recipe: Any) -> Iterator[tuple[str, str]]:
             yield name, "none" if value is None else str(value)
 
 
-def _log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged, in the order of its steps, each once. Raises UserError when the log
+    is missing, empty or damaged."""
     path = folder / "log.jsonl"
     if not path.is_file():
         raise UserError(
@@ -310,7 +312,7 @@ def read_run(folder: Path, name: str) -> Run:
         folder=folder,
         recipe=text,
         environment=_json_object(environment) if environment.is_file() else {},
-        log=_log(folder),
+        log=read_log(folder),
         samples=_samples(folder),
     )
 
