@@ -377,6 +377,7 @@ def recipe(twin: Twin, twins: dict[str, Path], tmp_path: Path) -> Recipe:
     return Recipe.parse(values)
 
 
+@pytest.mark.slow
 def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
     """Prepare, train, export adapters, generate: as a user would."""
     assert prepare(recipe).made == 2
