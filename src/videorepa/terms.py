@@ -55,7 +55,7 @@ class Term(nn.Module):
 
     def __init__(self, align: Align, shape: Grids) -> None:
         super().__init__()
-        self.align = align
+        self.align, self.met = align, shape.met
         self.projector = projector_between(align.projector, shape.student, shape.met, align.hidden)
         self.cosines: deque[float] = deque(maxlen=align.when.opposed)
         self.stopped = False
@@ -74,8 +74,8 @@ class Term(nn.Module):
         """The unweighted loss, and the mean-centred similarity of the two sides."""
         if self.align.standardise is not None:
             target = target.standardised(self.align.standardise)
-        met = meeting(student, target, self.align.interpolate)
-        ours, theirs = self.projector(student, like=met), resample(target, like=met)
+        ours = self.projector(student, like=self.met)
+        theirs = resample(target, like=self.met)
         return self._loss(ours, theirs, sigma), centred_similarity(ours, theirs)
 
     def _loss(self, ours: TokenGrid, theirs: TokenGrid, sigma: Float[Tensor, " b"]) -> Tensor:
