@@ -67,7 +67,7 @@ class LabSource:
     """Clips that the lab's simulator draws when they are asked for."""
 
     def __init__(self, data: Data) -> None:
-        from videorepa.lab.render import draw_scene
+        from videorepa.lab.scenarios import draw_scene
         from videorepa.lab.world import SIZE
 
         assert data.lab is not None

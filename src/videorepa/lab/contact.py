@@ -1,43 +1,247 @@
-"""Clips of two balls of which one reaches the other just in time or just too late.
+"""Clips that end before the red object touches the yellow one, and whether it is about to.
 
-They ask Physion's question (object contact prediction, arXiv 2106.08261) of the lab's world. What
-`collide` draws always ends in contact, so it cannot be asked there.
+They ask Physion's question (object contact prediction, arXiv 2106.08261) of the lab's world. A
+scene is drawn by what its last frame shows; then motions are drawn that lead there, until one ends
+in contact and one does not, and one of the two is taken. So where things are in the last frame
+is drawn alike for both answers, and tells nothing: how they got there does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from videorepa.lab.render import Clip, render
-from videorepa.lab.world import COLOURS, FLOOR, SIZE, Ball, Scene, simulate
+from videorepa.lab.scenarios import Draw, Side, cup, draw_scene, on_ramp, rolling
+from videorepa.lab.world import (
+    FLOOR,
+    FRAMES,
+    GRAVITY,
+    SIZE,
+    Ball,
+    Body,
+    Box,
+    Look,
+    Plank,
+    Scene,
+    Screen,
+    Trajectory,
+    simulate,
+)
 
-TOUCHING = (12.0, 15.5)
-"""Frames until the balls meet, from and to, where they do; a clip's last frame is number 16."""
-MISSING = (16.5, 20.0)
-"""The same where the clip ends before they meet: a gap of half a pixel to 7 pixels is left then."""
+HORIZON = 16
+"""Frames after the clip in which contact counts: two seconds."""
+SHOWN = FRAMES - 1
+"""Number of the last frame that is shown."""
+RED, YELLOW = 0, 1
+"""Their numbers among a scene's bodies."""
+TRIES = 60
+"""Motions that are tried for what a last frame shows, before another is drawn."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the last frame shows.
+
+    move: draws a motion that leads there: the red and the yellow object, and others, as they start.
+    """
+
+    move: Callable[[], tuple[Body, ...]]
+    planks: tuple[Plank, ...] = ()
+    screen: Screen | None = None
 
 
 def contact_clip(seed: int, index: int) -> tuple[Clip, bool]:
-    """Clip number `index` of the series that `seed` names, and whether its balls have touched by
-    its end: those of even numbers have, those of odd ones have not.
-
-    One ball rolls along the floor towards another that lies still. Where they start is drawn alike
-    for both answers; what tells them apart is the speed over the gap.
-    """
+    """Clip number `index` of the series that `seed` names, and whether the red object touches the
+    yellow one in the HORIZON frames after its end: for even numbers it does, for odd ones not."""
     rng = np.random.default_rng([seed, index])
-    touches = index % 2 == 0
-    first, second = (str(name) for name in rng.permutation(list(COLOURS))[:2])
-    r1, r2 = rng.uniform(5, 7, 2)
-    gap = rng.uniform(14, 34)
-    speed = gap / rng.uniform(*(TOUCHING if touches else MISSING))
-    start = r1 + rng.uniform(1, SIZE - 2 * (r1 + r2) - gap - 1)
-    target = start + r1 + gap + r2
+    for scenes in _pairs(rng):
+        scene = scenes[index % 2]
+        trajectory = simulate(scene)
+        return Clip(render(scene, trajectory), scene, trajectory), index % 2 == 0
+    raise AssertionError("settings do not end")
+
+
+def unlabelled_clip(seed: int, index: int) -> np.ndarray:
+    """Frames (FRAMES, SIZE, SIZE, 3) uint8 without caption or label, for teachers: half of them a
+    stretch of what contact is asked about, half the captioned scenarios, all with a camera that
+    shakes."""
+    rng = np.random.default_rng([seed, index])
+    look = _look(rng)
     if rng.random() < 0.5:
-        start, target, speed = SIZE - start, SIZE - target, -speed
-    balls = (
-        Ball(first, r1, (start, FLOOR - r1), (speed, 0.0), 0.9),
-        Ball(second, r2, (target, FLOOR - r2), (0.0, 0.0), 0.9),
-    )
-    scene = Scene("contact", "", balls)
-    trajectory = simulate(scene)
-    return Clip(render(scene, trajectory), scene, trajectory), bool(trajectory.contact[-1])
+        scene = replace(draw_scene(int(rng.integers(2**32)), index), look=look)
+        return render(scene, simulate(scene))
+    setting, scene = _drawn(Draw(rng))
+    scene = replace(scene, bodies=setting.move() + scene.bodies, look=look)
+    first = int(rng.integers(HORIZON + 1))
+    whole = simulate(scene, first + FRAMES)
+    part = (array[first:] for array in (whole.positions, whole.angles, whole.touched))
+    return render(scene, Trajectory(*part))
+
+
+def _pairs(rng: np.random.Generator) -> Iterator[tuple[Scene, Scene]]:
+    """Scenes of one setting, one that ends in contact and one that does not."""
+    while True:
+        draw = Draw(rng)
+        setting, scene = _drawn(draw)
+        scene = replace(scene, look=_look(rng))
+        found: dict[bool, Scene] = {}
+        for _ in range(TRIES):
+            tried = replace(scene, bodies=setting.move() + scene.bodies)
+            answer = _answer(tried)
+            if answer is not None:
+                found[answer] = tried
+            if len(found) == 2:
+                yield found[True], found[False]
+                break
+
+
+def _answer(scene: Scene) -> bool | None:
+    """Whether red and yellow touch within the horizon; None if they or others already do in what
+    is shown, or if they are not in the frame from the sixth frame on."""
+    trajectory = simulate(scene, FRAMES + HORIZON)
+    at = trajectory.positions[5:FRAMES, :2]
+    if trajectory.touched[SHOWN].any() or at.min() < 0 or at.max() > SIZE:
+        return None
+    return bool(trajectory.touched[-1, RED, YELLOW])
+
+
+def _drawn(draw: Draw) -> tuple[Setting, Scene]:
+    """A setting, and what it stands in: planks, screen, and bodies that have no part in it."""
+    side = Side.drawn(draw)
+    kind = KINDS[int(draw.rng.integers(len(KINDS)))]
+    others = [colour for colour in draw.colours(6) if colour not in ("red", "yellow")]
+    setting = kind(draw, side, others[0])
+    planks, bodies = setting.planks, []
+    if draw.chance(0.4):
+        x, y, radius = draw.place(8, 56), draw.place(10, 20), draw.place(3.5, 5)
+        shelf = Plank((x - radius - 2, y), (x + radius + 2, y))
+        planks += (shelf,)
+        still = Ball(colour=others[1], radius=radius, position=(x, y - shelf.radius - radius))
+        bodies.append(replace(still, velocity=(0.0, 0.0)))
+    screen = setting.screen
+    if screen is None and draw.chance(0.25):
+        x, width = draw.place(6, 58), draw.place(6, 11)
+        screen = Screen(x - width / 2, x + width / 2, draw.place(30, 42))
+    return setting, Scene("contact", "", tuple(bodies), planks, screen)
+
+
+def _look(rng: np.random.Generator) -> Look:
+    shake = float(rng.uniform(0, 1.5))
+    return Look(seed=int(rng.integers(2**32)), clutter=int(rng.integers(2, 7)), shake=shake)
+
+
+def _meet(draw: Draw, side: Side, other: str) -> Setting:
+    """Both on the floor, each rolling or still."""
+    red_radius, yellow_radius = draw.place(4, 6), draw.place(4, 6)
+    red = draw.place(18, 34)
+    yellow = red + red_radius + yellow_radius + draw.place(5, 16)
+
+    def move() -> tuple[Body, ...]:
+        ahead = draw.place(0.2, 1.8)
+        away = draw.place(-1.0, 1.0) if draw.chance(0.6) else 0.0
+        return (
+            _rolled("red", red_radius, side, red, ahead),
+            _rolled("yellow", yellow_radius, side, yellow, away),
+        )
+
+    return Setting(move)
+
+
+def _push(draw: Draw, side: Side, other: str) -> Setting:
+    """A third ball rolls towards the red one from behind, and will set it in motion."""
+    radii = draw.place(4, 5.5), draw.place(4, 5.5), draw.place(4, 6)
+    third = draw.place(14, 22)
+    red = third + radii[2] + radii[0] + draw.place(1.5, 6)
+    yellow = red + radii[0] + radii[1] + draw.place(2, 12)
+
+    def move() -> tuple[Body, ...]:
+        return (
+            _rolled("red", radii[0], side, red, 0.0),
+            _rolled("yellow", radii[1], side, yellow, 0.0),
+            _rolled(other, radii[2], side, third, draw.place(0.3, 1.8)),
+        )
+
+    return Setting(move)
+
+
+def _brake(draw: Draw, side: Side, other: str) -> Setting:
+    """The red box slides, and friction slows it down."""
+    height, radius = draw.place(6, 8), draw.place(4, 6)
+    width = height * draw.place(1.3, 1.8)
+    red = draw.place(24, 38)
+    yellow = red + width / 2 + radius + draw.place(2, 9)
+
+    def move() -> tuple[Body, ...]:
+        brake, speed = draw.place(0.02, 0.12), draw.place(0.2, 1.8)
+        start = red - SHOWN * speed - SHOWN**2 / 2 * brake
+        box = Box(
+            colour="red",
+            width=width,
+            height=height,
+            position=(side.x(start), FLOOR - height / 2),
+            velocity=(side.sign * (speed + SHOWN * brake), 0.0),
+            elasticity=0.3,
+            friction=brake / GRAVITY,
+        )
+        return box, _rolled("yellow", radius, side, yellow, 0.0)
+
+    return Setting(move)
+
+
+def _land(draw: Draw, side: Side, other: str) -> Setting:
+    """The red ball is in the air; the yellow one on the floor, perhaps in an open box."""
+    red_radius, yellow_radius = draw.place(3.5, 5), draw.place(4, 5.5)
+    x, y = draw.place(16, 40), draw.place(14, 32)
+    yellow = x + draw.place(-6, 20)
+    boxed = draw.chance(0.3)
+    inside = yellow_radius + draw.place(3, 6)
+    planks = cup(side.x(yellow) - inside, side.x(yellow) + inside, FLOOR - draw.place(6, 12))
+
+    def move() -> tuple[Body, ...]:
+        ahead, down = draw.place(-0.4, 2.2), draw.place(1.2, 3.6)
+        red = Ball(
+            colour="red",
+            radius=red_radius,
+            position=(
+                side.x(x - SHOWN * ahead),
+                y - SHOWN * down + SHOWN**2 / 2 * GRAVITY,
+            ),
+            velocity=(side.sign * ahead, down - SHOWN * GRAVITY),
+            elasticity=0.6,
+        )
+        away = 0.0 if boxed else draw.place(-1.0, 1.0)
+        return red, _rolled("yellow", yellow_radius, side, yellow, away)
+
+    return Setting(move, planks if boxed else ())
+
+
+def _descend(draw: Draw, side: Side, other: str) -> Setting:
+    """The red ball is on a ramp; the yellow one on the floor before it."""
+    red_radius, yellow_radius = draw.place(4, 5.5), draw.place(4, 5.5)
+    foot, slope = draw.place(28, 40), np.radians(draw.place(12, 24))
+    above = draw.place(2, 10)
+    # A disc that rolls down gains two thirds of what one that slides without friction gains.
+    gain = 2 / 3 * GRAVITY * float(np.sin(slope))
+    yellow = foot + red_radius + yellow_radius + draw.place(3, 14)
+    plank = side.plank(-16, FLOOR - (foot + 16) * np.tan(slope), foot, FLOOR)
+
+    def move() -> tuple[Body, ...]:
+        start = draw.place(0, 1.2)
+        back = SHOWN * start + SHOWN**2 / 2 * gain
+        return (
+            on_ramp("red", red_radius, side, foot, slope, above + back, start),
+            _rolled("yellow", yellow_radius, side, yellow, draw.place(-0.3, 1.2)),
+        )
+
+    return Setting(move, (plank,))
+
+
+def _rolled(colour: str, radius: float, side: Side, x: float, speed: float) -> Ball:
+    """A ball that has rolled to x by the last frame."""
+    return rolling(colour, radius, side.x(x - SHOWN * speed), side.sign * speed)
+
+
+KINDS = (_meet, _push, _brake, _land, _descend)
