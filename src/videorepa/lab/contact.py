@@ -35,6 +35,8 @@ HORIZON = 16
 """Frames after the clip in which contact counts: two seconds."""
 SHOWN = FRAMES - 1
 """Number of the last frame that is shown."""
+MIDDLE = 6
+"""Number of the frame that a setting says the positions in."""
 RED, YELLOW = 0, 1
 """Their numbers among a scene's bodies."""
 TRIES = 60
@@ -137,7 +139,7 @@ def _meet(draw: Draw, side: Side, other: str) -> Setting:
     """Both on the floor, each rolling or still."""
     red_radius, yellow_radius = draw.place(4, 6), draw.place(4, 6)
     red = draw.place(18, 34)
-    yellow = red + red_radius + yellow_radius + draw.place(5, 16)
+    yellow = red + red_radius + yellow_radius + draw.place(8, 22)
 
     def move() -> tuple[Body, ...]:
         ahead = draw.place(0.2, 1.8)
@@ -153,8 +155,8 @@ def _meet(draw: Draw, side: Side, other: str) -> Setting:
 def _push(draw: Draw, side: Side, other: str) -> Setting:
     """A third ball rolls towards the red one from behind, and will set it in motion."""
     radii = draw.place(4, 5.5), draw.place(4, 5.5), draw.place(4, 6)
-    third = draw.place(14, 22)
-    red = third + radii[2] + radii[0] + draw.place(1.5, 6)
+    third = draw.place(8, 16)
+    red = third + radii[2] + radii[0] + draw.place(6, 14)
     yellow = red + radii[0] + radii[1] + draw.place(2, 12)
 
     def move() -> tuple[Body, ...]:
@@ -171,18 +173,18 @@ def _brake(draw: Draw, side: Side, other: str) -> Setting:
     """The red box slides, and friction slows it down."""
     height, radius = draw.place(6, 8), draw.place(4, 6)
     width = height * draw.place(1.3, 1.8)
-    red = draw.place(24, 38)
-    yellow = red + width / 2 + radius + draw.place(2, 9)
+    red = draw.place(16, 30)
+    yellow = red + width / 2 + radius + draw.place(6, 16)
 
     def move() -> tuple[Body, ...]:
-        brake, speed = draw.place(0.02, 0.12), draw.place(0.2, 1.8)
-        start = red - SHOWN * speed - SHOWN**2 / 2 * brake
+        brake, speed = draw.place(0.02, 0.10), draw.place(0.3, 2.0)
+        start = red - MIDDLE * speed - MIDDLE**2 / 2 * brake
         box = Box(
             colour="red",
             width=width,
             height=height,
             position=(side.x(start), FLOOR - height / 2),
-            velocity=(side.sign * (speed + SHOWN * brake), 0.0),
+            velocity=(side.sign * (speed + MIDDLE * brake), 0.0),
             elasticity=0.3,
             friction=brake / GRAVITY,
         )
@@ -194,22 +196,22 @@ def _brake(draw: Draw, side: Side, other: str) -> Setting:
 def _land(draw: Draw, side: Side, other: str) -> Setting:
     """The red ball is in the air; the yellow one on the floor, perhaps in an open box."""
     red_radius, yellow_radius = draw.place(3.5, 5), draw.place(4, 5.5)
-    x, y = draw.place(16, 40), draw.place(14, 32)
-    yellow = x + draw.place(-6, 20)
+    x, y = draw.place(12, 36), draw.place(8, 20)
+    yellow = x + draw.place(-4, 26)
     boxed = draw.chance(0.3)
     inside = yellow_radius + draw.place(3, 6)
     planks = cup(side.x(yellow) - inside, side.x(yellow) + inside, FLOOR - draw.place(6, 12))
 
     def move() -> tuple[Body, ...]:
-        ahead, down = draw.place(-0.4, 2.2), draw.place(1.2, 3.6)
+        ahead, down = draw.place(-0.4, 2.2), draw.place(-1.2, 0.6)
         red = Ball(
             colour="red",
             radius=red_radius,
             position=(
-                side.x(x - SHOWN * ahead),
-                y - SHOWN * down + SHOWN**2 / 2 * GRAVITY,
+                side.x(x - MIDDLE * ahead),
+                y - MIDDLE * down + MIDDLE**2 / 2 * GRAVITY,
             ),
-            velocity=(side.sign * ahead, down - SHOWN * GRAVITY),
+            velocity=(side.sign * ahead, down - MIDDLE * GRAVITY),
             elasticity=0.6,
         )
         away = 0.0 if boxed else draw.place(-1.0, 1.0)
@@ -222,15 +224,15 @@ def _descend(draw: Draw, side: Side, other: str) -> Setting:
     """The red ball is on a ramp; the yellow one on the floor before it."""
     red_radius, yellow_radius = draw.place(4, 5.5), draw.place(4, 5.5)
     foot, slope = draw.place(28, 40), np.radians(draw.place(12, 24))
-    above = draw.place(2, 10)
+    above = draw.place(8, 18)
     # A disc that rolls down gains two thirds of what one that slides without friction gains.
     gain = 2 / 3 * GRAVITY * float(np.sin(slope))
-    yellow = foot + red_radius + yellow_radius + draw.place(3, 14)
+    yellow = foot + red_radius + yellow_radius + draw.place(0, 12)
     plank = side.plank(-16, FLOOR - (foot + 16) * np.tan(slope), foot, FLOOR)
 
     def move() -> tuple[Body, ...]:
-        start = draw.place(0, 1.2)
-        back = SHOWN * start + SHOWN**2 / 2 * gain
+        start = draw.place(-0.2, 1.4)
+        back = MIDDLE * start + MIDDLE**2 / 2 * gain
         return (
             on_ramp("red", red_radius, side, foot, slope, above + back, start),
             _rolled("yellow", yellow_radius, side, yellow, draw.place(-0.3, 1.2)),
@@ -241,7 +243,7 @@ def _descend(draw: Draw, side: Side, other: str) -> Setting:
 
 def _rolled(colour: str, radius: float, side: Side, x: float, speed: float) -> Ball:
     """A ball that has rolled to x by the last frame."""
-    return rolling(colour, radius, side.x(x - SHOWN * speed), side.sign * speed)
+    return rolling(colour, radius, side.x(x - MIDDLE * speed), side.sign * speed)
 
 
 KINDS = (_meet, _push, _brake, _land, _descend)
