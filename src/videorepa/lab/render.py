@@ -29,7 +29,7 @@ from videorepa.lab.world import (
 WALL = (0.74, 0.88)
 GROUND = (0.40, 0.50)
 """From and to which brightness their means are."""
-SCREEN = 0.58
+SCREEN = 0.5
 PLANK = 0.22
 TINT = 0.04
 """Length of the wall's and the floor's colour off gray; a body's is 0.35 to 0.65."""

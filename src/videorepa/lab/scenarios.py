@@ -5,7 +5,7 @@ The function's name is the scenario's name; what a check has to find in a clip s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,6 +27,68 @@ from videorepa.lab.world import (
 Split = Literal["within", "beyond"]
 """Whether the parameters lie within their ranges, or past the upper ends: faster, larger, higher.
 Models are trained on "within" alone."""
+
+CAPTIONS: dict[str, tuple[str, ...]] = {
+    "fall": (
+        "A {a} ball falls and bounces on the floor.",
+        "A {a} ball drops and bounces up again.",
+    ),
+    "drop": (
+        "A {a} ball falls and hardly bounces.",
+        "A {a} ball drops and stays on the floor.",
+    ),
+    "throw": (
+        "A {a} ball flies through the air to the {s}.",
+        "A {a} ball is thrown to the {s}.",
+        "Someone throws a {a} ball to the {s}.",
+    ),
+    "roll": (
+        "A {a} ball rolls to the {s}.",
+        "A {a} ball rolls along the floor to the {s}.",
+        "On the floor a {a} ball rolls to the {s}.",
+    ),
+    "slide": (
+        "A {a} box slides to the {s} and stops.",
+        "A {a} box slides over the floor to the {s} until it stops.",
+    ),
+    "ramp": (
+        "A {a} ball rolls down a ramp to the {s}.",
+        "Down a ramp a {a} ball rolls to the {s}.",
+        "A {a} ball runs down a slope to the {s}.",
+    ),
+    "collide": (
+        "A {a} ball rolls to the {s} and hits a {b} ball.",
+        "A {a} ball rolls to the {s} into a {b} ball.",
+        "Rolling to the {s}, a {a} ball bumps into a {b} ball.",
+    ),
+    "chain": (
+        "A {a} ball hits a {b} ball to the {s}, which hits a {c} ball.",
+        "A {a} ball rolls to the {s} into a {b} ball and that into a {c} ball.",
+    ),
+    "stack": (
+        "A {a} box tips and falls off a {b} box to the {s}.",
+        "A stack of a {a} box on a {b} box falls over to the {s}.",
+        "A {a} box topples to the {s} from a {b} box.",
+    ),
+    "catch": (
+        "A {a} ball falls into an open box.",
+        "A {a} ball drops into a box and stays there.",
+        "An open box catches a {a} ball.",
+    ),
+    "hide": (
+        "A {a} ball rolls to the {s} behind a gray screen.",
+        "A {a} ball passes behind a gray screen to the {s}.",
+        "Behind a gray screen a {a} ball rolls to the {s}.",
+    ),
+}
+"""What each scenario's clips may be called: a, b and c are the bodies' colours, in their order in
+the scene, and s the side they move to."""
+BYSTANDERS = (
+    " A {a} ball lies still.",
+    " A {a} box stands still.",
+    " A {a} ball lies on a shelf.",
+)
+"""What may be added, of one that has no part in what happens."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +115,10 @@ class Draw:
         """Different ones."""
         return [str(name) for name in self.rng.permutation(list(COLOURS))[:count]]
 
-    def words(self, templates: Sequence[str], **words: str) -> str:
-        return templates[int(self.rng.integers(len(templates)))].format(**words)
+    def caption(self, event: str, *colours: str, side: str = "") -> str:
+        templates = CAPTIONS[event]
+        template = templates[int(self.rng.integers(len(templates)))]
+        return template.format(**dict(zip("abc", colours, strict=False)), s=side)
 
 
 @dataclass(frozen=True)
@@ -93,11 +157,11 @@ def rolling(colour: str, radius: float, x: float, speed: float, elasticity: floa
 def _bystander(draw: Draw, colour: str, x: float) -> tuple[Ball | Box, str]:
     """Something that stands on the floor and has no part in what happens, and its sentence."""
     if draw.chance(0.5):
-        return rolling(colour, draw.place(4.5, 6), x, 0.0), f" A {colour} ball lies still."
+        return rolling(colour, draw.place(4.5, 6), x, 0.0), BYSTANDERS[0].format(a=colour)
     width = draw.place(6.5, 8)
     height = width * draw.place(1.4, 1.7)
     box = Box(colour=colour, width=width, height=height, position=(x, FLOOR - height / 2))
-    return box, f" A {colour} box stands still."
+    return box, BYSTANDERS[1].format(a=colour)
 
 
 def _shelf(draw: Draw, colour: str) -> tuple[Ball, Plank, str]:
@@ -105,14 +169,21 @@ def _shelf(draw: Draw, colour: str) -> tuple[Ball, Plank, str]:
     x, y, radius = draw.place(14, 50), draw.place(22, 27), draw.place(4.5, 6)
     plank = Plank((x - radius - 2, y), (x + radius + 2, y))
     ball = Ball(colour=colour, radius=radius, position=(x, y - plank.radius - radius))
-    return ball, plank, f" A {colour} ball lies on a shelf."
+    return ball, plank, BYSTANDERS[2].format(a=colour)
 
 
 def fall(draw: Draw) -> Scene:
-    """One ball is let go in the air, falls, and bounces much or little."""
+    """One ball is let go in the air, falls and bounces."""
+    return _let_go(draw, "fall", draw.place(0.65, 0.85))
+
+
+def drop(draw: Draw) -> Scene:
+    """One ball is let go in the air, falls and hardly bounces."""
+    return _let_go(draw, "drop", draw.place(0.1, 0.25))
+
+
+def _let_go(draw: Draw, event: str, elasticity: float) -> Scene:
     colour, other = draw.colours(2)
-    high = draw.chance(0.6)
-    elasticity = draw.place(0.65, 0.85) if high else draw.place(0.1, 0.25)
     radius = draw.extent(5, 7)
     side = Side.drawn(draw)
     x = draw.place(14, 30)
@@ -123,16 +194,11 @@ def fall(draw: Draw) -> Scene:
         velocity=(draw.place(-0.4, 0.4), 0.0),
         elasticity=elasticity,
     )
-    how = (
-        ("A {c} ball falls and bounces on the floor.", "A {c} ball drops and bounces up again.")
-        if high
-        else ("A {c} ball falls and hardly bounces.", "A {c} ball drops and stays on the floor.")
-    )
-    caption, bodies = draw.words(how, c=colour), (ball,)
+    caption, bodies = draw.caption(event, colour), (ball,)
     if draw.chance(0.3):
         bystander, sentence = _bystander(draw, other, side.x(draw.place(x + 20, 56)))
         caption, bodies = caption + sentence, (ball, bystander)
-    return Scene("fall", caption, bodies)
+    return Scene(event, caption, bodies)
 
 
 def throw(draw: Draw) -> Scene:
@@ -149,15 +215,7 @@ def throw(draw: Draw) -> Scene:
         velocity=(side.sign * draw.extent(1.6, 2.8), speed),
         elasticity=draw.place(0.5, 0.8),
     )
-    caption = draw.words(
-        (
-            "A {c} ball flies through the air to the {s}.",
-            "A {c} ball is thrown to the {s}.",
-            "Someone throws a {c} ball to the {s}.",
-        ),
-        c=colour,
-        s=side.name,
-    )
+    caption = draw.caption("throw", colour, side=side.name)
     return Scene("throw", caption, (ball,))
 
 
@@ -168,15 +226,7 @@ def roll(draw: Draw) -> Scene:
     side = Side.drawn(draw)
     x = side.x(draw.place(7, 14))
     ball = rolling(colour, radius, x, side.sign * draw.extent(1.4, 2.8))
-    caption = draw.words(
-        (
-            "A {c} ball rolls to the {s}.",
-            "A {c} ball rolls along the floor to the {s}.",
-            "On the floor a {c} ball rolls to the {s}.",
-        ),
-        c=colour,
-        s=side.name,
-    )
+    caption = draw.caption("roll", colour, side=side.name)
     if draw.chance(0.3):
         above, plank, sentence = _shelf(draw, other)
         return Scene("roll", caption + sentence, (ball, above), (plank,))
@@ -199,14 +249,7 @@ def slide(draw: Draw) -> Scene:
         elasticity=0.0,
         friction=speed / time / GRAVITY,
     )
-    caption = draw.words(
-        (
-            "A {c} box slides to the {s} and stops.",
-            "A {c} box slides over the floor to the {s} until it stops.",
-        ),
-        c=colour,
-        s=side.name,
-    )
+    caption = draw.caption("slide", colour, side=side.name)
     if draw.chance(0.3):
         above, plank, sentence = _shelf(draw, other)
         return Scene("slide", caption + sentence, (box, above), (plank,))
@@ -221,15 +264,7 @@ def ramp(draw: Draw) -> Scene:
     foot, slope = draw.place(32, 42), np.radians(draw.extent(20, 30))
     plank = side.plank(0, FLOOR - foot * np.tan(slope), foot, FLOOR)
     ball = on_ramp(colour, radius, side, foot, slope, draw.place(17, 24), draw.extent(0.6, 1.6))
-    caption = draw.words(
-        (
-            "A {c} ball rolls down a ramp to the {s}.",
-            "Down a ramp a {c} ball rolls to the {s}.",
-            "A {c} ball runs down a slope to the {s}.",
-        ),
-        c=colour,
-        s=side.name,
-    )
+    caption = draw.caption("ramp", colour, side=side.name)
     return Scene("ramp", caption, (ball,), (plank,))
 
 
@@ -262,16 +297,7 @@ def collide(draw: Draw) -> Scene:
         ),
         rolling(second, draw.extent(5, 7), side.x(draw.place(32, 40)), 0.0),
     )
-    caption = draw.words(
-        (
-            "A {a} ball rolls to the {s} and hits a {b} ball.",
-            "A {a} ball rolls to the {s} into a {b} ball.",
-            "Rolling to the {s}, a {a} ball bumps into a {b} ball.",
-        ),
-        a=first,
-        b=second,
-        s=side.name,
-    )
+    caption = draw.caption("collide", first, second, side=side.name)
     return Scene("collide", caption, balls)
 
 
@@ -287,16 +313,7 @@ def chain(draw: Draw) -> Scene:
         rolling(b, r2, side.x(x2), 0.0),
         rolling(c, r3, side.x(x3), 0.0),
     )
-    caption = draw.words(
-        (
-            "A {a} ball hits a {b} ball to the {s}, which hits a {c} ball.",
-            "A {a} ball rolls to the {s} into a {b} ball and that into a {c} ball.",
-        ),
-        a=a,
-        b=b,
-        c=c,
-        s=side.name,
-    )
+    caption = draw.caption("chain", a, b, c, side=side.name)
     return Scene("chain", caption, balls)
 
 
@@ -315,16 +332,7 @@ def stack(draw: Draw) -> Scene:
     )
     high = replace(low, colour=upper, width=draw.place(12, 14), height=draw.place(7, 8.5))
     over = side.x(x + width / 2 + draw.place(2, 3.5))
-    caption = draw.words(
-        (
-            "A {a} box tips and falls off a {b} box to the {s}.",
-            "A stack of a {a} box on a {b} box falls over to the {s}.",
-            "A {a} box topples to the {s} from a {b} box.",
-        ),
-        a=upper,
-        b=lower,
-        s=side.name,
-    )
+    caption = draw.caption("stack", upper, lower, side=side.name)
     high = replace(high, position=(over, FLOOR - height - high.height / 2))
     return Scene("stack", caption, (high, low))
 
@@ -343,14 +351,7 @@ def catch(draw: Draw) -> Scene:
         velocity=(side.sign * draw.place(0.1, 0.4), 0.0),
         elasticity=draw.place(0.3, 0.5),
     )
-    caption = draw.words(
-        (
-            "A {c} ball falls into an open box.",
-            "A {c} ball drops into a box and stays there.",
-            "An open box catches a {c} ball.",
-        ),
-        c=colour,
-    )
+    caption = draw.caption("catch", colour)
     return Scene("catch", caption, (ball,), cup(left, right, top))
 
 
@@ -367,15 +368,7 @@ def hide(draw: Draw) -> Scene:
     radius = draw.extent(4.5, 6)
     side = Side.drawn(draw)
     centre, width = draw.place(27, 34), draw.place(13, 17)
-    caption = draw.words(
-        (
-            "A {c} ball rolls to the {s} behind a gray screen.",
-            "A {c} ball passes behind a gray screen to the {s}.",
-            "Behind a gray screen a {c} ball rolls to the {s}.",
-        ),
-        c=colour,
-        s=side.name,
-    )
+    caption = draw.caption("hide", colour, side=side.name)
     ball = rolling(colour, radius, side.x(draw.place(6, 9)), side.sign * draw.extent(2.7, 3.4))
     centre = side.x(centre)
     screen = Screen(centre - width / 2, centre + width / 2, draw.place(30, 36))
@@ -384,7 +377,7 @@ def hide(draw: Draw) -> Scene:
 
 SCENARIOS: dict[str, Callable[[Draw], Scene]] = {
     scenario.__name__: scenario
-    for scenario in (fall, throw, roll, slide, ramp, collide, chain, stack, catch, hide)
+    for scenario in (fall, drop, throw, roll, slide, ramp, collide, chain, stack, catch, hide)
 }
 
 

@@ -93,19 +93,17 @@ def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:
 
 
 def _classes(scene) -> list[int]:
-    """Event, the colours in order (one past the last for none), which of them are boxes, side, and
-    whether it bounces."""
+    """Event, the colours in order (one past the last for none), which of them are boxes, side."""
     colours, boxes = [len(COLOURS)] * MOST_BODIES, [0] * MOST_BODIES
     for number, body in enumerate(scene.bodies):
         colours[number] = list(COLOURS).index(body.colour)
         boxes[number] = int(isinstance(body, Box))
     side = ("left" in scene.caption) + 2 * ("right" in scene.caption)
-    bounces = int(scene.bodies[0].elasticity > 0.4)
-    return [list(SCENARIOS).index(scene.event), *colours, *boxes, side, bounces]
+    return [list(SCENARIOS).index(scene.event), *colours, *boxes, side]
 
 
 def _class_counts() -> list[int]:
-    return [len(SCENARIOS), *[len(COLOURS) + 1] * MOST_BODIES, *[2] * MOST_BODIES, 3, 2]
+    return [len(SCENARIOS), *[len(COLOURS) + 1] * MOST_BODIES, *[2] * MOST_BODIES, 3]
 
 
 def _tokenizer(seed: int):
