@@ -306,10 +306,10 @@ def chain(draw: Draw) -> Scene:
     a, b, c = draw.colours(3)
     side = Side.drawn(draw)
     r1, r2, r3 = (draw.extent(4.5, 5.5) for _ in range(3))
-    x2 = draw.place(24, 28)
-    x3 = x2 + r2 + r3 + draw.place(2, 7)
+    x2 = draw.place(23, 27)
+    x3 = x2 + r2 + r3 + draw.place(4, 7)
     balls = (
-        rolling(a, r1, side.x(draw.place(6, 9)), side.sign * draw.extent(2.2, 3.2)),
+        rolling(a, r1, side.x(draw.place(6, 9)), side.sign * draw.extent(2.6, 3.4)),
         rolling(b, r2, side.x(x2), 0.0),
         rolling(c, r3, side.x(x3), 0.0),
     )
