@@ -104,7 +104,7 @@ def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]
             break
         percentile, limits = float(lower), tighter
     tolerances = {
-        name: max(CHECKS[name].resolution, float(f"{_with_headroom(name, float(limit)):.4g}"))
+        name: max(CHECKS[name].resolution, float(f"{HEADROOM * float(limit):.4g}"))
         for name, limit in zip(names, limits, strict=True)
     }
     provenance = {
@@ -115,12 +115,6 @@ def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]
         "applied_to": dict(zip(names, (~np.isnan(values)).sum(0).tolist(), strict=True)),
     }
     return {"tolerances": tolerances, "provenance": provenance}
-
-
-def _with_headroom(name: str, limit: float) -> float:
-    # A ratio of 1 is a perfect disc: the headroom is on what exceeds it.
-    best = 1.0 if CHECKS[name].unit == "ratio" else 0.0
-    return best + HEADROOM * (limit - best)
 
 
 def as_files(reconstruct: Reconstruct) -> Reconstruct:
@@ -200,14 +194,15 @@ row went through the autoencoder and back, the broken ones after they were broke
 
 Not every clip that passes here is a miss:
 
-- Time has no direction on a frictionless floor. A roll or a collision played backwards is
-  physical, so it fails SA, by its direction, and not PC.
-- A ball that rests on the floor is physical. A frozen clip fails PC only where it leaves a ball
+- A roll has no direction in time. Played backwards, a roll or a collision is physical, so it fails
+  SA, by its direction, and not PC.
+- A body that rests on the floor is physical. A frozen clip fails PC only where it leaves a body
   hanging in the air.
-- A ball that vanishes, leaps or floats may still do what the caption says: such clips are to fail
+- A body that vanishes, leaps or floats may still do what the caption says: such clips are to fail
   PC, and may pass SA. PC never reads the caption.
-- A ball that is cut by the frame's edge or the screen when it leaps can hide some of the leap.
-- Light, texture and the screen's shape are not judged.
+- A body that is cut by the frame's edge or the screen when it leaps can hide some of the leap.
+- Nothing is asked of a body while it is near a plank or another one, but that it stays what it is.
+- Light, texture and the shapes of the screen and the planks are not judged.
 
 And a clip that passes all checks has broken none of these laws by more than the tolerances below,
 which are as wide as the autoencoder's blur makes them; it may break them by less.

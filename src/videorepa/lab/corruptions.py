@@ -12,7 +12,7 @@ import numpy as np
 from videorepa import progress
 from videorepa.lab.laws import CHECKS, score
 from videorepa.lab.render import Clip, make_clip, render
-from videorepa.lab.world import FLOOR, SIZE, Trajectory
+from videorepa.lab.world import FLOOR, SIZE, Ball
 
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 """Clips through an autoencoder and back: (N, F, SIZE, SIZE, 3) uint8 to the same."""
@@ -64,8 +64,10 @@ def _teleport(clip: Clip, rng: np.random.Generator) -> np.ndarray:
 
 
 def _floating(clip: Clip, rng: np.random.Generator) -> np.ndarray | None:
-    (ball, *others) = clip.scene.balls
-    if others or ball.position[1] + ball.radius > FLOOR - 1:
+    (ball, *others) = clip.scene.bodies
+    if others or clip.scene.planks or not isinstance(ball, Ball):
+        return None
+    if ball.position[1] + ball.radius > FLOOR - 1:
         return None
     time = np.arange(len(clip.frames), dtype=np.float32)[:, None, None]
     velocity = np.array([ball.velocity[0], 0.0], np.float32)
@@ -74,9 +76,9 @@ def _floating(clip: Clip, rng: np.random.Generator) -> np.ndarray | None:
 
 
 def _seen_frame(clip: Clip, rng: np.random.Generator) -> int:
-    """A frame, not among the first or last four, in which all of the first ball is in view and is
+    """A frame, not among the first or last four, in which all of the first body is in view and is
     not behind the screen; the fifth if there is none."""
-    x, radius = clip.trajectory.positions[:, 0, 0], clip.scene.balls[0].radius
+    x, radius = clip.trajectory.positions[:, 0, 0], np.sqrt(clip.scene.bodies[0].area / np.pi)
     seen = (x > radius + 1) & (x < SIZE - radius - 1)
     if clip.scene.screen is not None:
         seen &= (x < clip.scene.screen.left - radius) | (x > clip.scene.screen.right + radius)
@@ -87,7 +89,7 @@ def _seen_frame(clip: Clip, rng: np.random.Generator) -> int:
 def _moved(clip: Clip, since: int, by: tuple[float, float]) -> np.ndarray:
     positions = clip.trajectory.positions.copy()
     positions[since:, 0] += by
-    return render(clip.scene, Trajectory(positions, clip.trajectory.contact))
+    return render(clip.scene, replace(clip.trajectory, positions=positions))
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -102,16 +104,16 @@ CORRUPTIONS: dict[str, Corruption] = {
     "frozen": Corruption(
         _frozen,
         "the first frame, all the time",
-        "`event`, always; `gravity` and `arc` where a ball is left hanging",
+        "`event`, always; `gravity` and `arc` where a body is left hanging",
     ),
     "vanishing": Corruption(
         _vanishing,
-        "the first ball is gone from a frame on in which it would be seen",
+        "the first body is gone from a frame on in which it would be seen",
         "`permanence`",
     ),
     "teleport": Corruption(
         _teleport,
-        "from one frame on the first ball is 12 pixels farther back on its way",
+        "from one frame on the first body is 12 pixels farther back on its way",
         "`continuity`",
     ),
     "floating": Corruption(
