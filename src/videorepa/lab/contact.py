@@ -1,9 +1,10 @@
 """Clips that end before the red object touches the yellow one, and whether it is about to.
 
 They ask Physion's question (object contact prediction, arXiv 2106.08261) of the lab's world. A
-scene is drawn by what its last frame shows; then motions are drawn that lead there, until one ends
-in contact and one does not, and one of the two is taken. So where things are in the last frame
-is drawn alike for both answers, and tells nothing: how they got there does.
+scene is drawn by where things are in a middle frame; then motions through it are drawn, until one
+ends in contact and one does not, and one of the two is taken. So that frame is drawn alike for both
+answers and tells nothing; the first and the last tell little, since what will touch comes from
+farther away and is nearer at the end. The motion tells.
 """
 
 from __future__ import annotations
@@ -35,19 +36,20 @@ HORIZON = 16
 """Frames after the clip in which contact counts: two seconds."""
 SHOWN = FRAMES - 1
 """Number of the last frame that is shown."""
-MIDDLE = 6
-"""Number of the frame that a setting says the positions in."""
+MIDDLE = 10
+"""Number of the frame whose positions a setting says. At 10, the first and the last frame tell
+equally much."""
 RED, YELLOW = 0, 1
 """Their numbers among a scene's bodies."""
 TRIES = 60
-"""Motions that are tried for what a last frame shows, before another is drawn."""
+"""Motions that are tried for one setting, before another is drawn."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the last frame shows.
+    """What the middle frame shows.
 
-    move: draws a motion that leads there: the red and the yellow object, and others, as they start.
+    move: draws a motion through it: the red and the yellow object, and others, as they start.
     """
 
     move: Callable[[], tuple[Body, ...]]
@@ -66,19 +68,19 @@ def contact_clip(seed: int, index: int) -> tuple[Clip, bool]:
     raise AssertionError("settings do not end")
 
 
-def unlabelled_clip(seed: int, index: int) -> np.ndarray:
-    """Frames (FRAMES, SIZE, SIZE, 3) uint8 without caption or label, for teachers: half of them a
-    stretch of what contact is asked about, half the captioned scenarios, all with a camera that
-    shakes."""
+def unlabelled_clip(seed: int, index: int, frames: int = FRAMES) -> np.ndarray:
+    """Frames (frames, SIZE, SIZE, 3) uint8 without caption or label, for teachers: of every three,
+    two are a stretch of what contact is asked about, and one is of the captioned scenarios; all
+    with clutter and a camera that shakes."""
     rng = np.random.default_rng([seed, index])
     look = _look(rng)
-    if rng.random() < 0.5:
+    if rng.random() < 1 / 3:
         scene = replace(draw_scene(int(rng.integers(2**32)), index), look=look)
-        return render(scene, simulate(scene))
+        return render(scene, simulate(scene, frames))
     setting, scene = _drawn(Draw(rng))
     scene = replace(scene, bodies=setting.move() + scene.bodies, look=look)
     first = int(rng.integers(HORIZON + 1))
-    whole = simulate(scene, first + FRAMES)
+    whole = simulate(scene, first + frames)
     part = (array[first:] for array in (whole.positions, whole.angles, whole.touched))
     return render(scene, Trajectory(*part))
 
@@ -242,7 +244,7 @@ def _descend(draw: Draw, side: Side, other: str) -> Setting:
 
 
 def _rolled(colour: str, radius: float, side: Side, x: float, speed: float) -> Ball:
-    """A ball that has rolled to x by the last frame."""
+    """A ball that rolls past x in the middle frame."""
     return rolling(colour, radius, side.x(x - MIDDLE * speed), side.sign * speed)
 
 
