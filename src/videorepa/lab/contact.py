@@ -36,8 +36,8 @@ HORIZON = 16
 """Frames after the clip in which contact counts: two seconds."""
 SHOWN = FRAMES - 1
 """Number of the last frame that is shown."""
-MIDDLE = 10
-"""Number of the frame whose positions a setting says. At 10, the first and the last frame tell
+MIDDLE = 8
+"""Number of the frame whose positions a setting says. At 8, the first and the last frame tell
 equally much."""
 RED, YELLOW = 0, 1
 """Their numbers among a scene's bodies."""

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from videorepa.errors import UserError
-from videorepa.lab.render import PLANK, SCREEN, WALL
+from videorepa.lab.render import SCREEN
 from videorepa.lab.world import COLOURS, FLOOR, SIZE
 
 # Two axes that span the colours of no brightness: a colour's direction there is its hue.
@@ -40,6 +40,9 @@ FOREIGN_DIFFERENCE = 0.25
 """Difference from the room, in [0, 1], from which on a pixel shows something."""
 OBLONG = 1.2
 """Ratio of its long to its short axis from which on a body is a box and not a ball."""
+LIKE_SCREEN = 0.065
+"""Distance from the screen's brightness, in [0, 1], up to which a pixel is the screen's. The wall is
+brighter even in its shade, and the planks are darker even where they are blurred."""
 NEAR_PLANK = 2
 """Pixels between a body and a plank up to which one may carry the other."""
 
@@ -248,8 +251,7 @@ def _frame_and_size(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
 
 def _find_screen(room: np.ndarray) -> Rectangle | None:
     """The largest broad patch of the screen's gray."""
-    reach = (min(WALL) - 0.12 - SCREEN) / 2
-    gray = (np.abs(room.mean(-1) - SCREEN) < reach) & (np.ptp(room, axis=-1) < 0.13)
+    gray = (np.abs(room.mean(-1) - SCREEN) < LIKE_SCREEN) & (np.ptp(room, axis=-1) < 0.13)
     gray[int(FLOOR) - 1 :] = False
     # A screen is broad; a row of blur over the floor is not.
     gray = ndimage.binary_opening(gray, np.ones((5, 5), bool))
@@ -266,7 +268,7 @@ def _find_screen(room: np.ndarray) -> Rectangle | None:
 
 
 def _find_planks(room: np.ndarray) -> np.ndarray:
-    dark = room.max(-1) < (PLANK + SCREEN) / 2
+    dark = room.max(-1) < SCREEN - LIKE_SCREEN
     dark[int(FLOOR) :] = False
     return np.asarray(ndimage.binary_opening(dark, np.ones((2, 2), bool)), bool)
 

@@ -82,7 +82,7 @@ class Plank:
 
     start: tuple[float, float]
     end: tuple[float, float]
-    radius: float = 1.5
+    radius: float = 2.0
 
 
 @dataclass(frozen=True)
