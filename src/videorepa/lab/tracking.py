@@ -41,7 +41,7 @@ FOREIGN_DIFFERENCE = 0.25
 OBLONG = 1.2
 """Ratio of its long to its short axis from which on a body is a box and not a ball."""
 LIKE_SCREEN = 0.065
-"""Distance from the screen's brightness, in [0, 1], up to which a pixel is the screen's. The wall is
+"""Distance from the screen's brightness, in [0, 1], up to which a pixel is its. The wall is
 brighter even in its shade, and the planks are darker even where they are blurred."""
 NEAR_PLANK = 2
 """Pixels between a body and a plank up to which one may carry the other."""
