@@ -15,7 +15,7 @@ from videorepa import checkpoint
 from videorepa.checkpoint import Checkpoint, put
 from videorepa.data.batches import step_seed
 
-CHECKPOINT_EVERY = 200
+CHECKPOINT_EVERY = 100
 WARMUP_STEPS = 100
 
 
