@@ -20,7 +20,7 @@ from videorepa.lab import calibration, corruptions, laws
 from videorepa.lab.render import Clip, make_clip, render
 from videorepa.lab.scenarios import SCENARIOS
 from videorepa.lab.tracking import observe
-from videorepa.lab.world import COLOURS, SIZE, Box
+from videorepa.lab.world import COLOURS, SIZE, Ball, Box
 
 SEED = 77
 
@@ -99,6 +99,7 @@ def test_edge_and_screen_are_told_from_plain_sight():
     clip = make_clip(SEED, 0, "hide")
     (ball,), screen = clip.scene.bodies, clip.scene.screen
     assert screen is not None
+    assert isinstance(ball, Ball)
     track = observe(clip.frames).tracks[ball.colour]
     x = clip.trajectory.positions[:, 0, 0]
     behind = (x > screen.left - ball.radius) & (x < screen.right + ball.radius)
@@ -243,6 +244,7 @@ def test_a_collision_that_swallows_the_momentum_is_found():
 def test_a_growing_a_stretched_and_a_split_ball_are_found():
     clip = make_clip(SEED, 2, "fall")
     ball = clip.scene.bodies[0]
+    assert isinstance(ball, Ball)
     bigger = replace(clip.scene, bodies=(replace(ball, radius=ball.radius * 1.4),))
     grown = np.concatenate([clip.frames[:9], render(bigger, clip.trajectory)[9:]])
     assert "size" in failing(judged(grown, clip), "pc")

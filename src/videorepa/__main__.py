@@ -262,7 +262,7 @@ def scan(
     noise: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
     blocks: tuple[int, ...] = (),
     teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    probe_clips: int = 128,
+    probe_clips: int = 256,
     set: Overrides = (),
 ) -> None:
     """Measure how close each block already is to the teacher, before choosing which to align.

@@ -169,7 +169,7 @@ def read(frames: UInt8[np.ndarray, "f h w 3"], balls: int, *, compat: bool = Fal
     """
     width = frames.shape[2]
     scale = WORLD / (width if compat else width - 1)
-    bright = frames > 127
+    bright: np.ndarray = np.greater(frames, 127)
     red = bright[..., 0] & ~bright[..., 1] & ~bright[..., 2]
     blue = ~bright[..., 0] & ~bright[..., 1] & bright[..., 2]
     # What a collision throws back leaves by the side that it came from.

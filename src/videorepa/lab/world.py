@@ -6,6 +6,7 @@ second), so a velocity is in pixels per frame and gravity in pixels per frame sq
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,7 +37,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Body:
+class Body(ABC):
     """Something that moves: its colour's name, and where and how it starts.
 
     position: of its centre. spin: in radians per frame, clockwise as seen.
@@ -50,6 +51,11 @@ class Body:
     spin: float = 0.0
     elasticity: float = 0.6
     friction: float = 0.3
+
+    @property
+    @abstractmethod
+    def area(self) -> float:
+        """Square pixels, which are its mass too."""
 
 
 @dataclass(frozen=True, kw_only=True)
