@@ -14,10 +14,12 @@ from videorepa.recipe import Section
 
 
 class AssembleRecipe(Section):
-    """parts: folder with `tokenizer`, `text_encoder` and `vae`. out: the pipeline's folder."""
+    """parts: folder with `tokenizer`, `text_encoder` and `vae`. out: the pipeline's folder.
+    start: a transformer to go on from, instead of a new one."""
 
     parts: Path
     out: Path
+    start: Path | None = None
     layers: int = 6
     heads: int = 8
     head_width: int = 32
@@ -40,7 +42,7 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
     vae: Any = AutoencoderKLCogVideoX.from_pretrained(recipe.parts / "vae")
     side = vae.config.sample_height // 2 ** (len(vae.config.block_out_channels) - 1)
     torch.manual_seed(recipe.seed)
-    transformer = CogVideoXTransformer3DModel(
+    transformer: Any = CogVideoXTransformer3DModel(
         num_attention_heads=recipe.heads,
         attention_head_dim=recipe.head_width,
         in_channels=vae.config.latent_channels,
@@ -55,6 +57,8 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
         max_text_seq_length=TEXT_TOKENS,
         spatial_interpolation_scale=1.0,
     )
+    if recipe.start is not None:
+        transformer = CogVideoXTransformer3DModel.from_pretrained(recipe.start).float()
     # The schedule of CogVideoX, without the SNR shift that is meant for large frames.
     scheduler = CogVideoXDPMScheduler(
         snr_shift_scale=1.0,

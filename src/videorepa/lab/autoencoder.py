@@ -41,12 +41,13 @@ class Stage(Section):
 class AutoencoderRecipe(Section):
     """How the micro autoencoder is made.
 
-    decoder_of: an autoencoder to go on from, training its decoder alone: its latents, and models
-    trained on them, stay valid.
+    start: an autoencoder to go on from, instead of from scratch. decoder_only: leave its encoder
+    as it is: its latents, and models trained on them, stay valid.
     """
 
     out: Path
-    decoder_of: Path | None = None
+    start: Path | None = None
+    decoder_only: bool = False
     channels: tuple[int, ...] = (16, 32, 64)
     latent_channels: int = 8
     stages: tuple[Stage, ...] = (
@@ -120,7 +121,8 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
     A training that was stopped goes on from its last checkpoint, beside `recipe.out`.
     """
     torch.manual_seed(recipe.seed)
-    vae = _new(recipe) if recipe.decoder_of is None else _with_frozen_encoder(recipe.decoder_of)
+    vae = _new(recipe) if recipe.start is None else _opened(recipe.start)
+    vae.encoder.requires_grad_(not recipe.decoder_only)
     trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     stages = [stage for stage in recipe.stages for _ in range(stage.steps)]
 
@@ -146,7 +148,7 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
         seed=recipe.seed,
     )
     measured = measure(vae)
-    if recipe.decoder_of is None:
+    if not recipe.decoder_only:
         # Diffusion expects latents of about unit spread.
         vae.register_to_config(scaling_factor=round(1.0 / measured["latent_std"], 5))
     vae.to(torch.bfloat16).save_pretrained(recipe.out)
@@ -176,9 +178,8 @@ def _new(recipe: AutoencoderRecipe) -> Any:
     return vae
 
 
-def _with_frozen_encoder(folder: Path) -> Any:
+def _opened(folder: Path) -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
     vae: Any = AutoencoderKLCogVideoX.from_pretrained(folder)
-    vae.encoder.requires_grad_(False)
     return vae.float()
