@@ -169,7 +169,8 @@ class CogVideoXBackbone(Backbone):
         from transformers import AutoTokenizer, T5EncoderModel
 
         quieten_libraries()
-        source = _require(spec.source)
+        is_skeleton = device.type == "meta"
+        source = Path() if is_skeleton else _require(spec.source)
         vae: Any = None
         text_encoder: Any = None
         tokenizer: Any = None
@@ -182,13 +183,18 @@ class CogVideoXBackbone(Backbone):
                 text_encoder = _whole(T5EncoderModel, source, "text_encoder", dtype=dtype).to(
                     device
                 )
-            if "transformer" in parts:
+            if "transformer" in parts and is_skeleton:
+                transformer = spec._on_meta().to(dtype)
+            elif "transformer" in parts:
                 transformer = _whole(
                     CogVideoXTransformer3DModel, source, "transformer", torch_dtype=dtype
                 ).to(device)
-            scheduler: Any = CogVideoXDPMScheduler.from_pretrained(
-                source, subfolder="scheduler", timestep_spacing="trailing"
-            )
+            if is_skeleton:
+                scheduler: Any = CogVideoXDPMScheduler()
+            else:
+                scheduler = CogVideoXDPMScheduler.from_pretrained(
+                    source, subfolder="scheduler", timestep_spacing="trailing"
+                )
         for module in (vae, text_encoder, transformer):
             if module is not None:
                 module.eval().requires_grad_(False)
