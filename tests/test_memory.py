@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -126,9 +125,14 @@ def test_a_lora_trained_over_held_weights_is_exported_as_any(
 def test_a_missing_package_is_named(
     recipe: Recipe, tmp_path: Path, monkeypatch, choice: str
 ) -> None:
-    package = NEEDS[choice.partition("=")[2]]
-    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
-        monkeypatch.setitem(sys.modules, name, None)
+    package, real = NEEDS[choice.partition("=")[2]], importlib.import_module
+
+    def without(name: str, *rest):
+        if name.startswith(f"{package}."):
+            raise ImportError(f"No module named {package!r}")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without)
     prepare(recipe)
     with pytest.raises(UserError, match=rf"pip install 'videorepa\[{package}\]'"):
         train(recipe.override(LORA, choice), tmp_path / "run")

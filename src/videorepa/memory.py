@@ -32,8 +32,8 @@ from videorepa.recipe import Recipe
 from videorepa.tokens import TokenGrid
 
 PROCESS = 0.6e9
-"""Bytes that Python takes with torch, diffusers, transformers and peft in it, before any model;
-measured by benchmarks/memory.py."""
+"""Bytes that Python takes with its libraries at work, beside the tensors: fitted to what
+benchmarks/memory.py measures."""
 
 
 def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Backbone:
