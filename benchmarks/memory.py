@@ -4,9 +4,10 @@
 
 The lab's micro model with batches of 12 clips, all weights and LoRA, in the ways that the recipe's
 `memory` has; real_size.py does the same for published sizes. Measured is the process's largest
-resident set, as the system keeps it (ru_maxrss). glibc keeps what is freed, for later, up to tens
-of megabytes, which is much beside this model: so each training is measured once with glibc told to
-give memory back at once (MALLOC_MMAP_THRESHOLD_), which is what tensors take, and once as it is.
+resident set, as Linux keeps it (VmHWM; ru_maxrss begins with what the parent process takes). glibc
+keeps what is freed for later, up to a fifth of the whole: so each training is measured once with
+glibc told to give memory back at once (MALLOC_MMAP_THRESHOLD_), which is what is predicted, and
+once as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from pathlib import Path
 from videorepa.lab import micro_weights
 from videorepa.recipe import Recipe
 
-PEAK = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+PEAK = """
+status = dict(line.split(":") for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 PREDICT = """
 import json, sys
@@ -78,7 +82,7 @@ def run(*command: str, **environment: str) -> str:
 
 def measured(recipe: Path, out: Path, **environment: str) -> int:
     """Peak bytes of a training."""
-    return int(run(TRAIN + PEAK, str(recipe), str(out), **environment).split()[-1])
+    return int(run(TRAIN + PEAK, str(recipe), str(out), **environment))
 
 
 def compare(name: str, recipe: Recipe, root: Path, repeats: int) -> None:

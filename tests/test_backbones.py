@@ -407,7 +407,7 @@ def test_what_training_takes_is_predicted_from_configuration_alone(
 def test_like_blocks_are_predicted_exactly(
     recipe: Recipe, tmp_path: Path, monkeypatch, changes: tuple[str, ...]
 ) -> None:
-    deep = deepened(recipe, tmp_path / "deep", blocks=8)
+    deep = deepened(recipe, tmp_path / "deep", blocks=9)
     check_shortcut(deep.override(*changes), CPU, monkeypatch)
 
 

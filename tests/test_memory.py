@@ -198,7 +198,7 @@ def check_shortcut(recipe: Recipe, device: torch.device, monkeypatch) -> None:
     short = predict(recipe, device)
     monkeypatch.setattr(cost_module, "_skip_repeats", lambda *given: [])
     whole = predict(recipe, device)
-    assert len(skipped) > 2
+    assert skipped
     for cost in (short, whole):
         cost.parts.pop("process", None)  # It has grown in between.
     assert (short.parts, short.operations) == (whole.parts, whole.operations)
