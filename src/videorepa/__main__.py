@@ -112,12 +112,13 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     backbone: str = "cogvideox",
+    seed: int = 0,
     shard: Shard = "0/1",
 ) -> None:
     """Generate an mp4 file with a JSON sidecar for every prompt.
 
-    Seeds depend on the prompt and the sample's number alone, so that two models can be compared
-    clip by clip. Goes on where it stopped.
+    The noise depends on the prompt, the sample's number and --seed alone, so that two models can be
+    compared clip by clip. Goes on where it stopped.
 
     For example:
       videorepa generate runs/videorepa-2b --prompts prompts.txt --out clips/aligned
@@ -131,6 +132,7 @@ def generate(
       steps: Denoising steps.
       guidance_scale: Strength of classifier-free guidance.
       backbone: Kind of a diffusers folder; runs and recipes say it themselves.
+      seed: Another one gives every clip other noise.
     """
     from videorepa.data.manifest import read_prompts
     from videorepa.generate import default_settings, generate
@@ -143,6 +145,7 @@ def generate(
         out,
         settings=default_settings(model, backbone).changed(**changed),
         backbone=backbone,
+        seed=seed,
         shard=_shard(shard),
     )
     print(f"{len(clips)} clips in {out}")
