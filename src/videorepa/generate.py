@@ -36,6 +36,7 @@ def generate(
     settings: Generation | None = None,
     size: ClipSize | None = None,
     backbone: str = "cogvideox",
+    step: int | None = None,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     device: str | None = None,
@@ -45,6 +46,7 @@ def generate(
     model: a run's folder; a recipe, whose untouched base model is sampled from then; or a diffusers
         folder, of the kind that `backbone` names.
     size, settings: by default the recipe's, and a folder's own size.
+    step: the run's checkpoint to take; by default the newest.
     seed: another one gives every clip other noise.
     shard: (i, n) does every n-th clip from the i-th.
     A clip's noise is a function of its prompt, its number k and `seed`, so that every model starts
@@ -60,7 +62,7 @@ def generate(
     index, count = shard
     if not 0 <= index < count:
         raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
-    source = _Source.of(model, backbone)
+    source = _Source.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
     about = (
@@ -142,7 +144,9 @@ class _Source:
     trained: Checkpoint | None = None
 
     @classmethod
-    def of(cls, model: Path, backbone: str) -> _Source:
+    def of(cls, model: Path, backbone: str, step: int | None = None) -> _Source:
+        if step is not None and not Run.is_one(model):
+            raise UserError(f"{model} is not a run, so it has no checkpoint of step {step}.")
         if model.is_file():
             recipe = Recipe.from_yaml(model)
             name = str(recipe.backbone.weights)
@@ -150,7 +154,7 @@ class _Source:
             run = Run.open(model)
             recipe = run.recipe
             # Read once: a full-size checkpoint, optimiser and all, is tens of gigabytes.
-            trained = run.trained()
+            trained = run.trained(step)
             name = f"{recipe.name}, step {trained.step}"
             settings, precision = recipe.generation, recipe.train.precision
             return cls(name, recipe.backbone, recipe.data, settings, precision, run, trained)
