@@ -273,6 +273,20 @@ def test_generated_files_depend_on_prompt_and_number_alone(
         generate(train(prepared, tmp_path / "run").path, PROMPTS, tmp_path / "all")
 
 
+def test_equal_prompts_and_other_seeds_get_noise_of_their_own(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.yaml"
+    recipe.to_yaml(base)
+    twice = [Prompt("a", "A ball falls."), Prompt("b", "A ball falls."), Prompt("c", "A cup.")]
+    first, second, _ = (path.read_bytes() for path in generate(base, twice, tmp_path / "twice"))
+    assert first != second
+    other = generate(base, twice, tmp_path / "other", seed=1)
+    assert other[0].read_bytes() not in (first, second)
+    with pytest.raises(UserError, match="made otherwise.*noise"):
+        generate(base, twice, tmp_path / "twice", seed=1)
+
+
 @pytest.mark.parametrize("twin", ["backbone", "rotary"])
 def test_export_of_all_weights_is_what_stock_diffusers_computes(
     prepared: Recipe, tmp_path: Path, twins, twin: str

@@ -20,6 +20,7 @@ from conftest import recipe_values, write_clips
 from videorepa import readout
 from videorepa.__main__ import main
 from videorepa.backbones.cogvideox import CogVideoX, CogVideoXBackbone
+from videorepa.encoders.untrained import forget
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
 from videorepa.lab.contact import contact_clip
@@ -28,7 +29,6 @@ from videorepa.measure import (
     Student,
     closeness,
     encode,
-    forget,
     linear_cka,
     mean_colours,
     slices,

@@ -112,12 +112,14 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     backbone: str = "cogvideox",
+    step: int | None = None,
+    seed: int = 0,
     shard: Shard = "0/1",
 ) -> None:
     """Generate an mp4 file with a JSON sidecar for every prompt.
 
-    Seeds depend on the prompt and the sample's number alone, so that two models can be compared
-    clip by clip. Goes on where it stopped.
+    The noise depends on the prompt, the sample's number and --seed alone, so that two models can be
+    compared clip by clip. Goes on where it stopped.
 
     For example:
       videorepa generate runs/videorepa-2b --prompts prompts.txt --out clips/aligned
@@ -131,6 +133,8 @@ def generate(
       steps: Denoising steps.
       guidance_scale: Strength of classifier-free guidance.
       backbone: Kind of a diffusers folder; runs and recipes say it themselves.
+      step: The run's checkpoint to take; by default the newest.
+      seed: Another one gives every clip other noise.
     """
     from videorepa.data.manifest import read_prompts
     from videorepa.generate import default_settings, generate
@@ -143,6 +147,8 @@ def generate(
         out,
         settings=default_settings(model, backbone).changed(**changed),
         backbone=backbone,
+        step=step,
+        seed=seed,
         shard=_shard(shard),
     )
     print(f"{len(clips)} clips in {out}")
@@ -385,16 +391,48 @@ def demo(out: Path = Path("demo"), quick: bool = False) -> None:
 
 
 def lab(
-    part: Positional[Literal["text-encoder", "autoencoder", "teacher", "assemble", "ship", "laws"]],
-    recipe: RecipeFile,
+    part: Positional[
+        Literal["study", "text-encoder", "autoencoder", "teacher", "assemble", "ship", "laws"]
+    ],
+    recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None,
+    out: Path = Path("study"),
+    rows: Path | None = None,
+    shard: Shard = "0/1",
+    set: Overrides = (),
 ) -> None:
-    """Make a part of the lab's own micro models, from a recipe in recipes/micro.
+    """Ask the lab's question, or make a part of its micro models from a recipe in recipes/micro.
+
+    `study` trains, generates and scores every arm of a study with every seed, and prints its
+    tables; it goes on where it stopped, and several processes can share it. The other options are
+    for it alone.
 
     For example:
+      videorepa lab study --out study
+      videorepa lab study recipes/micro/study.yaml --out study --shard 0/2
+      videorepa lab study recipes/micro/study.yaml --rows docs/lab/rows.jsonl
       videorepa lab autoencoder recipes/micro/autoencoder.yaml
+
+    Args:
+      recipe: A YAML file; of a study by default the short one that is shipped.
+      out: Folder of the study.
+      rows: Print the tables of these scores, which a study wrote, and train nothing.
     """
+    if part == "study":
+        from videorepa.lab.study import SHORT, StudyRecipe, cost, read_rows, study, tables
+
+        parsed = StudyRecipe.from_yaml(recipe or SHORT, set)
+        if rows is not None:
+            print(tables(parsed, read_rows(rows)))
+            return
+        found = study(parsed, out, shard=_shard(shard))
+        print(f"{found}\n{cost(found)}")
+        for job in found.missing:
+            print(f"still to be done: {job}")
+        return
     from videorepa.lab.make import make
 
+    if recipe is None:
+        raise UserError(f"lab {part} needs a recipe, such as recipes/micro/{part}.yaml.")
     for key, value in make(part, recipe).items():
         print(f"{key}: {value:.4g}")
 

@@ -92,6 +92,19 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def at(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises UserError if it is not there or damaged."""
+    path = folder / f"step-{step:08d}"
+    try:
+        return _load(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in _found(folder))
+        raise UserError(
+            f"{folder} has no usable checkpoint of step {step} ({error}). It has those of "
+            f"{steps or 'none'}; train.keep_checkpoints says how many are kept."
+        ) from None
+
+
 def put(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     """Copy tensors into ours of the same names. Raises UserError if they are another model's."""
     unlike = found.keys() ^ ours.keys() or {

@@ -19,6 +19,7 @@ from videorepa.align import resample, tap
 from videorepa.backbones import Backbone, Text
 from videorepa.data.batches import generator
 from videorepa.encoders import Encoder
+from videorepa.encoders.untrained import forget
 from videorepa.errors import UserError
 from videorepa.losses.relation import Relation
 from videorepa.progress import track
@@ -165,21 +166,6 @@ def mean_colours(video: Float[Tensor, "b f 3 h w"], like: TokenGrid) -> TokenGri
     """Raw pixels, -1 to 1, averaged over what each token of `like` covers."""
     seen = video[:, max(0, like.start) :].transpose(1, 2) * 2 - 1
     return like.with_tokens(F.adaptive_avg_pool3d(seen, like.size).permute(0, 2, 3, 4, 1))
-
-
-def forget(encoder: Encoder) -> None:
-    """Draw the weights anew, as the layers themselves do; parameters that belong to no such layer,
-    such as position tables, are shuffled."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        for module in encoder.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-                continue
-            for parameter in module.parameters(recurse=False):
-                order = torch.randperm(parameter.numel())
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
 def straw_men(

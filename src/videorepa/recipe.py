@@ -404,7 +404,7 @@ class Recipe(Section):
                 f"The recipe {path} holds {type(values).__name__}; expected keys and values."
             )
         for override in overrides:
-            _override(values, override)
+            override_values(values, override)
         return cls.parse(values, source=str(path))
 
     @classmethod
@@ -421,7 +421,7 @@ class Recipe(Section):
         """A copy with some keys changed, each `dotted.key=value`."""
         values = self.model_dump(mode="json")
         for override in overrides:
-            _override(values, override)
+            override_values(values, override)
         return self.parse(values)
 
     def text(self) -> str:
@@ -436,7 +436,7 @@ class Recipe(Section):
         atomic_write(Path(path), self.text())
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def override_values(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"An override is written key=value or --key value; got {override!r}.")

@@ -90,8 +90,10 @@ class Run:
     def newest(self) -> Checkpoint | None:
         return checkpoint.newest(self.checkpoints)
 
-    def trained(self) -> Checkpoint:
-        """The newest checkpoint. Raises UserError if there is none yet."""
+    def trained(self, step: int | None = None) -> Checkpoint:
+        """The newest checkpoint, or the one of a step. Raises UserError if there is none."""
+        if step is not None:
+            return checkpoint.at(self.checkpoints, step)
         found = self.newest()
         if found is None:
             raise UserError(f"The run {self.path} has no usable checkpoint yet. Train it first.")

@@ -73,3 +73,25 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(stepped)
     adjusted[order] = stepped
     return [float(value) for value in adjusted]
+
+
+def sign_flip(
+    differences_by_cluster: Sequence[Sequence[float]], resamples: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided p-value for a mean difference of 0, by flipping the signs of whole clusters.
+
+    Where two models are alike, a prompt's differences could as well have been the other way round,
+    all at once: p is the share of such draws whose mean is as far from 0 as the one found, which is
+    counted as a draw too. Unlike McNemar's test it takes several pairs of one prompt. Raises
+    ValueError if there is no difference at all.
+    """
+    totals = np.array(
+        [float(np.sum(cluster)) for cluster in differences_by_cluster if len(cluster)]
+    )
+    if not len(totals):
+        raise ValueError("Found no differences; expected at least one cluster that holds one.")
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(resamples, len(totals)))
+    found, drawn = abs(totals.sum()), np.abs(signs @ totals)
+    # Sums that are equal but for rounding are equal.
+    as_far = int((drawn >= found - 1e-9 * max(1.0, found)).sum())
+    return (1 + as_far) / (1 + resamples)

@@ -312,7 +312,7 @@ def _validation(
     """
     if recipe.validation is None:
         return lambda step: {}
-    from videorepa.generate import Sampler
+    from videorepa.generate import Sampler, noise_seed
 
     prompts = recipe.validation.prompts
     helper = recipe.backbone.load(("vae", "text_encoder"), workers.device)
@@ -329,7 +329,7 @@ def _validation(
         student.transformer.eval()
         for number, prompt in enumerate(prompts):
             # All processes sample: where the model is sharded, none could by itself.
-            clip, _ = sampler.sample(prompt, 0)
+            clip = sampler.sample(prompt, noise_seed(prompt, 0))
             if workers.is_first:
                 sampler.write(path(step, number), clip)
         student.transformer.train()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from videorepa.data.files import atomic_write
 from videorepa.data.fingerprint import json_digest, weights_digest
-from videorepa.encoders import Encoder, EncoderSpec
+from videorepa.encoders import FED, Encoder, EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import EncoderField
 from videorepa.tokens import TokenGrid
@@ -24,7 +24,6 @@ from videorepa.tokens import TokenGrid
 Kind = Literal["motion", "saliency"]
 MOTION_WIDTH = 64
 """Channels of MoAlign's motion features (arXiv 2510.19022)."""
-_FOLLOWED = ("frames", "height", "width", "normalized", "group", "crop")
 
 
 class Headed(EncoderSpec):
@@ -43,17 +42,12 @@ class Headed(EncoderSpec):
 
     @model_validator(mode="after")
     def _follows(self) -> Headed:
-        for key in _FOLLOWED:
-            theirs = getattr(self.of, key)
-            if key in self.model_fields_set and getattr(self, key) != theirs:
-                raise ValueError(f"`{key}` is what `of.{key}` says, {theirs}: set it there")
-            object.__setattr__(self, key, theirs)
+        self.follow(self.of)
         return self
 
     @model_serializer(mode="wrap")
     def _own_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What follows `of` is not written, so that a copy can change it there.
-        return {key: value for key, value in handler(self).items() if key not in _FOLLOWED}
+        return {key: value for key, value in handler(self).items() if key not in FED}
 
     @property
     def relation_margin(self) -> float:
