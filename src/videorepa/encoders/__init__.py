@@ -19,10 +19,6 @@ from videorepa.tokens import TokenGrid
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-FED = ("frames", "height", "width", "normalized", "group", "crop")
-"""The keys of an encoder that say how it is fed. One that has another within does not write them,
-so that a copy can change them there."""
-
 Pixels = Annotated[int, Field(ge=1)]
 
 
@@ -85,14 +81,6 @@ class EncoderSpec(Section):
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
         """The live encoder."""
         raise NotImplementedError
-
-    def follow(self, of: EncoderSpec) -> None:
-        """Be fed as another encoder is. Raises ValueError if other values were given."""
-        for key in FED:
-            theirs = getattr(of, key)
-            if key in self.model_fields_set and getattr(self, key) != theirs:
-                raise ValueError(f"`{key}` is what `of.{key}` says, {theirs}: set it there")
-            object.__setattr__(self, key, theirs)
 
     def first_frame(self, clip_frames: int) -> int:
         """The first frame that the encoder sees. Raises UserError if the clip is too short."""

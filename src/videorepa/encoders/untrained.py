@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from videorepa.data.fingerprint import json_digest
-from videorepa.encoders import FED, Encoder, EncoderSpec
-from videorepa.recipe import EncoderField
+from videorepa.encoders import Encoder
+from videorepa.encoders._wrapper import WrapperSpec
 from videorepa.tokens import TokenGrid
 
 
-class Untrained(EncoderSpec):
+class Untrained(WrapperSpec):
     """The teacher `of` with weights drawn anew: what it tells beyond this, it has learnt.
 
     of: the teacher. How it is fed is said there alone. draw: another number gives other weights.
@@ -23,25 +22,7 @@ class Untrained(EncoderSpec):
 
     name: Literal["untrained"] = "untrained"
     weights: Literal["none"] = "none"
-    of: EncoderField
     draw: int = 0
-
-    @model_validator(mode="after")
-    def _follows(self) -> Untrained:
-        self.follow(self.of)
-        return self
-
-    @model_serializer(mode="wrap")
-    def _own_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key not in FED}
-
-    @property
-    def relation_margin(self) -> float:
-        return self.of.relation_margin
-
-    @property
-    def piece(self) -> tuple[int, int, int]:
-        return self.of.piece
 
     def shape(self, clip_frames: int) -> TokenGrid:
         return self.of.shape(clip_frames)
