@@ -87,7 +87,8 @@ def recipe(root: Path, clips: Path) -> Recipe:
                 "cache": str(root / "cache"),
             },
             "optim": {"steps": 1, "learning_rate": 1e-4},
-            "train": {"lora": {"rank": 128, "alpha": 64}, "precision": "bfloat16"},
+            "train": {"lora": {"rank": 128, "alpha": 64}},
+            "memory": {"frozen": "bfloat16"},
         }
     )
 

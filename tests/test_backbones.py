@@ -388,7 +388,7 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
         torch.testing.assert_close(found, expected[0], rtol=2e-2, atol=2e-2)
 
     monkeypatch.setattr(importlib.import_module("videorepa.export"), "subprocess", InProcess)
-    own = recipe.override("train.lora={rank: 2, alpha: 4}", "train.gradient_checkpointing=true")
+    own = recipe.override("train.lora={rank: 2, alpha: 4}", "memory.gradient_checkpointing=true")
     run = train(own, tmp_path / "run")
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
     assert all(row["grad_align"] > 0 and row["denoise"] > 0 for row in rows)

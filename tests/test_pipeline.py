@@ -160,8 +160,8 @@ def test_cached_and_online_teacher_agree(prepared: Recipe, tmp_path: Path) -> No
     [
         (),
         ("train.lora={rank: 2, alpha: 4}", "train.ema=0.9"),
-        ("train.gradient_checkpointing=true", "train.caption_dropout=0.5"),
-        ("train.lora={rank: 2, alpha: 4}", "train.precision=bfloat16"),
+        ("memory.gradient_checkpointing=true", "train.caption_dropout=0.5"),
+        ("train.lora={rank: 2, alpha: 4}", "memory.frozen=bfloat16"),
         ("validation={every: 3, prompts: [A ball falls., A ball rolls.]}",),
     ],
     ids=["sft", "lora-ema", "checkpointed", "lora-bfloat16", "validated"],
@@ -192,7 +192,7 @@ def test_checkpointing_and_rotary_tables_change_no_loss(
 ) -> None:
     rotary = prepared.override(f"backbone.weights={twins['rotary']}")
     a = log_of(train(rotary, tmp_path / "a"))
-    b = log_of(train(rotary.override("train.gradient_checkpointing=true"), tmp_path / "b"))
+    b = log_of(train(rotary.override("memory.gradient_checkpointing=true"), tmp_path / "b"))
     for x, y in zip(a, b, strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
         assert x["grad_align"] == pytest.approx(y["grad_align"], rel=1e-3)

@@ -248,17 +248,19 @@ def import_(
         print(f"projector: {found.projector}")
 
 
-def inspect(recipe: RecipeFile, set: Overrides = ()) -> None:
-    """Print shapes, parameters and disk space of a recipe; loads and writes nothing.
+def inspect(recipe: RecipeFile, set: Overrides = (), device: str | None = None) -> None:
+    """Print shapes, parameters, disk space, peak memory and work of a recipe; loads nothing.
+
+    Memory is predicted for the device, cpu or cuda, which need not be here.
 
     For example:
-      videorepa inspect recipes/videorepa-2b.yaml
+      videorepa inspect recipes/videorepa-2b.yaml --device cuda
       videorepa inspect recipes/videorepa-2b.yaml --data.frames 25 --encoder.frames 24
     """
     from videorepa.inspect import inspect
     from videorepa.recipe import Recipe
 
-    print(inspect(Recipe.from_yaml(recipe, set)))
+    print(inspect(Recipe.from_yaml(recipe, set), device=device))
 
 
 def scan(

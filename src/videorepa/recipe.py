@@ -231,21 +231,56 @@ class Train(Section):
     """What is trained and how it is kept.
 
     lora: None trains all of the transformer's weights.
-    precision: "auto" computes in bfloat16 where the hardware does it, else in float32. "bfloat16"
-        also holds the frozen weights under LoRA in it. Trained weights stay in float32.
+    precision: "auto" computes in bfloat16 where the hardware does it, else in float32. Trained
+        weights stay in float32.
     ema: decay of an average of the trained weights, which is what is exported then.
     caption_dropout: share of samples trained on an empty caption, for classifier-free guidance.
     keep_checkpoints: how many of the newest stay.
     """
 
     lora: Lora | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = False
+    precision: Literal["auto", "float32"] = "auto"
     ema: float | None = Field(default=None, gt=0, lt=1)
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
     checkpoint_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+
+class Memory(Section):
+    """What a training does to take less memory; `docs/memory.md` has what each saves and costs.
+
+    gradient_checkpointing: keep the blocks' inputs alone and compute what lies between once more
+        in the backward pass.
+    frozen: what the weights that LoRA leaves as they are, are held in; they are computed with in
+        the training's precision. "int8" needs torchao and "nf4" bitsandbytes.
+    optimizer: "adamw8bit" keeps AdamW's moments in 8 bits; needs bitsandbytes.
+    offload: "group" keeps frozen layers in the machine's memory and brings each to the GPU when it
+        runs.
+    """
+
+    gradient_checkpointing: bool = False
+    frozen: Literal["float32", "bfloat16", "float8", "int8", "nf4"] = "float32"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    offload: Literal["none", "group"] = "none"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether frozen weights are held as integers with scales."""
+        return self.frozen in ("int8", "nf4")
+
+    @model_validator(mode="after")
+    def _offloaded_weights_come_back(self) -> Memory:
+        if self.offload == "none":
+            return self
+        if not self.gradient_checkpointing:
+            raise ValueError(
+                "offload: group needs gradient_checkpointing: true, or the backward pass keeps "
+                "every layer that was brought to the GPU there"
+            )
+        if self.is_quantised:
+            raise ValueError(f"offload: group does not go with frozen: {self.frozen}")
+        return self
 
 
 class Parallel(Section):
@@ -334,6 +369,7 @@ class Recipe(Section):
     data: Data
     optim: Optim
     train: Train = Train()
+    memory: Memory = Memory()
     parallel: Parallel | None = None
     generation: Annotated[Generation, BeforeValidator(_as_published)] = Field(
         default_factory=dict, validate_default=True
@@ -356,6 +392,23 @@ class Recipe(Section):
         if self.align is not None:
             align = resolved if isinstance(self.align, tuple) else resolved[0]
             object.__setattr__(self, "align", align)
+        return self
+
+    @model_validator(mode="after")
+    def _memory_fits_the_training(self) -> Recipe:
+        memory = self.memory
+        if self.train.lora is None and (memory.frozen != "float32" or memory.offload != "none"):
+            raise ValueError(
+                "memory.frozen and memory.offload are for the frozen weights under `train.lora`; "
+                "without it all weights are trained, and those stay in float32"
+            )
+        if self.parallel is not None and self.parallel.engine == "fsdp2":
+            chosen = (memory.is_quantised, memory.optimizer != "adamw", memory.offload != "none")
+            if any(chosen):
+                raise ValueError(
+                    "fsdp2 shards plain tensors: memory.frozen int8 and nf4, memory.optimizer "
+                    "adamw8bit and memory.offload go with ddp or one process"
+                )
         return self
 
     @property
@@ -470,6 +523,14 @@ def _part(values: Any, name: str, key: str) -> Any:
     return values[name]
 
 
+_MOVED = {
+    "train.gradient_checkpointing": "it is memory.gradient_checkpointing now",
+    "train.precision: bfloat16": "auto is bfloat16 where the hardware has it, and frozen weights "
+    "under LoRA are held in it by memory.frozen: bfloat16",
+}
+"""Where a key, or a value of one, has gone since a recipe of before was written."""
+
+
 def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     lines = []
     for fault in error.errors():
@@ -479,12 +540,15 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             known = _known_keys(model, loc[:-1])
             close = difflib.get_close_matches(str(loc[-1]), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+            hint = f"; {_MOVED[where]}" if where in _MOVED else hint
             lines.append(f"  {where}: unknown key{hint}")
         elif fault["type"] == "missing":
             lines.append(f"  {where}: missing")
         else:
             found = repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ").strip()
+            if moved := _MOVED.get(f"{where}: {fault['input']}"):
+                message += f"; {moved}"
             lines.append(f"  {where}: {message} (found {found[:80]})")
     return lines
 

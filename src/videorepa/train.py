@@ -23,6 +23,7 @@ from videorepa.drift import Drift, Look, look
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.inspect import inspect
+from videorepa.memory import make_optimizer
 from videorepa.parallel import Alone, place
 from videorepa.progress import console, track
 from videorepa.recipe import Optim, Recipe
@@ -117,16 +118,9 @@ class _Training:
         self, recipe: Recipe, workers: Alone, student: Student, found: Checkpoint | None
     ) -> None:
         self.recipe, self.workers, self.student = recipe, workers, student
-        optim = recipe.optim
         if found is not None:
             student.load(found)
-        optimizer = torch.optim.AdamW(
-            [*student.trained.values(), *student.terms.parameters()],
-            optim.learning_rate,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
+        optimizer = make_optimizer(recipe, [*student.trained.values(), *student.terms.parameters()])
         # From here on parameters can be shares of what they were.
         self.model = workers.share(student, optimizer, student.block_classes())
         self.optimizer = optimizer
@@ -147,7 +141,7 @@ class _Training:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, moments in state.items():
             for key, value in moments.items():
-                if value.dim():
+                if isinstance(value, Tensor) and value.dim():
                     moments[key] = self.workers.sharded_like(value, parameters[number])
         self.optimizer.load_state_dict(found.optimizer)
 
@@ -174,7 +168,8 @@ class _Training:
             return {key: self.workers.whole(value.detach()) for key, value in tensors.items()}
 
         optimizer = self.optimizer.state_dict()
-        optimizer["state"] = {n: whole(moments) for n, moments in optimizer["state"].items()}
+        if self.recipe.memory.optimizer == "adamw":  # The other's moments are never sharded.
+            optimizer["state"] = {n: whole(moments) for n, moments in optimizer["state"].items()}
         return Checkpoint(
             step,
             whole(self.trained),

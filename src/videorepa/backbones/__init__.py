@@ -93,7 +93,11 @@ class BackboneSpec(Section):
     def load(
         self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
     ) -> Backbone:
-        """The live model, with only the parts that are asked for in memory."""
+        """The live model, with only the parts that are asked for in memory.
+
+        On the meta device nothing is read: the transformer is made from its configuration and has
+        shapes alone, and the scheduler is its class's default.
+        """
         raise NotImplementedError
 
 
@@ -116,10 +120,11 @@ class BackboneShapes(Section):
 class Backbone(Protocol):
     """A live video diffusion model. Videos are (B, F, 3, H, W) in [0, 1].
 
-    dtype: what the transformer is fed in. part: the transformer's folder in the pipeline's.
+    device, dtype: where the transformer is fed, and in what. part: its folder in the pipeline's.
     """
 
     transformer: Any
+    device: torch.device
     dtype: torch.dtype
     part: str
 

@@ -160,6 +160,15 @@ class DiffusersSpec(BackboneSpec):
                 self.config("transformer")
             )
 
+    def skeleton(self, dtype: torch.dtype) -> Any:
+        """The transformer as it would be loaded, frozen, on the meta device: nothing is read."""
+        model = self._on_meta().eval().requires_grad_(False)
+        kept = model._keep_in_fp32_modules or ()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point() and not set(kept).intersection(name.split(".")):
+                tensor.data = tensor.data.to(dtype)
+        return model
+
     def lora_parameters(self, lora: Lora) -> int:
         with torch.device("meta"):
             model = self._on_meta()
@@ -209,12 +218,19 @@ class DiffusersBackbone(Backbone):
             if "text_encoder" in parts:
                 for name in spec.text_encoders:
                     self.text_parts |= self._text_part(name)
-            if "transformer" in parts:
+            if "transformer" in parts and device.type == "meta":
+                self.transformer = spec.skeleton(dtype)
+            elif "transformer" in parts:
                 self.transformer = self.whole(spec.transformer_class, self.part, dtype)
             kind, options = self.scheduler_class()
-            self.scheduler: Any = getattr(diffusers, kind).from_pretrained(
-                spec.folder(), subfolder="scheduler", **options
-            )
+            scheduler = getattr(diffusers, kind)
+            if device.type == "meta":
+                with torch.device("cpu"):
+                    self.scheduler: Any = scheduler(**options)
+            else:
+                self.scheduler = scheduler.from_pretrained(
+                    spec.folder(), subfolder="scheduler", **options
+                )
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -222,7 +238,9 @@ class DiffusersBackbone(Backbone):
 
     def scheduler_class(self) -> tuple[str, Config]:
         """The scheduler's class and what it is told beside its own configuration."""
-        return self.spec.config("model_index")["scheduler"][1], {}
+        # Of a published model that is not on this machine nothing is known but that it is a flow's.
+        unknown = ("diffusers", "FlowMatchEulerDiscreteScheduler")
+        return self.spec.config("model_index").get("scheduler", unknown)[1], {}
 
     @contextmanager
     def loading(self):

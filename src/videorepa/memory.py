@@ -1,0 +1,572 @@
+"""What a training takes, in memory and arithmetic, and how it is made to take less.
+
+The prediction is the training itself, run once on tensors that have shapes and no content: every
+storage that comes to be or goes away is entered into a ledger, and every product's operations are
+counted. So nothing is guessed of a model's inside, and a model that is new needs nothing here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.utils.parametrize import register_parametrization
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from videorepa.align import in_backward
+from videorepa.backbones import Backbone, BackboneShapes, Text
+from videorepa.device import compute_dtype
+from videorepa.errors import UserError
+from videorepa.recipe import Recipe
+from videorepa.tokens import TokenGrid
+
+if TYPE_CHECKING:
+    from videorepa.student import Student
+
+PROCESS = 0.6e9
+"""Bytes that Python takes with its libraries at work, beside the tensors: fitted to what
+benchmarks/memory.py measures."""
+
+
+def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Backbone:
+    """The recipe's backbone with its transformer alone, frozen weights held as the recipe says.
+
+    dtype: what is computed in. On the meta device nothing is read.
+    Raises UserError if what the recipe chooses is not installed, or cannot work on the device.
+    """
+    memory = recipe.memory
+    is_offloaded = memory.offload == "group" and device.type != "meta"
+    if is_offloaded and device.type == "cpu":
+        raise UserError(
+            "memory.offload is group, and the training is on the CPU, where there is nowhere else "
+            "to keep weights. Set it to none."
+        )
+    loaded_in = torch.float32 if memory.frozen == "float32" else torch.bfloat16
+    home = torch.device("cpu") if is_offloaded else device
+    backbone = recipe.backbone.load(("transformer",), home, loaded_in)
+    backbone.device = device
+    transformer = backbone.transformer
+    if memory.is_quantised:
+        for number in range(recipe.backbone.shapes(recipe.data).blocks):
+            _quantise(backbone.block(number + 1), memory.frozen, dtype)
+        _cast(transformer, dtype)
+    elif memory.frozen == "float8" or loaded_in == torch.bfloat16 != dtype:
+        # Held in less, computed with in more. Layers that diffusers leaves out of the casting
+        # (norms, embeddings, the last projection) are few.
+        storage = torch.float8_e4m3fn if memory.frozen == "float8" else loaded_in
+        transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
+        _cast(transformer, dtype)
+        if device.type == "meta":
+            for module in list(transformer.modules()):
+                if hasattr(module, "_diffusers_hook"):
+                    _cast_when_used(module, dtype)
+    if loaded_in == torch.bfloat16:
+        backbone.dtype = dtype
+    if is_offloaded:
+        offload_layers(transformer, device)
+    return backbone
+
+
+def offload_layers(transformer: Any, device: torch.device) -> None:
+    """Keep each layer in the machine's memory and bring it to the device when it runs.
+
+    Has to come before adapters are added, which then stay on the device: layers are moved one by
+    one, and an adapter is a layer beside the one that it adapts.
+    """
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        transformer,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+    )
+
+
+def make_optimizer(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:
+    """AdamW over the parameters, its moments held as the recipe says."""
+    optim = recipe.optim
+    kind = torch.optim.AdamW
+    if recipe.memory.optimizer == "adamw8bit":
+        kind = _extra("bitsandbytes", "optim", "memory.optimizer adamw8bit").AdamW8bit
+    return kind(
+        parameters,
+        optim.learning_rate,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def _extra(package: str, module: str, wanted_by: str) -> Any:
+    try:
+        return importlib.import_module(f"{package}.{module}")
+    except ImportError as error:
+        raise UserError(
+            f"{wanted_by} needs {package}, which cannot be imported ({error}). Install it with "
+            f"`pip install 'videorepa[{package}]'`."
+        ) from None
+
+
+def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
+    """Hold the weights of a block's linear layers as integers with scales."""
+    if next(block.parameters()).is_meta:
+        _swap_linear(block, lambda linear: _Held(linear, frozen))
+    elif frozen == "int8":
+        quantization = _extra("torchao", "quantization", "memory.frozen int8")
+        # Products are formed in what the weights are in here.
+        block.to(dtype)
+        quantization.quantize_(block, quantization.Int8WeightOnlyConfig())
+    else:
+        layers = _extra("bitsandbytes", "nn", "memory.frozen nf4")
+
+        def packed(linear: nn.Linear) -> nn.Module:
+            layer = layers.Linear4bit(
+                linear.in_features, linear.out_features, compute_dtype=dtype, device="meta"
+            )
+            weight = layers.Params4bit(
+                linear.weight.data, requires_grad=False, quant_type="nf4", module=layer
+            )
+            layer.weight, layer.bias = weight.to(linear.weight.device), linear.bias
+            return layer
+
+        _swap_linear(block, packed)
+
+
+def _swap_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, make(child))
+        else:
+            _swap_linear(child, make)
+
+
+def _cast(transformer: nn.Module, dtype: torch.dtype) -> None:
+    """Bring what is not held in another form to the dtype that is computed in."""
+    for module in transformer.modules():
+        if not (hasattr(module, "_diffusers_hook") or isinstance(module, _Held)):
+            own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            for tensor in own:
+                if tensor.is_floating_point() and tensor.dtype != dtype:
+                    tensor.data = tensor.data.to(dtype)
+
+
+def _cast_when_used(module: nn.Module, dtype: torch.dtype) -> None:
+    """What diffusers' hook does, in a way that tensors without content can take: the hook puts
+    other tensors into parameters."""
+    del module.forward  # pyright: ignore[reportAttributeAccessIssue]
+    for name in [name for name, _ in module.named_parameters(recurse=False)]:
+        register_parametrization(module, name, _Cast(dtype), unsafe=True)
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, held: Tensor) -> Tensor:
+        return held.to(self.dtype)
+
+
+class _Held(nn.Linear):
+    """Stands for a layer whose weight is held as integers with scales, on tensors without content:
+    its bytes, and what its backward pass keeps."""
+
+    def __init__(self, linear: nn.Linear, frozen: str) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias, self.frozen = linear.weight, linear.bias, frozen
+        count = linear.weight.numel()
+        # Scales are float32: one for each row, or for each 64 weights.
+        size = count + 4 * self.out_features if frozen == "int8" else count // 2 + count // 16
+        packed = torch.empty(size, dtype=torch.uint8, device="meta")
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.frozen == "nf4":
+            return _UnpackedTwice.apply(input, self.weight, self.bias, self.out_features)
+        weight = input.new_empty(self.out_features, self.in_features)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return nn.functional.linear(input, weight, bias)
+
+
+class _UnpackedTwice(torch.autograd.Function):
+    """As bitsandbytes does it: unpacked in the forward pass, and in the backward pass once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, held: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+        ctx.rows, ctx.columns = rows, x.shape[-1]
+        return nn.functional.linear(x, x.new_empty(rows, x.shape[-1]), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor):
+        return gradient @ gradient.new_empty(ctx.rows, ctx.columns), None, None, None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step of a training takes, on one device.
+
+    parts: bytes at the moment of the peak, by what they are for. operations: floating-point, of
+    the whole step, a multiplication and an addition being two.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    parts: dict[str, int]
+    operations: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes, all parts together."""
+        return sum(self.parts.values())
+
+
+def predict(recipe: Recipe, device: torch.device) -> Cost:
+    """Run one step on shapes; nothing is read, loaded or computed.
+
+    device: what it is predicted for; it need not be there. On the CPU the process itself is a part
+    of the peak, as it is of what the system measures. Teachers that are online, validation clips
+    and, with FSDP2, the sharding are not in it.
+    """
+    dtype = compute_dtype(recipe.train.precision, device)
+    if device.type == "cuda" and recipe.train.precision == "auto":
+        dtype = torch.bfloat16
+    # Here, as student.py imports this module.
+    from videorepa.student import Student
+
+    with torch.device("meta"):
+        student = Student(recipe, torch.device("meta"), dtype)
+    ledger = _Ledger()
+    skipped = _skip_repeats(student, ledger)
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        # From here on tensors say that they are on the CPU, which autocast goes by.
+        cpu = torch.device("cpu")
+        left_out = {module for block in skipped for module in block.modules()}
+        for module in student.modules():
+            if module not in left_out:
+                module.to_empty(device=cpu, recurse=False)
+        student.device = student.backbone.device = cpu
+        trained, terms = list(student.trained.values()), list(student.terms.parameters())
+        frozen = [p for p in student.transformer.parameters() if not p.requires_grad]
+        ledger.enter("weights", *frozen)
+        if recipe.memory.offload == "group":
+            ledger.add("weights", max(map(_bytes, frozen)) - sum(map(_bytes, frozen)))
+        ledger.enter("weights", *trained, *student.transformer.buffers())
+        ledger.enter("alignment", *terms)
+        for part, parameters in (("optimiser", trained), ("alignment", terms)):
+            ledger.add(part, sum(_moments(recipe, p) for p in parameters))
+        if recipe.train.ema is not None:
+            ledger.add("averages", sum(_bytes(p) for p in trained))
+        for part, parameters in (("gradients", trained), ("alignment", terms)):
+            for parameter in parameters:
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p, part=part: ledger.enter(part, p.grad)
+                )
+        student.terms.register_forward_pre_hook(lambda *_: ledger.within("alignment"))
+        student.terms.register_forward_hook(lambda *_: ledger.within("activations"))
+        if recipe.optim.accumulate > 1:  # Gradients of the micro-batch before are there.
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+            ledger.enter("gradients", *(p.grad for p in trained))
+        ledger.start()
+        with student.tapped():
+            denoised, aligned = student(0, _batch(recipe, student.backbone, ledger))
+            (denoised.loss.mean() + aligned.loss).backward()
+    parts = {part: ledger.at_peak[part] for part in PARTS if ledger.at_peak[part]}
+    if device.type == "cpu":
+        if recipe.memory.frozen == "bfloat16" and dtype != torch.bfloat16:
+            # Layers leave the file, which they are read from as long as nothing changes them, one
+            # by one as they first run, and the system drops it when the last one has left.
+            parts["file"] = 2 * recipe.backbone.shapes(recipe.data).parameters
+        parts["process"] = int(PROCESS)
+    return Cost(device, dtype, parts, ledger.operations * recipe.optim.accumulate)
+
+
+PARTS = ("weights", "gradients", "optimiser", "averages", "activations", "alignment")
+"""What bytes can be for. Activations include what comes and goes within a layer; the alignment's
+are its projectors with gradients and moments, features, and what its losses keep."""
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _moments(recipe: Recipe, parameter: Tensor) -> int:
+    """Bytes that the optimiser keeps of a parameter."""
+    count = parameter.numel()
+    # bitsandbytes leaves the moments of small tensors as they are.
+    if recipe.memory.optimizer == "adamw" or count < 4096:
+        return 2 * _bytes(parameter)
+    return 2 * (count + 4 * math.ceil(count / 256))
+
+
+def _skip_repeats(student: Student, ledger: _Ledger) -> list[nn.Module]:
+    """Have all but a few of a transformer's like blocks replaced by entries; gives these blocks.
+
+    Blocks are alike if their parameters are and no term taps them. Of each run of like blocks the
+    first two and the last two stay. What the ledger is told from the beginning of the second until
+    the beginning of the third, it is told again for each block that passes its input through, and
+    in the backward pass what it is told of the last but one.
+    """
+    backbone = student.backbone
+    blocks = student.recipe.backbone.shapes(student.recipe.data).blocks
+    each = {number: backbone.block(number) for number in range(1, blocks + 1)}
+    tapped = {
+        side for _, term in student.terms.named() for side in (term.align.block, term.align.target)
+    }
+    has_trained, pairs, skipped = False, {}, []
+
+    def kind(number: int) -> Any:
+        nonlocal has_trained
+        parameters = dict(each[number].named_parameters())
+        has_trained = has_trained or any(p.requires_grad for p in parameters.values())
+        if number in tapped:
+            return number
+        form = [(name, p.shape, p.dtype, p.requires_grad) for name, p in parameters.items()]
+        return type(each[number]), has_trained, form
+
+    def begin(way: str, number: int, like: int) -> None:
+        ledger.begin((way, number))
+        if like != number:
+            ledger.repeat((way, like))
+
+    def watch(number: int, forward_like: int, backward_like: int) -> None:
+        def before(*_: Any) -> None:
+            if not in_backward():
+                begin("forward", number, forward_like)
+
+        def after(block: nn.Module, given: Any, output: Any) -> Any:
+            if in_backward():
+                return output
+            pairs[number] = isinstance(output, tuple)
+            if number == blocks:
+                ledger.begin(BETWEEN)
+            tensors = output if isinstance(output, tuple) else (output,)
+            marked = _Boundary.apply(partial(begin, "backward", number, backward_like), *tensors)
+            return marked if isinstance(output, tuple) else marked[0]
+
+        each[number].register_forward_pre_hook(before)
+        each[number].register_forward_hook(after)
+
+    def skip(number: int, like: int) -> None:
+        block = each[number]
+        signature = inspect.signature(block.forward)
+
+        def pass_through(*given: Any, **named: Any) -> Any:
+            tensors = signature.bind(*given, **named).arguments
+            video = tensors["hidden_states"]
+            return (video, tensors["encoder_hidden_states"]) if pairs[like] else video
+
+        block.forward = pass_through
+        skipped.append(block)
+
+    for _, run in groupby(each, kind):
+        numbers = list(run)
+        for place, number in enumerate(numbers):
+            if 2 <= place < len(numbers) - 2:
+                skip(number, numbers[1])
+                watch(number, numbers[1], numbers[-2])
+            else:
+                watch(number, number, number)
+    return skipped
+
+
+class _Boundary(torch.autograd.Function):
+    """Calls when the backward pass comes by; tensors go through as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Callable[[], None], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None):
+        ctx.call()
+        return None, *gradients
+
+
+def _batch(recipe: Recipe, backbone: Backbone, ledger: _Ledger) -> Any:
+    from videorepa.student import Batch
+
+    shapes, count = recipe.backbone.shapes(recipe.data), recipe.optim.batch_size
+    latents = torch.empty(count, *shapes.latents)
+    ledger.within("alignment")
+    teachers = {
+        term.encoder: TokenGrid.batch([_on_cpu(term.encoder.shape(recipe.data.frames))] * count)
+        for term in recipe.terms.values()
+        if term.encoder is not None
+    }
+    ledger.within("activations")
+    timestep = backbone.sample_timesteps(latents, torch.Generator())
+    return Batch(latents, _text(shapes, count), torch.empty_like(latents), timestep, teachers)
+
+
+def _on_cpu(grid: TokenGrid) -> TokenGrid:
+    saliency = None if grid.saliency is None else torch.empty(grid.saliency.shape)
+    return replace(grid, tokens=torch.empty(grid.tokens.shape), saliency=saliency)
+
+
+def _text(shapes: BackboneShapes, count: int) -> Text:
+    return {
+        name: torch.empty(count, *one.shape, dtype=one.dtype) for name, one in shapes.text.items()
+    }
+
+
+BETWEEN = "between the forward pass and the backward pass"
+
+
+class _Ledger(TorchDispatchMode):
+    """Enters every storage that comes to be, and crosses it out when it is gone.
+
+    The step is divided into spans, so that the entries of one can be made once more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[int, str, Any, Any]] = {}
+        self.now: Counter[str] = Counter()
+        self.operations = 0.0
+        self._part = "activations"
+        self.start()
+
+    def start(self) -> None:
+        """Forget what the peak was until now."""
+        self.at_peak = self.now.copy()
+        self.operations = 0.0
+        self._spans: dict[Any, tuple[Counter[str], Counter[str], float]] = {}
+        self._repeated: Counter[Any] = Counter()
+        self._open(None)
+
+    def _open(self, span: Any) -> None:
+        self._span, self._before, self._operations = span, self.now.copy(), self.operations
+        self._highest = self.now.copy()
+
+    def begin(self, span: Any) -> None:
+        """End a span and begin the next."""
+        rise, change = self._highest.copy(), self.now.copy()
+        rise.subtract(self._before)
+        change.subtract(self._before)
+        self._spans[self._span] = rise, change, self.operations - self._operations
+        self._open(span)
+
+    def repeat(self, span: Any) -> None:
+        """Enter all that happened in a span, again."""
+        rise, change, operations = self._spans[span]
+        self._repeated[span] += 1
+        highest = self.now.copy()
+        highest.update(rise)
+        self._note(highest)
+        self.now.update(change)
+        self.operations += operations
+
+    def _note(self, amounts: Counter[str]) -> None:
+        total = amounts.total()
+        if total > self._highest.total():
+            self._highest = amounts.copy()
+        if total > self.at_peak.total():
+            self.at_peak = amounts.copy()
+
+    def within(self, part: str) -> None:
+        """What comes to be from here on is for that part."""
+        self._part = part
+
+    def add(self, part: str, size: int) -> None:
+        """Enter bytes that stay, without a tensor."""
+        self.now[part] += size
+
+    def enter(self, part: str, *tensors: Tensor | None) -> None:
+        """Say what tensors are for."""
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self.live:
+                size, before, span, reference = self.live[key]
+                self.now[before] -= size
+            else:
+                size, span = storage.nbytes(), self._span
+                reference = weakref.ref(storage, lambda _, key=key: self._gone(key))
+            self.live[key] = size, part, span, reference
+            self.now[part] += size
+        self._note(self.now)
+
+    def _gone(self, key: int) -> None:
+        size, part, span, _ = self.live.pop(key, (0, self._part, None, None))
+        # What goes when no block runs, such as the weights that autocast has cast, goes for all
+        # blocks at once.
+        times = 1 + self._repeated[span] if self._span == BETWEEN else 1
+        self.now[part] -= size * times
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1  # There is no content to read; values are for the log alone.
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device  # Most calls are this one, which is slow otherwise.
+        if func is torch.ops.aten.nonzero.default:
+            return torch.empty(_selected(args[0]), args[0].dim(), dtype=torch.long)
+        if func is torch.ops.aten.index.Tensor:
+            args = args[0], _as_numbers(args[1])
+        result = func(*args, **kwargs)
+        if func is torch.ops.aten.bitwise_not.default:
+            result.is_false = not getattr(args[0], "is_false", False)
+        count = OPERATIONS.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.operations += count(*args, **kwargs, out_val=result)
+        for value in tree_leaves(result):
+            # Tensors on the meta device are shapes and no more in the training too.
+            is_real = isinstance(value, Tensor) and value.device.type != "meta"
+            if is_real and value.untyped_storage()._cdata not in self.live:
+                self.enter(self._part, value)
+        return result
+
+
+def _selected(mask: Tensor) -> int:
+    """How many elements a mask chooses. It has no content: masks say which tokens of the text are
+    there, and the most that can be is all of them."""
+    return 0 if getattr(mask, "is_false", False) else mask.numel()
+
+
+def _as_numbers(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Indices for `x[indices]` without masks."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            found += [torch.empty(_selected(index), dtype=torch.long)] * index.dim()
+        else:
+            found.append(index)
+    return found
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+
+
+OPERATIONS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Operators that torch.utils.flop_counter does not know."""
