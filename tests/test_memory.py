@@ -40,7 +40,10 @@ def need(choice: str) -> None:
         (("memory.frozen=int8",), r"frozen weights under `train\.lora`"),
         ((LORA, "memory.offload=group"), "needs gradient_checkpointing"),
         ((LORA, CHECKPOINTED, "memory.frozen=nf4", "memory.offload=group"), "does not go with"),
-        (("memory.optimizer=adamw8bit", "parallel={engine: fsdp2}"), "fsdp2 shards plain tensors"),
+        (
+            ("memory.optimizer=adamw8bit", "parallel={engine: fsdp2}"),
+            "fsdp2 shares out plain tensors",
+        ),
         ((LORA, "memory.frozen=int4"), r"memory\.frozen"),
     ],
 )

@@ -202,7 +202,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):
-    """AdamW, and how many samples it sees. One step uses batch_size x accumulate clips."""
+    """AdamW, and how many samples it sees. One step uses batch_size x accumulate clips in each
+    process."""
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -214,6 +215,10 @@ class Optim(Section):
     warmup_steps: int = Field(default=100, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
+
+    def clips(self, processes: int) -> int:
+        """How many clips a step has, over all processes."""
+        return self.batch_size * self.accumulate * processes
 
 
 class Lora(Section):
@@ -286,13 +291,21 @@ class Memory(Section):
 class Parallel(Section):
     """How several processes share a training; a launcher such as `accelerate launch` starts them.
 
-    engine: "ddp" keeps a whole model in each process, "fsdp2" a share of it. Without this section
-        the user's own accelerate configuration counts, and DDP where there is none.
-    offload: keep FSDP2's shares in the machine's memory and not the GPU's.
+    engine: "ddp" keeps the whole training in each process, "fsdp2" a share of all of it, and
+        "zero2" (DeepSpeed) all weights and a share of the rest. Without this section the user's
+        own accelerate configuration counts, and DDP where there is none.
+    offload: keep FSDP2's shares, or ZeRO-2's of the optimiser, in the machine's memory and not the
+        GPU's.
     """
 
-    engine: Literal["ddp", "fsdp2"]
+    engine: Literal["ddp", "fsdp2", "zero2"]
     offload: bool = False
+
+    @model_validator(mode="after")
+    def _has_shares(self) -> Parallel:
+        if self.offload and self.engine == "ddp":
+            raise ValueError("offload keeps shares elsewhere, and ddp has none")
+        return self
 
 
 class Generation(Section):
@@ -402,12 +415,12 @@ class Recipe(Section):
                 "memory.frozen and memory.offload are for the frozen weights under `train.lora`; "
                 "without it all weights are trained, and those stay in float32"
             )
-        if self.parallel is not None and self.parallel.engine == "fsdp2":
+        if self.parallel is not None and self.parallel.engine != "ddp":
             chosen = (memory.is_quantised, memory.optimizer != "adamw", memory.offload != "none")
             if any(chosen):
                 raise ValueError(
-                    "fsdp2 shards plain tensors: memory.frozen int8 and nf4, memory.optimizer "
-                    "adamw8bit and memory.offload go with ddp or one process"
+                    f"{self.parallel.engine} shares out plain tensors: memory.frozen int8 and nf4, "
+                    "memory.optimizer adamw8bit and memory.offload go with ddp or one process"
                 )
         return self
 

@@ -58,7 +58,7 @@ class Cache:
         wanted = {
             "format": FORMAT,
             "clip": {"frames": data.frames, "height": data.height, "width": data.width},
-            "backbone": {"name": recipe.backbone.name} | recipe.backbone.fingerprint(),
+            "backbone": {"name": recipe.backbone.name} | recipe.backbone.preparing.fingerprint(),
         }
         self._check(wanted, create)
         self.clips, self.failures = self.root / "clips", self.root / "failures"
