@@ -252,7 +252,7 @@ class Partitioned(Replicated):
                 if value.dim():
                     value = safe_get_full_optimizer_state(parameter, key)
                 if self.is_first:
-                    state[number][key] = value.cpu()
+                    state[number][key] = value.cpu().clone()  # The step is each parameter's own.
         return {
             "state": state,
             "param_groups": [group | {"params": list(range(len(self._parameters)))}],
