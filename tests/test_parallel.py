@@ -24,6 +24,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from test_kill import tree
 from test_pipeline import assert_equal_bit_for_bit
 from videorepa.errors import UserError
 from videorepa.parallel import ENGINES, Alone, State, _engine, place
@@ -172,6 +173,17 @@ def test_two_ddp_processes_train_what_one_does(prepared: Recipe, tmp_path: Path)
         train(prepared.override(*TWO), tmp_path / "shared", device="cpu")
     assert train(prepared.override(*ONE), tmp_path / "shared", device="cpu").trained().step == 6
     assert_close(alone.trained().trained, found.trained().trained)
+
+
+def start_together(recipe: Recipe) -> None:
+    shard = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    prepare(recipe, shard=shard, device="cpu")
+
+
+def test_processes_that_start_together_fill_one_cache(prepared: Recipe, tmp_path: Path) -> None:
+    own = prepared.override(f"data.cache={tmp_path / 'together'}")
+    fork(start_together, own)
+    assert tree(own.data.cache) == tree(prepared.data.cache)
 
 
 class Small(nn.Module):
