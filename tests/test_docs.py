@@ -25,8 +25,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    lines = "".join(blocks(page, "bash")).splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("videorepa ")]
+    """Calls of videorepa, also by a launcher or in a loop over GPUs."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    calls = (re.search(r"(?:^|\s)videorepa [a-z].*", line.split("  #")[0]) for line in lines)
+    return [call[0].strip().removesuffix(" &") for call in calls if call]
 
 
 ALL_COMMANDS = [(page, command) for page in PAGES for command in commands(page)]

@@ -222,6 +222,8 @@ class Sampler:
 
 def _check_folder(out: Path, about: dict[str, Any]) -> None:
     path = out / "generation.json"
+    # In this order: another process that was started with this one may be writing it.
+    begun = not is_vacant(out)
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -237,7 +239,7 @@ def _check_folder(out: Path, about: dict[str, Any]) -> None:
                 + ", ".join(f"{key} ({found.get(key)}, now {about[key]})" for key in differing)
                 + ". Choose another folder with --out."
             )
-    elif not is_vacant(out):
+    elif begun:
         raise UserError(f"{out} exists and does not hold generated clips. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)

@@ -252,7 +252,7 @@ class Partitioned(Replicated):
                 if value.dim():
                     value = safe_get_full_optimizer_state(parameter, key)
                 if self.is_first:
-                    state[number][key] = value.cpu()
+                    state[number][key] = value.cpu().clone()  # The step is each parameter's own.
         return {
             "state": state,
             "param_groups": [group | {"params": list(range(len(self._parameters)))}],
@@ -319,7 +319,10 @@ def _accelerator(recipe: Recipe, device: str | None) -> Any:
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     courses = [term.when for term in recipe.terms.values()]
     drops_parts = any(course.until or course.opposed for course in courses)
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=drops_parts)
+    ddp = DistributedDataParallelKwargs(
+        find_unused_parameters=drops_parts,
+        gradient_as_bucket_view=True,  # Or there is another copy of all gradients.
+    )
     # The recipe says in which precision to compute; weights in training are float32.
     options: dict[str, Any] = {"kwargs_handlers": [ddp], "mixed_precision": "no"}
     engine = None if recipe.parallel is None else recipe.parallel.engine

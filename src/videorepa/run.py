@@ -32,9 +32,8 @@ FREE_TO_CHANGE = (
     "validation.drift",
 )
 
-
-# How a step's clips are divided among processes and passes: a resumed run may divide them
-# otherwise, and `train` sees to it that they stay as many.
+# How a step's clips are divided among processes and passes. A resumed run may divide them
+# otherwise; `train` sees to it that they stay as many.
 DIVISION = ("optim.batch_size", "optim.accumulate")
 
 
