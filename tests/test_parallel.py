@@ -22,10 +22,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from test_kill import tree
 from test_pipeline import assert_equal_bit_for_bit
+from videorepa import checkpoint
 from videorepa.errors import UserError
 from videorepa.parallel import ENGINES, Alone, State, _engine, place
 from videorepa.prepare import prepare
@@ -38,7 +40,7 @@ ONE = ("optim.batch_size=4", "optim.accumulate=2")
 TWO = ("optim.batch_size=2", "optim.accumulate=2")
 LIMIT = 5.0
 """To which norm gradients are clipped here."""
-PATIENCE = 300.0
+PATIENCE = 900.0
 """Seconds until processes must have got to where a test waits for them."""
 
 needs_deepspeed = pytest.mark.skipif(
@@ -47,20 +49,6 @@ needs_deepspeed = pytest.mark.skipif(
 engines = pytest.mark.parametrize(
     "engine", ["ddp", "fsdp2", pytest.param("zero2", marks=needs_deepspeed)]
 )
-
-SLOW_TO_SAVE = """
-import sys, time
-from videorepa import __main__, checkpoint
-
-def slowly(save):
-    def saving(*given):
-        save(*given)
-        time.sleep(0.4)
-    return saving
-
-checkpoint.save_file = slowly(checkpoint.save_file)
-sys.exit(__main__.main(sys.argv[1:]))
-"""
 
 
 def free_port() -> str:
@@ -76,71 +64,68 @@ def ranks(count: int = 2) -> list[dict[str, str]]:
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-class Launch:
-    """`videorepa train` in two processes of their own, as a launcher starts them."""
+class Together:
+    """A function in two processes that have all that this one has imported.
 
-    def __init__(self, recipe: Recipe, out: Path, *changes: str, slow_to_save: bool = False):
-        path = out.with_suffix(".yaml")
-        recipe.override(*changes).to_yaml(path)
-        start = ["-c", SLOW_TO_SAVE] if slow_to_save else ["-m", "videorepa"]
-        self.out = out
+    folder: where what they write to stderr goes.
+    """
+
+    def __init__(self, folder: Path, function: Callable[..., object], *given: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.outputs = [folder / f"stderr-{number}.txt" for number in range(2)]
+        forked = multiprocessing.get_context("fork")
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, *start, "train", str(path), "--out", str(out)],
-                env=os.environ | rank,
-                stdout=subprocess.DEVNULL,
-                stderr=out.with_suffix(f".{rank['RANK']}.txt").open("w"),
-                text=True,
-            )
-            for rank in ranks()
+            forked.Process(target=self._run, args=(rank, output, function, *given))
+            for rank, output in zip(ranks(), self.outputs, strict=True)
         ]
-
-    def said(self) -> list[str]:
-        """What each process wrote to stderr."""
-        return [
-            self.out.with_suffix(f".{rank}.txt").read_text() for rank in range(len(self.processes))
-        ]
-
-    def finish(self) -> Run:
-        codes = [process.wait(PATIENCE) for process in self.processes]
-        assert codes == [0, 0], "\n".join(text[-3000:] for text in self.said())
-        return Run.open(self.out)
-
-    def kill(self, until: Callable[[], bool]) -> None:
-        """kill -9 of all processes as soon as something is to be seen."""
-        deadline = time.monotonic() + PATIENCE
-        while not until():
-            assert all(process.poll() is None for process in self.processes), self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.005)
         for process in self.processes:
-            process.kill()
-        assert [process.wait() for process in self.processes] == [-9, -9], "over before the kill"
+            process.start()
 
-
-def launch(recipe: Recipe, out: Path, *changes: str) -> Run:
-    return Launch(recipe, out, *changes).finish()
-
-
-def fork(function: Callable[..., None], *given: Any) -> None:
-    """Run a function in two processes that have all that this one has imported."""
-
-    def run(rank: dict[str, str]) -> None:
+    @staticmethod
+    def _run(
+        rank: dict[str, str], output: Path, function: Callable[..., object], *given: Any
+    ) -> None:
+        sys.stderr = output.open("w", buffering=1)
         try:
             os.environ.update(rank)
+            torch.set_num_threads(1)  # More would wait for threads that were not forked.
             function(*given)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)  # Nothing of pytest's is to be cleared up here.
 
-    forked = multiprocessing.get_context("fork")
-    processes = [forked.Process(target=run, args=(rank,)) for rank in ranks()]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(PATIENCE)
-    assert [process.exitcode for process in processes] == [0, 0]
+    def said(self) -> list[str]:
+        """What each process wrote to stderr."""
+        return [output.read_text() for output in self.outputs]
+
+    def finish(self) -> None:
+        for process in self.processes:
+            process.join(PATIENCE)
+        codes = [process.exitcode for process in self.processes]
+        assert codes == [0, 0], "\n".join(text[-3000:] for text in self.said())
+
+    def kill(self, until: Callable[[], bool]) -> None:
+        """kill -9 of both as soon as something is to be seen."""
+        deadline = time.monotonic() + PATIENCE
+        while not until():
+            assert all(process.is_alive() for process in self.processes), self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.005)
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        assert [process.exitcode for process in self.processes] == [-9, -9], "over before the kill"
+
+
+def start(recipe: Recipe, out: Path) -> Together:
+    return Together(out.with_suffix(".stderr"), train, recipe, out)
+
+
+def launch(recipe: Recipe, out: Path) -> Run:
+    start(recipe, out).finish()
+    return Run.open(out)
 
 
 def losses(run: Run) -> list[float]:
@@ -162,9 +147,7 @@ def prepared(recipe: Recipe) -> Recipe:
 
 def test_two_ddp_processes_train_what_one_does(prepared: Recipe, tmp_path: Path) -> None:
     alone = train(prepared.override(*ONE), tmp_path / "alone", device="cpu")
-    shared = prepared.override(*TWO, "parallel={engine: ddp}")
-    fork(train, shared, tmp_path / "shared")
-    found = Run.open(tmp_path / "shared")
+    found = launch(prepared.override(*TWO, "parallel={engine: ddp}"), tmp_path / "shared")
     assert losses(found) == pytest.approx(losses(alone), rel=1e-5)
     assert_close(alone.trained().trained, found.trained().trained)
     # One process goes on where two stopped, as long as its steps have the same clips.
@@ -175,14 +158,14 @@ def test_two_ddp_processes_train_what_one_does(prepared: Recipe, tmp_path: Path)
     assert_close(alone.trained().trained, found.trained().trained)
 
 
-def start_together(recipe: Recipe) -> None:
+def prepare_a_half(recipe: Recipe) -> None:
     shard = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     prepare(recipe, shard=shard, device="cpu")
 
 
 def test_processes_that_start_together_fill_one_cache(prepared: Recipe, tmp_path: Path) -> None:
     own = prepared.override(f"data.cache={tmp_path / 'together'}")
-    fork(start_together, own)
+    Together(tmp_path, prepare_a_half, own).finish()
     assert tree(own.data.cache) == tree(prepared.data.cache)
 
 
@@ -267,9 +250,12 @@ def check_engine(recipe: Recipe) -> None:
         pytest.param("{engine: zero2, offload: true}", marks=[needs_deepspeed, pytest.mark.slow]),
     ],
 )
-def test_an_engine_takes_a_training_over_and_hands_it_back(recipe: Recipe, parallel: str) -> None:
+def test_an_engine_takes_a_training_over_and_hands_it_back(
+    recipe: Recipe, tmp_path: Path, parallel: str
+) -> None:
     # DDP has to know that there can be parameters without a gradient.
-    fork(check_engine, recipe.override(f"parallel={parallel}", "align.when.until=3"))
+    own = recipe.override(f"parallel={parallel}", "align.when.until=3")
+    Together(tmp_path, check_engine, own).finish()
 
 
 def test_one_process_refuses_what_needs_several(prepared: Recipe, tmp_path: Path) -> None:
@@ -292,7 +278,8 @@ def test_two_processes_train_what_one_does(
     if lora:
         prepared = prepared.override("train.lora={rank: 2, alpha: 4}")
     alone = train(prepared.override(*ONE), tmp_path / "alone", device="cpu")
-    shared = launch(prepared, tmp_path / "shared", *TWO, f"parallel={{engine: {engine}}}")
+    own = prepared.override(*TWO, f"parallel={{engine: {engine}}}")
+    shared = launch(own, tmp_path / "shared")
     assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
     ours, theirs = alone.trained(), shared.trained()
     assert_close(ours.trained, theirs.trained)
@@ -302,7 +289,7 @@ def test_two_processes_train_what_one_does(
 @pytest.mark.slow
 @engines
 def test_killed_while_it_saves_and_with_a_damaged_checkpoint(
-    prepared: Recipe, tmp_path: Path, engine: str
+    prepared: Recipe, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kill -9 of both processes, twice; then the newest checkpoint that is left is cut short."""
     own = prepared.override(*TWO, f"parallel={{engine: {engine}}}")
@@ -317,14 +304,20 @@ def test_killed_while_it_saves_and_with_a_damaged_checkpoint(
         time.sleep(delay)
         return True
 
-    Launch(own, out, slow_to_save=True).kill(has_begun)
-    half = run.checkpoints / ".tmp-step-00000006"
-    Launch(own, out, slow_to_save=True).kill((half / "trained.safetensors").exists)
+    def save_slowly(*given: Any) -> None:
+        save_file(*given)
+        time.sleep(0.4)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", save_slowly)
+        start(own, out).kill(has_begun)
+        half = run.checkpoints / ".tmp-step-00000006"
+        start(own, out).kill((half / "trained.safetensors").exists)
     assert half.exists() and not (half / "state.json").exists(), "the kill hit the writing"
     assert run.trained().step == 4
     newest = run.checkpoints / "step-00000004" / "optimizer.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
-    resumed = Launch(own, out)
+    resumed = start(own, out)
     resumed.finish()
     first, second = resumed.said()
     assert first.count("is damaged") == 1 and "Going on from step 2 of 6." in first

@@ -221,6 +221,8 @@ class Partitioned(Replicated):
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def clip_gradients(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # Offloaded gradients may still be on their way.
         pieces = [self._gradient(parameter) for parameter in parameters]
         own = nn.utils.get_total_norm([piece for piece in pieces if piece is not None])
         square = own.to(self.device).square()
@@ -330,6 +332,8 @@ def _accelerator(recipe: Recipe, device: str | None) -> Any:
     has_deepspeed = engine == "zero2" or _is_set("ACCELERATE_USE_DEEPSPEED")
     try:
         if engine == "fsdp2":
+            # By this, Accelerate has the processes talk about what is in the machine's memory too.
+            os.environ["FSDP_OFFLOAD_PARAMS"] = str(offload).lower()
             options["fsdp_plugin"] = FullyShardedDataParallelPlugin(
                 fsdp_version=2, cpu_offload=offload
             )
