@@ -159,22 +159,33 @@ def evaluate(
     videos: Positional[Path],
     out: Path | None = None,
     against: Path | None = None,
+    ratings: tuple[Path, ...] = (),
 ) -> None:
     """Score a folder of generated clips; print a table with 95 % intervals.
 
     For example:
       videorepa evaluate lab clips/aligned
       videorepa evaluate lab clips/aligned --against clips/control
+      videorepa evaluate rated clips/aligned --against clips/control --ratings ratings-ada.json
 
     Args:
-      benchmark: Name of the benchmark, such as `lab`.
+      benchmark: Name of the benchmark, such as `lab`; `rated` counts blind ratings.
       videos: Folder that `generate` wrote.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
+      ratings: Files that the report's page saved, one for each rater; for `rated` alone.
     """
     from videorepa.evaluate import evaluate, table
+    from videorepa.report.ratings import rated
 
-    found = evaluate(benchmark, videos, out, against=against)
+    if (benchmark == "rated") != bool(ratings) or (ratings and against is None):
+        raise UserError(
+            "Blind ratings need all three: evaluate rated CLIPS --against CLIPS --ratings FILE."
+        )
+    if against is not None and ratings:
+        found = rated(videos, against, ratings, out)
+    else:
+        found = evaluate(benchmark, videos, out, against=against)
     print(table({videos.name: found}))
     print(f"scores: {found.out}")
     failures = found.summary["failures"]
@@ -313,10 +324,13 @@ def report(
     clips: tuple[Path, ...] = (),
     scan: tuple[Path, ...] = (),
 ) -> None:
-    """Write one self-contained HTML page: curves, table, clips side by side.
+    """Write one HTML page: tables, curves, clips side by side, and blind rating of them.
+
+    Many clips are put beside the page, into NAME-files; few are within it.
 
     For example:
       videorepa report runs/aligned runs/control --clips clips/base clips/control clips/aligned
+      videorepa evaluate rated clips/aligned --against clips/control --ratings ratings-ada.json
 
     Args:
       runs: Folders that `train` wrote.
@@ -330,9 +344,8 @@ def report(
     if len(folders) < len(clips):
         folders = {str(folder): folder for folder in clips}
     scores = {
-        name: folder / "scores"
+        name: [path.parent for path in sorted(folder.glob("*/summary.json"))]
         for name, folder in folders.items()
-        if (folder / "scores" / "summary.json").exists()
     }
     page = report(runs, out, generations=folders, scores=scores, scans=scan)
     print(f"report: {page}")
