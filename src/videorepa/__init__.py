@@ -19,6 +19,7 @@ _HOMES = {
     "import_weights": "videorepa.import_weights",
     "inspect": "videorepa.inspect",
     "scan": "videorepa.scan",
+    "probe": "videorepa.probe",
     "report": "videorepa.report",
     "compare": "videorepa.compare",
     "demo": "videorepa.demo",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from videorepa.import_weights import import_weights
     from videorepa.inspect import inspect
     from videorepa.prepare import prepare
+    from videorepa.probe import probe
     from videorepa.recipe import Recipe
     from videorepa.report import report
     from videorepa.scan import scan

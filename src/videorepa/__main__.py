@@ -305,6 +305,72 @@ def scan(
     print(f"scan: {out / 'report.html'}")
 
 
+def probe(
+    recipe: RecipeFile,
+    data: Path,
+    out: Path,
+    protocol: Literal["v1.5", "2021"] = "v1.5",
+    models: tuple[Path, ...] = (),
+    teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    blocks: tuple[int, ...] = (),
+    timesteps: tuple[int, ...] = tuple(range(0, 501, 50)),
+    draws: int = 3,
+    steps: int = 3,
+    pools: tuple[int, ...] = (1, 4),
+    frames: Literal["resampled", "published"] = "resampled",
+    leave_out: Path | None = None,
+    against: str = "base",
+    set: Overrides = (),
+) -> None:
+    """Measure how much physics features hold: does a linear readout foresee contact (Physion)?
+
+    The recipe's untouched base model, its teacher and straw men are read, and further models and
+    teachers beside them. Trains nothing but the readout; goes on where it stopped.
+
+    For example:
+      videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out probes/2b
+      videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out p --models runs/aligned
+
+    Args:
+      data: Folder with Physion's `train` and `test`.
+      out: Folder of the tables (probe.json, accuracies.csv, differences.csv, predictions.csv).
+      protocol: The release, and how its authors read features out.
+      models: Runs, recipes or diffusers folders, called by the names of their folders or files.
+      teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
+      blocks: Which blocks, counted from 1; by default those that the recipe aligns.
+      timesteps: Of the noise that models are given.
+      draws: Noises that each clip is read with.
+      steps: Steps in time that are read, evenly spaced.
+      pools: Rows and columns that each step is averaged to; each is a readout of its own.
+      frames: Evenly from all that is shown, or only those that published extractors are given.
+      leave_out: A text file with the name of a test clip a line, such as the buggy ones.
+      against: The source that others are compared with.
+    """
+    from videorepa.probe import named, probe, read_names, table
+    from videorepa.recipe import Recipe
+    from videorepa.scan import teachers_from
+
+    parsed = Recipe.from_yaml(recipe, set)
+    found = probe(
+        parsed,
+        data,
+        out,
+        protocol=protocol,
+        models=named(models),
+        teachers=teachers_from(teacher, parsed),
+        blocks=blocks or None,
+        timesteps=timesteps,
+        draws=draws,
+        steps=steps,
+        pools=pools,
+        frames=frames,
+        leave_out=read_names(leave_out) if leave_out else (),
+        against=against,
+    )
+    print(table(found))
+    print(f"probe: {out}")
+
+
 def report(
     runs: Positional[tuple[Path, ...]],
     out: Path = Path("report.html"),
@@ -441,7 +507,7 @@ VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
     for verb in (
         *(prepare, head, train, generate, evaluate, export, import_),
-        *(inspect, scan, compare, report, demo, lab),
+        *(inspect, scan, probe, compare, report, demo, lab),
     )
 }
 
