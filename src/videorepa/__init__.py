@@ -20,6 +20,7 @@ _HOMES = {
     "inspect": "videorepa.inspect",
     "scan": "videorepa.scan",
     "probe": "videorepa.probe",
+    "refine": "videorepa.refine",
     "report": "videorepa.report",
     "compare": "videorepa.compare",
     "demo": "videorepa.demo",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from videorepa.prepare import prepare
     from videorepa.probe import probe
     from videorepa.recipe import Recipe
+    from videorepa.refine import refine
     from videorepa.report import report
     from videorepa.scan import scan
     from videorepa.tokens import TokenGrid

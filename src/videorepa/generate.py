@@ -82,7 +82,7 @@ def generate(
             sampler.write(sidecar.with_suffix(".mp4"), frames)
             # The sidecar comes last: a clip without one is not done.
             known = {"prompt_id": job.prompt.id, "prompt": job.prompt.text}
-            known |= {"k": job.k, "seed": job.seed}
+            known |= {"caption": job.prompt.caption, "k": job.k, "seed": job.seed}
             atomic_write(sidecar, json.dumps(known | about, indent=1, ensure_ascii=False))
     return [job.sidecar(out).with_suffix(".mp4") for job in jobs]
 
