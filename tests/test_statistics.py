@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from videorepa.benchmarks import compare_flags, share
 from videorepa.errors import UserError
-from videorepa.statistics import holm, mcnemar_exact, paired_bootstrap, wilson
+from videorepa.statistics import clopper_pearson, holm, mcnemar_exact, paired_bootstrap, wilson
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 pvalues = st.lists(st.floats(0, 1), min_size=1, max_size=8)
@@ -41,6 +42,17 @@ def test_wilson_holds_its_share_and_mirrors(pair):
     assert wilson(n - successes, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
     wide = wilson(successes, n, 0.99)
     assert wide[0] <= low and high <= wide[1]
+
+
+@given(counts)
+def test_the_exact_interval_ends_where_the_tails_are_a_fortieth(pair):
+    successes, n = pair
+    low, high = clopper_pearson(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    if successes:
+        assert binom.sf(successes - 1, n, low) == pytest.approx(0.025, abs=1e-6)
+    if successes < n:
+        assert binom.cdf(successes, n, high) == pytest.approx(0.025, abs=1e-6)
 
 
 def test_wilson_without_trials_knows_nothing_and_refuses_nonsense():

@@ -29,7 +29,8 @@ class Evaluation:
 def evaluate(
     benchmark: str, videos: Path, out: Path | None = None, *, against: Path | None = None
 ) -> Evaluation:
-    """Score every clip in `videos` (as `generate` leaves them) into `out`, by default its `scores`.
+    """Score every clip in `videos` (as `generate` leaves them) into `out`, by default its `scores`,
+    against its caption.
 
     against: another folder of clips of the same prompts and seeds; it is scored too, and the
     comparison is paired clip by clip. Rows that are there already are kept if they are of the same
@@ -83,14 +84,14 @@ def _score(
             if row is None:
                 try:
                     frames, _ = read_all(video)
-                    score = bench.score(frames, about["prompt"])
+                    score = bench.score(frames, about["caption"])
                 except (ClipError, UserError) as error:
                     failures.append({"prompt_id": key[0], "k": key[1], "reason": str(error)})
                     continue
                 row = {
                     "prompt_id": key[0],
                     "k": key[1],
-                    "scenario": bench.scenario(about["prompt"]),
+                    "scenario": bench.scenario(about["caption"]),
                     "model_digest": key[2],
                     "benchmark": f"{bench.name} {bench.version}",
                     **score,
@@ -113,7 +114,8 @@ def _sidecars(videos: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
                 about
                 | {
                     "prompt_id": str(about["prompt_id"]),
-                    "prompt": str(about["prompt"]),
+                    # What it was generated from, unless that was a detailed version of it.
+                    "caption": str(about.get("caption", about["prompt"])),
                     "k": int(about["k"]),
                 },
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -14,13 +15,25 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     Holds for n independent trials. Without trials nothing is known: (0, 1).
     Raises ValueError unless 0 <= successes <= n and 0 < confidence < 1.
     """
+    return _interval(successes, n, confidence, "wilson")
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval for a share: never narrower than its confidence promises. Otherwise as
+    `wilson`."""
+    return _interval(successes, n, confidence, "exact")
+
+
+def _interval(
+    successes: int, n: int, confidence: float, method: Literal["wilson", "exact"]
+) -> tuple[float, float]:
     if not 0 <= successes <= n:
         raise ValueError(f"Found {successes} successes in {n} trials; expected 0 to {n}.")
     if not 0 < confidence < 1:
         raise ValueError(f"Found confidence {confidence}; expected a fraction between 0 and 1.")
     if n == 0:
         return 0.0, 1.0
-    found = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    found = stats.binomtest(successes, n).proportion_ci(confidence, method)
     return float(found.low), float(found.high)
 
 
