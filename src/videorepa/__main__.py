@@ -26,6 +26,16 @@ Overrides = tyro.conf.UseAppendAction[
         ),
     ]
 ]
+Settings = tyro.conf.UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="KEY=VALUE",
+            help="A setting of the benchmark, such as `--set captions=videophy.csv`. Can be given "
+            "many times.",
+        ),
+    ]
+]
 
 
 def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> None:
@@ -112,6 +122,7 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     backbone: str = "cogvideox",
+    column: str | None = None,
     shard: Shard = "0/1",
 ) -> None:
     """Generate an mp4 file with a JSON sidecar for every prompt.
@@ -131,6 +142,7 @@ def generate(
       steps: Denoising steps.
       guidance_scale: Strength of classifier-free guidance.
       backbone: Kind of a diffusers folder; runs and recipes say it themselves.
+      column: Where the prompts stand; by default `caption` or `prompt`.
     """
     from videorepa.data.manifest import read_prompts
     from videorepa.generate import default_settings, generate
@@ -139,7 +151,7 @@ def generate(
     changed = {key: value for key, value in given.items() if value is not None}
     clips = generate(
         model,
-        read_prompts(prompts),
+        read_prompts(prompts, column),
         out,
         settings=default_settings(model, backbone).changed(**changed),
         backbone=backbone,
@@ -153,23 +165,33 @@ def evaluate(
     videos: Positional[Path],
     out: Path | None = None,
     against: Path | None = None,
+    shard: Shard = "0/1",
+    set: Settings = (),
 ) -> None:
     """Score a folder of generated clips; print a table with 95 % intervals.
+
+    Goes on where it stopped.
 
     For example:
       videorepa evaluate lab clips/aligned
       videorepa evaluate lab clips/aligned --against clips/control
+      videorepa evaluate videophy clips/aligned --set captions=videophy.csv
 
     Args:
       benchmark: Name of the benchmark, such as `lab`.
-      videos: Folder that `generate` wrote.
+      videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
     """
     from videorepa.evaluate import evaluate, table
 
-    found = evaluate(benchmark, videos, out, against=against)
-    print(table({videos.name: found}))
+    part = _shard(shard)
+    found = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
+    print(table({videos.name: found}, by_scenario=True))
+    if part[1] > 1:
+        print(
+            "This is one shard. After the last, the same command without --shard gives the table."
+        )
     print(f"scores: {found.out}")
     failures = found.summary["failures"]
     if failures:

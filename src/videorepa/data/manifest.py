@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from videorepa.errors import UserError
@@ -28,10 +28,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to generate a video from, and its unique id."""
+    """A text to generate a video from, and its unique id. row: all that it was read from."""
 
     id: str
     text: str
+    row: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,9 @@ def read_manifest(manifest: str | Path, root: str | Path | None = None) -> list[
     return entries
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
+def read_prompts(path: str | Path, column: str | None = None) -> list[Prompt]:
     """The prompts of a .txt file, one a line, or of a .csv or .jsonl file with a `caption` or,
-    where that is missing, a `prompt` in each row, in its order.
+    where that is missing, a `prompt` in each row, in its order. column: where they stand instead.
 
     `id` is optional; by default it is the prompt's number, "0000", "0001" and on. Empty lines do
     not count. Raises UserError, naming the line.
@@ -232,6 +233,6 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     prompts: list[Prompt] = []
     lines: dict[str, int] = {}
     for row in _rows(Path(path), ".txt", ".csv", ".jsonl"):
-        text = row.text("caption", "prompt")
-        prompts.append(Prompt(_add_id(row, f"{len(prompts):04d}", lines), text))
+        text = row.text(*([column] if column else ("caption", "prompt")))
+        prompts.append(Prompt(_add_id(row, f"{len(prompts):04d}", lines), text, row.values))
     return prompts
