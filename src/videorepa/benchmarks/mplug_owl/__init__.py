@@ -79,7 +79,8 @@ _IGNORED = re.compile(r"language_model\..*\.rotary_emb\.inv_freq")
 class MPlugOwlVideo(nn.Module):
     """Made without weights, on the meta device; `from_state_dict` makes one that has them.
 
-    Shapes: M tokens stand for a clip, 65 as published, of the language model's width d; the vision
+    side: pixels along a side of a frame. video_tokens: how many stand for a clip.
+    Shapes: m tokens stand for a clip, 65 as published, of the language model's width d; the vision
     tower has n tokens a frame, of width w, the class token first.
     """
 
@@ -103,6 +104,8 @@ class MPlugOwlVideo(nn.Module):
                 width, text.hidden_size, **sections["visual_abstractor_config"]
             )
             self.language_model = LlamaForCausalLM(text)
+        self.side: int = vision.image_size
+        self.video_tokens: int = queries[1] + 1
         # Its buffers are no weights: they are computed, so they must not stay on the meta device.
         self.language_model.model.rotary_emb = LlamaRotaryEmbedding(text)
         self.eval().requires_grad_(False)
