@@ -20,7 +20,7 @@ from torch import Tensor
 from videorepa import plugins
 from videorepa.benchmarks import videophy, videophy2
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
-from videorepa.benchmarks.mplug_owl.judge import Judge, frame_indices, rate
+from videorepa.benchmarks.mplug_owl.judge import Judge, digest, frame_indices, rate
 from videorepa.data.manifest import read_prompts
 from videorepa.data.video import read_squashed, write_video
 from videorepa.errors import UserError
@@ -486,6 +486,22 @@ def test_a_folder_that_is_no_judge_is_refused(judge, tmp_path, fault, says):
     fault(folder)
     with pytest.raises(UserError, match=says):
         Judge.load(folder, torch.device("cpu"), torch.float32)
+
+
+def test_a_judges_digest_is_of_what_decides_its_answers(judge, tmp_path):
+    folder = shutil.copytree(judge, tmp_path / "judge")
+    (folder / "README.md").write_text("Other words.")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "downloaded.metadata").write_text("today")
+    assert digest(folder) == digest(judge)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    other = digest(folder)
+    assert other != digest(judge)
+    path = folder / "pytorch_model-00001-of-00002.bin"
+    torch.save({k: v + 1 for k, v in torch.load(path).items()}, path)
+    assert digest(folder) not in (other, digest(judge))
+    live = Judge.load(folder, torch.device("cpu"), torch.float32)
+    assert live.mean == (0.5, 0.5, 0.5)
 
 
 # Folders of clips.

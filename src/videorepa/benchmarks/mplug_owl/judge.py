@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
-from videorepa.data.fingerprint import json_digest, weights_digest
+from videorepa.data.fingerprint import file_sample_digest, json_digest
 from videorepa.errors import UserError
 from videorepa.hub import quieten_libraries
 
@@ -187,9 +187,13 @@ def rate(
 
 
 def digest(folder: Path) -> str:
-    """Changes when the weights, the tokenizer or their configuration do."""
-    files = ("config.json", "preprocessor_config.json")
-    return json_digest([weights_digest(folder), *(_json(folder / file, {}) for file in files)])
+    """Changes when the weights, the tokenizer or their configuration do. Raises UserError."""
+    files = [*_weight_files(folder), folder / "tokenizer.model"]
+    configs = [folder / "config.json", folder / "preprocessor_config.json"]
+    return json_digest(
+        [{file.name: file_sample_digest(file) for file in files if file.exists()}]
+        + [_json(config, {}) for config in configs]
+    )
 
 
 def _json(path: Path, missing: Any = None) -> dict[str, Any]:
@@ -204,13 +208,17 @@ def _json(path: Path, missing: Any = None) -> dict[str, Any]:
     return found
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder; they stay on the disk until they are used."""
+def _weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise UserError(f"{folder} holds no weights. {_ADVICE}")
+    return files
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder; they stay on the disk until they are used."""
     weights: dict[str, Tensor] = {}
-    for file in files:
+    for file in _weight_files(folder):
         try:
             found = (
                 load_file(file)
