@@ -26,6 +26,16 @@ Overrides = tyro.conf.UseAppendAction[
         ),
     ]
 ]
+Settings = tyro.conf.UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="KEY=VALUE",
+            help="A setting of the benchmark, such as `--set captions=videophy.csv`. Can be given "
+            "many times.",
+        ),
+    ]
+]
 
 
 def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> None:
@@ -199,17 +209,22 @@ def evaluate(
     out: Path | None = None,
     against: Path | None = None,
     ratings: tuple[Path, ...] = (),
+    shard: Shard = "0/1",
+    set: Settings = (),
 ) -> None:
     """Score a folder of generated clips; print a table with 95 % intervals.
+
+    Goes on where it stopped.
 
     For example:
       videorepa evaluate lab clips/aligned
       videorepa evaluate lab clips/aligned --against clips/control
+      videorepa evaluate videophy clips/aligned --set captions=videophy.csv
       videorepa evaluate rated clips/aligned --against clips/control --ratings ratings-ada.json
 
     Args:
       benchmark: Name of the benchmark, such as `lab`; `rated` counts blind ratings.
-      videos: Folder that `generate` wrote.
+      videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
       ratings: Files that the report's page saved, one for each rater; for `rated` alone.
@@ -221,11 +236,16 @@ def evaluate(
         raise UserError(
             "Blind ratings need all three: evaluate rated CLIPS --against CLIPS --ratings FILE."
         )
+    part = _shard(shard)
     if against is not None and ratings:
         found = rated(videos, against, ratings, out)
     else:
-        found = evaluate(benchmark, videos, out, against=against)
-    print(table({videos.name: found}))
+        found = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
+    print(table({videos.name: found}, by_scenario=True))
+    if part[1] > 1:
+        print(
+            "This is one shard. After the last, the same command without --shard gives the table."
+        )
     print(f"scores: {found.out}")
     failures = found.summary["failures"]
     if failures:
