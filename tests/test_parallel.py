@@ -380,7 +380,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "zero3": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
     "fsdp1": {
         "distributed_type": "FSDP",
-        "fsdp_config": {"fsdp_version": 1, "fsdp_sync_module_states": False},
+        "fsdp_config": {
+            "fsdp_version": 1,
+            "fsdp_sync_module_states": False,
+            "fsdp_cpu_ram_efficient_loading": False,
+        },
     },
 }
 COMMON = {"compute_environment": "LOCAL_MACHINE", "num_processes": 2, "num_machines": 1}
@@ -411,6 +415,7 @@ def test_the_users_own_accelerate_configuration(
     """It says how the model is shared, and nothing else: the rest is the recipe's."""
     done = accelerate_launch(prepared.override(*TWO), tmp_path / "own", engine)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert f"2 processes share the training with {ENGINES[engine].called}." in done.stderr
     alone = train(prepared.override(*ONE), tmp_path / "alone", device="cpu")
     found = Run.open(tmp_path / "own")
     assert losses(found) == pytest.approx(losses(alone), rel=1e-5)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from videorepa.device import pick_device
 from videorepa.errors import UserError
+from videorepa.progress import console
 from videorepa.recipe import Parallel, Recipe
 
 State = dict[str, Any]
@@ -299,7 +300,10 @@ def place(recipe: Recipe, device: str | None) -> Alone:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         accelerator = _accelerator(recipe, device)
-        return _engine(accelerator, recipe.parallel)(accelerator)
+        workers = _engine(accelerator, recipe.parallel)(accelerator)
+        if workers.is_first:
+            console.print(f"{workers.count} processes share the training with {workers.called}.")
+        return workers
     if recipe.parallel is not None:
         raise UserError(
             f"The recipe asks for {recipe.parallel.engine} and there is one process. Start it with "
