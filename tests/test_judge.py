@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceTrainer
 from torch import Tensor
 
-from videorepa import plugins
+from videorepa import card, plugins
 from videorepa.benchmarks import videophy, videophy2
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.benchmarks.mplug_owl.judge import Judge, digest, frame_indices, rate
@@ -560,6 +560,9 @@ def test_two_folders_are_judged_and_compared(judge, captions, tmp_path):
     assert "1 clips could not be read, 2 clips are missing" in text
     assert "fluid_fluid" in text and "against theirs" in text
     read = read_scores(found.out)
+    assert len(read.summary.missing) == 2
+    page = card._scores(read)
+    assert f"| sa_score | {found.summary['metrics']['sa_score']['mean']:.4g} | [" in page
     assert read.summary.metrics.keys() == {"sa", "pc", "joint", "sa_score", "pc_score"}
     assert read.rows["0000", 0].failing_checks == []
 
@@ -574,6 +577,9 @@ def test_shards_are_put_together_and_nothing_is_scored_twice(
         evaluate("videophy2", folder, settings=given, shard=(index, 2)).summary["n"]
         for index in range(2)
     ]
+    # More shards than clips: the last have nothing to do.
+    idle = evaluate("videophy2", folder, settings=given, shard=(3, 4))
+    assert idle.summary["n"] == 0 and "sa none" in table({"idle": idle})
     assert parts == [2, 1] and not (folder / "scores" / "summary.json").exists()
 
     def never(*_: object) -> None:

@@ -67,7 +67,7 @@ def evaluate(
     out = out or _scores(videos)
     scored = _score(bench, videos, out, shard)
     others = None if against is None else _score(bench, against, _scores(against), shard)
-    if not scored.rows:
+    if scored.failures and not scored.rows:
         raise UserError(
             f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
             f"{scored.failures[0]['reason']}"
