@@ -1,32 +1,37 @@
 """Predicted against measured peak memory of trainings on the CPU, each in a process of its own.
 
-    python benchmarks/memory.py [--repeats 3] [--real-size FOLDER_WITH_clips.csv]
+    python benchmarks/memory.py [--repeats 3]
 
 The lab's micro model with batches of 12 clips, all weights and LoRA, in the ways that the recipe's
-`memory` has; and, where it is asked for, the full-size random model of real_size.py. Measured is
-the process's largest resident set, as the system keeps it (ru_maxrss). `process` is that of one
-which has imported everything and made nothing: the constant PROCESS of videorepa.memory.
+`memory` has; real_size.py does the same for published sizes. Measured is the process's largest
+resident set, as the system keeps it (ru_maxrss). glibc keeps what is freed, for later, up to tens
+of megabytes, which is much beside this model: so each training is measured once with glibc told to
+give memory back at once (MALLOC_MMAP_THRESHOLD_), which is what tensors take, and once as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 from videorepa.lab import micro_weights
-from videorepa.memory import predict
 from videorepa.recipe import Recipe
 
 PEAK = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-IMPORTS = (
-    "import videorepa.train, diffusers, peft; from diffusers import CogVideoXTransformer3DModel"
-)
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+PREDICT = """
+import json, sys
+from videorepa.inspect import inspect
+from videorepa.recipe import Recipe
+cost = inspect(Recipe.from_yaml(sys.argv[1]), device="cpu").cost
+print(json.dumps([cost.peak, cost.parts]))
+"""
 TRAIN = """
 import sys
 from pathlib import Path
@@ -59,63 +64,57 @@ def micro_recipe(root: Path) -> Recipe:
     return demo.override(lab % (root / "cache"), "optim.steps=3")
 
 
-def measured(*command: str) -> int:
-    """Peak bytes of a Python process."""
+def run(*command: str, **environment: str) -> str:
+    """What a Python process prints last."""
     code, *arguments = command
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{PEAK}", *arguments], check=True, capture_output=True
+        [sys.executable, "-c", code, *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        env=os.environ | environment,
     )
-    return int(done.stdout.split()[-1])
+    return done.stdout.split(b"\n")[-2].decode()
+
+
+def measured(recipe: Path, out: Path, **environment: str) -> int:
+    """Peak bytes of a training."""
+    return int(run(TRAIN + PEAK, str(recipe), str(out), **environment).split()[-1])
 
 
 def compare(name: str, recipe: Recipe, root: Path, repeats: int) -> None:
-    cost = predict(recipe, torch.device("cpu"))
     path = root / "recipe.yaml"
     recipe.to_yaml(path)
+    # In a process of its own, whose size is a part of the prediction.
+    peak, parts = json.loads(run(PREDICT, str(path)))
     runs = Path(tempfile.mkdtemp(dir=root))
-    peaks = [measured(TRAIN, str(path), str(runs / str(n))) / 1e6 for n in range(repeats)]
-    mean = sum(peaks) / repeats
-    parts = " ".join(f"{part} {size / 1e6:.0f}" for part, size in cost.parts.items())
-    print(
-        f"| {name} | {cost.peak / 1e6:.0f} | {mean:.0f} ({min(peaks):.0f}-{max(peaks):.0f}) | "
-        f"{cost.peak / 1e6 / mean:.2f} | {parts} |",
-        flush=True,
-    )
+    row = [f"{peak / 1e6:.0f}"]
+    for environment in (GIVE_BACK, {}):
+        peaks = [
+            measured(path, runs / f"{len(environment)}-{n}", **environment) for n in range(repeats)
+        ]
+        mean = sum(peaks) / repeats
+        spread = "" if repeats == 1 else f" ({min(peaks) / 1e6:.0f}-{max(peaks) / 1e6:.0f})"
+        row += [f"{mean / 1e6:.0f}{spread}", f"{peak / mean:.2f}"]
+    said = " ".join(f"{part} {size / 1e6:.0f}" for part, size in parts.items())
+    print(f"| {name} | {' | '.join(row)} | {said} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--real-size", type=Path, metavar="CLIPS")
     arguments = parser.parse_args()
     micro_weights("cogvideox")  # There, before anything is measured.
-    empty = [measured(IMPORTS) / 1e6 for _ in range(arguments.repeats)]
-    print(f"process: {min(empty):.0f}-{max(empty):.0f} MB\n")
-    print("| training | predicted MB | measured MB | ratio | parts |\n|---|---|---|---|---|")
+    print("| training | predicted MB | measured MB | ratio | glibc's default MB | ratio | parts |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        if arguments.real_size:
-            import real_size
-
-            real_size.build(root)
-            recipe = real_size.recipe(root, arguments.real_size.resolve())
-            subprocess.run(
-                [sys.executable, real_size.__file__, "--clips", str(arguments.real_size)]
-                + ["--part", "prepare", str(root)],
-                check=True,
-            )
-            name = "CogVideoX-2B's size, LoRA 128, bfloat16"
-            compare(f"{name}, checkpointing", recipe.override(SAVED), root, 1)
-            compare(name, recipe, root, 1)
-            return
         from videorepa.prepare import prepare
 
-        micro = micro_recipe(root)
+        micro = micro_recipe(Path(folder))
         prepare(micro)
         for name, changes in CASES.items():
             wanted = [package for word, package in NEEDS.items() if word in name]
             if all(importlib.util.find_spec(package) for package in wanted):
-                compare(name, micro.override(*changes), root, arguments.repeats)
+                compare(name, micro.override(*changes), Path(folder), arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ import torch
 import yaml
 
 from conftest import write_clips
+from test_memory import check_shortcut, deepened
 from twins import TWINS
 from videorepa import plugins
 from videorepa.align import tap
 from videorepa.backbones import BackboneSpec
+from videorepa.backbones._diffusers import DiffusersBackbone
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -28,8 +30,10 @@ from videorepa.export import export
 from videorepa.generate import generate
 from videorepa.inspect import inspect
 from videorepa.losses.relation import Relation
+from videorepa.memory import predict
 from videorepa.prepare import prepare
 from videorepa.recipe import ClipSize, Generation, Lora, Recipe
+from videorepa.student import Student
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
 
@@ -375,6 +379,33 @@ def recipe(twin: Twin, twins: dict[str, Path], tmp_path: Path) -> Recipe:
     values["data"] |= size.model_dump()
     values["backbone"] = twin.spec.model_dump()
     return Recipe.parse(values)
+
+
+def test_what_training_takes_is_predicted_from_configuration_alone(
+    twin: Twin, recipe: Recipe, monkeypatch
+) -> None:
+    lora = recipe.override("train.lora={rank: 2, alpha: 4}", "memory.frozen=bfloat16")
+    live = Student(lora, CPU).transformer
+    held = sum(tensor.nbytes for tensor in (*live.parameters(), *live.buffers()))
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(DiffusersBackbone, "whole", refused)
+    meta = lora.backbone.load(("transformer",), torch.device("meta"))
+    assert all(parameter.is_meta for parameter in meta.transformer.parameters())
+    cost = predict(lora, CPU)
+    assert cost.parts["weights"] == held
+    assert cost.parts["activations"] > 0 and cost.operations > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [(), ("memory.gradient_checkpointing=true",)])
+def test_like_blocks_are_predicted_exactly(
+    recipe: Recipe, tmp_path: Path, monkeypatch, changes: tuple[str, ...]
+) -> None:
+    deep = deepened(recipe, tmp_path / "deep", blocks=8)
+    check_shortcut(deep.override(*changes), CPU, monkeypatch)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from videorepa import __main__ as cli
 from videorepa import plugins
 from videorepa.inspect import inspect
+from videorepa.memory import Cost, predict
 from videorepa.recipe import Recipe
 from videorepa.train import train
 
@@ -60,11 +62,22 @@ def test_there_are_commands_to_test() -> None:
     assert len(ALL_COMMANDS) > 12
 
 
+COSTS: dict[tuple[str, str], Cost] = {}
+
+
+def predicted(recipe: Recipe, device: torch.device) -> Cost:
+    """Once for each recipe: many pages inspect the same one."""
+    key = recipe.text(), device.type
+    COSTS[key] = COSTS.get(key) or predict(recipe, device)
+    return COSTS[key]
+
+
 @pytest.mark.parametrize(
     "command", [c for _, c in ALL_COMMANDS if c.startswith("videorepa inspect")]
 )
 def test_inspect_commands_run(command: str, monkeypatch, capsys) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(importlib.import_module("videorepa.inspect"), "predict", predicted)
     assert cli.main(shlex.split(command)[1:]) == 0
     assert "block output" in capsys.readouterr().out
 

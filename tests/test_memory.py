@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -143,13 +144,66 @@ def test_a_missing_package_is_named(
 
 def test_the_prediction_counts_what_there_is(recipe: Recipe) -> None:
     cost = predict(recipe.override("train.ema=0.9"), CPU)
-    assert cost.peak == sum(cost.parts.values()) and cost.parts["process"] == memory.PROCESS
+    assert cost.peak == sum(cost.parts.values()) >= cost.loading > cost.parts["process"] > 1e8
     parameters = inspect(recipe).transformer_parameters
     # The positions are a buffer beside the parameters.
     assert 4 * parameters <= cost.parts["weights"] < 4.5 * parameters
     assert cost.parts["averages"] == 4 * parameters
     assert cost.parts["optimiser"] == 8 * parameters
     assert 0 < cost.parts["gradients"] <= 4 * parameters
+
+
+def test_the_prediction_knows_how_much_loading_takes(recipe: Recipe) -> None:
+    plain = predict(recipe, CPU)
+    held = 4 * inspect(recipe).transformer_parameters
+    assert plain.loading - plain.parts["process"] == held, "they stay in the file, mapped"
+    less = predict(recipe.override(LORA, "memory.frozen=bfloat16"), CPU)
+    (file,) = recipe.backbone.weight_files()
+    taken_out = less.loading - less.parts["process"] - file.stat().st_size
+    assert held / 2 < taken_out < less.parts["weights"]
+    published = recipe.override("backbone.weights=zai-org/CogVideoX-2b")
+    assert predict(published, CPU).loading == 0, "its files are not here"
+
+
+def deepened(recipe: Recipe, folder: Path, blocks: int) -> Recipe:
+    """The recipe with a model of more blocks, of which there is the configuration alone."""
+    source = Path(recipe.backbone.source)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for path in folder.glob("transformer*/config.json"):
+        config = json.loads(path.read_text())
+        config |= {key: blocks for key in ("num_layers", "num_single_layers") if key in config}
+        path.write_text(json.dumps(config))
+    return recipe.override(f"backbone.weights={folder}")
+
+
+@pytest.mark.parametrize(
+    ("device", "changes"),
+    [
+        ("cpu", (LORA, CHECKPOINTED, "memory.frozen=bfloat16")),
+        ("cuda", (CHECKPOINTED, "optim.accumulate=3", "train.ema=0.9", "align.block=6")),
+    ],
+    ids=["lora", "cuda"],
+)
+def test_entering_like_blocks_again_equals_running_them(
+    recipe: Recipe, tmp_path: Path, monkeypatch, device: str, changes: tuple[str, ...]
+) -> None:
+    deep = deepened(recipe, tmp_path / "deep", blocks=12).override(*changes)
+    check_shortcut(deep, torch.device(device), monkeypatch)
+
+
+def check_shortcut(recipe: Recipe, device: torch.device, monkeypatch) -> None:
+    skipped = []
+    real = memory._skip_repeats
+    monkeypatch.setattr(
+        memory, "_skip_repeats", lambda *given: skipped.extend(found := real(*given)) or found
+    )
+    short = predict(recipe, device)
+    monkeypatch.setattr(memory, "_skip_repeats", lambda *given: [])
+    whole = predict(recipe, device)
+    assert len(skipped) > 2
+    for cost in (short, whole):
+        cost.parts.pop("process", None)  # It has grown in between.
+    assert (short.parts, short.operations) == (whole.parts, whole.operations)
 
 
 def test_the_prediction_scales_as_it_must(recipe: Recipe) -> None:
@@ -198,6 +252,8 @@ def test_the_micro_models_prediction_is_what_is_measured(tmp_path: Path, changes
     spec.loader.exec_module(benchmark)
     recipe = benchmark.micro_recipe(tmp_path).override(*changes)
     prepare(recipe)
-    recipe.to_yaml(tmp_path / "recipe.yaml")
-    peak = benchmark.measured(benchmark.TRAIN, str(tmp_path / "recipe.yaml"), str(tmp_path / "run"))
-    assert predict(recipe, CPU).peak == pytest.approx(peak, rel=0.15)
+    path = tmp_path / "recipe.yaml"
+    recipe.to_yaml(path)
+    predicted, _ = json.loads(benchmark.run(benchmark.PREDICT, str(path)))
+    peak = benchmark.measured(path, tmp_path / "run", **benchmark.GIVE_BACK)
+    assert predicted == pytest.approx(peak, rel=0.15)

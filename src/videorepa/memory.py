@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -37,8 +38,8 @@ from videorepa.tokens import TokenGrid
 if TYPE_CHECKING:
     from videorepa.student import Student
 
-PROCESS = 0.6e9
-"""Bytes that Python takes with its libraries at work, beside the tensors: fitted to what
+WORKING = 32e6
+"""Bytes by which Python and its libraries grow at work, beside the tensors: fitted to what
 benchmarks/memory.py measures."""
 
 
@@ -68,6 +69,10 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
         # Held in less, computed with in more. Layers that diffusers leaves out of the casting
         # (norms, embeddings, the last projection) are few.
         storage = torch.float8_e4m3fn if memory.frozen == "float8" else loaded_in
+        if storage == loaded_in and home.type == "cpu":
+            # Taken out of the file, which would stay mapped beside them until all layers have run.
+            for parameter in transformer.parameters():
+                parameter.data = parameter.data.clone()
         transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
         _cast(transformer, dtype)
         if device.type == "meta":
@@ -221,27 +226,30 @@ class _UnpackedTwice(torch.autograd.Function):
 class Cost:
     """What one step of a training takes, on one device.
 
-    parts: bytes at the moment of the peak, by what they are for. operations: floating-point, of
-    the whole step, a multiplication and an addition being two.
+    parts: bytes at the moment of the step's peak, by what they are for. loading: bytes at the worst
+    moment before, or 0 where that is not known. operations: floating-point, of the whole step, a
+    multiplication and an addition being two.
     """
 
     device: torch.device
     dtype: torch.dtype
     parts: dict[str, int]
+    loading: int
     operations: float
 
     @property
     def peak(self) -> int:
-        """Bytes, all parts together."""
-        return sum(self.parts.values())
+        """Bytes, all parts together, or those of loading if they are more."""
+        return max(sum(self.parts.values()), self.loading)
 
 
 def predict(recipe: Recipe, device: torch.device) -> Cost:
     """Run one step on shapes; nothing is read, loaded or computed.
 
     device: what it is predicted for; it need not be there. On the CPU the process itself is a part
-    of the peak, as it is of what the system measures. Teachers that are online, validation clips
-    and, with FSDP2, the sharding are not in it.
+    of the peak, as it is of what the system measures: that of now, with the libraries that are
+    installed. Teachers that are online, validation clips and, with FSDP2, the sharding are not in
+    it.
     """
     dtype = compute_dtype(recipe.train.precision, device)
     if device.type == "cuda" and recipe.train.precision == "auto":
@@ -251,6 +259,7 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
 
     with torch.device("meta"):
         student = Student(recipe, torch.device("meta"), dtype)
+    process = psutil.Process().memory_info().rss
     ledger = _Ledger()
     skipped = _skip_repeats(student, ledger)
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
@@ -288,13 +297,14 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
             denoised, aligned = student(0, _batch(recipe, student.backbone, ledger))
             (denoised.loss.mean() + aligned.loss).backward()
     parts = {part: ledger.at_peak[part] for part in PARTS if ledger.at_peak[part]}
+    loading = 0
     if device.type == "cpu":
-        if recipe.memory.frozen == "bfloat16" and dtype != torch.bfloat16:
-            # Layers leave the file, which they are read from as long as nothing changes them, one
-            # by one as they first run, and the system drops it when the last one has left.
-            parts["file"] = 2 * recipe.backbone.shapes(recipe.data).parameters
-        parts["process"] = int(PROCESS)
-    return Cost(device, dtype, parts, ledger.operations * recipe.optim.accumulate)
+        parts["process"] = process + int(WORKING)
+        # Adapters are made when all is loaded.
+        held = frozen if recipe.train.lora is not None else trained
+        worst = _while_loading(recipe, sum(map(_bytes, held)))
+        loading = worst and worst + parts["process"]
+    return Cost(device, dtype, parts, loading, ledger.operations * recipe.optim.accumulate)
 
 
 PARTS = ("weights", "gradients", "optimiser", "averages", "activations", "alignment")
@@ -313,6 +323,19 @@ def _moments(recipe: Recipe, parameter: Tensor) -> int:
     if recipe.memory.optimizer == "adamw" or count < 4096:
         return 2 * _bytes(parameter)
     return 2 * (count + 4 * math.ceil(count / 256))
+
+
+def _while_loading(recipe: Recipe, held: int) -> int:
+    """Bytes of weights at the worst moment of loading `held` bytes of them into the machine's
+    memory. A file that they come from counts as long as one of its weights has to be taken out."""
+    files = [path.stat().st_size for path in recipe.backbone.weight_files()]
+    whole = sum(files)
+    if recipe.memory.frozen == "float32" and whole >= held:
+        return held  # They stay in the files, mapped.
+    worst = (
+        held * done // whole + size for done, size in zip(accumulate(files), files, strict=True)
+    )
+    return max(worst, default=0)
 
 
 def _skip_repeats(student: Student, ledger: _Ledger) -> list[nn.Module]:

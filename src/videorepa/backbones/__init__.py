@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
@@ -95,6 +96,10 @@ class BackboneSpec(Section):
 
     def weights_digest(self) -> str:
         """A digest of the weights that denoise."""
+        raise NotImplementedError
+
+    def weight_files(self) -> list[Path]:
+        """The files that the transformer is in, in their order, where they are on this machine."""
         raise NotImplementedError
 
     def default_size(self) -> ClipSize:

@@ -145,24 +145,17 @@ class DiffusersSpec(BackboneSpec):
             text=self.text(),
             grid=TokenGrid(grid, start=1 - geometry.stride, stride=geometry.stride),
             blocks=geometry.blocks,
-            parameters=sum(p.numel() for p in self._on_meta().parameters()),
+            parameters=_parameters(self.transformer_class, json.dumps(self.config("transformer"))),
         )
 
     @property
     def lora_pipeline(self) -> str:
         return self.pipeline_class
 
-    def _on_meta(self) -> Any:
-        import diffusers
-
-        with torch.device("meta"):
-            return getattr(diffusers, self.transformer_class).from_config(
-                self.config("transformer")
-            )
-
     def skeleton(self, dtype: torch.dtype) -> Any:
         """The transformer as it would be loaded, frozen, on the meta device: nothing is read."""
-        model = self._on_meta().eval().requires_grad_(False)
+        model = _on_meta(self.transformer_class, self.config("transformer"))
+        model.eval().requires_grad_(False)
         kept = model._keep_in_fp32_modules or ()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.is_floating_point() and not set(kept).intersection(name.split(".")):
@@ -170,8 +163,8 @@ class DiffusersSpec(BackboneSpec):
         return model
 
     def lora_parameters(self, lora: Lora) -> int:
+        model = self.skeleton(torch.float32)
         with torch.device("meta"):
-            model = self._on_meta()
             self.add_lora(model, lora)
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -185,6 +178,14 @@ class DiffusersSpec(BackboneSpec):
     def weights_digest(self) -> str:
         return weights_digest(self.folder() / "transformer")
 
+    @property
+    def part(self) -> str:
+        """The folder of the transformer in the pipeline's."""
+        return "transformer"
+
+    def weight_files(self) -> list[Path]:
+        return sorted((Path(self.source) / self.part).glob("*.safetensors"))
+
     def default_size(self) -> ClipSize:
         return self.size
 
@@ -196,7 +197,6 @@ class DiffusersBackbone(Backbone):
     is one of flow matching that takes (B, C, F, H, W) and gives the velocity alike.
     """
 
-    part = "transformer"
     diffusion: VPrediction | FlowMatching
 
     def __init__(
@@ -205,7 +205,7 @@ class DiffusersBackbone(Backbone):
         import diffusers
 
         quieten_libraries()
-        self.spec, self.device, self.dtype = spec, device, dtype
+        self.spec, self.device, self.dtype, self.part = spec, device, dtype, spec.part
         self.geometry = spec.geometry()
         self.vae: Any = None
         self.transformer: Any = None
@@ -408,6 +408,18 @@ def _defaults(kind: str) -> Config:
 
     parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+
+def _on_meta(kind: str, config: Config) -> Any:
+    import diffusers
+
+    with torch.device("meta"):
+        return getattr(diffusers, kind).from_config(config)
+
+
+@cache
+def _parameters(kind: str, config: str) -> int:
+    return sum(p.numel() for p in _on_meta(kind, json.loads(config)).parameters())
 
 
 @cache
