@@ -58,7 +58,7 @@ def build(model: str, root: Path) -> None:
     letters = [(chr(code), -3.0) for code in range(33, 127)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
     size: dict[str, Any] = {"vocab_size": len(pieces), "d_model": 4096, "d_ff": 64}
-    size |= {"num_layers": 1, "num_heads": 1}
+    size |= {"num_layers": 1, "num_heads": 1, "tie_word_embeddings": False}
     blocks: dict[str, Any] = {
         "down_block_types": ("CogVideoXDownBlock3D",) * 4,
         "up_block_types": ("CogVideoXUpBlock3D",) * 4,
@@ -78,7 +78,7 @@ def build(model: str, root: Path) -> None:
         }
     else:
         parts |= {
-            "text_encoder": T5EncoderModel(T5Config(**size | {"tie_word_embeddings": False})),
+            "text_encoder": T5EncoderModel(T5Config(**size)),
             "vae": diffusers.AutoencoderKLCogVideoX(
                 **blocks, scaling_factor=spec.config("vae")["scaling_factor"]
             ),

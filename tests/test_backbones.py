@@ -22,6 +22,7 @@ from videorepa import plugins
 from videorepa.align import tap
 from videorepa.backbones import BackboneSpec
 from videorepa.backbones._diffusers import DiffusersBackbone
+from videorepa.cost import predict
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -30,7 +31,6 @@ from videorepa.export import export
 from videorepa.generate import generate
 from videorepa.inspect import inspect
 from videorepa.losses.relation import Relation
-from videorepa.memory import predict
 from videorepa.prepare import prepare
 from videorepa.recipe import ClipSize, Generation, Lora, Recipe
 from videorepa.student import Student

@@ -13,8 +13,8 @@ import torch
 
 from videorepa import __main__ as cli
 from videorepa import plugins
+from videorepa.cost import Cost, predict
 from videorepa.inspect import inspect
-from videorepa.memory import Cost, predict
 from videorepa.recipe import Recipe
 from videorepa.train import train
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from videorepa import cost as cost_module
 from videorepa import memory
+from videorepa.cost import predict
 from videorepa.errors import UserError
 from videorepa.export import export
 from videorepa.inspect import inspect
-from videorepa.memory import predict
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.run import Run
@@ -193,12 +194,12 @@ def test_entering_like_blocks_again_equals_running_them(
 
 def check_shortcut(recipe: Recipe, device: torch.device, monkeypatch) -> None:
     skipped = []
-    real = memory._skip_repeats
+    real = cost_module._skip_repeats
     monkeypatch.setattr(
-        memory, "_skip_repeats", lambda *given: skipped.extend(found := real(*given)) or found
+        cost_module, "_skip_repeats", lambda *given: skipped.extend(found := real(*given)) or found
     )
     short = predict(recipe, device)
-    monkeypatch.setattr(memory, "_skip_repeats", lambda *given: [])
+    monkeypatch.setattr(cost_module, "_skip_repeats", lambda *given: [])
     whole = predict(recipe, device)
     assert len(skipped) > 2
     for cost in (short, whole):

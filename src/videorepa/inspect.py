@@ -10,10 +10,10 @@ import torch
 
 from videorepa.align import resample
 from videorepa.backbones import BackboneShapes
+from videorepa.cost import Cost, predict
 from videorepa.data.source import open_source
 from videorepa.device import pick_device
 from videorepa.errors import UserError
-from videorepa.memory import Cost, predict
 from videorepa.recipe import Align, ClipSize, Recipe
 from videorepa.terms import Grids, Terms, grids
 from videorepa.tokens import TokenGrid
