@@ -26,6 +26,16 @@ Overrides = tyro.conf.UseAppendAction[
         ),
     ]
 ]
+Settings = tyro.conf.UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="KEY=VALUE",
+            help="A setting of the benchmark, such as `--set captions=videophy.csv`. Can be given "
+            "many times.",
+        ),
+    ]
+]
 
 
 def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> None:
@@ -198,23 +208,33 @@ def evaluate(
     videos: Positional[Path],
     out: Path | None = None,
     against: Path | None = None,
+    shard: Shard = "0/1",
+    set: Settings = (),
 ) -> None:
     """Score a folder of generated clips; print a table with 95 % intervals.
+
+    Goes on where it stopped.
 
     For example:
       videorepa evaluate lab clips/aligned
       videorepa evaluate lab clips/aligned --against clips/control
+      videorepa evaluate videophy clips/aligned --set captions=videophy.csv
 
     Args:
       benchmark: Name of the benchmark, such as `lab`.
-      videos: Folder that `generate` wrote.
+      videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
     """
     from videorepa.evaluate import evaluate, table
 
-    found = evaluate(benchmark, videos, out, against=against)
-    print(table({videos.name: found}))
+    part = _shard(shard)
+    found = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
+    print(table({videos.name: found}, by_scenario=True))
+    if part[1] > 1:
+        print(
+            "This is one shard. After the last, the same command without --shard gives the table."
+        )
     print(f"scores: {found.out}")
     failures = found.summary["failures"]
     if failures:

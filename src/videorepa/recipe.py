@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -35,6 +35,21 @@ class Section(BaseModel):
     """A part of a recipe: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def from_settings(cls, settings: Sequence[str], what: str) -> Self:
+        """The section with these keys, each `dotted.key=value` with the value in YAML.
+
+        what: its name in messages. Raises UserError with every fault on a line of its own.
+        """
+        values: dict[str, Any] = {}
+        for setting in settings:
+            _override(values, setting)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            said = "\n".join(_explain(error, cls))
+            raise UserError(f"These settings do not make {what}:\n{said}") from None
 
 
 def _described_by(kind: str) -> BeforeValidator:

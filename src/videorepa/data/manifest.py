@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from videorepa.errors import UserError
@@ -34,12 +34,13 @@ class Entry:
 class Prompt:
     """A text to generate a video from, and its unique id.
 
-    caption: what the video is scored against, by default the text.
+    caption: what the video is scored against, by default the text. row: all that it was read from.
     """
 
     id: str
     text: str
     caption: str = ""
+    row: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.caption:
@@ -249,5 +250,6 @@ def read_prompts(path: str | Path, column: str | None = None) -> list[Prompt]:
     for row in _rows(Path(path), ".txt", ".csv", ".jsonl"):
         text = row.text(*([column] if column else SHORT))
         caption = row.text(*SHORT) if row.values.keys() & set(SHORT) else text
-        prompts.append(Prompt(_add_id(row, f"{len(prompts):04d}", lines), text, caption))
+        name = _add_id(row, f"{len(prompts):04d}", lines)
+        prompts.append(Prompt(name, text, caption, row.values))
     return prompts
