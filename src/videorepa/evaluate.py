@@ -125,7 +125,7 @@ def _scores(videos: Path) -> Path:
 
 
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
-    clips = list(_listed(videos) if videos.is_file() else _sidecars(videos))
+    clips = list(_listed(videos) if videos.is_file() else bench.clips(videos) or _sidecars(videos))
     if not clips:
         raise UserError(f"{videos} holds no generated clips (an .mp4 and a .json each).")
     index, count = shard

@@ -44,7 +44,7 @@ class Section(BaseModel):
         """
         values: dict[str, Any] = {}
         for setting in settings:
-            _override(values, setting)
+            override_values(values, setting)
         try:
             return cls.model_validate(values)
         except ValidationError as error:

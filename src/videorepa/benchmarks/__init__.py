@@ -56,6 +56,11 @@ class Benchmark(Section):
         """The benchmark's own prompts that are not among these; none where its list is open."""
         return []
 
+    def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
+        """Clips of a folder that is laid out as the benchmark's authors want it, each with its
+        "prompt_id", "caption" and "k"; none where it is one that `generate` wrote."""
+        return []
+
     def read(self, video: Path) -> np.ndarray:
         """The frames (F, H, W, 3) uint8 that `score` wants. Raises ClipError."""
         from videorepa.data.video import read_all
