@@ -47,7 +47,7 @@ class Tags(HTMLParser):
         return [attributes for tag, attributes in self.found if tag == name]
 
     def clips(self) -> list[dict[str, str | None]]:
-        return [attributes for attributes in self.named("video") if "data-clip" in attributes]
+        return [attributes for attributes in self.named("div") if "data-clip" in attributes]
 
 
 def ball(shade: int, shift: int) -> np.ndarray:

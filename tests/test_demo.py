@@ -15,7 +15,7 @@ from videorepa.lab import micro_weights
 def test_the_quick_demo_leaves_a_report_scores_and_an_export(tmp_path: Path) -> None:
     page = demo(tmp_path, quick=True)
     text = page.read_text(encoding="utf-8")
-    assert text.count("data-clip=") == 15 and "data:video/mp4;base64" in text
+    assert text.count(' data-clip="') == 15 and "data:video/mp4;base64" in text
     for name in ("base", "control", "aligned"):
         summary = json.loads(
             (tmp_path / "generated" / name / "scores" / "summary.json").read_text()

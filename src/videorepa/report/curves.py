@@ -216,8 +216,9 @@ def draw_intervals(
             colour = _colour(row.colour)
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2)
-            # Not clipped, or half of the dot is missing at the end of the axis.
-            axes.plot([row.value], [place], marker="o", markersize=7, color=colour, clip_on=False)
+            # Whole and in front of the axis also where the value is at its end.
+            dot = {"marker": "o", "markersize": 7, "clip_on": False, "zorder": 3}
+            axes.plot([row.value], [place], color=colour, **dot)
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         if span:

@@ -7,36 +7,47 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const bar = one('.player');
 const slider = one('[name=time]', bar);
 const home = bar.parentElement;
-const inSight = new Set();
+const inSight = new Map();
 const dialog = one('#rating');
-let playing = !matchMedia('(prefers-reduced-motion: reduce)').matches;
-let time = 0, before = 0, length = 0, fps = 0;
+const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+let playing = !calm;
+let time = 0, before = 0, length = 0, fps = 0, next = 0;
 
-const moved = () => (dialog?.open ? all('.pair video', dialog) : [...inSight]);
+const moved = () => (dialog?.open ? all('.pair video', dialog) : [...inSight.values()]);
 
-function load(video) {
-  video.src = video.dataset.src;
+// A video element holds a hundred others, for controls: only clips in sight have one.
+function load(place) {
+  const video = document.createElement('video');
+  const { src, label } = place.dataset;
+  Object.assign(video, { src, ariaLabel: label, muted: true, playsInline: true, preload: 'auto' });
+  place.replaceChildren(video);
+  return video;
 }
 
-function unload(video) {
-  video.removeAttribute('src');
-  video.load();
+function unload(place) {
+  for (const video of all('video', place)) {
+    video.removeAttribute('src');
+    video.load();
+  }
+  place.replaceChildren();
 }
+
+const rate = (video) => Number(video.parentElement.dataset.fps);
 
 function follow(video) {
   if (!(video.duration > 0)) return;
   // The middle of the last frame: at a frame's edge a browser may show the one before.
-  const end = video.duration - 0.5 / video.dataset.fps;
+  const end = video.duration - 0.5 / rate(video);
   const behind = Math.min(time, end) - video.currentTime;
   const stands = !playing || time > end;
   if (stands && !video.paused) video.pause();
-  if (stands ? Math.abs(behind) > 1e-3 : Math.abs(behind) > 0.5) {
+  if (stands ? Math.abs(behind) > 1e-3 : Math.abs(behind) > 0.3) {
     // One seek at a time; the next follows when this one is done.
     if (!video.seeking) video.currentTime += behind;
   }
   if (stands) return;
   // What is a little off catches up or waits without a jump.
-  video.playbackRate = Math.min(2, Math.max(0.5, 1 + behind));
+  video.playbackRate = Math.min(2, Math.max(0.5, 1 + 3 * behind));
   // Pausing right after play() rejects its promise, which is no failure here.
   if (video.paused) video.play().catch(() => {});
 }
@@ -44,7 +55,7 @@ function follow(video) {
 function show() {
   const videos = moved().filter((video) => video.duration > 0);
   length = Math.max(0, ...videos.map((video) => video.duration));
-  fps = Math.max(0, ...videos.map((video) => Number(video.dataset.fps)));
+  fps = Math.max(0, ...videos.map(rate));
   videos.forEach(follow);
   slider.max = length || 1;
   slider.value = time;
@@ -56,29 +67,27 @@ function show() {
 }
 
 function tick(now) {
-  if (playing) {
-    // A tab that was hidden goes on where it was.
-    time += Math.min(0.25, (now - before) / 1000);
-    if (length && time >= length) {
-      time = 0;
-      moved().forEach((video) => { video.currentTime = 0; });
-    }
-    show();
-    requestAnimationFrame(tick);
-  }
+  // A tab that was hidden goes on where it was.
+  time += Math.min(0.25, Math.max(0, now - before) / 1000);
   before = now;
+  if (length && time >= length) {
+    time = 0;
+    moved().forEach((video) => { video.currentTime = 0; });
+  }
+  show();
+  next = requestAnimationFrame(tick);
 }
 
 function play(on) {
   playing = on;
   one('[data-do=toggle]', bar).textContent = on ? 'Pause' : 'Play';
   before = performance.now();
-  if (on) requestAnimationFrame(tick);
+  cancelAnimationFrame(next);
+  if (on) next = requestAnimationFrame(tick);
   else show();
 }
 
 function step(frames) {
-  playing = false;
   const count = Math.max(1, Math.round(length * fps));
   const frame = Math.min(Math.floor(time * fps + 0.01), count - 1);
   time = fps ? ((frame + frames + count) % count + 0.5) / fps : 0;
@@ -97,15 +106,14 @@ slider.addEventListener('input', () => {
 const watch = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (isIntersecting && !inSight.has(target)) {
-      inSight.add(target);
-      load(target);
+      inSight.set(target, load(target));
     } else if (!isIntersecting && inSight.delete(target)) {
       unload(target);
     }
   }
   show();
 }, { rootMargin: '200px 0px' });
-all('.row video').forEach((video) => watch.observe(video));
+all('.row .clip').forEach((place) => watch.observe(place));
 
 // Filters.
 
@@ -148,9 +156,9 @@ if (filters) {
 function go(way) {
   const shown = rows.filter((row) => !row.hidden);
   const top = (row) => row.getBoundingClientRect().top - bar.offsetHeight;
-  const next = way > 0 ? shown.find((row) => top(row) > 2)
-    : shown.findLast((row) => top(row) < -2);
-  if (next) scrollBy(0, top(next));
+  const row = way > 0 ? shown.find((each) => top(each) > 2)
+    : shown.findLast((each) => top(each) < -2);
+  if (row) scrollBy(0, top(row));
 }
 
 // Blind rating: two clips of a prompt, their models unnamed and their places shuffled.
@@ -174,14 +182,14 @@ function pairs(setup) {
   const found = [];
   for (const row of rows) {
     const { prompt, k } = row.dataset;
-    const videos = [a, b].map((select) => one('video', figures.get(row)[select.value]));
-    if (!videos[0] || !videos[1] || videos[0].dataset.clip === videos[1].dataset.clip) continue;
-    videos.sort((one, other) => (one.dataset.clip < other.dataset.clip ? -1 : 1));
-    const key = [question.value, prompt, k, ...videos.map((video) => video.dataset.clip)];
+    const clips = [a, b].map((select) => one('.clip', figures.get(row)[select.value])?.dataset);
+    if (!clips[0] || !clips[1] || clips[0].clip === clips[1].clip) continue;
+    clips.sort((one, other) => (one.clip < other.clip ? -1 : 1));
+    const key = [question.value, prompt, k, ...clips.map((each) => each.clip)];
     if (known.has(key.join('\n'))) continue;
     const order = shuffle(rater.value, ...key);
-    if (order & 1) videos.reverse();
-    found.push({ order, row, videos, question: question.value });
+    if (order & 1) clips.reverse();
+    found.push({ order, row, clips, question: question.value });
   }
   return found.sort((one, other) => one.order - other.order);
 }
@@ -193,28 +201,30 @@ function ask() {
   one('.done', dialog).hidden = !over;
   one('.kept', dialog).hidden = !answers.length;
   one('.kept output', dialog).textContent =
-    `${answers.length} answers, ${unsaved ? `${unsaved} of them not saved` : 'all saved'}.`;
+    `Answers: ${answers.length}, not saved: ${unsaved}.`;
   one('[data-do=rate]').textContent = unsaved ? `Rate blind (${unsaved} not saved)` : 'Rate blind';
   if (over) return;
   // What moves the clips has to be within the dialog to be reached.
   one('.pair .cells', dialog).after(bar);
-  const { row, videos, question } = queue[asked];
+  const { row, clips, question } = queue[asked];
   one('.progress', dialog).textContent = `${asked + 1} of ${queue.length}`;
   one('.asked', dialog).textContent = one(`[value=${question}]`, dialog).textContent;
   one('.pair .prompt', dialog).textContent = one('.full, p.prompt', row).textContent;
-  all('.pair video', dialog).forEach((video, place) => {
-    Object.assign(video.dataset, { src: videos[place].dataset.src, fps: videos[place].dataset.fps });
-    video.className = videos[place].className;
-    load(video);
+  all('.pair figure > div', dialog).forEach((place, side) => {
+    const model = one(`[data-clip="${clips[side].clip}"]`, row);
+    place.className = model.className;
+    place.style.aspectRatio = model.style.aspectRatio;
+    Object.assign(place.dataset, { src: clips[side].src, fps: clips[side].fps, label: 'AB'[side] });
+    load(place);
   });
   time = 0;
   begun = performance.now();
-  play(true);
+  play(!calm);
 }
 
 function answer(preferred) {
-  const { row, videos, question } = queue[asked];
-  const [left, right] = videos.map((video) => video.dataset.clip);
+  const { row, clips, question } = queue[asked];
+  const [left, right] = clips.map((each) => each.clip);
   const seconds = Math.round((performance.now() - begun) / 100) / 10;
   const { prompt, k } = row.dataset;
   answers.push({ prompt_id: prompt, k: Number(k), question, left, right, preferred, seconds });
@@ -249,13 +259,20 @@ async function resume(input) {
     if (found.format !== dialog.dataset.format) throw new Error('it is something else');
     answers.splice(0, Infinity, ...found.ratings);
     one('[name=rater]', dialog).value = found.rater;
-    said.textContent = `${answers.length} answers of ${found.rater} are there.`;
+    keepName();
+    said.textContent = `Answers of ${found.rater}: ${answers.length}.`;
   } catch (error) {
     said.textContent = `That is not a file of ratings: ${error.message}.`;
   }
 }
 
-function rate() {
+// A file is of one rater: with answers there, the name stays.
+function keepName() {
+  one('[name=rater]', dialog).readOnly = answers.length > 0;
+}
+
+function begin() {
+  keepName();
   one('.setup', dialog).hidden = false;
   for (const part of ['.pair', '.done']) one(part, dialog).hidden = true;
   dialog.showModal();
@@ -266,17 +283,22 @@ if (dialog) {
     event.preventDefault();
     queue = pairs(event.target);
     asked = 0;
-    ask();
+    if (queue.length) ask();
+    else one('[role=status]', dialog).textContent =
+      'No pair is left to ask about: all are answered, or their clips are the same.';
   });
   one('[name=file]', dialog).addEventListener('change', (event) => resume(event.target));
   dialog.addEventListener('close', () => {
     home.prepend(bar);
-    all('.pair video', dialog).forEach(unload);
+    all('.pair .clip', dialog).forEach(unload);
     show();
   });
   dialog.addEventListener('click', ({ target }) => {
-    const preferred = target.closest('[data-answer]')?.dataset.answer;
-    if (preferred) answer(preferred);
+    const button = target.closest('[data-answer]');
+    if (!button) return;
+    // Or Space, meant to pause, would give the same answer to the next pair.
+    button.blur();
+    answer(button.dataset.answer);
   });
   addEventListener('beforeunload', (event) => { if (unsaved) event.preventDefault(); });
 }
@@ -291,7 +313,7 @@ const actions = {
   next: () => go(1),
   previous: () => go(-1),
   search: () => filters?.elements.text.focus(),
-  rate: () => dialog && rate(),
+  rate: () => dialog && begin(),
   undo, save,
 };
 document.addEventListener('click', ({ target }) => actions[target.closest('[data-do]')?.dataset.do]?.());
