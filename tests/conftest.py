@@ -74,6 +74,14 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
+@pytest.fixture(scope="session")
+def published_prompts() -> Path:
+    folder = OUTSIDE / "prompts"
+    if not folder.is_dir():
+        pytest.skip("the benchmarks' prompt lists are not on this machine")
+    return folder
+
+
 def make_backbone(folder: Path, rotary: bool = False) -> Path:
     """A CogVideoX pipeline of a few thousand weights: 4x in time, 4x in space, patch 2."""
     import torch

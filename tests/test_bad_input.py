@@ -145,7 +145,7 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys) -> None:
 def test_overrides_arrive_typed_and_in_order(ready: Ready, monkeypatch) -> None:
     seen: list[Recipe] = []
     module = importlib.import_module("videorepa.inspect")
-    monkeypatch.setattr(module, "inspect", lambda recipe: seen.append(recipe) or "")
+    monkeypatch.setattr(module, "inspect", lambda recipe, device: seen.append(recipe) or "")
     arguments = [
         *["--align.weight", "0.45", "--align.loss.margin=0.2", "--set", "seed=5"],
         *["--optim.betas", "[0.8, 0.99]", "--optim.warmup-steps", "0", "--set", "name=other"],
@@ -1223,7 +1223,7 @@ def test_the_errors_are_for_users_and_bugs_keep_their_traceback(
     module = importlib.import_module("videorepa.inspect")
 
     def raising(error: Exception) -> Callable[[Recipe], None]:
-        def inspect(recipe: Recipe) -> None:
+        def inspect(recipe: Recipe, device: str | None) -> None:
             raise error
 
         return inspect

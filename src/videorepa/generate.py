@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from videorepa import plugins
-from videorepa.backbones import Backbone, BackboneSpec
+from videorepa.backbones import Backbone, BackboneSpec, Part
 from videorepa.checkpoint import Checkpoint
 from videorepa.data.batches import stable_seed
 from videorepa.data.files import atomic_write, is_vacant, sweep
@@ -62,7 +62,7 @@ def generate(
     index, count = shard
     if not 0 <= index < count:
         raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
-    source = _Source.of(model, backbone, step)
+    source = Source.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
     about = (
@@ -82,7 +82,7 @@ def generate(
             sampler.write(sidecar.with_suffix(".mp4"), frames)
             # The sidecar comes last: a clip without one is not done.
             known = {"prompt_id": job.prompt.id, "prompt": job.prompt.text}
-            known |= {"k": job.k, "seed": job.seed}
+            known |= {"caption": job.prompt.caption, "k": job.k, "seed": job.seed}
             atomic_write(sidecar, json.dumps(known | about, indent=1, ensure_ascii=False))
     return [job.sidecar(out).with_suffix(".mp4") for job in jobs]
 
@@ -128,12 +128,12 @@ def default_settings(model: Path, backbone: str = "cogvideox") -> Generation:
     """The settings that `generate` uses for a model unless told otherwise."""
     if Run.is_one(model):
         return Run.open(model).recipe.generation
-    return _Source.of(model, backbone).settings
+    return Source.of(model, backbone).settings
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A model to sample from: a run, or an untouched base model."""
+class Source:
+    """A model to sample from or to look into: a run, or an untouched base model."""
 
     name: str
     spec: BackboneSpec
@@ -144,7 +144,8 @@ class _Source:
     trained: Checkpoint | None = None
 
     @classmethod
-    def of(cls, model: Path, backbone: str, step: int | None = None) -> _Source:
+    def of(cls, model: Path, backbone: str = "cogvideox", step: int | None = None) -> Source:
+        """What `generate` calls a model. Raises UserError if it is none."""
         if step is not None and not Run.is_one(model):
             raise UserError(f"{model} is not a run, so it has no checkpoint of step {step}.")
         if model.is_file():
@@ -177,9 +178,13 @@ class _Source:
         newest = self.run.checkpoints / f"step-{self.trained.step:08d}"
         return {"model": self.name, "model_digest": json_digest([base, weights_digest(newest)])}
 
-    def load(self, device: torch.device) -> Backbone:
+    def load(
+        self,
+        device: torch.device,
+        parts: tuple[Part, ...] = ("transformer", "vae", "text_encoder"),
+    ) -> Backbone:
+        """The live model, with what the run has trained put in."""
         dtype = compute_dtype(self.precision, device)
-        parts = ("transformer", "vae", "text_encoder")
         if self.run is not None:
             return self.run.backbone(parts, device, dtype, self.trained)
         return self.spec.load(parts, device, dtype)
@@ -222,6 +227,8 @@ class Sampler:
 
 def _check_folder(out: Path, about: dict[str, Any]) -> None:
     path = out / "generation.json"
+    # In this order: another process that was started with this one may be writing it.
+    begun = not is_vacant(out)
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -237,7 +244,7 @@ def _check_folder(out: Path, about: dict[str, Any]) -> None:
                 + ", ".join(f"{key} ({found.get(key)}, now {about[key]})" for key in differing)
                 + ". Choose another folder with --out."
             )
-    elif not is_vacant(out):
+    elif begun:
         raise UserError(f"{out} exists and does not hold generated clips. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)

@@ -19,14 +19,22 @@ from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 
-# Changing these does not change what a run computes, so a resumed run may have others.
+# Changing these does not change what a run computes, but for rounding, so a resumed run may have
+# others.
 FREE_TO_CHANGE = (
     "about",
+    "parallel",
+    "parallel.engine",
+    "parallel.offload",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.trackers",
     "validation.drift",
 )
+
+# How a step's clips are divided among processes and passes. A resumed run may divide them
+# otherwise; `train` sees to it that they stay as many.
+DIVISION = ("optim.batch_size", "optim.accumulate")
 
 
 class Run:
@@ -53,7 +61,7 @@ class Run:
             differing = differences(
                 run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
             )
-            differing = [key for key in differing if key not in FREE_TO_CHANGE]
+            differing = [key for key in differing if key not in (*FREE_TO_CHANGE, *DIVISION)]
             if differing:
                 raise UserError(
                     f"{path} holds a run of another recipe; they differ in {', '.join(differing)}. "

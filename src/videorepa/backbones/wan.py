@@ -79,6 +79,10 @@ class Wan(DiffusersSpec):
         return ("transformer",)
 
     @property
+    def part(self) -> str:
+        return self.parts[0]
+
+    @property
     def noise_levels(self) -> tuple[float, float]:
         """Between which the pipeline uses the transformer that the recipe trains."""
         if len(self.parts) == 1:
@@ -121,7 +125,6 @@ class WanBackbone(DiffusersBackbone):
     def __init__(
         self, spec: Wan, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.part = spec.parts[0]
         super().__init__(spec, parts, device, dtype)
         # Wan is trained on logit-normal timesteps (arXiv 2503.20314).
         shift = self.scheduler.config.get("flow_shift") or self.scheduler.config["shift"]

@@ -86,6 +86,7 @@ class Metric(BaseModel):
     n: int | None = None
     low: float | None = None
     high: float | None = None
+    invalid: int = 0
 
 
 class Failure(BaseModel):
@@ -108,6 +109,7 @@ class Summary(BaseModel):
     metrics: dict[str, Metric]
     by_scenario: dict[str, dict[str, Metric]] = {}
     failures: list[Failure] = []
+    missing: list[dict[str, Any]] = []
 
 
 class Difference(BaseModel):
