@@ -364,6 +364,10 @@ def test_a_prompt_counts_once_for_the_side_that_most_prefer(material: Material, 
     assert [row["preferred"] for row in rows] == [True, True, False, None, False, True, None, True]
     assert rows[0]["rater"] == "Ada" and rows[0]["file"] == "ada.json"
     assert "pc preferred 100.0" in table({"aligned": found})
+    even = save(tmp_path / "even.json", "Eve", answer(folders, "roll-0", a, b, "same"))
+    nothing = rated(folders[a], folders[b], [even], tmp_path / "even")
+    assert nothing.summary["metrics"]["pc preferred"]["percent"] is None
+    assert "pc preferred none" in table({"aligned": nothing})
     # From the other side it is the same.
     other = rated(folders[b], folders[a], [ada, bob], tmp_path / "other")
     assert other.summary["metrics"]["pc preferred"]["percent"] == 0.0

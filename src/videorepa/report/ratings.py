@@ -122,12 +122,14 @@ def rated(
         "metrics": metrics,
         "by_scenario": {},
         "failures": [],
+        "missing": [],
     }
     atomic_write(out / "summary.json", json.dumps(summary, indent=1))
     comparison = {
         "against": against.resolve().name,
         "unpaired": others,
         "metrics": differences,
+        "by_scenario": {},
     }
     atomic_write(out / "comparison.json", json.dumps(comparison, indent=1))
     return Evaluation(out, summary, comparison)
@@ -174,7 +176,7 @@ def _metrics(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         lost = sum(value < 0 for value in balance.values())
         signs = [(value > 0) - (value < 0) for value in balance.values()]
         low, high = wilson(won, won + lost)
-        percent = 100 * won / (won + lost) if won + lost else float("nan")
+        percent = 100 * won / (won + lost) if won + lost else None
         name = f"{question} preferred"
         shares[name] = {
             "percent": percent,
