@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.stats import binom
 
 from videorepa.benchmarks import Pairs, compare_flags, mean, share, sweep
 from videorepa.errors import UserError
 from videorepa.statistics import (
+    bootstrap,
     clopper_pearson,
     holm,
     mcnemar_exact,
     paired_bootstrap,
+    swap,
     two_shares,
     wilson,
 )
@@ -59,9 +60,9 @@ def test_the_exact_interval_ends_where_the_tails_are_a_fortieth(pair):
     low, high = clopper_pearson(successes, n)
     assert 0 <= low <= successes / n <= high <= 1
     if successes:
-        assert binom.sf(successes - 1, n, low) == pytest.approx(0.025, abs=1e-6)
+        assert stats.binom.sf(successes - 1, n, low) == pytest.approx(0.025, abs=1e-6)
     if successes < n:
-        assert binom.cdf(successes, n, high) == pytest.approx(0.025, abs=1e-6)
+        assert stats.binom.cdf(successes, n, high) == pytest.approx(0.025, abs=1e-6)
 
 
 def test_wilson_without_trials_knows_nothing_and_refuses_nonsense():
@@ -222,3 +223,24 @@ def test_comparison_leaves_out_what_has_no_partner_and_refuses_doubles():
         compare_flags(rows[:1], rows[1:], ["pc"])
     with pytest.raises(UserError, match="doubles"):
         compare_flags(rows + rows[:1], rows, ["pc"])
+
+
+def test_the_bootstrap_of_a_mean_is_the_paired_one_and_takes_any_function():
+    values = np.random.default_rng(3).normal(size=(40, 2)) + 4
+    own = bootstrap(values, lambda means: means[..., 0])
+    assert own == pytest.approx(paired_bootstrap([[value] for value in values[:, 0]]))
+    low, high = bootstrap(values, lambda means: means[..., 0] / means[..., 1])
+    assert low < values[:, 0].mean() / values[:, 1].mean() < high
+    with pytest.raises(ValueError, match="no rows"):
+        bootstrap(values[:0], lambda means: means[..., 0])
+
+
+def test_swapping_counts_the_exchanges_that_differ_as_much():
+    """Of the 2^4 ways to exchange four pairs, two are as far apart as the one found."""
+    a, b = np.zeros((4, 1)), np.array([[1.0], [2.0], [3.0], [4.0]])
+
+    def difference(x, y):
+        return (y - x)[..., 0]
+
+    assert swap(a, b, difference) == pytest.approx(2 / 16, abs=0.01)
+    assert swap(a, a, difference) == 1

@@ -548,8 +548,8 @@ def lab(
 
     For example:
       videorepa lab study --out study
-      videorepa lab study recipes/micro/study.yaml --out study --shard 0/2
-      videorepa lab study recipes/micro/study.yaml --rows docs/lab/rows.jsonl
+      videorepa lab study --out study --shard 0/2
+      videorepa lab study --rows study/rows.jsonl
       videorepa lab autoencoder recipes/micro/autoencoder.yaml
 
     Args:

@@ -46,7 +46,7 @@ def evaluate(
     settings: Sequence[str] = (),
     shard: tuple[int, int] = (0, 1),
 ) -> Evaluation:
-    """Score every clip in `videos` into `out`, by default its `scores`, against its caption.
+    """Score every clip in `videos` against its caption into `out`, by default its `scores`.
 
     videos: a folder as `generate` leaves it; or a .csv or .jsonl file that lists clips made
         elsewhere, as for `prepare`, whose `id` names the prompt.
@@ -125,7 +125,7 @@ def _scores(videos: Path) -> Path:
 
 
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
-    clips = list(_listed(videos) if videos.is_file() else _sidecars(videos))
+    clips = list(_listed(videos) if videos.is_file() else bench.clips(videos) or _sidecars(videos))
     if not clips:
         raise UserError(f"{videos} holds no generated clips (an .mp4 and a .json each).")
     index, count = shard

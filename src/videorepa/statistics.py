@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -142,3 +142,44 @@ def sign_flip(
     # Sums that are equal but for rounding are equal.
     as_far = int((drawn >= found - 1e-9 * max(1.0, found)).sum())
     return (1 + as_far) / (1 + resamples)
+
+
+def bootstrap(
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of a function of means, by drawing rows of `values` (n, k) anew.
+
+    statistic: of the columns' means, (..., k) -> (...). Raises ValueError without rows.
+    """
+    if not len(values):
+        raise ValueError("Found no rows; expected at least one.")
+    share = np.full(len(values), 1.0 / len(values))
+    drawn = np.random.default_rng(seed).multinomial(len(values), share, size=resamples)
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(statistic(drawn @ values / len(values)), [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def swap(
+    a: np.ndarray,
+    b: np.ndarray,
+    difference: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of a difference between functions of the means of a and b, both (n, k), of
+    which the rows are paired: how often it is as far from 0 when the two are exchanged in rows
+    drawn at random. What is found counts as a draw too.
+
+    difference: of the columns' means, (..., k) and (..., k) -> (...).
+    """
+    exchanged = np.random.default_rng(seed).random((resamples, len(a))) < 0.5
+    moved = exchanged @ (b - a) / len(a)
+    found = abs(difference(a.mean(0), b.mean(0)))
+    drawn = np.abs(difference(a.mean(0) + moved, b.mean(0) - moved))
+    # What is equal but for rounding is equal.
+    return float((1 + (drawn >= found - 1e-9 * max(1.0, found)).sum()) / (1 + resamples))

@@ -33,7 +33,7 @@ class Benchmark(Section):
     """The contract. Cheap to make: what is heavy is loaded when the first clip is scored.
 
     version changes whenever the same clip could get another score. A prompt, below, is what a
-    clip was generated from.
+    clip is scored against; it may have been generated from a detailed version.
     """
 
     name: str
@@ -54,6 +54,11 @@ class Benchmark(Section):
 
     def missing(self, prompts: Collection[str]) -> list[Prompt]:
         """The benchmark's own prompts that are not among these; none where its list is open."""
+        return []
+
+    def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
+        """Clips of a folder that is laid out as the benchmark's authors want it, each with its
+        "prompt_id", "caption" and "k"; none where it is one that `generate` wrote."""
         return []
 
     def read(self, video: Path) -> np.ndarray:

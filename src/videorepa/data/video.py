@@ -204,6 +204,14 @@ def read_squashed(path: str | Path, height: int, width: int) -> np.ndarray:
     return np.stack(clip)
 
 
+def iterate(path: str | Path) -> Iterator[np.ndarray]:
+    """Every frame as it is, (h, w, 3) uint8 RGB, one at a time. Raises ClipError."""
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        for frame in _decode(path, container, stream):
+            yield _to_rgb(path, frame)
+
+
 def read_all(path: str | Path) -> tuple[np.ndarray, float]:
     """Every frame as it is, (n, h, w, 3) uint8 RGB, and the frames per second. Raises ClipError."""
     path = Path(path)
