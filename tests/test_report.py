@@ -191,6 +191,13 @@ def test_every_benchmark_has_its_table(material: Material, tmp_path: Path):
     html = material.write(tmp_path / "report.html")
     assert "Scores: lab" in html and "Scores: videophy" in html
     assert "videophy PC fail" in html and "lab PC fail" in html
+    assert html.count("joint: both at once") == 2
+    for _, folder in material.scores.values():
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["metrics"] = {"iou": {"mean": 0.5}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    html = material.write(tmp_path / "report.html")
+    assert html.count("joint: both at once") == 1 and "0.50" in html
     material.scores["base"].append(material.scores["base"][0])
     with pytest.raises(UserError, match="two score folders of lab"):
         material.write(tmp_path / "report.html")
