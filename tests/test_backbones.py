@@ -381,6 +381,7 @@ def recipe(twin: Twin, twins: dict[str, Path], tmp_path: Path) -> Recipe:
     return Recipe.parse(values)
 
 
+@pytest.mark.slow
 def test_what_training_takes_is_predicted_from_configuration_alone(
     twin: Twin, recipe: Recipe, monkeypatch
 ) -> None:

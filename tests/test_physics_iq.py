@@ -210,6 +210,7 @@ def generated(folder: Path, delay: float = 0.0, still: bool = False) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_perfect_a_late_and_a_still_model(data: Path, tmp_path: Path, capsys) -> None:
     perfect = generated(tmp_path / "perfect")
     still = generated(tmp_path / "still", still=True)
@@ -265,6 +266,7 @@ def test_published_masks_and_rates_are_used_where_they_are(data: Path, tmp_path:
     assert bench.scenario("left_drop") is None
 
 
+@pytest.mark.slow
 def test_clips_that_do_not_fit_are_named(data: Path, tmp_path: Path, capsys) -> None:
     folder = generated(tmp_path / "clips")
     (folder / "0004_perspective-right_trimmed-slide.mp4").unlink()

@@ -311,6 +311,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open()))
 
 
+@pytest.mark.slow
 def test_every_source_is_read_in_every_way(probed: Probe) -> None:
     found = {
         (a.source, a.block, a.timestep, a.draw, a.pool, a.scenario): a for a in probed.accuracies
@@ -500,6 +501,7 @@ def test_another_timestep_costs_itself_alone(probed: Probe, recipe: Recipe, data
     assert {a.timestep for a in more.accuracies} == {0, 200, 400, None}
 
 
+@pytest.mark.slow
 def test_an_aligned_run_stands_beside_the_base(
     probed: Probe, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
