@@ -381,20 +381,23 @@ def recipe(twin: Twin, twins: dict[str, Path], tmp_path: Path) -> Recipe:
     return Recipe.parse(values)
 
 
+def size_of(model: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
 @pytest.mark.slow
 def test_what_training_takes_is_predicted_from_configuration_alone(
     twin: Twin, recipe: Recipe, monkeypatch
 ) -> None:
     lora = recipe.override("train.lora={rank: 2, alpha: 4}", "memory.frozen=bfloat16")
-    live = Student(lora, CPU).transformer
-    held = sum(tensor.nbytes for tensor in (*live.parameters(), *live.buffers()))
+    plain, held = size_of(twin.live.transformer), size_of(Student(lora, CPU).transformer)
 
     def refused(*_: Any) -> None:
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(DiffusersBackbone, "whole", refused)
-    meta = lora.backbone.load(("transformer",), torch.device("meta"))
-    assert all(parameter.is_meta for parameter in meta.transformer.parameters())
+    meta = lora.backbone.load(("transformer",), torch.device("meta")).transformer
+    assert size_of(meta) == plain and all(parameter.is_meta for parameter in meta.parameters())
     cost = predict(lora, CPU)
     assert cost.parts["weights"] == held
     assert cost.parts["activations"] > 0 and cost.operations > 0

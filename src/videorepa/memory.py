@@ -39,24 +39,16 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
     backbone = recipe.backbone.load(("transformer",), home, loaded_in)
     backbone.device = device
     transformer = backbone.transformer
+    # A file stays mapped beside what its weights were turned into until all of them have been: so
+    # all are turned in the order in which they lie there.
     if memory.is_quantised:
         for number in range(recipe.backbone.shapes(recipe.data).blocks):
             _quantise(backbone.block(number + 1), memory.frozen, dtype)
+            _cast(backbone.block(number + 1), dtype)
         _cast(transformer, dtype)
     elif memory.frozen == "float8" or loaded_in == torch.bfloat16 != dtype:
-        # Held in less, computed with in more. Layers that diffusers leaves out of the casting
-        # (norms, embeddings, the last projection) are few.
         storage = torch.float8_e4m3fn if memory.frozen == "float8" else loaded_in
-        if storage == loaded_in and home.type == "cpu":
-            # Taken out of the file, which would stay mapped beside them until all layers have run.
-            for parameter in transformer.parameters():
-                parameter.data = parameter.data.clone()
-        transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
-        _cast(transformer, dtype)
-        if device.type == "meta":
-            for module in list(transformer.modules()):
-                if hasattr(module, "_diffusers_hook"):
-                    _cast_when_used(module, dtype)
+        _hold_layerwise(transformer, storage, dtype)
     if loaded_in == torch.bfloat16:
         backbone.dtype = dtype
     if is_offloaded:
@@ -147,14 +139,34 @@ def _swap_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> N
             _swap_linear(child, make)
 
 
-def _cast(transformer: nn.Module, dtype: torch.dtype) -> None:
-    """Bring what is not held in another form to the dtype that is computed in."""
-    for module in transformer.modules():
-        if not (hasattr(module, "_diffusers_hook") or isinstance(module, _Held)):
-            own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-            for tensor in own:
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Bring what is not held as integers to the dtype that is computed in."""
+    for part in module.modules():
+        if not isinstance(part, _Held):
+            for tensor in _own(part):
                 if tensor.is_floating_point() and tensor.dtype != dtype:
                     tensor.data = tensor.data.to(dtype)
+
+
+def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) -> None:
+    """Hold layers in `storage` and have them brought to `dtype` when they run. Those that diffusers
+    leaves out (norms, embeddings, the last projection) are few, and become `dtype`."""
+    # In what they were loaded, so that hooking alone reads none of them.
+    transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=dtype)
+    for module in list(transformer.modules()):
+        hooks = getattr(module, "_diffusers_hook", None)
+        if hooks is not None:
+            hooks.get_hook("layerwise_casting").storage_dtype = storage
+        for tensor in _own(module):
+            if tensor.is_floating_point():
+                # Copied where nothing changes as well, to be out of the file.
+                tensor.data = tensor.data.to(dtype if hooks is None else storage, copy=True)
+        if hooks is not None and any(tensor.is_meta for tensor in _own(module)):
+            _cast_when_used(module, dtype)
+
+
+def _own(module: nn.Module) -> tuple[Tensor, ...]:
+    return *module.parameters(recurse=False), *module.buffers(recurse=False)
 
 
 def _cast_when_used(module: nn.Module, dtype: torch.dtype) -> None:

@@ -157,7 +157,8 @@ class DiffusersSpec(BackboneSpec):
         model = _on_meta(self.transformer_class, self.config("transformer"))
         model.eval().requires_grad_(False)
         kept = model._keep_in_fp32_modules or ()
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        # What is not in a file, such as tables of positions, is as the class makes it.
+        for name, tensor in model.state_dict(keep_vars=True).items():
             if tensor.is_floating_point() and not set(kept).intersection(name.split(".")):
                 tensor.data = tensor.data.to(dtype)
         return model
