@@ -283,6 +283,7 @@ def test_a_page_of_300_prompts_and_4_models_opens_quickly(tmp_path: Path, browse
     page.close()
 
 
+@pytest.mark.slow
 def test_the_twelve_real_clips_stand_side_by_side(real_clips: Path, tmp_path: Path, browser):
     models = {}
     for line in (real_clips / "clips.csv").read_text().splitlines()[1:]:

@@ -185,6 +185,7 @@ def deepened(recipe: Recipe, folder: Path, blocks: int) -> Recipe:
     ],
     ids=["lora", "cuda"],
 )
+@pytest.mark.slow
 def test_entering_like_blocks_again_equals_running_them(
     recipe: Recipe, tmp_path: Path, monkeypatch, device: str, changes: tuple[str, ...]
 ) -> None:

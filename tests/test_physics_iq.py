@@ -243,6 +243,7 @@ def test_a_perfect_a_late_and_a_still_model(data: Path, tmp_path: Path, capsys) 
         assert of[key]["mean"] == pytest.approx(of[f"{key}_takes"]["mean"], abs=0.05)
 
 
+@pytest.mark.slow
 def test_published_masks_and_rates_are_used_where_they_are(data: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     for folder, rate in (("30FPS", 30), ("8FPS", 8)):
