@@ -781,8 +781,9 @@ def test_a_clip_whose_video_is_gone_is_made_again(ready: Ready, tmp_path: Path) 
 def test_evaluating_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    for folder in (empty, tmp_path / "missing", Path(ready.recipe)):
+    for folder in (empty, tmp_path / "missing"):
         fails("evaluate", "lab", folder, says="holds no generated clips")
+    fails("evaluate", "lab", ready.recipe, says=r"ends in '\.yaml'; expected \.csv or \.jsonl")
     assert not (tmp_path / "missing").exists() and not list(empty.iterdir())
     says = "No benchmark is called 'lap'. Did you mean lab"
     fails("evaluate", "lap", ready.root / "generated", says=says)

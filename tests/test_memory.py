@@ -42,7 +42,10 @@ def need(choice: str) -> None:
         (("memory.frozen=int8",), r"frozen weights under `train\.lora`"),
         ((LORA, "memory.offload=group"), "needs gradient_checkpointing"),
         ((LORA, CHECKPOINTED, "memory.frozen=nf4", "memory.offload=group"), "does not go with"),
-        (("memory.optimizer=adamw8bit", "parallel={engine: fsdp2}"), "fsdp2 shards plain tensors"),
+        (
+            ("memory.optimizer=adamw8bit", "parallel={engine: fsdp2}"),
+            "fsdp2 shares out plain tensors",
+        ),
         ((LORA, "memory.frozen=int4"), r"memory\.frozen"),
     ],
 )
@@ -182,6 +185,7 @@ def deepened(recipe: Recipe, folder: Path, blocks: int) -> Recipe:
     ],
     ids=["lora", "cuda"],
 )
+@pytest.mark.slow
 def test_entering_like_blocks_again_equals_running_them(
     recipe: Recipe, tmp_path: Path, monkeypatch, device: str, changes: tuple[str, ...]
 ) -> None:
@@ -230,7 +234,8 @@ def test_held_weights_take_what_their_form_takes(recipe: Recipe) -> None:
     assert sizes["float32"] > sizes["bfloat16"] > sizes["float8"] > sizes["nf4"]
     # Adapters, norms and embeddings stay as they are; linear layers go from 4 bytes to 2 and 1.
     saved = [sizes["float32"] - sizes[frozen] for frozen in ("bfloat16", "float8")]
-    assert saved[1] == pytest.approx(1.5 * saved[0])
+    # A layer may be up at the moment of the peak.
+    assert saved[1] == pytest.approx(1.5 * saved[0], rel=0.02)
 
 
 def test_a_gpu_need_not_be_here_for_its_prediction(recipe: Recipe) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from videorepa.errors import UserError
 
 
 @cache
-def local_copy(source: str) -> Path:
-    """The file or folder itself, or the Hub's snapshot of that id.
+def local_copy(source: str, kind: Literal["model", "dataset"] = "model") -> Path:
+    """The file or folder itself, or the Hub's snapshot of that id. kind: what the Hub has there.
 
     Raises UserError, saying what was tried, if neither can be had.
     """
@@ -22,11 +23,12 @@ def local_copy(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, ignore_patterns=["*.md", "assets/*"]))
+        found = snapshot_download(source, repo_type=kind, ignore_patterns=["*.md", "assets/*"])
+        return Path(found)
     except Exception as error:
         raise UserError(
             f"{source} is not on this machine and could not be had from the Hub "
-            f"({type(error).__name__}). Download it and give its path in the recipe instead."
+            f"({type(error).__name__}). Download it and give its path instead."
         ) from None
 
 

@@ -138,6 +138,8 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
     """
     shapes = recipe.backbone.shapes(recipe.data)
     recipe.backbone.check_generation(recipe.generation)
+    if recipe.backbone.prepared_with is not None:
+        _check_prepared(recipe, shapes)
     for name, term in recipe.terms.items():
         for side in (term.block, term.target):
             if isinstance(side, int) and side > shapes.blocks:
@@ -173,6 +175,19 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
         feature_bytes_per_clip=features,
         device=pick_device(device),
     )
+
+
+def _check_prepared(recipe: Recipe, shapes: BackboneShapes) -> None:
+    prepared = recipe.backbone.preparing.shapes(recipe.data)
+    theirs, ours = (
+        ", ".join("x".join(map(str, size)) for size in (s.latents, *(t.shape for t in texts)))
+        for s, texts in ((prepared, prepared.text.values()), (shapes, shapes.text.values()))
+    )
+    if theirs != ours:
+        raise UserError(
+            f"backbone.prepared_with is {recipe.backbone.prepared_with}, whose latents and text "
+            f"are {theirs}; {recipe.backbone.weights} takes {ours}. Leave it out."
+        )
 
 
 def _projector_parameters(recipe: Recipe, shapes: BackboneShapes, found: dict[str, Grids]) -> int:

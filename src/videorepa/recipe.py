@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -35,6 +35,21 @@ class Section(BaseModel):
     """A part of a recipe: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def from_settings(cls, settings: Sequence[str], what: str) -> Self:
+        """The section with these keys, each `dotted.key=value` with the value in YAML.
+
+        what: its name in messages. Raises UserError with every fault on a line of its own.
+        """
+        values: dict[str, Any] = {}
+        for setting in settings:
+            override_values(values, setting)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            said = "\n".join(_explain(error, cls))
+            raise UserError(f"These settings do not make {what}:\n{said}") from None
 
 
 def _described_by(kind: str) -> BeforeValidator:
@@ -202,7 +217,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):
-    """AdamW, and how many samples it sees. One step uses batch_size x accumulate clips."""
+    """AdamW, and how many samples it sees. One step uses batch_size x accumulate clips in each
+    process."""
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -214,6 +230,10 @@ class Optim(Section):
     warmup_steps: int = Field(default=100, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
+
+    def clips(self, processes: int) -> int:
+        """How many clips a step has, over all processes."""
+        return self.batch_size * self.accumulate * processes
 
 
 class Lora(Section):
@@ -286,13 +306,21 @@ class Memory(Section):
 class Parallel(Section):
     """How several processes share a training; a launcher such as `accelerate launch` starts them.
 
-    engine: "ddp" keeps a whole model in each process, "fsdp2" a share of it. Without this section
-        the user's own accelerate configuration counts, and DDP where there is none.
-    offload: keep FSDP2's shares in the machine's memory and not the GPU's.
+    engine: "ddp" keeps the whole training in each process, "fsdp2" a share of all of it, and
+        "zero2" (DeepSpeed) all weights and a share of the rest. Without this section the user's
+        own accelerate configuration counts, and DDP where there is none.
+    offload: keep FSDP2's shares, or ZeRO-2's of the optimiser, in the machine's memory and not the
+        GPU's.
     """
 
-    engine: Literal["ddp", "fsdp2"]
+    engine: Literal["ddp", "fsdp2", "zero2"]
     offload: bool = False
+
+    @model_validator(mode="after")
+    def _has_shares(self) -> Parallel:
+        if self.offload and self.engine == "ddp":
+            raise ValueError("offload keeps shares elsewhere, and ddp has none")
+        return self
 
 
 class Generation(Section):
@@ -402,12 +430,12 @@ class Recipe(Section):
                 "memory.frozen and memory.offload are for the frozen weights under `train.lora`; "
                 "without it all weights are trained, and those stay in float32"
             )
-        if self.parallel is not None and self.parallel.engine == "fsdp2":
+        if self.parallel is not None and self.parallel.engine != "ddp":
             chosen = (memory.is_quantised, memory.optimizer != "adamw", memory.offload != "none")
             if any(chosen):
                 raise ValueError(
-                    "fsdp2 shards plain tensors: memory.frozen int8 and nf4, memory.optimizer "
-                    "adamw8bit and memory.offload go with ddp or one process"
+                    f"{self.parallel.engine} shares out plain tensors: memory.frozen int8 and nf4, "
+                    "memory.optimizer adamw8bit and memory.offload go with ddp or one process"
                 )
         return self
 
@@ -457,7 +485,7 @@ class Recipe(Section):
                 f"The recipe {path} holds {type(values).__name__}; expected keys and values."
             )
         for override in overrides:
-            _override(values, override)
+            override_values(values, override)
         return cls.parse(values, source=str(path))
 
     @classmethod
@@ -474,7 +502,7 @@ class Recipe(Section):
         """A copy with some keys changed, each `dotted.key=value`."""
         values = self.model_dump(mode="json")
         for override in overrides:
-            _override(values, override)
+            override_values(values, override)
         return self.parse(values)
 
     def text(self) -> str:
@@ -489,7 +517,7 @@ class Recipe(Section):
         atomic_write(Path(path), self.text())
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def override_values(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"An override is written key=value or --key value; got {override!r}.")

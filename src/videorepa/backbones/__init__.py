@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from jaxtyping import Float, Num
@@ -26,6 +26,9 @@ class BackboneSpec(Section):
     """What a recipe holds of a backbone: cheap to make, loads nothing.
 
     weights: a diffusers pipeline folder, a Hub id, or "micro" for the lab's own model.
+    prepared_with: weights whose autoencoder and text encoders `prepare` uses in place of the
+        model's own. Checkpoints whose own differ in how they were rounded alone, as those of
+        CogVideoX-2B and 5B do, share a cache so.
     lora_targets: layers that get adapters unless the recipe names others.
     generation: how the model's authors sample; holds for what a recipe's `generation` leaves out.
     """
@@ -35,6 +38,14 @@ class BackboneSpec(Section):
 
     name: str
     weights: str
+    prepared_with: str | None = None
+
+    @property
+    def preparing(self) -> Self:
+        """The description of the model that clips and captions are encoded with."""
+        if self.prepared_with is None:
+            return self
+        return self.model_copy(update={"weights": self.prepared_with, "prepared_with": None})
 
     @property
     def source(self) -> str:
