@@ -233,9 +233,10 @@ def test_held_weights_take_what_their_form_takes(recipe: Recipe) -> None:
     }
     assert sizes["float32"] > sizes["bfloat16"] > sizes["float8"] > sizes["nf4"]
     # Adapters, norms and embeddings stay as they are; linear layers go from 4 bytes to 2 and 1.
-    saved = [sizes["float32"] - sizes[frozen] for frozen in ("bfloat16", "float8")]
-    # A layer may be up at the moment of the peak.
-    assert saved[1] == pytest.approx(1.5 * saved[0], rel=0.02)
+    # The table of positions, which is made in float64, is computed with in float32 then.
+    table = sum(buffer.nbytes for buffer in recipe.backbone.skeleton(torch.float32).buffers())
+    saved = [sizes["float32"] - table // 2 - sizes[held] for held in ("bfloat16", "float8")]
+    assert 2 * saved[1] == 3 * saved[0] > 0
 
 
 def test_a_gpu_need_not_be_here_for_its_prediction(recipe: Recipe) -> None:
