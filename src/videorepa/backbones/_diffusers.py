@@ -194,8 +194,8 @@ class DiffusersSpec(BackboneSpec):
 class DiffusersBackbone(Backbone):
     """The live model; parts that were not asked for are None.
 
-    A subclass says how text is encoded and what the transformer is given. As it stands, the model
-    is one of flow matching that takes (B, C, F, H, W) and gives the velocity alike.
+    A subclass says what differs. As it stands, the model is one of flow matching that is given one
+    text encoder's embeddings, takes (B, C, F, H, W) and gives the velocity alike.
     """
 
     diffusion: VPrediction | FlowMatching
@@ -338,6 +338,16 @@ class DiffusersBackbone(Backbone):
         steps, patch, stride = self.geometry.steps, self.geometry.patch, self.geometry.stride
         tokens = tokens.reshape(b, t // steps, h // patch, w // patch, -1)
         return TokenGrid(tokens, start=1 - stride, stride=stride)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        embeddings, _ = self.stock.encode_prompt(
+            list(captions),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.spec.text_tokens,
+            device=self.device,
+        )
+        return {"encoder_hidden_states": embeddings}
 
     @torch.no_grad()
     def encode_video(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b m t h w"]:

@@ -152,16 +152,6 @@ class WanBackbone(DiffusersBackbone):
     def blocks(self) -> Sequence[nn.Module]:
         return self.transformer.blocks
 
-    @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Text:
-        embeddings, _ = self.stock.encode_prompt(
-            list(captions),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.spec.text_tokens,
-            device=self.device,
-        )
-        return {"encoder_hidden_states": embeddings}
-
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
     ) -> Config:
