@@ -53,15 +53,8 @@ def paired_bootstrap(
     clusters = [np.asarray(cluster, float) for cluster in differences_by_cluster if len(cluster)]
     if not clusters:
         raise ValueError("Found no differences; expected at least one cluster that holds one.")
-    totals = np.array([cluster.sum() for cluster in clusters])
-    counts = np.array([len(cluster) for cluster in clusters], float)
-    # How often each cluster is drawn is multinomial: the same as drawing indices, with less memory.
-    share = np.full(len(clusters), 1.0 / len(clusters))
-    drawn = np.random.default_rng(seed).multinomial(len(clusters), share, size=resamples)
-    means = (drawn @ totals) / (drawn @ counts)
-    tail = (1.0 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return float(low), float(high)
+    sums = np.array([(cluster.sum(), len(cluster)) for cluster in clusters], float)
+    return bootstrap(sums, lambda m: m[..., 0] / m[..., 1], resamples, seed, confidence)
 
 
 class TwoShares(NamedTuple):
@@ -137,11 +130,9 @@ def sign_flip(
     )
     if not len(totals):
         raise ValueError("Found no differences; expected at least one cluster that holds one.")
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(resamples, len(totals)))
-    found, drawn = abs(totals.sum()), np.abs(signs @ totals)
-    # Sums that are equal but for rounding are equal.
-    as_far = int((drawn >= found - 1e-9 * max(1.0, found)).sum())
-    return (1 + as_far) / (1 + resamples)
+    # To flip a sign is to exchange what was found with its opposite, or halves of both.
+    half = totals[:, None] / 2
+    return swap(-half, half, lambda a, b: (b - a)[..., 0], resamples, seed)
 
 
 def bootstrap(
