@@ -109,7 +109,7 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     assert len(trained) == len({tuple(name) for name in trained}) == 9
     assert read_rows(tmp_path / "study" / "rows.jsonl") == second.rows
     text = (tmp_path / "study" / "tables.md").read_text()
-    assert text == tables(recipe, second.rows) == str(second)
+    assert text == tables(recipe, second.rows) == second.tables
     # Base, five arms: 4 clips with each seed; the curve: 2 clips at 1 step.
     assert len(second.rows) == 4 * (2 + 9) + 2
     assert "| trd | TRD from the video teacher | 8 | 100.0" in text

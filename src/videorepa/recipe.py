@@ -44,7 +44,7 @@ class Section(BaseModel):
         """
         values: dict[str, Any] = {}
         for setting in settings:
-            override_values(values, setting)
+            _override(values, setting)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -471,22 +471,7 @@ class Recipe(Section):
 
         Raises UserError that names the file, the key and what was expected there.
         """
-        path = Path(path)
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(
-                f"There is no recipe {path}. The shipped ones are in recipes/."
-            ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(
-                f"The recipe {path} holds {type(values).__name__}; expected keys and values."
-            )
-        for override in overrides:
-            override_values(values, override)
-        return cls.parse(values, source=str(path))
+        return cls.parse(read_values(Path(path), overrides), source=str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], source: str = "recipe") -> Recipe:
@@ -502,7 +487,7 @@ class Recipe(Section):
         """A copy with some keys changed, each `dotted.key=value`."""
         values = self.model_dump(mode="json")
         for override in overrides:
-            override_values(values, override)
+            _override(values, override)
         return self.parse(values)
 
     def text(self) -> str:
@@ -517,7 +502,24 @@ class Recipe(Section):
         atomic_write(Path(path), self.text())
 
 
-def override_values(values: dict[str, Any], override: str) -> None:
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a recipe's file, with some changed, unchecked. Raises UserError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no recipe {path}. The shipped ones are in recipes/.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"The recipe {path} holds {type(values).__name__}; expected keys and values."
+        )
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"An override is written key=value or --key value; got {override!r}.")

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from videorepa.evaluate import evaluate
 from videorepa.generate import generate
 from videorepa.prepare import prepare
 from videorepa.progress import console
-from videorepa.recipe import Recipe, Section
+from videorepa.recipe import Recipe, Section, read_values
 from videorepa.run import Run
 from videorepa.statistics import holm, paired_bootstrap, sign_flip, wilson
 from videorepa.train import train
@@ -94,19 +95,13 @@ class StudyRecipe(Section):
 
         Raises UserError that names what is wrong.
         """
-        from videorepa.recipe import override_values
-
+        values = read_values(path, overrides)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError(f"it holds {type(values).__name__}, not keys and values")
-            for change in overrides:
-                override_values(values, change)
             return cls.model_validate(values)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
-            said = error.errors()[0] if isinstance(error, ValidationError) else None
-            where = ".".join(map(str, said["loc"])) + ": " + said["msg"] if said else str(error)
-            raise UserError(f"{path} is not a recipe of a study: {where}") from None
+        except ValidationError as error:
+            said = error.errors()[0]
+            where = ".".join(map(str, said["loc"]))
+            raise UserError(f"{path} is not a recipe of a study: {where}: {said['msg']}") from None
 
     def trained(self, arm: str, seed: int) -> Recipe:
         """What an arm trains with a seed."""
@@ -126,7 +121,9 @@ class Study:
     rows: list[Row]
     missing: list[str]
 
-    def __str__(self) -> str:
+    @cached_property
+    def tables(self) -> str:
+        """In Markdown; worked out once, since every interval is ten thousand draws."""
         return tables(self.recipe, self.rows)
 
 
@@ -160,7 +157,7 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
     found = Study(recipe, out, rows, [f"{a}, seed {s}" for a, s in jobs if (a, s) not in there])
     atomic_write(out / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
     if not found.missing:
-        atomic_write(out / "tables.md", str(found))
+        atomic_write(out / "tables.md", found.tables)
     return found
 
 
