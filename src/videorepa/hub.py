@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -44,6 +46,18 @@ def cached_file(source: str, file: str) -> Path | None:
 
 def _is_hub_id(source: str) -> bool:
     return not source.startswith((".", "/", "~")) and source.count("/") == 1
+
+
+@contextmanager
+def plain_weights(path: Path) -> Iterator[None]:
+    """Around reading a file of weights: whatever is the matter becomes a UserError."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as plain weights ({type(error).__name__}). It is damaged, "
+            "or a pickle that would run code, which is never loaded."
+        ) from None
 
 
 def quieten_libraries() -> None:

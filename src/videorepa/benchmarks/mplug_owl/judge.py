@@ -20,7 +20,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.data.fingerprint import file_sample_digest, json_digest
 from videorepa.errors import UserError
-from videorepa.hub import quieten_libraries
+from videorepa.hub import plain_weights, quieten_libraries
 
 FRAMES = 32
 VIDEO_TEXT = "<|video|>"
@@ -219,7 +219,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder; they stay on the disk until they are used."""
     weights: dict[str, Tensor] = {}
     for file in _weight_files(folder):
-        try:
+        with plain_weights(file):
             found = (
                 load_file(file)
                 if file.suffix == ".safetensors"
@@ -227,11 +227,6 @@ def _weights(folder: Path) -> dict[str, Tensor]:
                     file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
                 )
             )
-        except Exception as error:
-            raise UserError(
-                f"{file} cannot be read as plain weights ({type(error).__name__}). It is damaged, "
-                "or a pickle that would run code, which is never loaded."
-            ) from None
         if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
             raise UserError(f"{file} holds no table of weights. {_ADVICE}")
         if both := found.keys() & weights.keys():
