@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +36,8 @@ import yaml  # noqa: E402
 from videorepa.recipe import Recipe  # noqa: E402
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from videorepa.encoders import EncoderSpec
 
 OUTSIDE = Path(__file__).parents[2] / "shared"
@@ -53,6 +57,28 @@ def golden() -> Path:
     folder = OUTSIDE / "golden"
     if not folder.is_dir():
         pytest.skip("the golden files are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium. A module's own, since its event loop is in the way of other modules'."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        started = driver.chromium.launch(executable_path=chromium, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def published_prompts() -> Path:
+    folder = OUTSIDE / "prompts"
+    if not folder.is_dir():
+        pytest.skip("the benchmarks' prompt lists are not on this machine")
     return folder
 
 

@@ -16,10 +16,13 @@ import torch
 import yaml
 
 from conftest import write_clips
+from test_memory import check_shortcut, deepened
 from twins import TWINS
 from videorepa import plugins
 from videorepa.align import tap
 from videorepa.backbones import BackboneSpec
+from videorepa.backbones._diffusers import DiffusersBackbone
+from videorepa.cost import predict
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -30,6 +33,7 @@ from videorepa.inspect import inspect
 from videorepa.losses.relation import Relation
 from videorepa.prepare import prepare
 from videorepa.recipe import ClipSize, Generation, Lora, Recipe
+from videorepa.student import Student
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
 
@@ -377,6 +381,37 @@ def recipe(twin: Twin, twins: dict[str, Path], tmp_path: Path) -> Recipe:
     return Recipe.parse(values)
 
 
+def size_of(model: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.slow
+def test_what_training_takes_is_predicted_from_configuration_alone(
+    twin: Twin, recipe: Recipe, monkeypatch
+) -> None:
+    lora = recipe.override("train.lora={rank: 2, alpha: 4}", "memory.frozen=bfloat16")
+    plain, held = size_of(twin.live.transformer), size_of(Student(lora, CPU).transformer)
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(DiffusersBackbone, "whole", refused)
+    meta = lora.backbone.load(("transformer",), torch.device("meta")).transformer
+    assert size_of(meta) == plain and all(parameter.is_meta for parameter in meta.parameters())
+    cost = predict(lora, CPU)
+    assert cost.parts["weights"] == held
+    assert cost.parts["activations"] > 0 and cost.operations > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [(), ("memory.gradient_checkpointing=true",)])
+def test_like_blocks_are_predicted_exactly(
+    recipe: Recipe, tmp_path: Path, monkeypatch, changes: tuple[str, ...]
+) -> None:
+    deep = deepened(recipe, tmp_path / "deep", blocks=9)
+    check_shortcut(deep.override(*changes), CPU, monkeypatch)
+
+
 @pytest.mark.slow
 def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
     """Prepare, train, export adapters, generate: as a user would."""
@@ -388,11 +423,12 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
         torch.testing.assert_close(found, expected[0], rtol=2e-2, atol=2e-2)
 
     monkeypatch.setattr(importlib.import_module("videorepa.export"), "subprocess", InProcess)
-    own = recipe.override("train.lora={rank: 2, alpha: 4}", "train.gradient_checkpointing=true")
+    own = recipe.override("train.lora={rank: 2, alpha: 4}", "memory.gradient_checkpointing=true")
     run = train(own, tmp_path / "run")
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
     assert all(row["grad_align"] > 0 and row["denoise"] > 0 for row in rows)
-    assert len(list(run.samples.rglob("*.mp4"))) == 1
+    # The base model's clip, and the one of step 2.
+    assert len(list(run.samples.rglob("*.mp4"))) == 2
     product = export(run.path, tmp_path / "out")
     stock = type(twin.live.transformer).from_pretrained(twin.folder, subfolder=twin.live.part)
     stock.load_lora_adapter(product.parent, weight_name=product.name, use_safetensors=True)

@@ -145,7 +145,7 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys) -> None:
 def test_overrides_arrive_typed_and_in_order(ready: Ready, monkeypatch) -> None:
     seen: list[Recipe] = []
     module = importlib.import_module("videorepa.inspect")
-    monkeypatch.setattr(module, "inspect", lambda recipe: seen.append(recipe) or "")
+    monkeypatch.setattr(module, "inspect", lambda recipe, device: seen.append(recipe) or "")
     arguments = [
         *["--align.weight", "0.45", "--align.loss.margin=0.2", "--set", "seed=5"],
         *["--optim.betas", "[0.8, 0.99]", "--optim.warmup-steps", "0", "--set", "name=other"],
@@ -781,8 +781,9 @@ def test_a_clip_whose_video_is_gone_is_made_again(ready: Ready, tmp_path: Path) 
 def test_evaluating_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    for folder in (empty, tmp_path / "missing", Path(ready.recipe)):
+    for folder in (empty, tmp_path / "missing"):
         fails("evaluate", "lab", folder, says="holds no generated clips")
+    fails("evaluate", "lab", ready.recipe, says=r"ends in '\.yaml'; expected \.csv or \.jsonl")
     assert not (tmp_path / "missing").exists() and not list(empty.iterdir())
     says = "No benchmark is called 'lap'. Did you mean lab"
     fails("evaluate", "lap", ready.root / "generated", says=says)
@@ -1223,7 +1224,7 @@ def test_the_errors_are_for_users_and_bugs_keep_their_traceback(
     module = importlib.import_module("videorepa.inspect")
 
     def raising(error: Exception) -> Callable[[Recipe], None]:
-        def inspect(recipe: Recipe) -> None:
+        def inspect(recipe: Recipe, device: str | None) -> None:
             raise error
 
         return inspect

@@ -15,7 +15,7 @@ from videorepa.lab import micro_weights
 def test_the_quick_demo_leaves_a_report_scores_and_an_export(tmp_path: Path) -> None:
     page = demo(tmp_path, quick=True)
     text = page.read_text(encoding="utf-8")
-    assert text.count("<video") == 15 and "data:video/mp4;base64" in text
+    assert text.count(' data-clip="') == 15 and "data:video/mp4;base64" in text
     for name in ("base", "control", "aligned"):
         summary = json.loads(
             (tmp_path / "generated" / name / "scores" / "summary.json").read_text()
@@ -53,7 +53,7 @@ def test_the_base_model_draws_moving_balls_of_the_named_colour() -> None:
     import torch
 
     from videorepa.backbones.cogvideox import CogVideoX
-    from videorepa.generate import Sampler
+    from videorepa.generate import Sampler, noise_seed
     from videorepa.lab.tracking import observe
     from videorepa.recipe import Generation
 
@@ -63,7 +63,8 @@ def test_the_base_model_draws_moving_balls_of_the_named_colour() -> None:
     sampler = Sampler(backbone, spec.default_size(), Generation(steps=20, guidance_scale=4.0))
     found = 0
     for colour in ("red", "blue", "green"):
-        frames, _ = sampler.sample(f"A {colour} ball rolls to the right.", 0)
+        prompt = f"A {colour} ball rolls to the right."
+        frames = sampler.sample(prompt, noise_seed(prompt, 0))
         track = observe(frames).tracks.get(colour)
         if track is None or track.visible.sum() < 9:
             continue

@@ -22,7 +22,8 @@ from videorepa.encoders._image import IMAGES_AT_ONCE
 from videorepa.errors import UserError
 
 Teachers = dict[str, Path]
-NAMES = plugins.names("encoders")
+STRAW_MEN = ("pixels", "untrained")
+NAMES = [name for name in plugins.names("encoders") if name not in STRAW_MEN]
 VITS = [name for name in NAMES if name != "headed"]
 SIZE = {"frames": 8, "height": 16, "width": 32}
 
@@ -580,3 +581,39 @@ def test_a_frame_that_is_left_over_is_the_clips_first_or_refused(teachers: Teach
     for options, frames in (({"frames": 9, "pool": 4}, 10), ({"pool": 3}, 8)):
         with pytest.raises(UserError, match=r"cannot be pooled by \d.* \d would do"):
             described("dinov2", teachers["dinov2"], **options).shape(frames)
+
+
+# Straw men.
+
+
+def test_pixels_are_mean_colours(teachers: Teachers) -> None:
+    video = clip(9)
+    spec = plugins.description("encoders", "pixels")(**SIZE, patch=8)
+    grid = spec.load(torch.device("cpu"))(video)
+    assert grid.tokens.shape == (1, *spec.shape(9).tokens.shape[1:]) == (1, 4, 2, 4, 3)
+    assert (grid.start, grid.stride) == (1, 2)
+    first = video[0, 1:3, :, :8, :8].mean((0, 2, 3)) * 2 - 1
+    torch.testing.assert_close(grid.tokens[0, 0, 0, 0], first)
+    assert spec.fingerprint() != spec.model_copy(update={"patch": 16}).fingerprint()
+    with pytest.raises(UserError, match="patches of 3 pixels; the recipe asks for 8x16x32"):
+        plugins.description("encoders", "pixels")(**SIZE, patch=3).shape(9)
+
+
+def test_an_untrained_teacher_is_the_network_without_what_it_learnt(teachers: Teachers) -> None:
+    video, of = clip(), described("videomae", teachers["videomae"])
+    kind = plugins.description("encoders", "untrained")
+    spec = kind(of=of)
+    assert kind.model_validate(spec.model_dump()) == spec
+    assert "frames" not in spec.model_dump() and spec.frames == SIZE["frames"]
+    first, again, other = (
+        s.load(torch.device("cpu"))(video).tokens for s in (spec, spec, kind(of=of, draw=1))
+    )
+    assert torch.equal(first, again)
+    trained = of.load(torch.device("cpu"))(video).tokens
+    assert first.shape == trained.shape == (1, *spec.shape(8).tokens.shape[1:])
+    for unlike in (trained, other):
+        assert relative(first, unlike) > 0.1
+    prints = [of.fingerprint(), spec.fingerprint(), kind(of=of, draw=1).fingerprint()]
+    assert len({str(found) for found in prints}) == 3
+    with pytest.raises(ValueError, match="`frames` is what `of.frames` says"):
+        kind(of=of, frames=4)

@@ -187,6 +187,10 @@ def test_prompts(tmp_path: Path) -> None:
     assert read_prompts(path) == [Prompt("x", "A ball."), Prompt("y", "A box.")]
     path = write_csv(tmp_path / "p.csv", ["prompt", "caption"], ["short", "long"])
     assert read_prompts(path) == [Prompt("0000", "long")]
+    (found,) = read_prompts(path, "prompt")
+    assert found == Prompt("0000", "short", "long") and found.row["caption"] == "long"
+    with pytest.raises(UserError, match="expected 'other'"):
+        read_prompts(path, "other")
     path = write(tmp_path / "p.jsonl", '{"caption": "A ball."}\n{"prompt": "A box.", "id": "b"}')
     assert read_prompts(path) == [Prompt("0000", "A ball."), Prompt("b", "A box.")]
 

@@ -2,43 +2,141 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
+import multiprocessing
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from test_kill import tree
+from test_pipeline import assert_equal_bit_for_bit
+from videorepa import checkpoint
 from videorepa.errors import UserError
+from videorepa.parallel import ENGINES, Alone, State, _engine, place
 from videorepa.prepare import prepare
-from videorepa.recipe import Recipe
+from videorepa.recipe import Parallel, Recipe
 from videorepa.run import Run
 from videorepa.train import train
 
 # The whole batch is the same 4 clips: 2 in each of two processes, or 4 in one.
 ONE = ("optim.batch_size=4", "optim.accumulate=2")
 TWO = ("optim.batch_size=2", "optim.accumulate=2")
+LIMIT = 5.0
+"""To which norm gradients are clipped here."""
+PATIENCE = 900.0
+"""Seconds until processes must have got to where a test waits for them."""
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="videorepa[deepspeed] is not installed"
+)
+engines = pytest.mark.parametrize(
+    "engine", ["ddp", "fsdp2", pytest.param("zero2", marks=needs_deepspeed)]
+)
 
 
-def launch(recipe: Recipe, out: Path, *changes: str, processes: int = 2) -> Run:
-    """Train as a user would on several GPUs, here on CPU processes that talk over gloo."""
-    own = recipe.override(*changes)
-    path = out.with_suffix(".yaml")
-    own.to_yaml(path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command += ["-m", "videorepa", "train", str(path), "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
+
+
+def ranks(count: int = 2) -> list[dict[str, str]]:
+    """What a launcher tells each of its processes, here of CPUs that talk over gloo."""
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    common |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+class Together:
+    """A function in two processes that have all that this one has imported.
+
+    folder: where what they write to stderr goes.
+    """
+
+    def __init__(self, folder: Path, function: Callable[..., object], *given: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.outputs = [folder / f"stderr-{number}.txt" for number in range(2)]
+        forked = multiprocessing.get_context("fork")
+        self.processes = [
+            forked.Process(target=self._run, args=(rank, output, function, *given))
+            for rank, output in zip(ranks(), self.outputs, strict=True)
+        ]
+        for process in self.processes:
+            process.start()
+
+    @staticmethod
+    def _run(
+        rank: dict[str, str], output: Path, function: Callable[..., object], *given: Any
+    ) -> None:
+        sys.stderr = output.open("w", buffering=1)
+        try:
+            os.environ.update(rank)
+            torch.set_num_threads(1)  # More would wait for threads that were not forked.
+            function(*given)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)  # Nothing of pytest's is to be cleared up here.
+
+    def said(self) -> list[str]:
+        """What each process wrote to stderr."""
+        return [output.read_text() for output in self.outputs]
+
+    def finish(self) -> None:
+        for process in self.processes:
+            process.join(PATIENCE)
+        codes = [process.exitcode for process in self.processes]
+        assert codes == [0, 0], "\n".join(text[-3000:] for text in self.said())
+
+    def kill(self, until: Callable[[], bool]) -> None:
+        """kill -9 of both as soon as something is to be seen."""
+        deadline = time.monotonic() + PATIENCE
+        while not until():
+            assert all(process.is_alive() for process in self.processes), self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.005)
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        assert [process.exitcode for process in self.processes] == [-9, -9], "over before the kill"
+
+
+def start(recipe: Recipe, out: Path) -> Together:
+    return Together(out.with_suffix(".stderr"), train, recipe, out)
+
+
+def launch(recipe: Recipe, out: Path) -> Run:
+    start(recipe, out).finish()
     return Run.open(out)
 
 
 def losses(run: Run) -> list[float]:
     return [json.loads(line)["loss"] for line in run.log_path.read_text().splitlines()]
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    one, two = (torch.cat([x[key].flatten() for key in sorted(ours)]) for x in (ours, theirs))
+    # Adam makes whole steps of rounding errors where a gradient is nearly 0.
+    assert (one - two).norm() < 1e-3 * one.norm()
 
 
 @pytest.fixture
@@ -47,8 +145,132 @@ def prepared(recipe: Recipe) -> Recipe:
     return recipe.override("train.ema=0.9")
 
 
+def test_two_ddp_processes_train_what_one_does(prepared: Recipe, tmp_path: Path) -> None:
+    alone = train(prepared.override(*ONE), tmp_path / "alone", device="cpu")
+    found = launch(prepared.override(*TWO, "parallel={engine: ddp}"), tmp_path / "shared")
+    assert losses(found) == pytest.approx(losses(alone), rel=1e-5)
+    assert_close(alone.trained().trained, found.trained().trained)
+    # One process goes on where two stopped, as long as its steps have the same clips.
+    shutil.rmtree(found.checkpoints / "step-00000006")
+    with pytest.raises(UserError, match="steps have 8 clips, and 1 processes .* make 4"):
+        train(prepared.override(*TWO), tmp_path / "shared", device="cpu")
+    assert train(prepared.override(*ONE), tmp_path / "shared", device="cpu").trained().step == 6
+    assert_close(alone.trained().trained, found.trained().trained)
+
+
+def prepare_a_half(recipe: Recipe) -> None:
+    shard = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    prepare(recipe, shard=shard, device="cpu")
+
+
+def test_processes_that_start_together_fill_one_cache(prepared: Recipe, tmp_path: Path) -> None:
+    own = prepared.override(f"data.cache={tmp_path / 'together'}")
+    Together(tmp_path, prepare_a_half, own).finish()
+    assert tree(own.data.cache) == tree(prepared.data.cache)
+
+
+class Small(nn.Module):
+    """Tensors of sizes that no two processes share evenly, and one that gets no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(7, 5), nn.Linear(5, 3)
+        self.apart, self.unused = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.b(self.a(x).tanh()).square().mean() + self.apart(x[:, :3]).square().mean()) * 9
+
+
+class SmallTraining:
+    """Steps with two micro-batches and two clips of gradients; each sees its share of 8 samples."""
+
+    def __init__(self, workers: Alone, weights: dict[str, Tensor], state: State | None) -> None:
+        self.workers, self.model = workers, Small()
+        self.model.load_state_dict(weights)
+        # Without weight decay, with which DeepSpeed changes what gets no gradient too.
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-2, weight_decay=0.0)
+        self.shared = workers.share(self.model, self.optimizer, {"Linear", "Small"})
+        if state is not None:
+            workers.load_optimizer_state(self.optimizer, state)
+
+    def run(self, steps: range) -> list[float]:
+        workers, model, norms = self.workers, self.model, []
+        together = [*model.a.parameters(), *model.b.parameters(), *model.unused.parameters()]
+        for step in steps:
+            x = torch.randn(2, 8, 7, generator=torch.Generator().manual_seed(step))
+            for micro in range(2):
+                with workers.passing(self.shared, is_last=micro == 1):
+                    mine = x[micro, workers.rank :: workers.count]
+                    workers.backward(self.shared(mine) / 2)
+            for parameters in (list(model.apart.parameters()), together):
+                norms.append(workers.clip_gradients(parameters, LIMIT).item())
+            workers.step(self.optimizer)
+        return norms
+
+    def state(self) -> tuple[dict[str, Tensor], State]:
+        """Copies, since one process alone hands out the very tensors."""
+        found = self.workers.optimizer_state(self.optimizer)
+        weights = self.workers.collected(dict(self.model.named_parameters()))
+        return copy.deepcopy((weights, found))
+
+
+def check_engine(recipe: Recipe) -> None:
+    """A training goes from one process to the engine's two and back, as if nothing had been."""
+    from torch.distributed.tensor import DTensor
+
+    alone = SmallTraining(Alone(torch.device("cpu")), Small().state_dict(), None)
+    alone.run(range(2))
+    begun = alone.state()
+    wanted = alone.run(range(2, 6))
+    assert max(wanted) > LIMIT > min(wanted), "some steps are clipped, and some are not"
+
+    workers = place(recipe, "cpu")
+    assert recipe.parallel is not None and type(workers) is ENGINES[recipe.parallel.engine]
+    shared = SmallTraining(workers, *begun)
+    is_sharded = isinstance(next(shared.model.parameters()), DTensor)
+    assert is_sharded == workers.is_sharded == (recipe.parallel.engine == "fsdp2")
+    found = shared.run(range(2, 4))
+    handed_on = shared.state()
+    if workers.is_first:
+        again = SmallTraining(Alone(torch.device("cpu")), *handed_on)
+        assert found + again.run(range(4, 6)) == pytest.approx(wanted, rel=1e-5)
+        assert_close(again.state()[0], alone.state()[0])
+    else:
+        assert handed_on[0] == {}
+    workers.wait()
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        "{engine: ddp}",
+        "{engine: fsdp2}",
+        pytest.param("{engine: zero2}", marks=[needs_deepspeed, pytest.mark.slow]),
+        pytest.param("{engine: zero2, offload: true}", marks=[needs_deepspeed, pytest.mark.slow]),
+    ],
+)
+def test_an_engine_takes_a_training_over_and_hands_it_back(
+    recipe: Recipe, tmp_path: Path, parallel: str
+) -> None:
+    # DDP has to know that there can be parameters without a gradient.
+    own = recipe.override(f"parallel={parallel}", "align.when.until=3")
+    Together(tmp_path, check_engine, own).finish()
+
+
+def test_one_process_refuses_what_needs_several(prepared: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="accelerate launch"):
+        train(prepared.override("parallel={engine: ddp}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_offload_is_for_what_has_shares(recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="ddp has none"):
+        recipe.override("parallel={engine: ddp, offload: true}")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@engines
 @pytest.mark.parametrize("lora", [False, True], ids=["all-weights", "lora"])
 def test_two_processes_train_what_one_does(
     prepared: Recipe, tmp_path: Path, engine: str, lora: bool
@@ -56,25 +278,198 @@ def test_two_processes_train_what_one_does(
     if lora:
         prepared = prepared.override("train.lora={rank: 2, alpha: 4}")
     alone = train(prepared.override(*ONE), tmp_path / "alone", device="cpu")
-    shared = launch(prepared, tmp_path / "shared", *TWO, f"parallel={{engine: {engine}}}")
+    own = prepared.override(*TWO, f"parallel={{engine: {engine}}}")
+    shared = launch(own, tmp_path / "shared")
     assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
     ours, theirs = alone.trained(), shared.trained()
-    for a, b in ((ours.trained, theirs.trained), (ours.projector, theirs.projector)):
-        assert a.keys() == b.keys()
-        one, two = (torch.cat([x[key].flatten() for key in sorted(a)]) for x in (a, b))
-        # Adam makes whole steps of rounding errors where a gradient is nearly 0.
-        assert (one - two).norm() < 1e-3 * one.norm()
-    # Killed after its first checkpoint, it goes on to the same end, bit for bit.
-    for step in (4, 6):
-        shutil.rmtree(shared.checkpoints / f"step-{step:08d}")
-    resumed = launch(prepared, tmp_path / "shared", *TWO, f"parallel={{engine: {engine}}}")
-    again = resumed.trained()
-    assert all(torch.equal(theirs.trained[key], again.trained[key]) for key in again.trained)
-    assert again.ema is not None and theirs.ema is not None
-    assert all(torch.equal(theirs.ema[key], again.ema[key]) for key in again.ema)
+    assert_close(ours.trained, theirs.trained)
+    assert_close(ours.projector, theirs.projector)
 
 
-def test_one_process_refuses_what_needs_several(prepared: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="accelerate launch"):
-        train(prepared.override("parallel={engine: ddp}"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+@pytest.mark.slow
+@engines
+def test_killed_while_it_saves_and_with_a_damaged_checkpoint(
+    prepared: Recipe, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 of both processes, twice; then the newest checkpoint that is left is cut short."""
+    own = prepared.override(*TWO, f"parallel={{engine: {engine}}}")
+    undisturbed = launch(own, tmp_path / "undisturbed")
+    out = tmp_path / "killed"
+    run = Run(out)
+    delay = random.Random(engine).uniform(0, 0.3)
+
+    def has_begun() -> bool:
+        if not run.log_path.exists():
+            return False
+        time.sleep(delay)
+        return True
+
+    def save_slowly(*given: Any) -> None:
+        save_file(*given)
+        time.sleep(0.4)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", save_slowly)
+        start(own, out).kill(has_begun)
+        half = run.checkpoints / ".tmp-step-00000006"
+        start(own, out).kill((half / "trained.safetensors").exists)
+    assert half.exists() and not (half / "state.json").exists(), "the kill hit the writing"
+    assert run.trained().step == 4
+    newest = run.checkpoints / "step-00000004" / "optimizer.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed = start(own, out)
+    resumed.finish()
+    first, second = resumed.said()
+    assert first.count("is damaged") == 1 and "Going on from step 2 of 6." in first
+    assert "damaged" not in second
+    assert_equal_bit_for_bit(run, undisturbed)
+    ours, theirs = run.trained().ema, undisturbed.trained().ema
+    assert ours is not None and theirs is not None
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert not list(out.rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_validation_clips_of_two_processes(prepared: Recipe, tmp_path: Path, engine: str) -> None:
+    """Of a whole model each process makes its own clips, of a sharded one all make all."""
+    own = prepared.override(*TWO, f"parallel={{engine: {engine}}}")
+    prompts = "[A ball falls., A ball rolls., A glass breaks.]"
+    watching = own.override(f"validation={{every: 4, prompts: {prompts}}}")
+    plain = launch(own, tmp_path / "plain")
+    watched = launch(watching, tmp_path / "watched")
+    assert_equal_bit_for_bit(watched, plain, but_for=("drift",))
+    clips = sorted(str(p.relative_to(watched.samples)) for p in watched.samples.rglob("*.mp4"))
+    assert clips == [f"step-{step:08d}/{n:02d}.mp4" for step in (0, 4, 6) for n in range(3)]
+    rows = [json.loads(line) for line in watched.log_path.read_text().splitlines()]
+    assert ["drift_outside" in row for row in rows] == [False, False, False, True, False, True]
+    # The same model, sampled by one process: the clips are the same.
+    alone = train(
+        watching.override("parallel=null", *ONE, "optim.learning_rate=1e-30"),
+        tmp_path / "alone",
+        device="cpu",
+    )
+    for number in range(3):
+        name = f"step-00000000/{number:02d}.mp4"
+        assert (alone.samples / name).read_bytes() == (watched.samples / name).read_bytes()
+    # A resumed run makes the base model's clips again if they are gone, and only then.
+    shutil.rmtree(watched.checkpoints / "step-00000006")
+    base = watched.samples / "step-00000000"
+    (base / "01.mp4").unlink()
+    launch(watching, tmp_path / "watched")
+    assert_equal_bit_for_bit(watched, plain, but_for=("drift",))
+    assert (base / "01.mp4").exists()
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "ddp": {"distributed_type": "MULTI_GPU"},
+    "fsdp2": {
+        "distributed_type": "FSDP",
+        "fsdp_config": {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_reshard_after_forward": True,
+            "fsdp_cpu_ram_efficient_loading": True,
+            "fsdp_activation_checkpointing": True,
+        },
+    },
+    "zero2": {
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {"zero_stage": 2, "gradient_clipping": 0.1},
+    },
+    "zero3": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
+    "fsdp1": {
+        "distributed_type": "FSDP",
+        "fsdp_config": {
+            "fsdp_version": 1,
+            "fsdp_sync_module_states": False,
+            "fsdp_cpu_ram_efficient_loading": False,
+        },
+    },
+}
+COMMON = {"compute_environment": "LOCAL_MACHINE", "num_processes": 2, "num_machines": 1}
+
+
+def accelerate_launch(recipe: Recipe, out: Path, config: str) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` with the user's own configuration, precision and all."""
+    path, recipe_path = out.with_suffix(".accelerate.yaml"), out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(COMMON | {"mixed_precision": "bf16"} | CONFIGS[config]))
+    recipe.to_yaml(recipe_path)
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(path)]
+    command += ["--main_process_port", free_port(), "-m", "videorepa"]
+    return subprocess.run(
+        [sys.executable, *command, "train", str(recipe_path), "--out", str(out)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
+@pytest.mark.slow
+@engines
+def test_the_users_own_accelerate_configuration(
+    prepared: Recipe, tmp_path: Path, engine: str
+) -> None:
+    """It says how the model is shared, and nothing else: the rest is the recipe's."""
+    done = accelerate_launch(prepared.override(*TWO), tmp_path / "own", engine)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"2 processes share the training with {ENGINES[engine].called}." in done.stderr
+    alone = train(prepared.override(*ONE), tmp_path / "alone", device="cpu")
+    found = Run.open(tmp_path / "own")
+    assert losses(found) == pytest.approx(losses(alone), rel=1e-5)
+    assert_close(alone.trained().trained, found.trained().trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        pytest.param("zero3", "asks for DeepSpeed ZeRO-3", marks=needs_deepspeed),
+        ("fsdp1", "asks for FSDP1"),
+    ],
+)
+def test_another_accelerate_configuration_is_refused(
+    prepared: Recipe, tmp_path: Path, config: str, said: str
+) -> None:
+    done = accelerate_launch(prepared, tmp_path / "own", config)
+    assert done.returncode != 0 and said in done.stderr, done.stderr[-3000:]
+    assert "train runs with DDP, FSDP2 or DeepSpeed ZeRO-2" in " ".join(done.stderr.split())
+    assert not (tmp_path / "own").exists()
+
+
+def accelerated(kind: str, **state: Any) -> Any:
+    """What `_engine` looks at."""
+    state = {"dynamo_plugin": SimpleNamespace(backend=SimpleNamespace(value="NO"))} | state
+    return SimpleNamespace(
+        distributed_type=SimpleNamespace(value=kind),
+        parallelism_config=state.pop("parallelism_config", None),
+        state=SimpleNamespace(**state),
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "said"),
+    [
+        (accelerated("MEGATRON_LM"), None, "asks for MEGATRON_LM; train runs with DDP, FSDP2 or"),
+        (accelerated("MULTI_GPU", parallelism_config=1), None, "DDP with a parallelism_config"),
+        (
+            accelerated(
+                "MULTI_GPU", dynamo_plugin=SimpleNamespace(backend=SimpleNamespace(value="EAGER"))
+            ),
+            None,
+            "DDP with torch.compile",
+        ),
+        (
+            accelerated("FSDP", fsdp_plugin=SimpleNamespace(fsdp_version=2)),
+            Parallel(engine="zero2"),
+            "parallel.engine zero2, the accelerate configuration for FSDP2. Leave one",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    found: Any, wanted: Parallel | None, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        _engine(found, wanted)

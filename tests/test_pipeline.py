@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conftest import write_clips
 from videorepa.data.cache import Cache
@@ -115,6 +115,28 @@ def test_checkpoints_that_share_a_vae_share_a_cache(prepared: Recipe, twins) -> 
     torch.testing.assert_close(ours / 0.9, theirs / 0.5)
 
 
+def test_a_larger_checkpoint_trains_on_the_smaller_ones_cache(
+    prepared: Recipe, twins, tmp_path: Path
+) -> None:
+    """As published 5B on 2B's latents: the two hold the same autoencoder, rounded differently."""
+    other = shutil.copytree(twins["rotary"], tmp_path / "other")
+    vae = next((other / "vae").glob("*.safetensors"))
+    weights = {key: value.bfloat16().float() for key, value in load_file(vae).items()}
+    save_file(weights, vae, metadata={"format": "pt"})
+    larger = prepared.override(f"backbone.weights={other}", "train.lora={rank: 2}")
+    with pytest.raises(UserError, match="was made otherwise"):
+        prepare(larger)
+    sharing = larger.override(f"backbone.prepared_with={prepared.backbone.weights}")
+    assert prepare(sharing).found == 5
+    assert train(sharing, tmp_path / "run").trained().step == 6
+    longer = shutil.copytree(other, tmp_path / "longer")
+    config = longer / "transformer" / "config.json"
+    values = json.loads(config.read_text()) | {"max_text_seq_length": 24}
+    config.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"prepared_with.* are 3x4x4x4, 12x16; .*3x4x4x4, 24x16"):
+        prepare(sharing.override(f"backbone.weights={longer}"))
+
+
 def test_a_changed_caption_or_video_is_refused(twins, tmp_path: Path, recipe: Recipe) -> None:
     manifest = write_clips(tmp_path / "own", count=2)
     own = recipe.override(f"data.manifest={manifest}")
@@ -160,8 +182,8 @@ def test_cached_and_online_teacher_agree(prepared: Recipe, tmp_path: Path) -> No
     [
         (),
         ("train.lora={rank: 2, alpha: 4}", "train.ema=0.9"),
-        ("train.gradient_checkpointing=true", "train.caption_dropout=0.5"),
-        ("train.lora={rank: 2, alpha: 4}", "train.precision=bfloat16"),
+        ("memory.gradient_checkpointing=true", "train.caption_dropout=0.5"),
+        ("train.lora={rank: 2, alpha: 4}", "memory.frozen=bfloat16"),
         ("validation={every: 3, prompts: [A ball falls., A ball rolls.]}",),
     ],
     ids=["sft", "lora-ema", "checkpointed", "lora-bfloat16", "validated"],
@@ -192,7 +214,7 @@ def test_checkpointing_and_rotary_tables_change_no_loss(
 ) -> None:
     rotary = prepared.override(f"backbone.weights={twins['rotary']}")
     a = log_of(train(rotary, tmp_path / "a"))
-    b = log_of(train(rotary.override("train.gradient_checkpointing=true"), tmp_path / "b"))
+    b = log_of(train(rotary.override("memory.gradient_checkpointing=true"), tmp_path / "b"))
     for x, y in zip(a, b, strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
         assert x["grad_align"] == pytest.approx(y["grad_align"], rel=1e-3)
@@ -271,6 +293,20 @@ def test_generated_files_depend_on_prompt_and_number_alone(
     assert (about["prompt"], about["k"], about["steps"]) == (PROMPTS[1].text, 1, 2)
     with pytest.raises(UserError, match=r"made otherwise.*model_digest"):
         generate(train(prepared, tmp_path / "run").path, PROMPTS, tmp_path / "all")
+
+
+def test_equal_prompts_and_other_seeds_get_noise_of_their_own(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.yaml"
+    recipe.to_yaml(base)
+    twice = [Prompt("a", "A ball falls."), Prompt("b", "A ball falls."), Prompt("c", "A cup.")]
+    first, second, _ = (path.read_bytes() for path in generate(base, twice, tmp_path / "twice"))
+    assert first != second
+    other = generate(base, twice, tmp_path / "other", seed=1)
+    assert other[0].read_bytes() not in (first, second)
+    with pytest.raises(UserError, match="made otherwise.*noise"):
+        generate(base, twice, tmp_path / "twice", seed=1)
 
 
 @pytest.mark.parametrize("twin", ["backbone", "rotary"])

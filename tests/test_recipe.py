@@ -62,6 +62,11 @@ def test_overrides_are_typed_and_reach_plugins(recipe: Recipe) -> None:
         ("align.when.decay=linear", "align.when: a linear decay needs `until`"),
         ("align.0.weight=1", "unknown key"),
         ("name=../../etc", "name: "),
+        (
+            "train.gradient_checkpointing=true",
+            r"train\.gradient_checkpointing: unknown key; it is memory\.gradient_checkpointing now",
+        ),
+        ("train.precision=bfloat16", r"train\.precision: .*by memory\.frozen: bfloat16"),
     ],
 )
 def test_mistakes_are_named_with_what_was_expected(

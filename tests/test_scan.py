@@ -20,6 +20,7 @@ from conftest import recipe_values, write_clips
 from videorepa import readout
 from videorepa.__main__ import main
 from videorepa.backbones.cogvideox import CogVideoX, CogVideoXBackbone
+from videorepa.encoders.untrained import forget
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
 from videorepa.measure import (
@@ -27,7 +28,6 @@ from videorepa.measure import (
     Student,
     closeness,
     encode,
-    forget,
     linear_cka,
     mean_colours,
     slices,
@@ -510,27 +510,19 @@ def test_the_page_shows_it(scanned: Scan, tmp_path: Path) -> None:
     assert (tmp_path / "r.html").read_text().count("<svg") == 2
 
 
-def test_a_browser_shows_it_in_light_dark_and_on_a_phone(scanned: Scan) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def test_a_browser_shows_it_in_light_dark_and_on_a_phone(scanned: Scan, browser) -> None:
     complaints: list[str] = []
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page(color_scheme="light", viewport={"width": 1280, "height": 900})
-        page.on("console", lambda line: complaints.append(line.text))
-        page.goto((scanned.out / "report.html").as_uri())
-        plots = page.locator(".scan svg")
-        assert plots.count() == 2
-        ink = "getComputedStyle(document.querySelector('.scan svg text')).fill"
-        light = page.evaluate(ink)
-        page.emulate_media(color_scheme="dark")
-        assert page.evaluate(ink) != light
-        page.set_viewport_size({"width": 400, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        assert all((plots.nth(place).bounding_box() or {})["height"] > 100 for place in range(2))
-        browser.close()
+    page = browser.new_page(color_scheme="light", viewport={"width": 1280, "height": 900})
+    page.on("console", lambda line: complaints.append(line.text))
+    page.goto((scanned.out / "report.html").as_uri())
+    plots = page.locator(".scan svg")
+    assert plots.count() == 2
+    ink = "getComputedStyle(document.querySelector('.scan svg text')).fill"
+    light = page.evaluate(ink)
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(ink) != light
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert all((plots.nth(place).bounding_box() or {})["height"] > 100 for place in range(2))
+    page.close()
     assert complaints == []

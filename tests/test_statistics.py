@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from videorepa.benchmarks import compare_flags, share
+from videorepa.benchmarks import Pairs, compare_flags, mean, share, sweep
 from videorepa.errors import UserError
-from videorepa.statistics import holm, mcnemar_exact, paired_bootstrap, wilson
+from videorepa.statistics import (
+    bootstrap,
+    clopper_pearson,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    swap,
+    two_shares,
+    wilson,
+)
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 pvalues = st.lists(st.floats(0, 1), min_size=1, max_size=8)
@@ -43,10 +54,61 @@ def test_wilson_holds_its_share_and_mirrors(pair):
     assert wide[0] <= low and high <= wide[1]
 
 
+@given(counts)
+def test_the_exact_interval_ends_where_the_tails_are_a_fortieth(pair):
+    successes, n = pair
+    low, high = clopper_pearson(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    if successes:
+        assert stats.binom.sf(successes - 1, n, low) == pytest.approx(0.025, abs=1e-6)
+    if successes < n:
+        assert stats.binom.cdf(successes, n, high) == pytest.approx(0.025, abs=1e-6)
+
+
 def test_wilson_without_trials_knows_nothing_and_refuses_nonsense():
     assert wilson(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="5 successes in 4 trials"):
         wilson(5, 4)
+
+
+@pytest.mark.parametrize(
+    "a, b, n, difference, low, high, p",
+    [
+        (111, 138, 344, 7.8, 0.7, 15.0, 0.032),
+        (241, 248, 344, 2.0, -4.7, 8.8, 0.56),
+        (88, 102, 344, 4.1, -2.6, 10.7, 0.23),
+        (401, 428, 590, 4.6, -0.6, 9.8, 0.086),
+        (105, 115, 153, 6.5, -3.5, 16.6, 0.20),
+        (98, 114, 157, 10.2, -0.1, 20.5, 0.054),
+    ],
+)
+def test_two_shares_give_what_published_counts_give(a, b, n, difference, low, high, p):
+    found = two_shares(a, n, b, n)
+    assert [round(100 * edge, 1) for edge in found[:3]] == [difference, low, high]
+    assert found.p == pytest.approx(p, rel=0.02)
+
+
+def test_the_headline_difference_is_two_deviations():
+    assert two_shares(111, 344, 138, 344).z == pytest.approx(2.14, abs=0.005)
+
+
+@given(counts, counts)
+def test_two_shares_are_the_chi_square_test(one, other):
+    found = two_shares(*one, *other)
+    table = [[one[0], one[1] - one[0]], [other[0], other[1] - other[0]]]
+    if 0 in np.sum(table, 0):
+        assert found.z == 0 and found.p == 1
+        return
+    chi2: Any = stats.chi2_contingency(table, correction=False)
+    assert found.z**2 == pytest.approx(chi2.statistic)
+    assert found.p == pytest.approx(chi2.pvalue)
+    assert two_shares(*other, *one).z == pytest.approx(-found.z)
+
+
+def test_two_shares_without_trials_know_nothing_and_refuse_nonsense():
+    assert two_shares(0, 0, 3, 4) == (0.0, -1.0, 1.0, 0.0, 1.0)
+    with pytest.raises(ValueError, match="5 successes in 4 trials"):
+        two_shares(1, 4, 5, 4)
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -105,6 +167,44 @@ def test_a_share_is_in_percent_and_counts_its_clips():
     assert found["low"] < 75 < found["high"]
 
 
+def test_a_share_of_alike_clips_is_no_surer_than_of_one_each():
+    flags = np.random.default_rng(3).random((60, 1)) < 0.4
+    one = share(_rows(flags), "pc")
+    four = share(_rows(flags.repeat(4, 1)), "pc")
+    assert four["percent"] == one["percent"] and four["n"] == 240
+    # Of independent clips it would be half as wide.
+    wide = four["high"] - four["low"]
+    assert 0.85 * (one["high"] - one["low"]) < wide < 1.1 * (one["high"] - one["low"])
+
+
+def test_invalid_rows_are_counted_and_never_scored():
+    rows = _rows(np.array([[1], [1], [0], [0]]))
+    rows[3]["pc"] = None
+    found = share(rows, "pc")
+    assert found["percent"] == pytest.approx(200 / 3)
+    assert (found["n"], found["invalid"]) == (3, 1)
+    assert mean(rows, "pc")["mean"] == pytest.approx(2 / 3)
+    none = [row | {"pc": None} for row in rows]
+    assert share(none, "pc") == {"percent": None, "low": 0, "high": 100, "n": 0, "invalid": 4}
+    assert mean(none, "pc")["mean"] is None and sweep(none, "pc", [0.5]) == {}
+    found = Pairs.of(rows, _rows(np.ones((4, 1)))).flag("pc")
+    assert (found["n"], found["invalid"], found["only_b"]) == (3, 1, 1)
+    assert Pairs.of(rows, none).compare(["pc"]) == {"unpaired": 0}
+
+
+def test_a_sweep_counts_ties_as_reached():
+    rows = [{"score": score} for score in (0.2, 0.5, 0.7, None)]
+    found = sweep(rows, "score", [0.2, 0.5, 0.6])
+    assert found == pytest.approx({"0.2": 100, "0.5": 200 / 3, "0.6": 100 / 3})
+
+
+def test_a_comparison_of_means_keeps_their_unit():
+    rows = [{"prompt_id": str(n), "k": 0, "score": n / 10} for n in range(8)]
+    found = Pairs.of(rows, [row | {"score": row["score"] + 0.1} for row in rows]).mean("score")
+    assert found["difference"] == pytest.approx(0.1)
+    assert found["low"] == pytest.approx(0.1) and "p" not in found
+
+
 def test_comparison_pairs_by_prompt_and_sample_not_by_order():
     flags = np.random.default_rng(2).random((30, 1)) < 0.5
     better = flags.copy()
@@ -123,3 +223,24 @@ def test_comparison_leaves_out_what_has_no_partner_and_refuses_doubles():
         compare_flags(rows[:1], rows[1:], ["pc"])
     with pytest.raises(UserError, match="doubles"):
         compare_flags(rows + rows[:1], rows, ["pc"])
+
+
+def test_the_bootstrap_of_a_mean_is_the_paired_one_and_takes_any_function():
+    values = np.random.default_rng(3).normal(size=(40, 2)) + 4
+    own = bootstrap(values, lambda means: means[..., 0])
+    assert own == pytest.approx(paired_bootstrap([[value] for value in values[:, 0]]))
+    low, high = bootstrap(values, lambda means: means[..., 0] / means[..., 1])
+    assert low < values[:, 0].mean() / values[:, 1].mean() < high
+    with pytest.raises(ValueError, match="no rows"):
+        bootstrap(values[:0], lambda means: means[..., 0])
+
+
+def test_swapping_counts_the_exchanges_that_differ_as_much():
+    """Of the 2^4 ways to exchange four pairs, two are as far apart as the one found."""
+    a, b = np.zeros((4, 1)), np.array([[1.0], [2.0], [3.0], [4.0]])
+
+    def difference(x, y):
+        return (y - x)[..., 0]
+
+    assert swap(a, b, difference) == pytest.approx(2 / 16, abs=0.01)
+    assert swap(a, a, difference) == 1

@@ -19,6 +19,8 @@ _HOMES = {
     "import_weights": "videorepa.import_weights",
     "inspect": "videorepa.inspect",
     "scan": "videorepa.scan",
+    "probe": "videorepa.probe",
+    "refine": "videorepa.refine",
     "report": "videorepa.report",
     "compare": "videorepa.compare",
     "demo": "videorepa.demo",
@@ -45,7 +47,9 @@ if TYPE_CHECKING:
     from videorepa.import_weights import import_weights
     from videorepa.inspect import inspect
     from videorepa.prepare import prepare
+    from videorepa.probe import probe
     from videorepa.recipe import Recipe
+    from videorepa.refine import refine
     from videorepa.report import report
     from videorepa.scan import scan
     from videorepa.tokens import TokenGrid

@@ -26,6 +26,16 @@ Overrides = tyro.conf.UseAppendAction[
         ),
     ]
 ]
+Settings = tyro.conf.UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="KEY=VALUE",
+            help="A setting of the benchmark, such as `--set captions=videophy.csv`. Can be given "
+            "many times.",
+        ),
+    ]
+]
 
 
 def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> None:
@@ -112,16 +122,20 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     backbone: str = "cogvideox",
+    column: str | None = None,
+    step: int | None = None,
+    seed: int = 0,
     shard: Shard = "0/1",
 ) -> None:
     """Generate an mp4 file with a JSON sidecar for every prompt.
 
-    Seeds depend on the prompt and the sample's number alone, so that two models can be compared
-    clip by clip. Goes on where it stopped.
+    The noise depends on the prompt, the sample's number and --seed alone, so that two models can be
+    compared clip by clip. Goes on where it stopped.
 
     For example:
       videorepa generate runs/videorepa-2b --prompts prompts.txt --out clips/aligned
       videorepa generate recipes/videorepa-2b.yaml --prompts prompts.txt --out clips/base
+      videorepa generate runs/videorepa-2b --prompts refined.csv --column detailed --out clips/long
 
     Args:
       model: A run, a recipe (its untouched base model), a diffusers folder, or `micro`.
@@ -131,6 +145,10 @@ def generate(
       steps: Denoising steps.
       guidance_scale: Strength of classifier-free guidance.
       backbone: Kind of a diffusers folder; runs and recipes say it themselves.
+      column: Where the text to generate from stands, such as `detailed`; `evaluate` then still
+        scores against `caption`. By default it is that, or `prompt`.
+      step: The run's checkpoint to take; by default the newest.
+      seed: Another one gives every clip other noise.
     """
     from videorepa.data.manifest import read_prompts
     from videorepa.generate import default_settings, generate
@@ -139,13 +157,50 @@ def generate(
     changed = {key: value for key, value in given.items() if value is not None}
     clips = generate(
         model,
-        read_prompts(prompts),
+        read_prompts(prompts, column),
         out,
         settings=default_settings(model, backbone).changed(**changed),
         backbone=backbone,
+        step=step,
+        seed=seed,
         shard=_shard(shard),
     )
     print(f"{len(clips)} clips in {out}")
+
+
+def refine(
+    prompts: Positional[Annotated[Path, tyro.conf.arg(metavar="PROMPTS")]],
+    out: Path,
+    model: str,
+    endpoint: str | None = None,
+) -> None:
+    """Have a language model rewrite short prompts in detail, as video models were trained.
+
+    `generate --column detailed` then generates from what `out` holds. A row is written as it comes
+    and not asked for again. The key of a server, if it wants one, is the environment variable
+    VIDEOREPA_API_KEY.
+
+    For example:
+      videorepa refine prompts.txt --out refined.csv --endpoint http://localhost:8000/v1 --model m
+      videorepa refine prompts.txt --out refined.csv --model Qwen2.5-7B-Instruct
+
+    Args:
+      prompts: A .txt file with a prompt a line, or a .csv or .jsonl file with a `caption` or
+        `prompt`.
+      out: The .csv file to write.
+      model: The server's name of a model; or the folder of one that transformers loads.
+      endpoint: Address of an OpenAI-compatible server; without one the model runs here.
+    """
+    from videorepa.data.manifest import read_prompts
+    from videorepa.refine import refine
+
+    found = refine(read_prompts(prompts), out, model=model, endpoint=endpoint)
+    print(f"{len(found.rows)} refined prompts in {out}, {found.asked} of them new")
+    if found.failed:
+        raise UserError(
+            f"{len(found.failed)} prompts could not be refined; the same command asks for them "
+            "again.\n" + "\n".join(f"  {name!r}: {why}" for name, why in found.failed.items())
+        )
 
 
 def evaluate(
@@ -153,23 +208,44 @@ def evaluate(
     videos: Positional[Path],
     out: Path | None = None,
     against: Path | None = None,
+    ratings: tuple[Path, ...] = (),
+    shard: Shard = "0/1",
+    set: Settings = (),
 ) -> None:
     """Score a folder of generated clips; print a table with 95 % intervals.
+
+    Goes on where it stopped.
 
     For example:
       videorepa evaluate lab clips/aligned
       videorepa evaluate lab clips/aligned --against clips/control
+      videorepa evaluate videophy clips/aligned --set captions=videophy.csv
+      videorepa evaluate rated clips/aligned --against clips/control --ratings ratings-ada.json
 
     Args:
-      benchmark: Name of the benchmark, such as `lab`.
-      videos: Folder that `generate` wrote.
+      benchmark: Name of the benchmark, such as `lab`; `rated` counts blind ratings.
+      videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
+      ratings: Files that the report's page saved, one for each rater; for `rated` alone.
     """
     from videorepa.evaluate import evaluate, table
+    from videorepa.report.ratings import rated
 
-    found = evaluate(benchmark, videos, out, against=against)
-    print(table({videos.name: found}))
+    if (benchmark == "rated") != bool(ratings) or (ratings and against is None):
+        raise UserError(
+            "Blind ratings need all three: evaluate rated CLIPS --against CLIPS --ratings FILE."
+        )
+    part = _shard(shard)
+    if against is not None and ratings:
+        found = rated(videos, against, ratings, out)
+    else:
+        found = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
+    print(table({videos.name: found}, by_scenario=True))
+    if part[1] > 1:
+        print(
+            "This is one shard. After the last, the same command without --shard gives the table."
+        )
     print(f"scores: {found.out}")
     failures = found.summary["failures"]
     if failures:
@@ -242,17 +318,19 @@ def import_(
         print(f"projector: {found.projector}")
 
 
-def inspect(recipe: RecipeFile, set: Overrides = ()) -> None:
-    """Print shapes, parameters and disk space of a recipe; loads and writes nothing.
+def inspect(recipe: RecipeFile, set: Overrides = (), device: str | None = None) -> None:
+    """Print shapes, parameters, disk space, peak memory and work of a recipe; loads nothing.
+
+    Memory is predicted for the device, cpu or cuda, which need not be here.
 
     For example:
-      videorepa inspect recipes/videorepa-2b.yaml
+      videorepa inspect recipes/videorepa-2b.yaml --device cuda
       videorepa inspect recipes/videorepa-2b.yaml --data.frames 25 --encoder.frames 24
     """
     from videorepa.inspect import inspect
     from videorepa.recipe import Recipe
 
-    print(inspect(Recipe.from_yaml(recipe, set)))
+    print(inspect(Recipe.from_yaml(recipe, set), device=device))
 
 
 def scan(
@@ -299,16 +377,85 @@ def scan(
     print(f"scan: {out / 'report.html'}")
 
 
+def probe(
+    recipe: RecipeFile,
+    data: Path,
+    out: Path,
+    protocol: Literal["v1.5", "2021"] = "v1.5",
+    models: tuple[Path, ...] = (),
+    teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    blocks: tuple[int, ...] = (),
+    timesteps: tuple[int, ...] = tuple(range(0, 501, 50)),
+    draws: int = 3,
+    steps: int = 3,
+    pools: tuple[int, ...] = (1, 4),
+    frames: Literal["resampled", "published"] = "resampled",
+    leave_out: Path | None = None,
+    against: str = "base",
+    set: Overrides = (),
+) -> None:
+    """Measure how much physics features hold: does a linear readout foresee contact (Physion)?
+
+    The recipe's untouched base model, its teacher and straw men are read, and further models and
+    teachers beside them. Trains nothing but the readout; goes on where it stopped.
+
+    For example:
+      videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out probes/2b
+      videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out p --models runs/aligned
+
+    Args:
+      data: Folder with Physion's `train` and `test`.
+      out: Folder of the tables (probe.json, accuracies.csv, differences.csv, predictions.csv).
+      protocol: The release, and how its authors read features out.
+      models: Runs, recipes or diffusers folders, called by the names of their folders or files.
+      teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
+      blocks: Which blocks, counted from 1; by default those that the recipe aligns.
+      timesteps: Of the noise that models are given.
+      draws: Noises that each clip is read with.
+      steps: Steps in time that are read, evenly spaced.
+      pools: Rows and columns that each step is averaged to; each is a readout of its own.
+      frames: Evenly from all that is shown, or only those that published extractors are given.
+      leave_out: A text file with the name of a test clip a line, such as the buggy ones.
+      against: The source that others are compared with.
+    """
+    from videorepa.probe import named, probe, read_names, table
+    from videorepa.recipe import Recipe
+    from videorepa.scan import teachers_from
+
+    parsed = Recipe.from_yaml(recipe, set)
+    found = probe(
+        parsed,
+        data,
+        out,
+        protocol=protocol,
+        models=named(models),
+        teachers=teachers_from(teacher, parsed),
+        blocks=blocks or None,
+        timesteps=timesteps,
+        draws=draws,
+        steps=steps,
+        pools=pools,
+        frames=frames,
+        leave_out=read_names(leave_out) if leave_out else (),
+        against=against,
+    )
+    print(table(found))
+    print(f"probe: {out}")
+
+
 def report(
     runs: Positional[tuple[Path, ...]],
     out: Path = Path("report.html"),
     clips: tuple[Path, ...] = (),
     scan: tuple[Path, ...] = (),
 ) -> None:
-    """Write one self-contained HTML page: curves, table, clips side by side.
+    """Write one HTML page: tables, curves, clips side by side, and blind rating of them.
+
+    Many clips are put beside the page, into NAME-files; few are within it.
 
     For example:
       videorepa report runs/aligned runs/control --clips clips/base clips/control clips/aligned
+      videorepa evaluate rated clips/aligned --against clips/control --ratings ratings-ada.json
 
     Args:
       runs: Folders that `train` wrote.
@@ -322,9 +469,8 @@ def report(
     if len(folders) < len(clips):
         folders = {str(folder): folder for folder in clips}
     scores = {
-        name: folder / "scores"
+        name: [path.parent for path in sorted(folder.glob("*/summary.json"))]
         for name, folder in folders.items()
-        if (folder / "scores" / "summary.json").exists()
     }
     page = report(runs, out, generations=folders, scores=scores, scans=scan)
     print(f"report: {page}")
@@ -385,16 +531,48 @@ def demo(out: Path = Path("demo"), quick: bool = False) -> None:
 
 
 def lab(
-    part: Positional[Literal["text-encoder", "autoencoder", "teacher", "assemble", "ship", "laws"]],
-    recipe: RecipeFile,
+    part: Positional[
+        Literal["study", "text-encoder", "autoencoder", "teacher", "assemble", "ship", "laws"]
+    ],
+    recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None,
+    out: Path = Path("study"),
+    rows: Path | None = None,
+    shard: Shard = "0/1",
+    set: Overrides = (),
 ) -> None:
-    """Make a part of the lab's own micro models, from a recipe in recipes/micro.
+    """Ask the lab's question, or make a part of its micro models from a recipe in recipes/micro.
+
+    `study` trains, generates and scores every arm of a study with every seed, and prints its
+    tables; it goes on where it stopped, and several processes can share it. The other options are
+    for it alone.
 
     For example:
+      videorepa lab study --out study
+      videorepa lab study --out study --shard 0/2
+      videorepa lab study --rows study/rows.jsonl
       videorepa lab autoencoder recipes/micro/autoencoder.yaml
+
+    Args:
+      recipe: A YAML file; of a study by default the short one that is shipped.
+      out: Folder of the study.
+      rows: Print the tables of these scores, which a study wrote, and train nothing.
     """
+    if part == "study":
+        from videorepa.lab.study import SHORT, StudyRecipe, cost, read_rows, study, tables
+
+        parsed = StudyRecipe.from_yaml(recipe or SHORT, set)
+        if rows is not None:
+            print(tables(parsed, read_rows(rows)))
+            return
+        found = study(parsed, out, shard=_shard(shard))
+        print(f"{found.tables}\n{cost(found)}")
+        for job in found.missing:
+            print(f"still to be done: {job}")
+        return
     from videorepa.lab.make import make
 
+    if recipe is None:
+        raise UserError(f"lab {part} needs a recipe, such as recipes/micro/{part}.yaml.")
     for key, value in make(part, recipe).items():
         print(f"{key}: {value:.4g}")
 
@@ -402,8 +580,8 @@ def lab(
 VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
     for verb in (
-        *(prepare, head, train, generate, evaluate, export, import_),
-        *(inspect, scan, compare, report, demo, lab),
+        *(prepare, head, train, refine, generate, evaluate, export, import_),
+        *(inspect, scan, probe, compare, report, demo, lab),
     )
 }
 

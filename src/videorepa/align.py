@@ -38,7 +38,7 @@ def tap(block: nn.Module) -> Iterator[Tapped]:
     tapped = Tapped()
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if not _in_backward():
+        if not in_backward():
             tapped._output = output
 
     handle = block.register_forward_hook(keep)
@@ -48,7 +48,8 @@ def tap(block: nn.Module) -> Iterator[Tapped]:
         handle.remove()
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
+    """Whether a backward pass is running, in which activation checkpointing runs blocks again."""
     return torch._C._current_graph_task_id() != -1
 
 

@@ -106,14 +106,17 @@ def _scores(found: Scores) -> str:
 
 
 def _metric(metric: Metric) -> str:
-    value = f"{metric.percent:.1f} %" if metric.percent is not None else f"{metric.mean:.4g}"
-    return f"{value} | {_interval(metric)} | {metric.n}"
+    if metric.percent is None:
+        value = "none" if metric.mean is None else f"{metric.mean:.4g}"
+        return f"{value} | {_interval(metric, '.3g')} | {metric.n}"
+    return f"{metric.percent:.1f} % | {_interval(metric)} | {metric.n}"
 
 
 def _difference(difference: Difference) -> str:
-    p = "" if difference.p is None else f"{difference.p:.3f}"
-    return f"{difference.difference:+.1f} | {_interval(difference)} | {p}"
+    if difference.p is None:  # No share: the difference is in the metric's own unit.
+        return f"{difference.difference:+.3g} | {_interval(difference, '.3g')} |"
+    return f"{difference.difference:+.1f} | {_interval(difference)} | {difference.p:.3f}"
 
 
-def _interval(of: Metric | Difference) -> str:
-    return "" if of.low is None or of.high is None else f"[{of.low:.1f}, {of.high:.1f}]"
+def _interval(of: Metric | Difference, form: str = ".1f") -> str:
+    return "" if of.low is None or of.high is None else f"[{of.low:{form}}, {of.high:{form}}]"

@@ -19,6 +19,8 @@ from videorepa.errors import UserError
 from videorepa.progress import console
 
 STATE = "state.json"
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What comes of reading a damaged checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Checkpoint:
     trained: trained tensors of the transformer. projector: the alignment's own weights.
     optimizer: AdamW's state. ema: averages of the trained tensors, if the recipe asks for them.
     stopping: what the alignment's stop rules go by, as plain values.
+    batch: how many clips a step has over all processes; None where it was not noted.
     """
 
     step: int
@@ -37,6 +40,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     ema: dict[str, Tensor] | None = None
     stopping: list[dict[str, Any]] = field(default_factory=list)
+    batch: int | None = None
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -44,7 +48,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
     Raises UserError if the disk is full; what was there before is untouched then.
     """
-    target = folder / f"step-{checkpoint.step:08d}"
+    target = _place(folder, checkpoint.step)
     temporary = folder / f".tmp-{target.name}"
     for leftover in folder.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -57,6 +61,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             save_file(_flat(checkpoint.ema), temporary / "ema.safetensors")
         sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
         state = {"step": checkpoint.step, "sizes": sizes, "stopping": checkpoint.stopping}
+        state["batch"] = checkpoint.batch
         (temporary / STATE).write_text(json.dumps(state))
         for file in temporary.iterdir():
             _sync(file)
@@ -84,12 +89,26 @@ def newest(folder: Path) -> Checkpoint | None:
     for path in reversed(_found(folder)):
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             console.print(
                 f"The checkpoint {path} is damaged ({error}) and passed over.",
                 markup=False,
             )
     return None
+
+
+def at(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises UserError if it is not there or damaged."""
+    path = _place(folder, step)
+    try:
+        return _load(path)
+    except _DAMAGE as error:
+        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in _found(folder))
+        raise UserError(
+            f"This process finds no usable checkpoint of step {step} in {folder} ({error}), but "
+            f"those of {steps or 'none'}. train.keep_checkpoints says how many are kept; several "
+            "processes need to see the same files."
+        ) from None
 
 
 def put(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
@@ -105,6 +124,10 @@ def put(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for key, value in found.items():
             ours[key].copy_(value)
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def _found(folder: Path) -> list[Path]:
@@ -126,6 +149,7 @@ def _load(path: Path) -> Checkpoint:
             torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
             load_file(ema) if ema.exists() else None,
             state["stopping"],
+            state.get("batch"),
         )
     except Exception as error:
         raise ValueError(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -14,8 +15,7 @@ STEPS = 1000
 """Timesteps of every model here: a flow's timestep is 1000 sigma, a diffusion's is 0 to 999."""
 
 
-@dataclass(frozen=True)
-class Denoised:
+class Denoised(NamedTuple):
     """What one pass of the transformer over a batch came to.
 
     loss: the diffusion loss of each sample. clean: the latents it takes to lie under the noise.

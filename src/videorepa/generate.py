@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from videorepa import plugins
-from videorepa.backbones import Backbone, BackboneSpec
+from videorepa.backbones import Backbone, BackboneSpec, Part
 from videorepa.checkpoint import Checkpoint
 from videorepa.data.batches import stable_seed
 from videorepa.data.files import atomic_write, is_vacant, sweep
@@ -35,6 +36,8 @@ def generate(
     settings: Generation | None = None,
     size: ClipSize | None = None,
     backbone: str = "cogvideox",
+    step: int | None = None,
+    seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     device: str | None = None,
 ) -> list[Path]:
@@ -43,10 +46,12 @@ def generate(
     model: a run's folder; a recipe, whose untouched base model is sampled from then; or a diffusers
         folder, of the kind that `backbone` names.
     size, settings: by default the recipe's, and a folder's own size.
+    step: the run's checkpoint to take; by default the newest.
+    seed: another one gives every clip other noise.
     shard: (i, n) does every n-th clip from the i-th.
-    The seed of a clip is a function of its prompt and its number k alone, so that every model
-    starts from the same noise. Raises UserError if `out` holds clips of another model or of other
-    settings, or if a prompt's id occurs twice.
+    A clip's noise is a function of its prompt, its number k and `seed`, so that every model starts
+    from the same; see `noise_seed`. Raises UserError if `out` holds clips of another model or of
+    other settings, or if a prompt's id occurs twice.
     """
     if not prompts:
         raise UserError("There are no prompts. Give a .txt, .csv or .jsonl file with at least one.")
@@ -57,37 +62,78 @@ def generate(
     index, count = shard
     if not 0 <= index < count:
         raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
-    source = _Source.of(model, backbone)
+    source = Source.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
     about = (
-        source.about() | size.model_dump(include=set(ClipSize.model_fields)) | settings.model_dump()
+        source.about()
+        | size.model_dump(include=set(ClipSize.model_fields))
+        | settings.model_dump()
+        | {"noise": seed}
     )
     _check_folder(out, about)
-    jobs = [(prompt, k) for prompt in prompts for k in range(settings.samples)][index::count]
-    todo = [(p, k) for p, k in jobs if not _is_done(_sidecar(out, p, k))]
+    jobs = _jobs(prompts, settings.samples, seed)[index::count]
+    todo = [job for job in jobs if not job.is_done(out)]
     if todo:
         sampler = Sampler(source.load(pick_device(device)), size, settings)
-        for prompt, k in track(todo, "generate", done=len(jobs) - len(todo)):
-            sidecar = _sidecar(out, prompt, k)
-            frames, seed = sampler.sample(prompt.text, k)
+        for job in track(todo, "generate", done=len(jobs) - len(todo)):
+            frames = sampler.sample(job.prompt.text, job.seed)
+            sidecar = job.sidecar(out)
             sampler.write(sidecar.with_suffix(".mp4"), frames)
             # The sidecar comes last: a clip without one is not done.
-            known = {"prompt_id": prompt.id, "prompt": prompt.text, "k": k, "seed": seed}
+            known = {"prompt_id": job.prompt.id, "prompt": job.prompt.text}
+            known |= {"caption": job.prompt.caption, "k": job.k, "seed": job.seed}
             atomic_write(sidecar, json.dumps(known | about, indent=1, ensure_ascii=False))
-    return [_sidecar(out, prompt, k).with_suffix(".mp4") for prompt, k in jobs]
+    return [job.sidecar(out).with_suffix(".mp4") for job in jobs]
+
+
+def noise_seed(prompt: str, k: int, nth: int = 0, seed: int = 0) -> int:
+    """What the noise of a clip is drawn from: its prompt's text, its number k, the how-many-th
+    time the text occurs among the prompts, from 0, and the seed of all of them."""
+    return stable_seed("generate", prompt, k, nth, seed)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One clip to make. seed: of its noise."""
+
+    prompt: Prompt
+    k: int
+    seed: int
+
+    def sidecar(self, out: Path) -> Path:
+        # An id that could be a path or a whole caption is replaced by its digest.
+        name = self.prompt.id
+        safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", name)
+        return out / f"{name if safe else json_digest(name)}-{self.k}.json"
+
+    def is_done(self, out: Path) -> bool:
+        sidecar = self.sidecar(out)
+        return sidecar.exists() and sidecar.with_suffix(".mp4").exists()
+
+
+def _jobs(prompts: Sequence[Prompt], samples: int, seed: int) -> list[_Job]:
+    seen: Counter[str] = Counter()
+    jobs = []
+    for prompt in prompts:
+        # Equal prompts get noise of their own, or their clips would be one clip counted twice.
+        nth = seen[prompt.text]
+        seen[prompt.text] += 1
+        for k in range(samples):
+            jobs.append(_Job(prompt, k, noise_seed(prompt.text, k, nth, seed)))
+    return jobs
 
 
 def default_settings(model: Path, backbone: str = "cogvideox") -> Generation:
     """The settings that `generate` uses for a model unless told otherwise."""
     if Run.is_one(model):
         return Run.open(model).recipe.generation
-    return _Source.of(model, backbone).settings
+    return Source.of(model, backbone).settings
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A model to sample from: a run, or an untouched base model."""
+class Source:
+    """A model to sample from or to look into: a run, or an untouched base model."""
 
     name: str
     spec: BackboneSpec
@@ -98,7 +144,10 @@ class _Source:
     trained: Checkpoint | None = None
 
     @classmethod
-    def of(cls, model: Path, backbone: str) -> _Source:
+    def of(cls, model: Path, backbone: str = "cogvideox", step: int | None = None) -> Source:
+        """What `generate` calls a model. Raises UserError if it is none."""
+        if step is not None and not Run.is_one(model):
+            raise UserError(f"{model} is not a run, so it has no checkpoint of step {step}.")
         if model.is_file():
             recipe = Recipe.from_yaml(model)
             name = str(recipe.backbone.weights)
@@ -106,7 +155,7 @@ class _Source:
             run = Run.open(model)
             recipe = run.recipe
             # Read once: a full-size checkpoint, optimiser and all, is tens of gigabytes.
-            trained = run.trained()
+            trained = run.trained(step)
             name = f"{recipe.name}, step {trained.step}"
             settings, precision = recipe.generation, recipe.train.precision
             return cls(name, recipe.backbone, recipe.data, settings, precision, run, trained)
@@ -129,9 +178,13 @@ class _Source:
         newest = self.run.checkpoints / f"step-{self.trained.step:08d}"
         return {"model": self.name, "model_digest": json_digest([base, weights_digest(newest)])}
 
-    def load(self, device: torch.device) -> Backbone:
+    def load(
+        self,
+        device: torch.device,
+        parts: tuple[Part, ...] = ("transformer", "vae", "text_encoder"),
+    ) -> Backbone:
+        """The live model, with what the run has trained put in."""
         dtype = compute_dtype(self.precision, device)
-        parts = ("transformer", "vae", "text_encoder")
         if self.run is not None:
             return self.run.backbone(parts, device, dtype, self.trained)
         return self.spec.load(parts, device, dtype)
@@ -151,9 +204,8 @@ class Sampler:
         self.arguments = backbone.sampling(size, settings)
         self.settings = settings
 
-    def sample(self, prompt: str, k: int) -> tuple[np.ndarray, int]:
-        """One clip, (frames, height, width, 3) uint8, and its seed."""
-        seed = stable_seed("generate", prompt, k)
+    def sample(self, prompt: str, seed: int) -> np.ndarray:
+        """One clip, (frames, height, width, 3) uint8, from the noise of that seed."""
         frames = self.pipeline(
             prompt=prompt,
             generator=torch.Generator().manual_seed(seed),
@@ -165,7 +217,7 @@ class Sampler:
                 f"The model gives values that are not finite for {prompt[:80]!r}. Its weights are "
                 "damaged, or the precision is too low for it: try float32."
             )
-        return (frames * 255.0).round().clip(0, 255).astype(np.uint8), seed
+        return (frames * 255.0).round().clip(0, 255).astype(np.uint8)
 
     def write(self, path: Path, frames: np.ndarray) -> None:
         """Keep a clip as an mp4 file, at the settings' frame rate."""
@@ -175,6 +227,8 @@ class Sampler:
 
 def _check_folder(out: Path, about: dict[str, Any]) -> None:
     path = out / "generation.json"
+    # In this order: another process that was started with this one may be writing it.
+    begun = not is_vacant(out)
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -190,19 +244,9 @@ def _check_folder(out: Path, about: dict[str, Any]) -> None:
                 + ", ".join(f"{key} ({found.get(key)}, now {about[key]})" for key in differing)
                 + ". Choose another folder with --out."
             )
-    elif not is_vacant(out):
+    elif begun:
         raise UserError(f"{out} exists and does not hold generated clips. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)
     if not path.exists():
         atomic_write(path, json.dumps(about, indent=1))
-
-
-def _is_done(sidecar: Path) -> bool:
-    return sidecar.exists() and sidecar.with_suffix(".mp4").exists()
-
-
-def _sidecar(out: Path, prompt: Prompt, k: int) -> Path:
-    # An id that could be a path or a whole caption is replaced by its digest.
-    safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", prompt.id)
-    return out / f"{prompt.id if safe else json_digest(prompt.id)}-{k}.json"

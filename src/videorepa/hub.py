@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from videorepa.errors import UserError
 
 
 @cache
-def local_copy(source: str) -> Path:
-    """The file or folder itself, or the Hub's snapshot of that id.
+def local_copy(source: str, kind: Literal["model", "dataset"] = "model") -> Path:
+    """The file or folder itself, or the Hub's snapshot of that id. kind: what the Hub has there.
 
     Raises UserError, saying what was tried, if neither can be had.
     """
@@ -22,11 +25,12 @@ def local_copy(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, ignore_patterns=["*.md", "assets/*"]))
+        found = snapshot_download(source, repo_type=kind, ignore_patterns=["*.md", "assets/*"])
+        return Path(found)
     except Exception as error:
         raise UserError(
             f"{source} is not on this machine and could not be had from the Hub "
-            f"({type(error).__name__}). Download it and give its path in the recipe instead."
+            f"({type(error).__name__}). Download it and give its path instead."
         ) from None
 
 
@@ -42,6 +46,18 @@ def cached_file(source: str, file: str) -> Path | None:
 
 def _is_hub_id(source: str) -> bool:
     return not source.startswith((".", "/", "~")) and source.count("/") == 1
+
+
+@contextmanager
+def plain_weights(path: Path) -> Iterator[None]:
+    """Around reading a file of weights: whatever is the matter becomes a UserError."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as plain weights ({type(error).__name__}). It is damaged, "
+            "or a pickle that would run code, which is never loaded."
+        ) from None
 
 
 def quieten_libraries() -> None:

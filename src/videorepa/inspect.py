@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from videorepa.align import resample
 from videorepa.backbones import BackboneShapes
+from videorepa.cost import Cost, predict
+from videorepa.data.source import open_source
+from videorepa.device import pick_device
 from videorepa.errors import UserError
 from videorepa.recipe import Align, ClipSize, Recipe
 from videorepa.terms import Grids, Terms, grids
@@ -22,6 +26,7 @@ class Inspection:
     """What a recipe comes to. Byte counts are of one clip in the cache.
 
     student: a block's grid. terms: what each alignment term compares; shapes only.
+    device: what the training's cost is predicted for.
     """
 
     recipe: Recipe
@@ -34,6 +39,22 @@ class Inspection:
     projector_parameters: int
     bytes_per_clip: int
     feature_bytes_per_clip: int
+    device: torch.device
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Peak memory and operations of a step; worked out when first asked for."""
+        return predict(self.recipe, self.device)
+
+    @cached_property
+    def clips(self) -> int | None:
+        """How many clips the recipe trains on, or None where their list is not at hand."""
+        if self.recipe.data.lab is not None:
+            return self.recipe.data.lab.clips
+        try:
+            return len(open_source(self.recipe.data).items)
+        except UserError:
+            return None
 
     def __str__(self) -> str:
         recipe, size = self.recipe, self.recipe.data
@@ -60,7 +81,24 @@ class Inspection:
             f"  latents and text {_size(self.bytes_per_clip)}",
             f"  features         {_size(self.feature_bytes_per_clip)}",
         ]
-        return "\n".join(lines)
+        if self.clips is not None:
+            whole = self.clips * (self.bytes_per_clip + self.feature_bytes_per_clip)
+            lines += [f"  all {self.clips:<12} {_size(whole)}"]
+        return "\n".join([*lines, *self._cost()])
+
+    def _cost(self) -> list[str]:
+        cost, optim = self.cost, self.recipe.optim
+        dtype = str(cost.dtype).removeprefix("torch.")
+        return [
+            "",
+            f"peak memory, on one {cost.device.type} in {dtype}",
+            *(f"  {part:<16} {_size(size)}" for part, size in cost.parts.items()),
+            f"  together         {_size(sum(cost.parts.values()))}",
+            *([f"  while loading    {_size(cost.loading)}"] if cost.loading else []),
+            "",
+            f"operations, per step of {optim.batch_size * optim.accumulate} clips",
+            f"  floating-point   {cost.operations / 1e12:.3g} trillion",
+        ]
 
     def _term(self, term: Align, grids: Grids) -> list[str]:
         clip, met = self.recipe.data, grids.met
@@ -91,13 +129,17 @@ class Inspection:
         ]
 
 
-def inspect(recipe: Recipe) -> Inspection:
+def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
     """Work out shapes and sizes from configuration alone; nothing is loaded or written.
 
+    device: what memory is predicted for, "cpu" or "cuda"; it need not be here. By default the one
+        that a training would run on.
     Raises UserError, naming both grids, if a term's two sides cannot meet.
     """
     shapes = recipe.backbone.shapes(recipe.data)
     recipe.backbone.check_generation(recipe.generation)
+    if recipe.backbone.prepared_with is not None:
+        _check_prepared(recipe, shapes)
     for name, term in recipe.terms.items():
         for side in (term.block, term.target):
             if isinstance(side, int) and side > shapes.blocks:
@@ -131,7 +173,21 @@ def inspect(recipe: Recipe) -> Inspection:
         projector_parameters=_projector_parameters(recipe, shapes, found),
         bytes_per_clip=moments + text,
         feature_bytes_per_clip=features,
+        device=pick_device(device),
     )
+
+
+def _check_prepared(recipe: Recipe, shapes: BackboneShapes) -> None:
+    prepared = recipe.backbone.preparing.shapes(recipe.data)
+    theirs, ours = (
+        ", ".join("x".join(map(str, size)) for size in (s.latents, *(t.shape for t in texts)))
+        for s, texts in ((prepared, prepared.text.values()), (shapes, shapes.text.values()))
+    )
+    if theirs != ours:
+        raise UserError(
+            f"backbone.prepared_with is {recipe.backbone.prepared_with}, whose latents and text "
+            f"are {theirs}; {recipe.backbone.weights} takes {ours}. Leave it out."
+        )
 
 
 def _projector_parameters(recipe: Recipe, shapes: BackboneShapes, found: dict[str, Grids]) -> int:
@@ -174,4 +230,6 @@ def _count(number: int) -> str:
 
 
 def _size(count: int) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

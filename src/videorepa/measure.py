@@ -19,6 +19,7 @@ from videorepa.align import resample, tap
 from videorepa.backbones import Backbone, Text
 from videorepa.data.batches import generator
 from videorepa.encoders import Encoder
+from videorepa.encoders.untrained import forget
 from videorepa.errors import UserError
 from videorepa.losses.relation import Relation
 from videorepa.progress import track
@@ -144,12 +145,19 @@ def closeness(student: TokenGrid, teacher: TokenGrid) -> dict[str, list[float]]:
     return found
 
 
-def slices(grid: TokenGrid) -> Float[np.ndarray, "b d"]:
-    """All tokens of three evenly spaced steps in time, of those that begin in the clip: CogVideoX's
-    first step, which is frame 0 alone, is not among them."""
-    tokens = grid.since(0).tokens
-    steps = np.linspace(0, tokens.shape[1] - 1, SLICES).round().astype(int)
-    return tokens[:, steps].flatten(1).float().cpu().numpy()
+def slices(
+    grid: TokenGrid, count: int = SLICES, side: int | None = None
+) -> Float[np.ndarray, "b d"]:
+    """The tokens of so many evenly spaced steps in time, of those that begin in the clip:
+    CogVideoX's first step, which is frame 0 alone, is not among them.
+
+    side: rows and columns that each frame's tokens are averaged to; by default all are given.
+    """
+    grid = grid.since(0)
+    if side is not None:
+        grid = grid.averaged(side)
+    steps = np.linspace(0, grid.size[0] - 1, count).round().astype(int)
+    return grid.tokens[:, steps].flatten(1).float().cpu().numpy()
 
 
 # Teachers and straw men.
@@ -165,21 +173,6 @@ def mean_colours(video: Float[Tensor, "b f 3 h w"], like: TokenGrid) -> TokenGri
     """Raw pixels, -1 to 1, averaged over what each token of `like` covers."""
     seen = video[:, max(0, like.start) :].transpose(1, 2) * 2 - 1
     return like.with_tokens(F.adaptive_avg_pool3d(seen, like.size).permute(0, 2, 3, 4, 1))
-
-
-def forget(encoder: Encoder) -> None:
-    """Draw the weights anew, as the layers themselves do; parameters that belong to no such layer,
-    such as position tables, are shuffled."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        for module in encoder.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-                continue
-            for parameter in module.parameters(recurse=False):
-                order = torch.randperm(parameter.numel())
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
 def straw_men(
@@ -210,17 +203,29 @@ def straw_men(
 
 def encode(backbone: Backbone, clips: Clips, seed: int) -> Encoded:
     """Latents and text of clips, and the noise for them, which is the same at every level."""
-    latents: list[Tensor] = []
-    for which in track(clips.batches(), "encode"):
-        for moments in backbone.encode_video(clips.video(which)).split(1):
-            drawn = generator(seed, "scan latents", len(latents))
-            latents += backbone.latents(moments, drawn)
-    noise = [
-        torch.randn(x.shape, generator=generator(seed, "scan noise", number)).to(x)
-        for number, x in enumerate(latents)
-    ]
+    latents = draw_latents(backbone, clips, lambda n: generator(seed, "scan latents", n), "encode")
+    noise = draw_noise(latents, lambda n: generator(seed, "scan noise", n))
     text = {caption: backbone.encode_text([caption]) for caption in set(clips.captions)}
     return Encoded(clips, latents, noise, [text[caption] for caption in clips.captions])
+
+
+def draw_latents(
+    backbone: Backbone, clips: Clips, by: Callable[[int], torch.Generator], what: str = ""
+) -> list[Tensor]:
+    """A sample of each clip's posterior, (f, c, h, w), drawn by the clip's own generator.
+
+    what: its progress is shown under that name; without one it is not.
+    """
+    latents: list[Tensor] = []
+    for which in track(clips.batches(), what, shown=bool(what)):
+        for moments in backbone.encode_video(clips.video(which)).split(1):
+            latents += backbone.latents(moments, by(len(latents)))
+    return latents
+
+
+def draw_noise(latents: Sequence[Tensor], by: Callable[[int], torch.Generator]) -> list[Tensor]:
+    """Noise for each clip's latents, drawn by the clip's own generator."""
+    return [torch.randn(x.shape, generator=by(number)).to(x) for number, x in enumerate(latents)]
 
 
 class Student:
@@ -234,7 +239,7 @@ class Student:
     ) -> dict[str, list[Reading]]:
         """Relation error and CKA of every block, for every teacher's features of these clips."""
         found: dict[tuple[str, int, str], list[float]] = defaultdict(list)
-        for which, block, grid in self._outputs(encoded, level):
+        for which, block, grid in self._at_level(encoded, level):
             for name, features in teachers.items():
                 theirs = features.with_tokens(features.tokens[which])
                 for measure, values in closeness(grid, theirs).items():
@@ -247,20 +252,28 @@ class Student:
     def contact(self, encoded: Encoded, level: float) -> list[Reading]:
         """How well contact is read from every block."""
         found: dict[int, list[np.ndarray]] = defaultdict(list)
-        for _, block, grid in self._outputs(encoded, level):
+        for _, block, grid in self._at_level(encoded, level):
             found[block].append(slices(grid))
         return [
             _contact(np.concatenate(rows), encoded.clips, "block", block, level)
             for block, rows in found.items()
         ]
 
+    def _at_level(self, encoded: Encoded, level: float) -> Iterator[tuple[slice, int, TokenGrid]]:
+        return self.outputs(encoded, self._timestep(level, encoded.latents[0]), f"noise {level:g}")
+
     @torch.no_grad()
-    def _outputs(self, encoded: Encoded, level: float) -> Iterator[tuple[slice, int, TokenGrid]]:
-        """One pass per batch of clips, with all blocks tapped; what is taken is let go at once."""
-        timestep = self._timestep(level, encoded.latents[0])
+    def outputs(
+        self, encoded: Encoded, timestep: Num[Tensor, " 1"], what: str = ""
+    ) -> Iterator[tuple[slice, int, TokenGrid]]:
+        """Which clips, a block's number and its grid of them: one pass per batch of clips, with all
+        blocks tapped; what is taken is let go at once.
+
+        what: its progress is shown under that name; without one it is not.
+        """
         with ExitStack() as stack:
             taps = {n: stack.enter_context(tap(self.backbone.block(n))) for n in self.blocks}
-            for which in track(encoded.clips.batches(), f"noise {level:g}"):
+            for which in track(encoded.clips.batches(), what, shown=bool(what)):
                 latents = torch.stack(encoded.latents[which])
                 noise = torch.stack(encoded.noise[which])
                 captions = encoded.text[which]
@@ -299,7 +312,7 @@ def _mean_over_clips(
     block: int | None = None,
     noise: float | None = None,
 ) -> Reading:
-    _check_finite(values, source, block, noise)
+    check_finite(values, source if block is None else f"block {block} at noise {noise:g}")
     low, high = paired_bootstrap([[value] for value in values])
     value, sd = float(np.mean(values)), float(np.std(values, ddof=1))
     return Reading(measure, source, value, low, high, len(values), sd, block, noise)
@@ -313,19 +326,17 @@ def _contact(
     noise: float | None = None,
 ) -> Reading:
     assert clips.label is not None
-    _check_finite(features, source, block, noise)
+    check_finite(features, source if block is None else f"block {block} at noise {noise:g}")
     found = read_label(features, clips.label)
     return Reading(
         "contact_auc", source, found.auc, found.low, found.high, found.n, None, block, noise
     )
 
 
-def _check_finite(
-    values: Sequence[float] | np.ndarray, source: str, block: int | None, noise: float | None
-) -> None:
+def check_finite(values: Sequence[float] | np.ndarray, whose: str) -> None:
+    """Raises UserError if any is not."""
     if not np.isfinite(values).all():
-        where = source if block is None else f"block {block} at noise {noise:g}"
         raise UserError(
-            f"The features of {where} are not finite. The weights are damaged, or the precision is "
+            f"The features of {whose} are not finite. The weights are damaged, or the precision is "
             "too low: try --train.precision float32."
         )

@@ -7,6 +7,7 @@ import importlib
 import os
 import pkgutil
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +28,14 @@ def _package(kind: str) -> ModuleType:
 
 
 def names(kind: str) -> list[str]:
-    """Names of all plugins of a kind ("backbones", "encoders", "losses", "benchmarks")."""
+    """Names of all plugins of a kind ("backbones", "encoders", "losses", "benchmarks").
+
+    A plugin is one file: folders, and files with a leading underscore, are what plugins share.
+    """
     found = pkgutil.iter_modules(_package(kind).__path__)
-    return sorted(module.name for module in found if not module.name.startswith("_"))
+    return sorted(
+        module.name for module in found if not (module.ispkg or module.name.startswith("_"))
+    )
 
 
 def find(kind: str, name: str) -> ModuleType:
@@ -59,6 +65,6 @@ def description(kind: str, name: str) -> Any:
     )
 
 
-def benchmark(name: str) -> Any:
-    """The benchmark of that name, ready to use."""
-    return find("benchmarks", name).Benchmark()
+def benchmark(name: str, settings: Sequence[str] = ()) -> Any:
+    """The benchmark of that name, ready to use. settings: of its own, each `key=value`."""
+    return description("benchmarks", name).from_settings(settings, f"the benchmark {name}")

@@ -82,7 +82,7 @@ def prepare(
     if not todo and (cache.has_empty_caption() or not found):
         return Prepared(0, found, failed)
 
-    backbone = recipe.backbone.load(("vae", "text_encoder"), where, dtype)
+    backbone = recipe.backbone.preparing.load(("vae", "text_encoder"), where, dtype)
     encoders = {spec: spec.load(where, dtype) for spec in recipe.stored_encoders}
     cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
     made = 0

@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -35,6 +35,21 @@ class Section(BaseModel):
     """A part of a recipe: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def from_settings(cls, settings: Sequence[str], what: str) -> Self:
+        """The section with these keys, each `dotted.key=value` with the value in YAML.
+
+        what: its name in messages. Raises UserError with every fault on a line of its own.
+        """
+        values: dict[str, Any] = {}
+        for setting in settings:
+            _override(values, setting)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            said = "\n".join(_explain(error, cls))
+            raise UserError(f"These settings do not make {what}:\n{said}") from None
 
 
 def _described_by(kind: str) -> BeforeValidator:
@@ -206,7 +221,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):
-    """AdamW, and how many samples it sees. One step uses batch_size x accumulate clips."""
+    """AdamW, and how many samples it sees. One step uses batch_size x accumulate clips in each
+    process."""
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -218,6 +234,10 @@ class Optim(Section):
     warmup_steps: int = Field(default=100, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
+
+    def clips(self, processes: int) -> int:
+        """How many clips a step has, over all processes."""
+        return self.batch_size * self.accumulate * processes
 
 
 class Lora(Section):
@@ -235,16 +255,15 @@ class Train(Section):
     """What is trained and how it is kept.
 
     lora: None trains all of the transformer's weights.
-    precision: "auto" computes in bfloat16 where the hardware does it, else in float32. "bfloat16"
-        also holds the frozen weights under LoRA in it. Trained weights stay in float32.
+    precision: "auto" computes in bfloat16 where the hardware does it, else in float32. Trained
+        weights stay in float32.
     ema: decay of an average of the trained weights, which is what is exported then.
     caption_dropout: share of samples trained on an empty caption, for classifier-free guidance.
     keep_checkpoints: how many of the newest stay.
     """
 
     lora: Lora | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = False
+    precision: Literal["auto", "float32"] = "auto"
     ema: float | None = Field(default=None, gt=0, lt=1)
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
     checkpoint_every: int = Field(default=500, ge=1)
@@ -252,16 +271,60 @@ class Train(Section):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
+class Memory(Section):
+    """What a training does to take less memory; `docs/memory.md` has what each saves and costs.
+
+    gradient_checkpointing: keep the blocks' inputs alone and compute what lies between once more
+        in the backward pass.
+    frozen: what the weights that LoRA leaves as they are, are held in; they are computed with in
+        the training's precision. "int8" needs torchao and "nf4" bitsandbytes.
+    optimizer: "adamw8bit" keeps AdamW's moments in 8 bits; needs bitsandbytes.
+    offload: "group" keeps frozen layers in the machine's memory and brings each to the GPU when it
+        runs.
+    """
+
+    gradient_checkpointing: bool = False
+    frozen: Literal["float32", "bfloat16", "float8", "int8", "nf4"] = "float32"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    offload: Literal["none", "group"] = "none"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether frozen weights are held as integers with scales."""
+        return self.frozen in ("int8", "nf4")
+
+    @model_validator(mode="after")
+    def _offloaded_weights_come_back(self) -> Memory:
+        if self.offload == "none":
+            return self
+        if not self.gradient_checkpointing:
+            raise ValueError(
+                "offload: group needs gradient_checkpointing: true, or the backward pass keeps "
+                "every layer that was brought to the GPU there"
+            )
+        if self.is_quantised:
+            raise ValueError(f"offload: group does not go with frozen: {self.frozen}")
+        return self
+
+
 class Parallel(Section):
     """How several processes share a training; a launcher such as `accelerate launch` starts them.
 
-    engine: "ddp" keeps a whole model in each process, "fsdp2" a share of it. Without this section
-        the user's own accelerate configuration counts, and DDP where there is none.
-    offload: keep FSDP2's shares in the machine's memory and not the GPU's.
+    engine: "ddp" keeps the whole training in each process, "fsdp2" a share of all of it, and
+        "zero2" (DeepSpeed) all weights and a share of the rest. Without this section the user's
+        own accelerate configuration counts, and DDP where there is none.
+    offload: keep FSDP2's shares, or ZeRO-2's of the optimiser, in the machine's memory and not the
+        GPU's.
     """
 
-    engine: Literal["ddp", "fsdp2"]
+    engine: Literal["ddp", "fsdp2", "zero2"]
     offload: bool = False
+
+    @model_validator(mode="after")
+    def _has_shares(self) -> Parallel:
+        if self.offload and self.engine == "ddp":
+            raise ValueError("offload keeps shares elsewhere, and ddp has none")
+        return self
 
 
 class Generation(Section):
@@ -338,6 +401,7 @@ class Recipe(Section):
     data: Data
     optim: Optim
     train: Train = Train()
+    memory: Memory = Memory()
     parallel: Parallel | None = None
     generation: Annotated[Generation, BeforeValidator(_as_published)] = Field(
         default_factory=dict, validate_default=True
@@ -360,6 +424,23 @@ class Recipe(Section):
         if self.align is not None:
             align = resolved if isinstance(self.align, tuple) else resolved[0]
             object.__setattr__(self, "align", align)
+        return self
+
+    @model_validator(mode="after")
+    def _memory_fits_the_training(self) -> Recipe:
+        memory = self.memory
+        if self.train.lora is None and (memory.frozen != "float32" or memory.offload != "none"):
+            raise ValueError(
+                "memory.frozen and memory.offload are for the frozen weights under `train.lora`; "
+                "without it all weights are trained, and those stay in float32"
+            )
+        if self.parallel is not None and self.parallel.engine != "ddp":
+            chosen = (memory.is_quantised, memory.optimizer != "adamw", memory.offload != "none")
+            if any(chosen):
+                raise ValueError(
+                    f"{self.parallel.engine} shares out plain tensors: memory.frozen int8 and nf4, "
+                    "memory.optimizer adamw8bit and memory.offload go with ddp or one process"
+                )
         return self
 
     @property
@@ -394,22 +475,7 @@ class Recipe(Section):
 
         Raises UserError that names the file, the key and what was expected there.
         """
-        path = Path(path)
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(
-                f"There is no recipe {path}. The shipped ones are in recipes/."
-            ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(
-                f"The recipe {path} holds {type(values).__name__}; expected keys and values."
-            )
-        for override in overrides:
-            _override(values, override)
-        return cls.parse(values, source=str(path))
+        return cls.parse(read_values(Path(path), overrides), source=str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], source: str = "recipe") -> Recipe:
@@ -438,6 +504,23 @@ class Recipe(Section):
         from videorepa.data.files import atomic_write
 
         atomic_write(Path(path), self.text())
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a recipe's file, with some changed, unchecked. Raises UserError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no recipe {path}. The shipped ones are in recipes/.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"The recipe {path} holds {type(values).__name__}; expected keys and values."
+        )
+    for override in overrides:
+        _override(values, override)
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -474,6 +557,14 @@ def _part(values: Any, name: str, key: str) -> Any:
     return values[name]
 
 
+_MOVED = {
+    "train.gradient_checkpointing": "it is memory.gradient_checkpointing now",
+    "train.precision: bfloat16": "auto is bfloat16 where the hardware has it, and frozen weights "
+    "under LoRA are held in it by memory.frozen: bfloat16",
+}
+"""Where a key, or a value of one, has gone since a recipe of before was written."""
+
+
 def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     lines = []
     for fault in error.errors():
@@ -483,12 +574,15 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             known = _known_keys(model, loc[:-1])
             close = difflib.get_close_matches(str(loc[-1]), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+            hint = f"; {_MOVED[where]}" if where in _MOVED else hint
             lines.append(f"  {where}: unknown key{hint}")
         elif fault["type"] == "missing":
             lines.append(f"  {where}: missing")
         else:
             found = repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ").strip()
+            if moved := _MOVED.get(f"{where}: {fault['input']}"):
+                message += f"; {moved}"
             lines.append(f"  {where}: {message} (found {found[:80]})")
     return lines
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._C import _autograd
+from torch.utils.flop_counter import register_flop_formula
 
 SMALLEST_NORM = 1e-6
 
@@ -158,6 +159,16 @@ def _scale_gradient(ctx, by: Tensor | None, of_gradient: Tensor | None):
 
 
 _values_and_gradient.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+
+
+@register_flop_formula(torch.ops.videorepa.relation_distance)
+def _operations(student, teacher, *options, out_shape, **_) -> int:
+    """Half of each symmetric matrix, and the gradient from all slopes; where only some pairs
+    count there are fewer."""
+    clips, *places, width = student
+    with_gradient = math.prod(out_shape[1]) > 0
+    each = width + teacher[-1] + (2 * width if with_gradient else 0)
+    return clips * math.prod(places) ** 2 * each
 
 
 def _walk(

@@ -19,14 +19,22 @@ from videorepa.data.files import atomic_write, is_vacant, sweep
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 
-# Changing these does not change what a run computes, so a resumed run may have others.
+# Changing these does not change what a run computes, but for rounding, so a resumed run may have
+# others.
 FREE_TO_CHANGE = (
     "about",
+    "parallel",
+    "parallel.engine",
+    "parallel.offload",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.trackers",
     "validation.drift",
 )
+
+# How a step's clips are divided among processes and passes. A resumed run may divide them
+# otherwise; `train` sees to it that they stay as many.
+DIVISION = ("optim.batch_size", "optim.accumulate")
 
 
 class Run:
@@ -53,7 +61,7 @@ class Run:
             differing = differences(
                 run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
             )
-            differing = [key for key in differing if key not in FREE_TO_CHANGE]
+            differing = [key for key in differing if key not in (*FREE_TO_CHANGE, *DIVISION)]
             if differing:
                 raise UserError(
                     f"{path} holds a run of another recipe; they differ in {', '.join(differing)}. "
@@ -90,8 +98,10 @@ class Run:
     def newest(self) -> Checkpoint | None:
         return checkpoint.newest(self.checkpoints)
 
-    def trained(self) -> Checkpoint:
-        """The newest checkpoint. Raises UserError if there is none yet."""
+    def trained(self, step: int | None = None) -> Checkpoint:
+        """The newest checkpoint, or the one of a step. Raises UserError if there is none."""
+        if step is not None:
+            return checkpoint.at(self.checkpoints, step)
         found = self.newest()
         if found is None:
             raise UserError(f"The run {self.path} has no usable checkpoint yet. Train it first.")

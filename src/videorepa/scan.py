@@ -3,8 +3,6 @@ foretells contact: what there is to choose the block to align by."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,8 +15,9 @@ from pydantic import ValidationError
 
 from videorepa import plugins
 from videorepa.align import resample
-from videorepa.data.files import atomic_write, is_vacant, sweep
+from videorepa.data.files import atomic_write, csv_text
 from videorepa.data.fingerprint import json_digest
+from videorepa.data.parts import read_part, take, write_part
 from videorepa.data.source import open_source
 from videorepa.device import compute_dtype, pick_device
 from videorepa.encoders import EncoderSpec
@@ -85,7 +84,7 @@ def scan(
     otherwise, if `out` holds something else, for numbers out of range, and if fewer than two clips
     can be read.
     """
-    known = _all_teachers(recipe, teachers or {})
+    known = all_teachers(recipe, teachers or {})
     shapes = recipe.backbone.shapes(recipe.data)
     levels = sorted(set(noise_levels))
     numbers = sorted(set(blocks)) if blocks is not None else list(range(1, shapes.blocks + 1))
@@ -106,7 +105,7 @@ def scan(
     dtype = compute_dtype(recipe.train.precision, where)
 
     parts = _parts(recipe, out / PARTS, known, levels, numbers, shown, balls, dtype)
-    _take(out)
+    take(out, PARTS, "scan")
     todo = [part for part in parts if part.read() is None]
     _measure(recipe, todo, known, numbers, shown, balls, where, dtype)
     readings = [reading for part in parts for reading in part.read() or ()]
@@ -147,7 +146,7 @@ def _teacher_from(text: str, recipe: Recipe) -> EncoderSpec:
 # What is to be measured, and whether it can be.
 
 
-def _all_teachers(recipe: Recipe, further: Mapping[str, EncoderSpec]) -> dict[str, EncoderSpec]:
+def all_teachers(recipe: Recipe, further: Mapping[str, EncoderSpec]) -> dict[str, EncoderSpec]:
     known = {} if recipe.encoder is None else {recipe.encoder.name: recipe.encoder}
     if twice := known.keys() & further.keys():
         raise UserError(f"Two teachers are called {', '.join(twice)}. Give each a name of its own.")
@@ -237,39 +236,14 @@ class _Part:
 
     def read(self) -> list[Reading] | None:
         """None if it is still to be done. Raises UserError if it is stale or damaged."""
-        if not self.path.exists():
-            return None
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            found = content["made_with"]
-            differing = [key for key, value in self.made_with.items() if found.get(key) != value]
-            readings = [Reading(**values) for values in content["readings"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.path} is damaged ({error}). Delete it; the same command measures it again."
-            ) from None
-        if differing:
-            raise UserError(
-                f"{self.path} was measured otherwise; it differs in {', '.join(differing)}. Choose "
-                "another folder with --out, or delete this one."
-            )
-        return [replace(reading, teacher=self.teacher) for reading in readings]
+
+        def parse(rows: list[dict[str, Any]]) -> list[Reading]:
+            return [replace(Reading(**row), teacher=self.teacher) for row in rows]
+
+        return read_part(self.path, self.made_with, parse)
 
     def write(self, readings: Sequence[Reading]) -> None:
-        rows = [asdict(reading) for reading in readings]
-        atomic_write(
-            self.path, json.dumps({"made_with": self.made_with, "readings": rows}, indent=1)
-        )
-
-
-def _take(out: Path) -> None:
-    """Make the folder a scan's. Raises UserError if it holds something else."""
-    folder = out / PARTS
-    if not folder.is_dir() and not is_vacant(out):
-        raise UserError(f"{out} exists and is not a scan. Choose another folder with --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in (out, folder):
-        sweep(place)
+        write_part(self.path, self.made_with, [asdict(reading) for reading in readings])
 
 
 def _parts(
@@ -459,9 +433,6 @@ def _write(found: Scan, recipe: Recipe) -> None:
         "environment": environment(),
     }
     atomic_write(found.out / "scan.json", json.dumps(content, indent=1))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Reading)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write(found.out / "scan.csv", text.getvalue())
+    columns = [field.name for field in fields(Reading)]
+    atomic_write(found.out / "scan.csv", csv_text(columns, rows))
     report([], found.out / "report.html", scans=[found.out], title=f"Scan of {recipe.name}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -14,13 +16,25 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     Holds for n independent trials. Without trials nothing is known: (0, 1).
     Raises ValueError unless 0 <= successes <= n and 0 < confidence < 1.
     """
+    return _interval(successes, n, confidence, "wilson")
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval for a share: never narrower than its confidence promises. Otherwise as
+    `wilson`."""
+    return _interval(successes, n, confidence, "exact")
+
+
+def _interval(
+    successes: int, n: int, confidence: float, method: Literal["wilson", "exact"]
+) -> tuple[float, float]:
     if not 0 <= successes <= n:
         raise ValueError(f"Found {successes} successes in {n} trials; expected 0 to {n}.")
     if not 0 < confidence < 1:
         raise ValueError(f"Found confidence {confidence}; expected a fraction between 0 and 1.")
     if n == 0:
         return 0.0, 1.0
-    found = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    found = stats.binomtest(successes, n).proportion_ci(confidence, method)
     return float(found.low), float(found.high)
 
 
@@ -39,15 +53,41 @@ def paired_bootstrap(
     clusters = [np.asarray(cluster, float) for cluster in differences_by_cluster if len(cluster)]
     if not clusters:
         raise ValueError("Found no differences; expected at least one cluster that holds one.")
-    totals = np.array([cluster.sum() for cluster in clusters])
-    counts = np.array([len(cluster) for cluster in clusters], float)
-    # How often each cluster is drawn is multinomial: the same as drawing indices, with less memory.
-    share = np.full(len(clusters), 1.0 / len(clusters))
-    drawn = np.random.default_rng(seed).multinomial(len(clusters), share, size=resamples)
-    means = (drawn @ totals) / (drawn @ counts)
-    tail = (1.0 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return float(low), float(high)
+    sums = np.array([(cluster.sum(), len(cluster)) for cluster in clusters], float)
+    return bootstrap(sums, lambda m: m[..., 0] / m[..., 1], resamples, seed, confidence)
+
+
+class TwoShares(NamedTuple):
+    """B minus A as a fraction, its interval, and the test of whether the two are equal."""
+
+    difference: float
+    low: float
+    high: float
+    z: float
+    p: float
+
+
+def two_shares(
+    successes_a: int, n_a: int, successes_b: int, n_b: int, confidence: float = 0.95
+) -> TwoShares:
+    """Two-proportion z test (pooled, two-sided) and Wald's interval of the difference.
+
+    For counts out of independent trials: what can be said of two published shares without the
+    rows. Where the same prompts were scored twice, pairing tells more.
+    Raises ValueError unless 0 <= successes <= n.
+    """
+    for successes, n in ((successes_a, n_a), (successes_b, n_b)):
+        if not 0 <= successes <= n:
+            raise ValueError(f"Found {successes} successes in {n} trials; expected 0 to {n}.")
+    if not (n_a and n_b):
+        return TwoShares(0.0, -1.0, 1.0, 0.0, 1.0)
+    a, b = successes_a / n_a, successes_b / n_b
+    pooled = (successes_a + successes_b) / (n_a + n_b)
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
+    z = (b - a) / spread if spread else 0.0
+    apart = math.sqrt(a * (1 - a) / n_a + b * (1 - b) / n_b)
+    half = float(stats.norm.isf((1 - confidence) / 2)) * apart
+    return TwoShares(b - a, b - a - half, b - a + half, z, 2 * float(stats.norm.sf(abs(z))))
 
 
 def mcnemar_exact(b: int, c: int) -> float:
@@ -73,3 +113,64 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(stepped)
     adjusted[order] = stepped
     return [float(value) for value in adjusted]
+
+
+def sign_flip(
+    differences_by_cluster: Sequence[Sequence[float]], resamples: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided p-value for a mean difference of 0, by flipping the signs of whole clusters.
+
+    Where two models are alike, a prompt's differences could as well have been the other way round,
+    all at once: p is the share of such draws whose mean is as far from 0 as the one found, which is
+    counted as a draw too. Unlike McNemar's test it takes several pairs of one prompt. Raises
+    ValueError if there is no difference at all.
+    """
+    totals = np.array(
+        [float(np.sum(cluster)) for cluster in differences_by_cluster if len(cluster)]
+    )
+    if not len(totals):
+        raise ValueError("Found no differences; expected at least one cluster that holds one.")
+    # To flip a sign is to exchange what was found with its opposite, or halves of both.
+    half = totals[:, None] / 2
+    return swap(-half, half, lambda a, b: (b - a)[..., 0], resamples, seed)
+
+
+def bootstrap(
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of a function of means, by drawing rows of `values` (n, k) anew.
+
+    statistic: of the columns' means, (..., k) -> (...). Raises ValueError without rows.
+    """
+    if not len(values):
+        raise ValueError("Found no rows; expected at least one.")
+    share = np.full(len(values), 1.0 / len(values))
+    drawn = np.random.default_rng(seed).multinomial(len(values), share, size=resamples)
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(statistic(drawn @ values / len(values)), [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def swap(
+    a: np.ndarray,
+    b: np.ndarray,
+    difference: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of a difference between functions of the means of a and b, both (n, k), of
+    which the rows are paired: how often it is as far from 0 when the two are exchanged in rows
+    drawn at random. What is found counts as a draw too.
+
+    difference: of the columns' means, (..., k) and (..., k) -> (...).
+    """
+    exchanged = np.random.default_rng(seed).random((resamples, len(a))) < 0.5
+    moved = exchanged @ (b - a) / len(a)
+    found = abs(difference(a.mean(0), b.mean(0)))
+    drawn = np.abs(difference(a.mean(0) + moved, b.mean(0) - moved))
+    # What is equal but for rounding is equal.
+    return float((1 + (drawn >= found - 1e-9 * max(1.0, found)).sum()) / (1 + resamples))

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from videorepa.backbones import Backbone, Text
+from videorepa.backbones import Text
 from videorepa.checkpoint import Checkpoint, put
 from videorepa.data.batches import step_seed
 from videorepa.device import autocast, compute_dtype
 from videorepa.diffusion import Denoised
 from videorepa.encoders import EncoderSpec
+from videorepa.memory import load_transformer
 from videorepa.recipe import Recipe
 from videorepa.terms import Aligned, Terms
 from videorepa.tokens import TokenGrid
@@ -33,29 +34,22 @@ class Batch:
 
 
 class Student(nn.Module):
-    """The backbone's transformer, as a recipe trains it, and the projectors beside it."""
+    """The backbone's transformer, as a recipe trains it, and the projectors beside it.
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    dtype: to compute in, where it is not the device's own choice. On the meta device nothing is
+    read, and weights are shapes alone.
+    """
+
+    def __init__(
+        self, recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.recipe, self.device = recipe, device
-        self.dtype = compute_dtype(recipe.train.precision, device)
-        storage = torch.float32
-        if recipe.train.lora is not None and recipe.train.precision == "bfloat16":
-            storage = torch.bfloat16
-        self.backbone: Backbone = recipe.backbone.load(("transformer",), device, storage)
+        self.dtype = dtype or compute_dtype(recipe.train.precision, device)
+        self.backbone = load_transformer(recipe, device, self.dtype)
         self.transformer = transformer = self.backbone.transformer
-        if storage == torch.bfloat16 != self.dtype:
-            # Held in half the memory, computed with in float32. Layers that diffusers leaves out of
-            # the casting (norms, embeddings, the last projection) are few: they are float32.
-            transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=self.dtype)
-            for module in transformer.modules():
-                if not hasattr(module, "_diffusers_hook"):
-                    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-                    for tensor in own:
-                        tensor.data = tensor.data.to(self.dtype)
-            self.backbone.dtype = self.dtype
         transformer.train()
-        if recipe.train.gradient_checkpointing:
+        if recipe.memory.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
 
         torch.manual_seed(step_seed(recipe.seed, -1))
@@ -65,7 +59,7 @@ class Student(nn.Module):
             recipe.backbone.add_lora(transformer, recipe.train.lora)
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
+                    parameter.data = parameter.data.to(device, torch.float32)
         self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
 
     def forward(self, step: int, batch: Batch) -> tuple[Denoised, Aligned]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -170,15 +169,17 @@ class Terms(nn.Module):
             if (cosine := values.get(f"grad_cosine{suffix}")) is not None:
                 term.watch(cosine)
 
-    def clip_gradients(self, trained: list[Tensor], limit: float) -> Tensor:
-        """Scale gradients to a joint norm of at most `limit`; a probe must not take a share."""
-        counted = list(trained)
+    def clipped(self) -> tuple[list[nn.Parameter], list[list[nn.Parameter]]]:
+        """The parameters whose gradients are clipped with the transformer's, and those, probe by
+        probe, that are clipped apart from it: a probe must not take a share."""
+        together, apart = [], []
         for _, term in self.named():
+            parameters = list(term.parameters())
             if term.align.is_probe:
-                nn.utils.clip_grad_norm_(term.parameters(), limit)
+                apart.append(parameters)
             else:
-                counted += term.parameters()
-        return nn.utils.clip_grad_norm_(counted, limit)
+                together += parameters
+        return together, apart
 
     def memory(self) -> list[dict[str, Any]]:
         """What the stop rules go by, as plain values."""
@@ -193,8 +194,7 @@ class Terms(nn.Module):
             term.stopped = found["stopped"]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One term at one batch."""
 
     suffix: str
@@ -204,9 +204,11 @@ class Part:
     gradients: Gradients
 
 
-@dataclass(frozen=True)
-class Aligned:
-    """The terms at one batch; what is logged of the gradients is known after the backward pass."""
+class Aligned(NamedTuple):
+    """The terms at one batch; what is logged of the gradients is known after the backward pass.
+
+    A tuple, in which DeepSpeed finds the tensors that the backward pass will begin with.
+    """
 
     parts: list[Part]
 

@@ -171,6 +171,13 @@ class TokenGrid:
             lambda frames: F.interpolate(frames, (height, width), mode="bilinear")
         )
 
+    def averaged(self, side: int) -> TokenGrid:
+        """Each frame averaged to `side` rows and columns of equal parts, or as many as it has where
+        that is less."""
+        _, height, width = self.size
+        size = (min(side, height), min(side, width))
+        return self._map_frames(lambda frames: F.adaptive_avg_pool2d(frames, size))
+
     def convolved(self, conv: torch.nn.Conv2d, height: int, width: int) -> TokenGrid:
         """Each frame put through `conv` so that it comes out with the given rows and columns.
 

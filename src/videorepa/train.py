@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from videorepa.drift import Drift, Look, look
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.inspect import inspect
+from videorepa.memory import make_optimizer
 from videorepa.parallel import Alone, place
 from videorepa.progress import console, track
 from videorepa.recipe import Optim, Recipe
@@ -63,7 +65,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
                     denoised, aligned = training.model(step, batch)
                     denoise = denoised.loss.mean()
                     _check_finite(step, run, denoise=denoise, **aligned.losses)
-                    ((denoise + aligned.loss) / optim.accumulate).backward()
+                    workers.backward((denoise + aligned.loss) / optim.accumulate)
                 loss = denoise.item() + aligned.counted
                 measured.append({"loss": loss, "denoise": denoise.item(), **aligned.read()})
                 seen += len(batch.latents) * workers.count
@@ -117,16 +119,9 @@ class _Training:
         self, recipe: Recipe, workers: Alone, student: Student, found: Checkpoint | None
     ) -> None:
         self.recipe, self.workers, self.student = recipe, workers, student
-        optim = recipe.optim
         if found is not None:
             student.load(found)
-        optimizer = torch.optim.AdamW(
-            [*student.trained.values(), *student.terms.parameters()],
-            optim.learning_rate,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
+        optimizer = make_optimizer(recipe, [*student.trained.values(), *student.terms.parameters()])
         # From here on parameters can be shares of what they were.
         self.model = workers.share(student, optimizer, student.block_classes())
         self.optimizer = optimizer
@@ -143,45 +138,36 @@ class _Training:
             put(found.ema or {}, wanted)
             for key, value in wanted.items():
                 self.ema[key].copy_(self.workers.sharded_like(value, self.ema[key]))
-        state = found.optimizer["state"]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for number, moments in state.items():
-            for key, value in moments.items():
-                if value.dim():
-                    moments[key] = self.workers.sharded_like(value, parameters[number])
-        self.optimizer.load_state_dict(found.optimizer)
+        self.workers.load_optimizer_state(self.optimizer, found.optimizer)
 
     def clip_gradients(self) -> Tensor:
         """Scale gradients to the recipe's norm; gives what it was."""
         limit = self.recipe.optim.max_grad_norm
-        norm = self.student.terms.clip_gradients(list(self.trained.values()), limit)
-        return self.workers.whole(norm)
+        together, apart = self.student.terms.clipped()
+        for probe in apart:
+            self.workers.clip_gradients(probe, limit)
+        return self.workers.clip_gradients([*self.trained.values(), *together], limit)
 
     def update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.workers.step(self.optimizer)
         decay = self.recipe.train.ema
         if self.ema is not None and decay is not None:
             for key, value in self.trained.items():
                 self.ema[key].lerp_(value.detach(), 1 - decay)
 
     def state(self, step: int) -> Checkpoint:
-        """All of it, whole, whatever share each process holds; all of them have to ask."""
-
-        def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {key: self.workers.whole(value.detach()) for key, value in tensors.items()}
-
-        optimizer = self.optimizer.state_dict()
-        optimizer["state"] = {n: whole(moments) for n, moments in optimizer["state"].items()}
+        """All of it, whole, on the first process; all of them have to ask."""
+        collected = self.workers.collected
         return Checkpoint(
             step,
-            whole(self.trained),
-            whole(self.student.terms.state_dict()),
-            optimizer,
-            None if self.ema is None else whole(self.ema),
+            collected(self.trained),
+            collected(self.student.terms.state_dict()),
+            self.workers.optimizer_state(self.optimizer),
+            None if self.ema is None else collected(self.ema),
             self.student.terms.memory(),
+            self.recipe.optim.clips(self.workers.count),
         )
 
 
@@ -263,19 +249,30 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _begin(recipe: Recipe, out: Path, workers: Alone) -> tuple[Run, Checkpoint | None]:
-    """The run's folder, and the checkpoint to go on from. The first process makes the folder, and
-    cuts from the log what will be done again, while the others wait."""
+    """The run's folder, and the checkpoint to go on from. The first process makes the folder, cuts
+    from the log what will be done again, and says which checkpoint it is; the others follow."""
     if not workers.is_first:
-        workers.wait()
+        step = workers.told(0)
         run = Run.open(out)
-        return run, run.newest()
+        return run, checkpoint.at(run.checkpoints, step) if step else None
     run = Run.begin(out, recipe)
     found = run.newest()
     run.cut_log(found.step if found else 0)
     if found:
+        _check_batch(recipe.optim, found, workers)
         console.print(f"Going on from step {found.step} of {recipe.optim.steps}.", markup=False)
-    workers.wait()
+    workers.told(found.step if found else 0)
     return run, found
+
+
+def _check_batch(optim: Optim, found: Checkpoint, workers: Alone) -> None:
+    batch = optim.clips(workers.count)
+    if found.batch not in (None, batch):
+        raise UserError(
+            f"The run's steps have {found.batch} clips, and {workers.count} processes with "
+            f"optim.batch_size {optim.batch_size} and optim.accumulate {optim.accumulate} make "
+            f"{batch}. Change these so that their product stays {found.batch}."
+        )
 
 
 def _check_finite(step: int, run: Run, **values: Tensor) -> None:
@@ -312,7 +309,7 @@ def _validation(
     """
     if recipe.validation is None:
         return lambda step: {}
-    from videorepa.generate import Sampler
+    from videorepa.generate import Sampler, noise_seed
 
     prompts = recipe.validation.prompts
     helper = recipe.backbone.load(("vae", "text_encoder"), workers.device)
@@ -325,24 +322,29 @@ def _validation(
         # The files are measured, so that a resumed run finds the base's clips as they were.
         return [look(read_all(path(step, number))[0]) for number in range(len(prompts))]
 
-    def sample(step: int) -> list[Look]:
+    def sample(step: int) -> None:
         student.transformer.eval()
         for number, prompt in enumerate(prompts):
-            # All processes sample: where the model is sharded, none could by itself.
-            clip, _ = sampler.sample(prompt, 0)
-            if workers.is_first:
-                sampler.write(path(step, number), clip)
+            is_own = number % workers.count == workers.rank
+            # Where the model is sharded, none could sample by itself.
+            if is_own or workers.is_sharded:
+                clip = sampler.sample(prompt, noise_seed(prompt, 0))
+                if is_own:
+                    sampler.write(path(step, number), clip)
         student.transformer.train()
-        return seen(step) if workers.is_first else []
+        workers.wait()
 
-    try:
-        base = seen(0) if resumed else sample(0)
-    except ClipError:  # Deleted, or damaged.
-        base = sample(0)
+    base: list[Look] = []
+    if resumed and workers.is_first:
+        with suppress(ClipError):  # Deleted, or damaged.
+            base = seen(0)
+    if not workers.told(len(base)):
+        sample(0)
+        base = seen(0) if workers.is_first else []
     drift = Drift(base, recipe.validation.drift)
 
     def validate(step: int) -> dict[str, float]:
-        clips = sample(step)
-        return drift(step, clips) if workers.is_first else {}
+        sample(step)
+        return drift(step, seen(step)) if workers.is_first else {}
 
     return validate

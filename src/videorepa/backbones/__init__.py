@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from jaxtyping import Float, Num
@@ -25,6 +26,9 @@ class BackboneSpec(Section):
     """What a recipe holds of a backbone: cheap to make, loads nothing.
 
     weights: a diffusers pipeline folder, a Hub id, or "micro" for the lab's own model.
+    prepared_with: weights whose autoencoder and text encoders `prepare` uses in place of the
+        model's own. Checkpoints whose own differ in how they were rounded alone, as those of
+        CogVideoX-2B and 5B do, share a cache so.
     lora_targets: layers that get adapters unless the recipe names others.
     generation: how the model's authors sample; holds for what a recipe's `generation` leaves out.
     """
@@ -34,6 +38,14 @@ class BackboneSpec(Section):
 
     name: str
     weights: str
+    prepared_with: str | None = None
+
+    @property
+    def preparing(self) -> Self:
+        """The description of the model that clips and captions are encoded with."""
+        if self.prepared_with is None:
+            return self
+        return self.model_copy(update={"weights": self.prepared_with, "prepared_with": None})
 
     @property
     def source(self) -> str:
@@ -86,6 +98,10 @@ class BackboneSpec(Section):
         """A digest of the weights that denoise."""
         raise NotImplementedError
 
+    def weight_files(self) -> list[Path]:
+        """The files that the transformer is in, in their order, where they are on this machine."""
+        raise NotImplementedError
+
     def default_size(self) -> ClipSize:
         """The clip size that the model was made for."""
         raise NotImplementedError
@@ -93,7 +109,11 @@ class BackboneSpec(Section):
     def load(
         self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
     ) -> Backbone:
-        """The live model, with only the parts that are asked for in memory."""
+        """The live model, with only the parts that are asked for in memory.
+
+        On the meta device nothing is read: the transformer is made from its configuration and has
+        shapes alone, and the scheduler is its class's default.
+        """
         raise NotImplementedError
 
 
@@ -116,10 +136,11 @@ class BackboneShapes(Section):
 class Backbone(Protocol):
     """A live video diffusion model. Videos are (B, F, 3, H, W) in [0, 1].
 
-    dtype: what the transformer is fed in. part: the transformer's folder in the pipeline's.
+    device, dtype: where the transformer is fed, and in what. part: its folder in the pipeline's.
     """
 
     transformer: Any
+    device: torch.device
     dtype: torch.dtype
     part: str
 

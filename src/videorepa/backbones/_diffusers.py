@@ -145,24 +145,27 @@ class DiffusersSpec(BackboneSpec):
             text=self.text(),
             grid=TokenGrid(grid, start=1 - geometry.stride, stride=geometry.stride),
             blocks=geometry.blocks,
-            parameters=sum(p.numel() for p in self._on_meta().parameters()),
+            parameters=_parameters(self.transformer_class, json.dumps(self.config("transformer"))),
         )
 
     @property
     def lora_pipeline(self) -> str:
         return self.pipeline_class
 
-    def _on_meta(self) -> Any:
-        import diffusers
-
-        with torch.device("meta"):
-            return getattr(diffusers, self.transformer_class).from_config(
-                self.config("transformer")
-            )
+    def skeleton(self, dtype: torch.dtype) -> Any:
+        """The transformer as it would be loaded, frozen, on the meta device: nothing is read."""
+        model = _on_meta(self.transformer_class, self.config("transformer"))
+        model.eval().requires_grad_(False)
+        kept = model._keep_in_fp32_modules or ()
+        # What is not in a file, such as tables of positions, is as the class makes it.
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point() and not set(kept).intersection(name.split(".")):
+                tensor.data = tensor.data.to(dtype)
+        return model
 
     def lora_parameters(self, lora: Lora) -> int:
+        model = self.skeleton(torch.float32)
         with torch.device("meta"):
-            model = self._on_meta()
             self.add_lora(model, lora)
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -176,6 +179,14 @@ class DiffusersSpec(BackboneSpec):
     def weights_digest(self) -> str:
         return weights_digest(self.folder() / "transformer")
 
+    @property
+    def part(self) -> str:
+        """The folder of the transformer in the pipeline's."""
+        return "transformer"
+
+    def weight_files(self) -> list[Path]:
+        return sorted((Path(self.source) / self.part).glob("*.safetensors"))
+
     def default_size(self) -> ClipSize:
         return self.size
 
@@ -183,11 +194,10 @@ class DiffusersSpec(BackboneSpec):
 class DiffusersBackbone(Backbone):
     """The live model; parts that were not asked for are None.
 
-    A subclass says how text is encoded and what the transformer is given. As it stands, the model
-    is one of flow matching that takes (B, C, F, H, W) and gives the velocity alike.
+    A subclass says what differs. As it stands, the model is one of flow matching that is given one
+    text encoder's embeddings, takes (B, C, F, H, W) and gives the velocity alike.
     """
 
-    part = "transformer"
     diffusion: VPrediction | FlowMatching
 
     def __init__(
@@ -196,7 +206,7 @@ class DiffusersBackbone(Backbone):
         import diffusers
 
         quieten_libraries()
-        self.spec, self.device, self.dtype = spec, device, dtype
+        self.spec, self.device, self.dtype, self.part = spec, device, dtype, spec.part
         self.geometry = spec.geometry()
         self.vae: Any = None
         self.transformer: Any = None
@@ -209,12 +219,19 @@ class DiffusersBackbone(Backbone):
             if "text_encoder" in parts:
                 for name in spec.text_encoders:
                     self.text_parts |= self._text_part(name)
-            if "transformer" in parts:
+            if "transformer" in parts and device.type == "meta":
+                self.transformer = spec.skeleton(dtype)
+            elif "transformer" in parts:
                 self.transformer = self.whole(spec.transformer_class, self.part, dtype)
             kind, options = self.scheduler_class()
-            self.scheduler: Any = getattr(diffusers, kind).from_pretrained(
-                spec.folder(), subfolder="scheduler", **options
-            )
+            scheduler = getattr(diffusers, kind)
+            if device.type == "meta":
+                with torch.device("cpu"):
+                    self.scheduler: Any = scheduler(**options)
+            else:
+                self.scheduler = scheduler.from_pretrained(
+                    spec.folder(), subfolder="scheduler", **options
+                )
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -222,7 +239,9 @@ class DiffusersBackbone(Backbone):
 
     def scheduler_class(self) -> tuple[str, Config]:
         """The scheduler's class and what it is told beside its own configuration."""
-        return self.spec.config("model_index")["scheduler"][1], {}
+        # Of a published model that is not on this machine nothing is known but that it is a flow's.
+        unknown = ("diffusers", "FlowMatchEulerDiscreteScheduler")
+        return self.spec.config("model_index").get("scheduler", unknown)[1], {}
 
     @contextmanager
     def loading(self):
@@ -321,6 +340,16 @@ class DiffusersBackbone(Backbone):
         return TokenGrid(tokens, start=1 - stride, stride=stride)
 
     @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        embeddings, _ = self.stock.encode_prompt(
+            list(captions),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.spec.text_tokens,
+            device=self.device,
+        )
+        return {"encoder_hidden_states": embeddings}
+
+    @torch.no_grad()
     def encode_video(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b m t h w"]:
         pixels = (video.to(self.device, self.vae_dtype) * 2 - 1).permute(0, 2, 1, 3, 4)
         return self.vae.encode(pixels).latent_dist.parameters
@@ -390,6 +419,18 @@ def _defaults(kind: str) -> Config:
 
     parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+
+def _on_meta(kind: str, config: Config) -> Any:
+    import diffusers
+
+    with torch.device("meta"):
+        return getattr(diffusers, kind).from_config(config)
+
+
+@cache
+def _parameters(kind: str, config: str) -> int:
+    return sum(p.numel() for p in _on_meta(kind, json.loads(config)).parameters())
 
 
 @cache

@@ -104,16 +104,6 @@ class CogVideoXBackbone(DiffusersBackbone):
     def scheduler_class(self) -> tuple[str, Config]:
         return "CogVideoXDPMScheduler", {"timestep_spacing": "trailing"}
 
-    @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Text:
-        embeddings, _ = self.stock.encode_prompt(
-            list(captions),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.spec.text_tokens,
-            device=self.device,
-        )
-        return {"encoder_hidden_states": embeddings}
-
     def latents(
         self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator
     ) -> Float[Tensor, "b f c h w"]:

@@ -79,6 +79,10 @@ class Wan(DiffusersSpec):
         return ("transformer",)
 
     @property
+    def part(self) -> str:
+        return self.parts[0]
+
+    @property
     def noise_levels(self) -> tuple[float, float]:
         """Between which the pipeline uses the transformer that the recipe trains."""
         if len(self.parts) == 1:
@@ -121,7 +125,6 @@ class WanBackbone(DiffusersBackbone):
     def __init__(
         self, spec: Wan, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.part = spec.parts[0]
         super().__init__(spec, parts, device, dtype)
         # Wan is trained on logit-normal timesteps (arXiv 2503.20314).
         shift = self.scheduler.config.get("flow_shift") or self.scheduler.config["shift"]
@@ -148,16 +151,6 @@ class WanBackbone(DiffusersBackbone):
 
     def blocks(self) -> Sequence[nn.Module]:
         return self.transformer.blocks
-
-    @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Text:
-        embeddings, _ = self.stock.encode_prompt(
-            list(captions),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.spec.text_tokens,
-            device=self.device,
-        )
-        return {"encoder_hidden_states": embeddings}
 
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]

@@ -1,6 +1,7 @@
 """Benchmarks: what to generate, how to score a clip, and how scores become a table.
 
-A benchmark is a module of this package with a class `Benchmark` that fulfils the protocol below.
+A benchmark is a module of this package with a description: a class with a literal `name` that
+derives from `Benchmark` below, and has the benchmark's settings as its fields.
 A row is what scoring one clip gave, with where it came from: a dict with "prompt_id", "k" (the
 number of the sample for that prompt), "scenario" (or None) and all keys of the clip's score.
 """
@@ -8,13 +9,15 @@ number of the sample for that prompt), "scenario" (or None) and all keys of the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from videorepa.errors import UserError
-from videorepa.statistics import holm, mcnemar_exact, paired_bootstrap, wilson
+from videorepa.recipe import Section
+from videorepa.statistics import holm, mcnemar_exact, paired_bootstrap, two_shares, wilson
 
 Row = dict[str, Any]
 
@@ -26,82 +29,182 @@ class Prompt(NamedTuple):
     caption: str
 
 
-class Benchmark(Protocol):
-    """The contract. `version` changes whenever the same clip could get another score.
+class Benchmark(Section):
+    """The contract. Cheap to make: what is heavy is loaded when the first clip is scored.
 
-    aggregate: name of a metric -> {"percent" or "mean": its value, and what more is known of it,
-        such as "low", "high" and "n"}. It is asked for all rows, and for each scenario's.
-    compare: name of a metric -> {"difference": B minus A, "low", "high", "p", ...}, and
-        "unpaired", the number of rows left out.
+    version changes whenever the same clip could get another score. A prompt, below, is what a
+    clip is scored against; it may have been generated from a detailed version.
     """
 
     name: str
-    version: str
-    higher_is_better: bool
+    version: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
 
-    def prompts(self, count: int, seed: int) -> list[Prompt]: ...
+    def prompts(self, count: int, seed: int) -> list[Prompt]:
+        raise NotImplementedError
 
-    def scenario(self, caption: str) -> str | None: ...
+    def about(self) -> dict[str, Any]:
+        """What else a score depends on, such as a judge's weights. It stands in every row, and
+        rows in which it differs are scored anew."""
+        return {}
 
-    def score(self, frames: np.ndarray, caption: str) -> dict[str, float | bool]: ...
+    def scenario(self, prompt: str) -> str | None:
+        """The part of the benchmark that the prompt belongs to, which gets a table of its own."""
+        return None
 
-    def aggregate(self, rows: list[Row]) -> dict[str, dict[str, float | int]]: ...
+    def missing(self, prompts: Collection[str]) -> list[Prompt]:
+        """The benchmark's own prompts that are not among these; none where its list is open."""
+        return []
 
-    def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]: ...
+    def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
+        """Clips of a folder that is laid out as the benchmark's authors want it, each with its
+        "prompt_id", "caption" and "k"; none where it is one that `generate` wrote."""
+        return []
+
+    def read(self, video: Path) -> np.ndarray:
+        """The frames (F, H, W, 3) uint8 that `score` wants. Raises ClipError."""
+        from videorepa.data.video import read_all
+
+        return read_all(video)[0]
+
+    def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
+        """All that is to stand in the clip's row. A metric whose value could not be told is None,
+        and "invalid" says why, by metric. Raises UserError for a prompt that is not the
+        benchmark's."""
+        raise NotImplementedError
+
+    def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
+        """Name of a metric -> {"percent" or "mean": its value, and what more is known of it, such
+        as "low", "high" and "n"}. It is asked for all rows, and for each scenario's."""
+        raise NotImplementedError
+
+    def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
+        """Name of a metric -> {"difference": B minus A, "low", "high", "p", ...}, and "unpaired",
+        the number of rows left out."""
+        raise NotImplementedError
 
 
-def share(rows: Sequence[Row], key: str) -> dict[str, float | int]:
-    """How many rows have the flag `key`: percent, its Wilson interval low and high in percent, n.
+def share(rows: Sequence[Row], key: str) -> dict[str, Any]:
+    """How many rows have the flag `key`: percent, its interval low and high in percent, n, and how
+    many more rows are invalid, in which it is None. With no valid row percent is None.
 
-    The interval takes clips for independent, so with several samples a prompt it is too narrow:
-    the more alike a prompt's clips, the more. `compare` does not suffer from that.
+    The interval is Wilson's with one sample a prompt. With several it is a bootstrap over prompts,
+    since a prompt's clips are alike.
     """
-    successes = sum(bool(row[key]) for row in rows)
-    low, high = wilson(successes, len(rows))
-    percent = 100.0 * successes / len(rows) if rows else float("nan")
-    return {"percent": percent, "low": 100 * low, "high": 100 * high, "n": len(rows)}
+    clusters = _by_prompt(rows, key)
+    flags = [bool(flag) for cluster in clusters for flag in cluster]
+    if len(flags) == len(clusters):
+        low, high = wilson(sum(flags), len(flags))
+    else:
+        low, high = paired_bootstrap(clusters)
+    percent = 100.0 * sum(flags) / len(flags) if flags else None
+    counts = {"n": len(flags), "invalid": len(rows) - len(flags)}
+    return {"percent": percent, "low": 100 * low, "high": 100 * high, **counts}
+
+
+def mean(rows: Sequence[Row], key: str) -> dict[str, Any]:
+    """The mean of `key`, its bootstrap over prompts low and high, n, and how many more rows are
+    invalid, in which it is None. With no valid row all three are None."""
+    clusters = _by_prompt(rows, key)
+    values = [value for cluster in clusters for value in cluster]
+    low, high = paired_bootstrap(clusters) if values else (None, None)
+    value = float(np.mean(values)) if values else None
+    counts = {"n": len(values), "invalid": len(rows) - len(values)}
+    return {"mean": value, "low": low, "high": high, **counts}
+
+
+def sweep(rows: Sequence[Row], key: str, thresholds: Sequence[float]) -> dict[str, float]:
+    """The percentage of valid rows in which `key` reaches each threshold; {} with none."""
+    values = np.array([row[key] for row in rows if row[key] is not None], float)
+    if not len(values):
+        return {}
+    return {f"{limit:g}": float(100.0 * (values >= limit).mean()) for limit in thresholds}
+
+
+def _by_prompt(rows: Sequence[Row], key: str) -> list[list[float]]:
+    clusters: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row[key] is not None:
+            clusters[row["prompt_id"]].append(row[key])
+    return list(clusters.values())
+
+
+class Pairs(NamedTuple):
+    """Clips that two sets of rows both have: same prompt, same k. unpaired: rows left out."""
+
+    pairs: list[tuple[Row, Row]]
+    unpaired: int
+
+    @classmethod
+    def of(cls, rows_a: Sequence[Row], rows_b: Sequence[Row]) -> Pairs:
+        """Raises UserError if no clip is in both or a row is double."""
+        a, b = _by_clip(rows_a), _by_clip(rows_b)
+        both = sorted(a.keys() & b.keys())
+        if not both:
+            raise UserError(
+                f"Found no clip in both of the two sets ({len(a)} and {len(b)} clips); a "
+                "comparison needs the same prompts and sample numbers. Generate both with the "
+                "same --seed."
+            )
+        return cls([(a[clip], b[clip]) for clip in both], len(a) + len(b) - 2 * len(both))
+
+    def compare(self, flags: Sequence[str], means: Sequence[str] = ()) -> dict[str, Any]:
+        """What a benchmark's `compare` gives. A key without a valid pair is left out."""
+        found = {key: self.flag(key) for key in flags if self._valid(key)}
+        found |= {key: self.mean(key) for key in means if self._valid(key)}
+        return found | {"unpaired": self.unpaired}
+
+    def flag(self, key: str) -> dict[str, Any]:
+        """B minus A for a flag.
+
+        difference in percentage points; low and high of its bootstrap over prompts; n pairs, and
+        how many more are invalid; only_a and only_b, pairs in which one side alone has the flag;
+        p, McNemar's exact p-value. That test wants independent pairs, so it is done for each k
+        alone, and p is the smallest of those after Holm's adjustment. p_unpaired is that of the z
+        test which published tables, without their rows, leave one: for the record.
+        """
+        valid = self._valid(key)
+        discordant: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+        for a, b in valid:
+            discordant[a["k"]][0] += bool(a[key]) and not b[key]
+            discordant[a["k"]][1] += bool(b[key]) and not a[key]
+        alone = two_shares(
+            sum(bool(a[key]) for a, _ in valid),
+            len(valid),
+            sum(bool(b[key]) for _, b in valid),
+            len(valid),
+        )
+        return self._difference(key, 100.0) | {
+            "only_a": sum(only_a for only_a, _ in discordant.values()),
+            "only_b": sum(only_b for _, only_b in discordant.values()),
+            "p": min(holm([mcnemar_exact(*pair) for pair in discordant.values()])),
+            "p_unpaired": alone.p,
+        }
+
+    def mean(self, key: str) -> dict[str, Any]:
+        """B minus A for a value: difference, low and high of its bootstrap over prompts, n,
+        invalid."""
+        return self._difference(key, 1.0)
+
+    def _valid(self, key: str) -> list[tuple[Row, Row]]:
+        return [(a, b) for a, b in self.pairs if a[key] is not None and b[key] is not None]
+
+    def _difference(self, key: str, unit: float) -> dict[str, Any]:
+        valid = self._valid(key)
+        clusters: dict[str, list[float]] = defaultdict(list)
+        for a, b in valid:
+            clusters[a["prompt_id"]].append(unit * (float(b[key]) - float(a[key])))
+        low, high = paired_bootstrap(list(clusters.values()))
+        difference = sum(map(sum, clusters.values())) / len(valid)
+        counts = {"n": len(valid), "invalid": len(self.pairs) - len(valid)}
+        return {"difference": difference, "low": low, "high": high, **counts}
 
 
 def compare_flags(
     rows_a: Sequence[Row], rows_b: Sequence[Row], keys: Sequence[str]
 ) -> dict[str, Any]:
-    """B minus A for each flag, over the clips that both have: same prompt, same k.
-
-    For every key: difference in percentage points; low and high of its bootstrap over prompts; n
-    pairs; only_a and only_b, pairs in which one side alone has the flag; p, McNemar's exact
-    p-value; p_holm, adjusted for there being several keys. McNemar's test wants independent
-    pairs, so it is done for each k alone, and p is the smallest of those after Holm's adjustment.
-    "unpaired" counts the rows left out. Raises UserError if no clip is in both or a row is double.
-    """
-    a, b = _by_clip(rows_a), _by_clip(rows_b)
-    both = sorted(a.keys() & b.keys())
-    if not both:
-        raise UserError(
-            f"Found no clip in both of the two sets ({len(a)} and {len(b)} clips); a comparison "
-            "needs the same prompts and sample numbers. Generate both with the same --seed."
-        )
-    found: dict[str, Any] = {}
-    for key in keys:
-        clusters: dict[str, list[float]] = defaultdict(list)
-        discordant: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-        for prompt_id, k in both:
-            in_a, in_b = bool(a[prompt_id, k][key]), bool(b[prompt_id, k][key])
-            clusters[prompt_id].append(100.0 * (in_b - in_a))
-            discordant[k][0] += in_a and not in_b
-            discordant[k][1] += in_b and not in_a
-        low, high = paired_bootstrap(list(clusters.values()))
-        found[key] = {
-            "difference": sum(map(sum, clusters.values())) / len(both),
-            "low": low,
-            "high": high,
-            "n": len(both),
-            "only_a": sum(only_a for only_a, _ in discordant.values()),
-            "only_b": sum(only_b for _, only_b in discordant.values()),
-            "p": min(holm([mcnemar_exact(*pair) for pair in discordant.values()])),
-        }
-    for key, p in zip(keys, holm([found[key]["p"] for key in keys]), strict=True):
-        found[key]["p_holm"] = p
-    return found | {"unpaired": len(a) + len(b) - 2 * len(both)}
+    """`Pairs.compare` of flags alone. Raises UserError as `Pairs.of` does."""
+    return Pairs.of(rows_a, rows_b).compare(keys)
 
 
 def _by_clip(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from videorepa import benchmarks
 from videorepa.benchmarks import Prompt, Row, compare_flags, share
 from videorepa.lab import laws
 from videorepa.lab.scenarios import SCENARIOS, draw_scene
@@ -14,12 +15,11 @@ from videorepa.lab.scenarios import SCENARIOS, draw_scene
 FLAGS = ("sa", "pc", "joint")
 
 
-class Benchmark:
+class Benchmark(benchmarks.Benchmark):
     """Semantic adherence (sa), physical commonsense (pc) and both at once (joint)."""
 
-    name = "lab"
-    version = "2"
-    higher_is_better = True
+    name: Literal["lab"] = "lab"
+    version: ClassVar[str] = "2"
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """`count` captions, the scenarios in turn. A scenario repeats a caption only when it has
@@ -36,14 +36,14 @@ class Benchmark:
             found.append(Prompt(f"{scenario}-{seed}-{turn:04d}", next(series[scenario])))
         return found
 
-    def scenario(self, caption: str) -> str | None:
-        return laws.parse_caption(caption).event
+    def scenario(self, prompt: str) -> str | None:
+        return laws.parse_caption(prompt).event
 
-    def score(self, frames: np.ndarray, caption: str) -> dict[str, float | bool]:
+    def score(self, frames: np.ndarray, prompt: str) -> dict[str, float | bool]:
         """Scores of one clip, frames (F, 64, 64, 3) uint8: sa, pc, joint; NAME_passed and
         NAME_value of every check that applies, in the unit of `laws.CHECKS`; and motion, the mean
         over the bodies of the length of the path, in pixels."""
-        verdict = laws.score(frames, caption)
+        verdict = laws.score(frames, prompt)
         found: dict[str, float | bool] = {
             "sa": verdict.sa,
             "pc": verdict.pc,
@@ -56,7 +56,7 @@ class Benchmark:
                 found[f"{name}_value"] = check.value
         return found
 
-    def aggregate(self, rows: list[Row]) -> dict[str, dict[str, float | int]]:
+    def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         """Shares in percent with Wilson intervals, and mean motion in pixels."""
         motion = float(np.mean([row["motion"] for row in rows])) if rows else float("nan")
         flags = {flag: share(rows, flag) for flag in FLAGS}

@@ -58,7 +58,7 @@ class Cache:
         wanted = {
             "format": FORMAT,
             "clip": {"frames": data.frames, "height": data.height, "width": data.width},
-            "backbone": {"name": recipe.backbone.name} | recipe.backbone.fingerprint(),
+            "backbone": {"name": recipe.backbone.name} | recipe.backbone.preparing.fingerprint(),
         }
         self._check(wanted, create)
         self.clips, self.failures = self.root / "clips", self.root / "failures"
@@ -78,13 +78,15 @@ class Cache:
         if not path.exists():
             if not create:
                 raise UserError(f"There is no cache at {self.root}. Run `videorepa prepare` first.")
-            if not is_vacant(self.root):
+            if is_vacant(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                atomic_write(path, json.dumps(wanted, indent=1))
+                return
+            # Another process that was started with this one may just have written it.
+            if not path.exists():
                 raise UserError(
                     f"{self.root} exists and is not a cache. Choose another folder as data.cache."
                 )
-            self.root.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, json.dumps(wanted, indent=1))
-            return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             differing = [key for key in wanted if found.get(key) != wanted[key]]

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from videorepa.errors import UserError
 
 FIELD_BYTES = 1 << 24
 """Longest CSV field accepted. Python's own limit, 128 kB, is below what captioners write."""
+
+
+SHORT = ("caption", "prompt")
+"""Columns of prompts; the first that there is counts."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to generate a video from, and its unique id."""
+    """A text to generate a video from, and its unique id.
+
+    caption: what the video is scored against, by default the text. row: all that it was read from.
+    """
 
     id: str
     text: str
+    caption: str = ""
+    row: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.caption:
+            object.__setattr__(self, "caption", self.text)
 
 
 @dataclass(frozen=True)
@@ -222,9 +235,12 @@ def read_manifest(manifest: str | Path, root: str | Path | None = None) -> list[
     return entries
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
+def read_prompts(path: str | Path, column: str | None = None) -> list[Prompt]:
     """The prompts of a .txt file, one a line, or of a .csv or .jsonl file with a `caption` or,
     where that is missing, a `prompt` in each row, in its order.
+
+    column: another one to generate from, such as `detailed`; the caption is still what a clip is
+    scored against, if the row has one.
 
     `id` is optional; by default it is the prompt's number, "0000", "0001" and on. Empty lines do
     not count. Raises UserError, naming the line.
@@ -232,6 +248,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     prompts: list[Prompt] = []
     lines: dict[str, int] = {}
     for row in _rows(Path(path), ".txt", ".csv", ".jsonl"):
-        text = row.text("caption", "prompt")
-        prompts.append(Prompt(_add_id(row, f"{len(prompts):04d}", lines), text))
+        text = row.text(*([column] if column else SHORT))
+        caption = row.text(*SHORT) if row.values.keys() & set(SHORT) else text
+        name = _add_id(row, f"{len(prompts):04d}", lines)
+        prompts.append(Prompt(name, text, caption, row.values))
     return prompts

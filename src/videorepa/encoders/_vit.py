@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError
-from videorepa.hub import local_copy, quieten_libraries
+from videorepa.hub import local_copy, plain_weights, quieten_libraries
 from videorepa.tokens import TokenGrid
 
 # What original files hold besides the encoder. Final norms are among it: see each teacher.
@@ -146,15 +146,10 @@ class ViTSpec(EncoderSpec):
         """
         if self.prefix is None:
             raise UserError(f"{path} is a file; the encoder {self.name} loads {self.accepts}.")
-        try:
+        with plain_weights(path):
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-        except Exception as error:
-            raise UserError(
-                f"{path} cannot be read as plain weights ({type(error).__name__}). It is damaged, "
-                "or a pickle that would run code, which is never loaded."
-            ) from None
         for wrapper in self.wrappers:
             if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
                 content = content[wrapper]

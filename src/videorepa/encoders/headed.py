@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -17,17 +16,16 @@ from torch import Tensor, nn
 from videorepa.data.files import atomic_write
 from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.encoders import Encoder, EncoderSpec
+from videorepa.encoders._wrapper import WrapperSpec
 from videorepa.errors import UserError
-from videorepa.recipe import EncoderField
 from videorepa.tokens import TokenGrid
 
 Kind = Literal["motion", "saliency"]
 MOTION_WIDTH = 64
 """Channels of MoAlign's motion features (arXiv 2510.19022)."""
-_FOLLOWED = ("frames", "height", "width", "normalized", "group", "crop")
 
 
-class Headed(EncoderSpec):
+class Headed(WrapperSpec):
     """A teacher and a head that `videorepa head` trained on it.
 
     weights: the head's file.
@@ -39,29 +37,6 @@ class Headed(EncoderSpec):
     """
 
     name: Literal["headed"] = "headed"
-    of: EncoderField
-
-    @model_validator(mode="after")
-    def _follows(self) -> Headed:
-        for key in _FOLLOWED:
-            theirs = getattr(self.of, key)
-            if key in self.model_fields_set and getattr(self, key) != theirs:
-                raise ValueError(f"`{key}` is what `of.{key}` says, {theirs}: set it there")
-            object.__setattr__(self, key, theirs)
-        return self
-
-    @model_serializer(mode="wrap")
-    def _own_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What follows `of` is not written, so that a copy can change it there.
-        return {key: value for key, value in handler(self).items() if key not in _FOLLOWED}
-
-    @property
-    def relation_margin(self) -> float:
-        return self.of.relation_margin
-
-    @property
-    def piece(self) -> tuple[int, int, int]:
-        return self.of.piece
 
     def shape(self, clip_frames: int) -> TokenGrid:
         grid, about = self.of.shape(clip_frames), self._about()

@@ -28,9 +28,12 @@ LONGEST_LABEL = 22
 # matplotlib wants real colours. These stand in for the page's and are swapped after drawing.
 _INK, _FAINT = "#010203", "#040506"
 _WIDTH_INCHES, _HEIGHT_INCHES = 5.0, 3.0
+_BAR_INCHES = 0.15
+_GAP = 0.9
+"""Between two groups of bars, in bars."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 10,
+    "font.size": 11.5,
     "text.parse_math": False,
     "text.color": _INK,
     "axes.edgecolor": _FAINT,
@@ -64,6 +67,14 @@ class Interval:
     value: float
     low: float | None
     high: float | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Values that belong together, one for each model."""
+
+    label: str
+    bars: Sequence[Interval]
 
 
 @dataclass(frozen=True)
@@ -205,18 +216,48 @@ def draw_intervals(
             colour = _colour(row.colour)
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2)
-            axes.plot([row.value], [place], marker="o", markersize=7, color=colour)
-        labels = [
-            row.label if len(row.label) <= LONGEST_LABEL else row.label[:LONGEST_LABEL] + "…"
-            for row in rows
-        ]
-        axes.set_yticks(range(len(rows)), labels)
+            # Whole and in front of the axis also where the value is at its end.
+            dot = {"marker": "o", "markersize": 7, "clip_on": False, "zorder": 3}
+            axes.plot([row.value], [place], color=colour, **dot)
+        axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         if span:
             axes.set_xlim(*span)
         axes.set_xlabel(x_label)
         axes.grid(False, axis="y")
         return _svg(figure, name, x_label)
+
+
+def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[float, float]) -> str:
+    """A bar and its interval for every value, a group below the other, as an <svg>.
+
+    name starts every id in the drawing, so it has to be unique on a page and made of [a-z_-].
+    """
+    with matplotlib.rc_context(_STYLE):
+        rows = sum(len(group.bars) for group in groups)
+        figure, axes = _axes(name, 0.7 + _BAR_INCHES * (rows + _GAP * len(groups)))
+        place, middles = 0.0, []
+        for group in groups:
+            middles.append(place + (len(group.bars) - 1) / 2)
+            for bar in group.bars:
+                colour = _colour(bar.colour)
+                axes.barh(place, bar.value, height=0.8, color=colour, alpha=0.35, linewidth=0)
+                axes.plot([bar.value] * 2, [place - 0.4, place + 0.4], color=colour, linewidth=2.2)
+                if bar.low is not None and bar.high is not None:
+                    axes.plot([bar.low, bar.high], [place, place], color=colour, linewidth=1.4)
+                place += 1
+            place += _GAP
+        axes.set_yticks(middles, [_short(group.label) for group in groups])
+        axes.set_ylim(place - _GAP - 0.2, -0.8)
+        axes.set_xlim(*span)
+        axes.set_xlabel(x_label)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        return _svg(figure, name, f"{x_label} by category")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_LABEL else text[:LONGEST_LABEL] + "…"
 
 
 def draw_profiles(

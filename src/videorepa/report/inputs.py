@@ -86,6 +86,7 @@ class Metric(BaseModel):
     n: int | None = None
     low: float | None = None
     high: float | None = None
+    invalid: int = 0
 
 
 class Failure(BaseModel):
@@ -97,10 +98,18 @@ class Failure(BaseModel):
 
 
 class Summary(BaseModel):
+    """A benchmark's metrics over a folder of clips, in all and by scenario.
+
+    about: what the metrics are, in a sentence, where the benchmark says it.
+    """
+
     benchmark: str
     version: str
+    about: str | None = None
     metrics: dict[str, Metric]
+    by_scenario: dict[str, dict[str, Metric]] = {}
     failures: list[Failure] = []
+    missing: list[dict[str, Any]] = []
 
 
 class Difference(BaseModel):
@@ -132,7 +141,17 @@ class ScoreRow(BaseModel):
 
     @property
     def failing_checks(self) -> list[str]:
-        return [name for name, value in _leaves(self.model_extra or {}) if value is False]
+        """The names of the checks that say False: `gravity` for `checks.gravity_passed`."""
+        return [
+            name.rpartition(".")[2].removesuffix("_passed").replace("_", " ")
+            for name, value in _leaves(self.model_extra or {})
+            if value is False
+        ]
+
+    def flag(self, metric: str) -> bool | None:
+        """Whether the clip passes, where the metric is a share of clips that do."""
+        value = getattr(self, metric, None)
+        return bool(value) if value in (0, 1) else None
 
 
 class Reading(BaseModel):

@@ -1,0 +1,90 @@
+"""VideoPhy-2 (Bansal et al. 2025, arXiv 2503.06800), scored by its judge, VideoPhy-2-AutoEval."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from videorepa.benchmarks._videophysics import Videophysics
+from videorepa.benchmarks.mplug_owl.judge import Rating, rate
+from videorepa.errors import UserError
+
+PROMPT = (
+    "The following is a conversation between a curious human and an AI assistant. The assistant "
+    "gives helpful, detailed, and polite answers to the user's questions.\n"
+    "Human: <|video|>\nHuman: {question}\nAI: "
+)
+# The published scoring encodes "AI:" in running text, unlike VideoPhy's and its own training.
+SPLIT = r"<image>|<\|video\|>"
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+class Benchmark(Videophysics):
+    """The flags say whether the judge's rating, 1 to 5, is 4 or 5. The hard subset is a scenario.
+
+    compat_parser: read the judge's answers as the published code does. See `mplug_owl.judge.rate`.
+    """
+
+    name: Literal["videophy2"] = "videophy2"
+    version: ClassVar[str] = "1"
+    longer: ClassVar[str] = "upsampled_caption"
+    score_name: ClassVar[str] = "rating"
+    threshold: ClassVar[float] = 4
+    thresholds: ClassVar[tuple[float, ...]] = (3, 4, 5)
+    judge: str = "videophysics/videophy_2_auto"
+    compat_parser: bool = False
+
+    def scenario(self, prompt: str) -> str | None:
+        """ "hard", for prompts that the list marks as `is_hard`."""
+        said = self.item(prompt).row.get("is_hard", False)
+        hard = _TRUTH.get(str(said).strip().lower())
+        if hard is None:
+            raise UserError(f"{self.captions} says is_hard: {said!r}; expected True or False.")
+        return "hard" if hard else None
+
+    def readout(self) -> dict[str, str]:
+        return {"parser": "published" if self.compat_parser else "exactly one digit"}
+
+    def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
+        """Of 32 frames (32, side, side, 3) uint8: for sa and pc the flag, NAME_rating, NAME_answer,
+        NAME_probabilities and NAME_expected, their mean; and joint."""
+        caption = self.item(prompt).caption
+        questions = {
+            "sa": (
+                f'Does this video match the description: "{caption}"? Please rate the video on a '
+                "scale from 1 to 5, where 5 indicates a perfect match and 1 indicates no relevance."
+            ),
+            "pc": (
+                "Does this video adhere to the physical laws? Rate the video on a scale from 1 to "
+                "5, where 5 means full compliance and 1 means significant violations."
+            ),
+        }
+        seen = self.live.see(frames)
+        row: dict[str, Any] = {}
+        invalid = {}
+        for metric, question in questions.items():
+            rating = self._rate(seen, question, "12345")
+            row[metric] = None if rating.value is None else rating.value >= self.threshold
+            row[f"{metric}_rating"] = rating.value
+            row[f"{metric}_expected"] = rating.expected
+            row[f"{metric}_probabilities"] = rating.probabilities
+            row[f"{metric}_answer"] = rating.answer
+            if rating.value not in range(1, 6):
+                invalid[metric] = f"the judge answered {rating.answer[:80]!r}"
+        both = row["sa"], row["pc"]
+        row["joint"] = None if None in both else all(both)
+        return row | {"invalid": invalid}
+
+    def follows(self, frames: np.ndarray, rule: str) -> Rating:
+        """Whether a clip, as `read` gives it, follows a physical rule: 0 if not, 1 if so, 2 if that
+        cannot be told."""
+        question = (
+            f'Does the video follow the physical rule: "{rule}"?\n'
+            "Choose 0 if not, 1 if valid, or 2 if indeterminate. "
+        )
+        return self._rate(self.live.see(frames), question, "012")
+
+    def _rate(self, seen: Any, question: str, digits: str) -> Rating:
+        ids = self.live.ids(PROMPT.format(question=question), SPLIT)
+        return rate(self.live, seen, ids, digits, self.compat_parser)

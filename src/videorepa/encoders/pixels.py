@@ -1,0 +1,61 @@
+"""A straw man: no network, only the mean colours of what each token covers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from videorepa.data.fingerprint import json_digest
+from videorepa.encoders import Encoder, EncoderSpec
+from videorepa.errors import UserError
+from videorepa.tokens import TokenGrid
+
+
+class Pixels(EncoderSpec):
+    """Raw pixels on a teacher's grid: what a teacher tells beyond this, it has understood.
+
+    patch, tubelet: pixels along a side and frames that a token covers, as the teacher's.
+    """
+
+    name: Literal["pixels"] = "pixels"
+    weights: Literal["none"] = "none"
+    patch: int = Field(default=16, ge=1)
+    tubelet: int = Field(default=2, ge=1)
+
+    def shape(self, clip_frames: int) -> TokenGrid:
+        frames, height, width = self.piece
+        if frames % self.tubelet or height % self.patch or width % self.patch:
+            raise UserError(
+                f"The encoder pixels has tubelets of {self.tubelet} frames and patches of "
+                f"{self.patch} pixels; the recipe asks for {frames}x{height}x{width}."
+            )
+        size = self.frames // self.tubelet, self.height // self.patch, self.width // self.patch
+        tokens = torch.empty(1, *size, 3, device="meta")
+        return TokenGrid(tokens, self.first_frame(clip_frames), self.tubelet)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"encoder": json_digest(self.model_dump())}
+
+    def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
+        self.shape(self.frames)  # Refuses what cannot work.
+        return PixelEncoder(self).to(device)
+
+
+class PixelEncoder(Encoder):
+    """The live one. Colours are -1 to 1."""
+
+    mean = std = (0.5, 0.5, 0.5)
+
+    def __init__(self, spec: Pixels) -> None:
+        super().__init__(spec, spec.tubelet)
+        self.cell = spec.tubelet, spec.patch, spec.patch
+        # Says where the encoder is, as others' weights do.
+        self.register_parameter("place", torch.nn.Parameter(torch.zeros(()), requires_grad=False))
+
+    def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w 3"]:
+        return F.avg_pool3d(video.transpose(1, 2), self.cell).permute(0, 2, 3, 4, 1)

@@ -1,0 +1,398 @@
+"""The lab's question, answered with error bars: the same base model, clips and steps, and only the
+alignment differs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from videorepa import plugins
+from videorepa.data.files import atomic_write, is_vacant
+from videorepa.data.manifest import Prompt
+from videorepa.errors import UserError
+from videorepa.evaluate import evaluate
+from videorepa.generate import generate
+from videorepa.prepare import prepare
+from videorepa.progress import console
+from videorepa.recipe import Recipe, Section, read_values
+from videorepa.run import Run
+from videorepa.statistics import holm, paired_bootstrap, sign_flip, wilson
+from videorepa.train import train
+
+BASE = "base"
+"""The model that all arms start from, untouched: no arm can be called so."""
+SCORES = ("sa", "pc", "joint")
+ROWS = "rows.jsonl"
+SHORT = Path(__file__).with_name("study.yaml")
+"""The shipped study: the main arms, with few prompts and seeds."""
+
+Row = dict[str, Any]
+
+
+class Arm(Section):
+    """One way to fine-tune. Arms of one table are one family of tests.
+
+    about: what it is, in the table's words. set: what it changes of the study's recipe, as
+        `key=value`. seeds: how many of the study's seeds it is trained with; by default all.
+    """
+
+    about: str
+    set: tuple[str, ...] = ()
+    table: str = "main"
+    seeds: int | None = Field(default=None, ge=1)
+
+
+class Curve(Section):
+    """Scores on the way: at these steps, of these arms, with the first seed and some prompts."""
+
+    steps: tuple[int, ...] = Field(min_length=1)
+    arms: tuple[str, ...] = Field(min_length=1)
+    prompts: int = Field(ge=1)
+
+
+class StudyRecipe(Section):
+    """A whole study.
+
+    recipe: what every arm trains, but for what the arm changes. prompts: clips of each arm and
+        seed; a caption that comes again gets noise of its own. seeds: of the trainings; each has
+        noise of its own for its clips too, and all arms have the same. control: the arm that the
+        others are compared with.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    about: str = ""
+    recipe: Recipe
+    prompts: int = Field(ge=2)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    control: str = "control"
+    arms: dict[str, Arm]
+    curve: Curve | None = None
+
+    @model_validator(mode="after")
+    def _arms_are_there(self) -> StudyRecipe:
+        if BASE in self.arms:
+            raise ValueError(f"`{BASE}` is the untouched model, and no arm can be called so")
+        wanted = (self.control, *(self.curve.arms if self.curve else ()))
+        if missing := [name for name in wanted if name not in self.arms]:
+            raise ValueError(f"there is no arm {', '.join(missing)}")
+        for name in self.arms:
+            self.trained(name, self.seeds[0])  # Raises for a change that is none.
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
+        """Read it. Overrides are of the study's own keys, `prompts=64` or `recipe.optim.steps=9`.
+
+        Raises UserError that names what is wrong.
+        """
+        values = read_values(path, overrides)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            said = error.errors()[0]
+            where = ".".join(map(str, said["loc"]))
+            raise UserError(f"{path} is not a recipe of a study: {where}: {said['msg']}") from None
+
+    def trained(self, arm: str, seed: int) -> Recipe:
+        """What an arm trains with a seed."""
+        return self.recipe.override(f"name={arm}", f"seed={seed}", *self.arms[arm].set)
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        return self.seeds if arm == BASE else self.seeds[: self.arms[arm].seeds]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found. rows: the scores of every clip, which all else follows from.
+    missing: arms and seeds that are still to be done."""
+
+    recipe: StudyRecipe
+    out: Path
+    rows: list[Row]
+    missing: list[str]
+
+    @cached_property
+    def tables(self) -> str:
+        """In Markdown; worked out once, since every interval is ten thousand draws."""
+        return tables(self.recipe, self.rows)
+
+
+def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) -> Study:
+    """Train, generate and score every arm with every seed; what is done already is kept.
+
+    shard: (i, n) does every n-th of them from the i-th; any process that finds all done writes
+    the tables. `out` gets rows.jsonl, a row for every clip, and tables.md. Raises UserError if it
+    holds something else, or runs or clips that were made otherwise.
+    """
+    index, count = shard
+    _take(recipe, out)
+    arms = [arm for arm in recipe.arms if recipe.seeds_of(arm)]
+    # All of the first seed first, so that a study that is stopped early compares all arms.
+    jobs = [
+        (arm, seed)
+        for seed in recipe.seeds
+        for arm in (BASE, *arms)
+        if seed in recipe.seeds_of(arm)
+    ]
+    mine = jobs[index::count]
+    recipes = {arm: _placed(recipe.trained(arm, recipe.seeds[0]), out) for arm in arms}
+    for part in ((index, count), (0, 1)):  # Then what the other processes have not done.
+        for arm in arms:
+            prepare(recipes[arm], shard=part)
+    for number, (arm, seed) in enumerate(mine):
+        console.print(f"{number + 1}/{len(mine)}  {arm}, seed {seed}", style="bold")
+        _do(recipe, out, arm, seed)
+    rows = list(_rows(recipe, out, jobs))
+    there = {(row["arm"], row["seed"]) for row in rows}
+    found = Study(recipe, out, rows, [f"{a}, seed {s}" for a, s in jobs if (a, s) not in there])
+    atomic_write(out / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
+    if not found.missing:
+        atomic_write(out / "tables.md", found.tables)
+    return found
+
+
+def _take(recipe: StudyRecipe, out: Path) -> None:
+    """Make the folder the study's. What is in it may be of another recipe: each verb refuses what
+    does not fit, so that arms and prompts can be added to a study."""
+    path = out / "study.yaml"
+    if not path.exists() and not is_vacant(out):
+        raise UserError(f"{out} exists and is not a study. Choose another folder with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+
+def _placed(recipe: Recipe, out: Path) -> Recipe:
+    return recipe.override(f"data.cache={out / 'cache'}")
+
+
+def _prompts(recipe: StudyRecipe, count: int) -> list[Prompt]:
+    drawn = plugins.benchmark("lab").prompts(count, seed=0)
+    return [Prompt(prompt.id, prompt.caption) for prompt in drawn]
+
+
+def _do(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
+    clips, prompts = _clips(out, arm, seed), _prompts(recipe, recipe.prompts)
+    if arm == BASE:
+        model = out / f"{BASE}.yaml"
+        _placed(recipe.recipe, out).to_yaml(model)
+    else:
+        model = train(_placed(recipe.trained(arm, seed), out), out / "runs" / f"{arm}-{seed}").path
+    begun = time.monotonic()
+    fresh = not (clips / "scores" / "summary.json").exists()
+    generate(model, prompts, clips, seed=seed)
+    evaluate("lab", clips)
+    if fresh:
+        atomic_write(clips / "scores" / "seconds.json", json.dumps(time.monotonic() - begun))
+    curve = recipe.curve
+    if curve and arm in curve.arms and seed == recipe.seeds[0]:
+        for step in curve.steps:
+            on_the_way = _clips(out, arm, seed, step)
+            generate(model, prompts[: curve.prompts], on_the_way, seed=seed, step=step)
+            evaluate("lab", on_the_way)
+
+
+def _clips(out: Path, arm: str, seed: int, step: int | None = None) -> Path:
+    return out / "clips" / (f"{arm}-{seed}" if step is None else f"{arm}-{seed}-step-{step}")
+
+
+def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> Iterator[Row]:
+    """All scores there are. The caption is what clips are grouped by: equal ones are alike."""
+    captions = {prompt.id: prompt.text for prompt in _prompts(recipe, recipe.prompts)}
+    steps = (None, *(recipe.curve.steps if recipe.curve else ()))
+    for arm, seed in jobs:
+        for step in steps:
+            scores = _clips(out, arm, seed, step) / "scores"
+            if not (scores / "summary.json").exists():
+                continue
+            for line in (scores / "scores.jsonl").read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                known = {"arm": arm, "seed": seed, "step": step}
+                known |= {"caption": captions[row["prompt_id"]]}
+                dropped = ("k", "model_digest")
+                yield known | {key: value for key, value in row.items() if key not in dropped}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file that a study wrote. Raises UserError if it cannot be read."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds no rows of a study: {error}") from None
+
+
+# What follows from the rows.
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm minus the control, in percentage points, over the clips of the same prompt and seed.
+
+    low, high: 95 % interval by bootstrap over captions, so it is about other captions and noise,
+        with these trainings; by_seed shows how far the trainings themselves differ. p: by flipping
+        the signs of whole captions; p_holm: adjusted for the arms of its table. won, lost: clips
+        that pass here alone, and in the control alone.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    by_seed: tuple[float, ...]
+    won: int
+    lost: int
+    p_holm: float = float("nan")
+
+
+def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> Difference:
+    """Raises UserError if the two share no clip."""
+    theirs = {(row["prompt_id"], row["seed"]): bool(row[score]) for row in control}
+    by_caption: dict[str, list[float]] = defaultdict(list)
+    by_seed: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        other = theirs.get((row["prompt_id"], row["seed"]))
+        if other is not None:
+            difference = 100.0 * (bool(row[score]) - other)
+            by_caption[row["caption"]].append(difference)
+            by_seed[row["seed"]].append(difference)
+    clusters = list(by_caption.values())
+    if not clusters:
+        raise UserError("The two arms share no clip: they need seeds and prompts in common.")
+    every = [value for cluster in clusters for value in cluster]
+    low, high = paired_bootstrap(clusters)
+    return Difference(
+        float(np.mean(every)),
+        low,
+        high,
+        sign_flip(clusters),
+        tuple(float(np.mean(by_seed[seed])) for seed in sorted(by_seed)),
+        sum(value > 0 for value in every),
+        sum(value < 0 for value in every),
+    )
+
+
+def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
+    """Everything in Markdown: scores, differences to the control, single laws, and the curve."""
+    at_end: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["step"] is None:
+            at_end[row["arm"]].append(row)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, arm in recipe.arms.items():
+        if at_end[name]:
+            groups[arm.table].append(name)
+    parts = []
+    for group, names in groups.items():
+        shown = [n for n in (BASE, recipe.control) if at_end[n] and n not in names] + names
+        parts += [f"### {group.capitalize()}", _scores(recipe, at_end, shown)]
+        compared = [name for name in names if name != recipe.control]
+        if compared and at_end[recipe.control]:
+            parts.append(_differences(at_end, compared, recipe.control))
+        parts.append(_laws(at_end, shown))
+    if curve := _curve(recipe, rows):
+        parts.append(f"### On the way\n\n{curve}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(recipe: StudyRecipe, rows: dict[str, list[Row]], names: Sequence[str]) -> str:
+    lines = [
+        "| arm | what it is | clips | SA | PC | joint | motion, px |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        arm = recipe.arms.get(name)
+        cells = [name, arm.about if arm else "the model all start from", str(len(rows[name]))]
+        for score in SCORES:
+            passed = sum(bool(row[score]) for row in rows[name])
+            low, high = wilson(passed, len(rows[name]))
+            share = 100 * passed / len(rows[name])
+            cells.append(f"{share:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        cells.append(f"{np.mean([row['motion'] for row in rows[name]]):.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _differences(rows: dict[str, list[Row]], names: Sequence[str], control: str) -> str:
+    lines = [
+        f"| against {control} | score | points | 95 % | p | p, Holm | by seed | won, lost |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for score in SCORES:
+        found = {name: compare(rows[name], rows[control], score) for name in names}
+        adjusted = holm([difference.p for difference in found.values()])
+        for (name, difference), p in zip(found.items(), adjusted, strict=True):
+            seeds = ", ".join(f"{value:+.1f}" for value in difference.by_seed)
+            lines.append(
+                f"| {name} | {score} | {difference.value:+.1f} | "
+                f"[{difference.low:+.1f}, {difference.high:+.1f}] | {difference.p:.4f} | {p:.4f} | "
+                f"{seeds} | {difference.won}, {difference.lost} |"
+            )
+    return "\n".join(lines)
+
+
+def _laws(rows: dict[str, list[Row]], names: Sequence[str]) -> str:
+    """The share of clips that each check passes, of those it applies to."""
+    every = {key for name in names for row in rows[name] for key in row if key.endswith("_passed")}
+    laws = sorted(every)
+    head = [law.removesuffix("_passed").replace("_", " ") for law in laws]
+    lines = [f"| passed, % | {' | '.join(head)} |", "|---" * (1 + len(laws)) + "|"]
+    for name in names:
+        cells = []
+        for law in laws:
+            applies = [bool(row[law]) for row in rows[name] if law in row]
+            cells.append(f"{100 * np.mean(applies):.0f}" if applies else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _curve(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
+    if recipe.curve is None:
+        return ""
+    first = recipe.seeds[0]
+    known = {prompt.id for prompt in _prompts(recipe, recipe.curve.prompts)}
+    last = recipe.recipe.optim.steps
+    lines = ["| arm | step | clips | SA | PC | joint |", "|---|---|---|---|---|---|"]
+    for arm in recipe.curve.arms:
+        by_step: dict[int, list[Row]] = defaultdict(list)
+        for row in rows:
+            if (row["arm"], row["seed"]) == (arm, first) and row["prompt_id"] in known:
+                by_step[last if row["step"] is None else row["step"]].append(row)
+        for step, found in sorted(by_step.items()):
+            shares = (f"{100 * np.mean([bool(row[s]) for row in found]):.1f}" for s in SCORES)
+            lines.append(f"| {arm} | {step} | {len(found)} | {' | '.join(shares)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def cost(study: Study) -> str:
+    """Where the time went, in minutes: training and generating each arm, and all of it."""
+    lines = ["| arm | training, min | generating and scoring, min |", "|---|---|---|"]
+    spent = [0.0, 0.0]
+    for arm in (BASE, *study.recipe.arms):
+        both = [0.0, 0.0]
+        for seed in study.recipe.seeds_of(arm):
+            seconds = _clips(study.out, arm, seed) / "scores" / "seconds.json"
+            both[1] += json.loads(seconds.read_text()) / 60 if seconds.exists() else 0.0
+            if arm != BASE:
+                both[0] += _training_seconds(study.out / "runs" / f"{arm}-{seed}") / 60
+        spent = [a + b for a, b in zip(spent, both, strict=True)]
+        lines.append(f"| {arm} | {both[0]:.1f} | {both[1]:.1f} |")
+    lines.append(f"| all | {spent[0]:.1f} | {spent[1]:.1f} |")
+    return "\n".join(lines)
+
+
+def _training_seconds(path: Path) -> float:
+    if not Run.is_one(path):
+        return 0.0
+    run = Run.open(path)
+    rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
+    optim = run.recipe.optim
+    return len(rows) * optim.batch_size * optim.accumulate / rows[-1]["clips_per_second"]

@@ -1,0 +1,66 @@
+"""Where a page's clips are: within the page while they are small together, else beside it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+from videorepa.data.files import atomic_path, file_digest
+
+EMBEDDED_BYTES = 4 << 20
+"""Clips of so many bytes in all stay within the page."""
+DIGEST = 16
+
+
+def clip_digest(clip: Path) -> str:
+    """What a clip is called beside a page and in ratings of it: the first 16 hexadecimal digits of
+    its content's SHA-256."""
+    return file_digest(clip)[:DIGEST]
+
+
+class Media:
+    """The clips of the page `page`. Files beside it are called by their digest, so that a name
+    says nothing of the model, equal clips are kept once, and a file that is there is right."""
+
+    def __init__(self, page: Path, clips: Iterable[Path]) -> None:
+        self.digests = {clip: clip_digest(clip) for clip in clips}
+        self._clips = {digest: clip for clip, digest in self.digests.items()}
+        self.bytes = sum(clip.stat().st_size for clip in self._clips.values())
+        self.embedded = self.bytes <= EMBEDDED_BYTES
+        self.folder = page.with_name(f"{page.stem}-files")
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def source(self, clip: Path) -> str:
+        """The clip's address within the page."""
+        if self.embedded:
+            return "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()
+        return f"{quote(self.folder.name, errors='surrogateescape')}/{self.digests[clip]}.mp4"
+
+    def write(self) -> None:
+        """Put the clips beside the page, as hard links where that is possible. Raises OSError."""
+        if self.embedded:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for digest, clip in self._clips.items():
+            target = self.folder / f"{digest}.mp4"
+            if target.exists():
+                continue
+            try:
+                os.link(clip, target)
+            except OSError:
+                with atomic_path(target) as temporary:
+                    shutil.copyfile(clip, temporary)
+
+    def sweep(self) -> None:
+        """Remove clips of an earlier page of this name, which the new one does not show."""
+        kept = set() if self.embedded else self._clips.keys()
+        for path in self.folder.glob("*.mp4"):
+            if re.fullmatch(f"[0-9a-f]{{{DIGEST}}}", path.stem) and path.stem not in kept:
+                path.unlink()

@@ -1,0 +1,132 @@
+"""Training curves: which logged quantities get a plot, and where the runs' recipes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+from videorepa.drift import Look
+from videorepa.report.curves import Line, draw_curve
+from videorepa.report.inputs import Run
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot of logged quantities; all but the first are drawn dashed.
+
+    band: the key of the recipes' setting that says how far the quantity may be from 1.
+    """
+
+    title: str
+    y_label: str
+    keys: tuple[str, ...]
+    note: str
+    log: bool = False
+    band: str | None = None
+
+
+def _drift(quantity: str) -> Panel:
+    key = f"drift_{quantity}"
+    return Panel(
+        f"Drift: {quantity}",
+        f"{quantity} / the base model's",
+        (key, f"{key}_low", f"{key}_high"),
+        "Of the validation clips. Dashed: the lowest and highest clip. Dotted: the recipe's band.",
+        band="validation.drift",
+    )
+
+
+PANELS = (
+    Panel(
+        "Denoising loss",
+        "denoising loss (squared error)",
+        ("denoise",),
+        "How well the model still predicts what it was trained to predict. Lower is better.",
+    ),
+    Panel(
+        "Alignment loss",
+        "alignment loss (no unit)",
+        ("align",),
+        "How far the student is from the teacher, unweighted. Weight 0 only measures it.",
+    ),
+    Panel(
+        "Similarity to the teacher",
+        "mean-centred cosine (−1 to 1)",
+        ("similarity",),
+        "Between student and teacher features, each less its mean. Higher is more alike.",
+    ),
+    Panel(
+        "Gradient norm",
+        "gradient norm (L2)",
+        ("grad_norm",),
+        "Of the total loss over all trained weights, before clipping.",
+        log=True,
+    ),
+    Panel(
+        "Gradient norm at the tapped block",
+        "gradient norm (L2)",
+        ("grad_denoise", "grad_align"),
+        "Solid: from the denoising loss. Dashed: from the alignment loss.",
+        log=True,
+    ),
+    Panel(
+        "Speed", "training speed (clips/s)", ("clips_per_second",), "Clips trained on per second."
+    ),
+    *(_drift(quantity) for quantity in Look._fields),
+)
+
+
+def draw_training(runs: Sequence[Run], colours: Mapping[str, int]) -> list[tuple[Panel, Markup]]:
+    """The panels of which any run has logged something, each with its plot."""
+    drawn = []
+    for place, panel in enumerate(_panels(runs)):
+        lines = [
+            Line(colours[run.name], steps, values, dashed=index > 0)
+            for run in runs
+            for index, key in enumerate(panel.keys)
+            for steps, values in [run.series(key)]
+            if len(values)
+        ]
+        if lines:
+            edges, said = _band(panel, runs)
+            svg = draw_curve(f"curve-{place}", panel.y_label, lines, panel.log, edges)
+            drawn.append((replace(panel, note=panel.note + said), Markup(svg)))
+    return drawn
+
+
+def _band(panel: Panel, runs: Sequence[Run]) -> tuple[list[float], str]:
+    """Both edges of the panel's band, of each width that the runs' recipes say, and in words which
+    runs have left theirs."""
+    edges, said = set[float](), ""
+    for run in runs:
+        steps, values = run.series(panel.keys[0])
+        setting = run.settings().get(panel.band or "")
+        if setting is None or not len(values):
+            continue
+        width = float(setting)
+        edges |= {1 - width, 1 + width}
+        outside = steps[abs(values - 1) > width]
+        if len(outside):
+            said += f" {run.name} is outside from step {outside[0]:.0f}."
+    return sorted(edges), said
+
+
+def _panels(runs: Sequence[Run]) -> Iterable[Panel]:
+    """The plots; where a run has several alignment terms, logged as `align.relation` and so on,
+    one for each term."""
+    logged = {key for run in runs for row in run.log for key in row}
+    for panel in PANELS:
+        terms = {key.partition(".")[2] for key in logged if key.partition(".")[0] in panel.keys}
+        for term in sorted(terms):
+            keys = tuple(f"{key}.{term}" for key in panel.keys) if term else panel.keys
+            yield replace(panel, keys=keys, title=panel.title + (f": {term}" if term else ""))
+
+
+def recipe_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings that are not the same in all runs, with each run's value."""
+    settings = [run.settings() for run in runs]
+    names = dict.fromkeys(name for each in settings for name in each)
+    table = [(name, [each.get(name, "not set") for each in settings]) for name in names]
+    return [(name, values) for name, values in table if len(set(values)) > 1]

@@ -1,0 +1,263 @@
+"""Trainings that take less memory train as they should, and what they take is known before."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from videorepa import cost as cost_module
+from videorepa import memory
+from videorepa.cost import predict
+from videorepa.errors import UserError
+from videorepa.export import export
+from videorepa.inspect import inspect
+from videorepa.prepare import prepare
+from videorepa.recipe import Recipe
+from videorepa.run import Run
+from videorepa.train import train
+
+CPU = torch.device("cpu")
+LORA = "train.lora={rank: 2, alpha: 4}"
+CHECKPOINTED = "memory.gradient_checkpointing=true"
+NEEDS = {"adamw8bit": "bitsandbytes", "nf4": "bitsandbytes", "int8": "torchao"}
+
+
+def losses(run: Run) -> list[float]:
+    return [json.loads(line)["loss"] for line in run.log_path.read_text().splitlines()]
+
+
+def need(choice: str) -> None:
+    if choice in NEEDS:
+        pytest.importorskip(NEEDS[choice])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("memory.frozen=int8",), r"frozen weights under `train\.lora`"),
+        ((LORA, "memory.offload=group"), "needs gradient_checkpointing"),
+        ((LORA, CHECKPOINTED, "memory.frozen=nf4", "memory.offload=group"), "does not go with"),
+        (
+            ("memory.optimizer=adamw8bit", "parallel={engine: fsdp2}"),
+            "fsdp2 shares out plain tensors",
+        ),
+        ((LORA, "memory.frozen=int4"), r"memory\.frozen"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(recipe: Recipe, changes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recipe.override(*changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    [
+        ("memory.frozen=bfloat16", 0.01),
+        ("memory.frozen=float8", 0.05),
+        ("memory.frozen=int8", 0.01),
+        ("memory.frozen=nf4", 0.1),
+        ("memory.optimizer=adamw8bit", 0.01),
+    ],
+)
+def test_what_is_held_in_less_trains_nearly_alike_and_resumes_exactly(
+    recipe: Recipe, tmp_path: Path, monkeypatch, change: str, tolerance: float
+) -> None:
+    need(change.partition("=")[2])
+    prepare(recipe)
+    # Of this rank, adapters are large enough for their moments to be held in 8 bits.
+    lora = "train.lora={rank: 128, alpha: 128, targets: [to_q, to_k, to_v, to_out.0, proj]}"
+    plain = recipe.override("optim.steps=3", "train.checkpoint_every=1", lora)
+    less = plain.override(change)
+    whole, usual = train(less, tmp_path / "whole"), train(plain, tmp_path / "plain")
+    expected = losses(usual)
+    forms = [{k: v.dtype for k, v in run.trained().trained.items()} for run in (whole, usual)]
+    assert forms[0] == forms[1], "the adapters are those of any training"
+    assert losses(whole) == pytest.approx(expected, rel=tolerance)
+    assert losses(whole) != expected
+    real = Run.log
+
+    def stop(self: Run, values: dict) -> None:
+        real(self, values)
+        if values["step"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "log", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(less, tmp_path / "stopped")
+    monkeypatch.undo()
+    resumed = train(less, tmp_path / "stopped").trained()
+    for key, value in whole.trained().trained.items():
+        assert torch.equal(value, resumed.trained[key]), key
+
+
+def test_offloaded_layers_train_as_others_do(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
+    """There is one kind of memory here, so what is tested is that nothing is lost on the way."""
+    prepare(recipe)
+    plain = recipe.override("optim.steps=2", LORA, CHECKPOINTED)
+    expected = train(plain, tmp_path / "plain")
+    with pytest.raises(UserError, match="nowhere else"):
+        train(plain.override("memory.offload=group"), tmp_path / "refused")
+    real = memory.load_transformer
+
+    def offloaded(*arguments):
+        backbone = real(*arguments)
+        memory.offload_layers(backbone.transformer, CPU)
+        return backbone
+
+    monkeypatch.setattr("videorepa.student.load_transformer", offloaded)
+    found = train(plain, tmp_path / "offloaded").trained().trained
+    for key, value in expected.trained().trained.items():
+        assert torch.equal(value, found[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["float8", "int8", "nf4"])
+def test_a_lora_trained_over_held_weights_is_exported_as_any(
+    recipe: Recipe, tmp_path: Path, frozen: str
+) -> None:
+    need(frozen)
+    prepare(recipe)
+    run = train(recipe.override("optim.steps=2", LORA, f"memory.frozen={frozen}"), tmp_path / "run")
+    assert export(run.path, tmp_path / "out").name == "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.parametrize("choice", ["memory.frozen=int8", "memory.optimizer=adamw8bit"])
+def test_a_missing_package_is_named(
+    recipe: Recipe, tmp_path: Path, monkeypatch, choice: str
+) -> None:
+    package, real = NEEDS[choice.partition("=")[2]], importlib.import_module
+
+    def without(name: str, *rest):
+        if name.startswith(f"{package}."):
+            raise ImportError(f"No module named {package!r}")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    prepare(recipe)
+    with pytest.raises(UserError, match=rf"pip install 'videorepa\[{package}\]'"):
+        train(recipe.override(LORA, choice), tmp_path / "run")
+
+
+def test_the_prediction_counts_what_there_is(recipe: Recipe) -> None:
+    cost = predict(recipe.override("train.ema=0.9"), CPU)
+    assert cost.peak == sum(cost.parts.values()) >= cost.loading > cost.parts["process"] > 1e8
+    parameters = inspect(recipe).transformer_parameters
+    # The positions are a buffer beside the parameters.
+    assert 4 * parameters <= cost.parts["weights"] < 4.5 * parameters
+    assert cost.parts["averages"] == 4 * parameters
+    assert cost.parts["optimiser"] == 8 * parameters
+    assert 0 < cost.parts["gradients"] <= 4 * parameters
+
+
+def test_the_prediction_knows_how_much_loading_takes(recipe: Recipe) -> None:
+    plain = predict(recipe, CPU)
+    held = 4 * inspect(recipe).transformer_parameters
+    assert plain.loading - plain.parts["process"] == held, "they stay in the file, mapped"
+    less = predict(recipe.override(LORA, "memory.frozen=bfloat16"), CPU)
+    (file,) = recipe.backbone.weight_files()
+    taken_out = less.loading - less.parts["process"] - file.stat().st_size
+    assert held / 2 < taken_out < less.parts["weights"]
+    published = recipe.override("backbone.weights=zai-org/CogVideoX-2b")
+    assert predict(published, CPU).loading == 0, "its files are not here"
+
+
+def deepened(recipe: Recipe, folder: Path, blocks: int) -> Recipe:
+    """The recipe with a model of more blocks, of which there is the configuration alone."""
+    source = Path(recipe.backbone.source)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for path in folder.glob("transformer*/config.json"):
+        config = json.loads(path.read_text())
+        config |= {key: blocks for key in ("num_layers", "num_single_layers") if key in config}
+        path.write_text(json.dumps(config))
+    return recipe.override(f"backbone.weights={folder}")
+
+
+@pytest.mark.parametrize(
+    ("device", "changes"),
+    [
+        ("cpu", (LORA, CHECKPOINTED, "memory.frozen=bfloat16")),
+        ("cuda", (CHECKPOINTED, "optim.accumulate=3", "train.ema=0.9", "align.block=6")),
+    ],
+    ids=["lora", "cuda"],
+)
+@pytest.mark.slow
+def test_entering_like_blocks_again_equals_running_them(
+    recipe: Recipe, tmp_path: Path, monkeypatch, device: str, changes: tuple[str, ...]
+) -> None:
+    deep = deepened(recipe, tmp_path / "deep", blocks=12).override(*changes)
+    check_shortcut(deep, torch.device(device), monkeypatch)
+
+
+def check_shortcut(recipe: Recipe, device: torch.device, monkeypatch) -> None:
+    skipped = []
+    real = cost_module._skip_repeats
+    monkeypatch.setattr(
+        cost_module, "_skip_repeats", lambda *given: skipped.extend(found := real(*given)) or found
+    )
+    short = predict(recipe, device)
+    monkeypatch.setattr(cost_module, "_skip_repeats", lambda *given: [])
+    whole = predict(recipe, device)
+    assert skipped
+    for cost in (short, whole):
+        cost.parts.pop("process", None)  # It has grown in between.
+    assert (short.parts, short.operations) == (whole.parts, whole.operations)
+
+
+def test_the_prediction_scales_as_it_must(recipe: Recipe) -> None:
+    one, two = (predict(recipe.override(f"optim.batch_size={n}"), CPU) for n in (2, 4))
+    assert two.parts["activations"] == pytest.approx(2 * one.parts["activations"], rel=0.1)
+    assert two.operations == pytest.approx(2 * one.operations, rel=0.02)
+    assert two.parts["weights"] == one.parts["weights"]
+    accumulated = predict(recipe.override("optim.accumulate=6"), CPU)
+    assert accumulated.operations == 3 * one.operations
+    saved = predict(recipe.override(CHECKPOINTED), CPU)
+    assert saved.parts["activations"] < 0.7 * one.parts["activations"]
+    # One forward pass more, of the blocks, beside a forward pass and a backward pass twice that.
+    assert 1.2 < saved.operations / one.operations < 4 / 3
+    lora = predict(recipe.override(LORA), CPU)
+    few = inspect(recipe.override(LORA)).trained_parameters
+    assert lora.parts["optimiser"] == 8 * few
+    assert lora.parts.get("gradients", 0) <= 4 * few
+    assert lora.operations < one.operations
+
+
+def test_held_weights_take_what_their_form_takes(recipe: Recipe) -> None:
+    sizes = {
+        frozen: predict(recipe.override(LORA, f"memory.frozen={frozen}"), CPU).parts["weights"]
+        for frozen in ("float32", "bfloat16", "float8", "int8", "nf4")
+    }
+    assert sizes["float32"] > sizes["bfloat16"] > sizes["float8"] > sizes["nf4"]
+    # Adapters, norms and embeddings stay as they are; linear layers go from 4 bytes to 2 and 1.
+    # The table of positions, which is made in float64, is computed with in float32 then.
+    table = sum(buffer.nbytes for buffer in recipe.backbone.skeleton(torch.float32).buffers())
+    saved = [sizes["float32"] - table // 2 - sizes[held] for held in ("bfloat16", "float8")]
+    assert 2 * saved[1] == 3 * saved[0] > 0
+
+
+def test_a_gpu_need_not_be_here_for_its_prediction(recipe: Recipe) -> None:
+    cost = predict(recipe, torch.device("cuda"))
+    assert cost.dtype == torch.bfloat16 and "process" not in cost.parts
+    text = str(inspect(recipe, device="cuda"))
+    assert "peak memory, on one cuda in bfloat16" in text and "all 5 " in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [(), (LORA, CHECKPOINTED)], ids=["all-weights", "lora"])
+def test_the_micro_models_prediction_is_what_is_measured(tmp_path: Path, changes) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "memory.py"
+    spec = importlib.util.spec_from_file_location("memory_benchmark", script)
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    recipe = benchmark.micro_recipe(tmp_path).override(*changes)
+    prepare(recipe)
+    path = tmp_path / "recipe.yaml"
+    recipe.to_yaml(path)
+    predicted, _ = json.loads(benchmark.run(benchmark.PREDICT, str(path)))
+    peak = benchmark.measured(path, tmp_path / "run", **benchmark.GIVE_BACK)
+    assert predicted == pytest.approx(peak, rel=0.15)

@@ -1,0 +1,631 @@
+"""The probe: Physion's layouts and rules, the readout against scikit-learn's, and the whole on
+clips that the lab's simulator draws, in the same layout."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from conftest import recipe_values
+from videorepa import benchmarks, physion
+from videorepa.__main__ import main
+from videorepa.align import tap
+from videorepa.backbones.cogvideox import CogVideoX
+from videorepa.data.batches import generator
+from videorepa.data.video import read_all, read_chosen, write_video
+from videorepa.encoders.videomae import VideoMAE
+from videorepa.errors import UserError
+from videorepa.lab.contact import contact_clip
+from videorepa.measure import slices
+from videorepa.physion import PROTOCOLS, Stimulus
+from videorepa.probe import Accuracy, Probe, probe, table
+from videorepa.readout import Axes, decide
+from videorepa.recipe import Recipe
+from videorepa.statistics import mcnemar_exact
+from videorepa.tokens import TokenGrid
+from videorepa.train import train
+
+V1_5, V2021 = PROTOCOLS["v1.5"], PROTOCOLS["2021"]
+CPU = torch.device("cpu")
+NAMES = {"contain": "pilot-containment-cone_{:04d}_img", "roll": "it2_rollingSliding_{:04d}_img"}
+TIMES = (0, 400)
+OPTIONS = {"timesteps": TIMES, "draws": 2, "pools": (1, 2)}
+
+
+def write_physion(root: Path, train: int = 14, test: int = 6) -> Path:
+    """Contact clips in v1.5's layout: so many of each scenario, which touch in turn."""
+    for split, seed, count in (("train", 0, train), ("test", 1, test)):
+        folder = root / split
+        folder.mkdir(parents=True)
+        labels = {}
+        for place, name in enumerate(NAMES.values()):
+            for number in range(count):
+                clip, touches = contact_clip(seed, 100 * place + number)
+                write_video(folder / f"{name.format(number)}.mp4", clip.frames, 30)
+                labels[name.format(number)] = {"label": int(touches), "contact_frame_label": 14}
+        (folder / "all_video_labels.json").write_text(json.dumps(labels))
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_physion(tmp_path_factory.mktemp("physion") / "physion_mp4s")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Fewer strengths to choose from, and fewer draws of each interval."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROTOCOLS, "v1.5", dataclasses.replace(V1_5, strengths=(0.01, 1.0)))
+        patch.setattr(benchmarks, "paired_bootstrap", lambda _: (-100.0, 100.0))
+        yield
+
+
+@pytest.fixture(scope="module")
+def once(twins, clips: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Probe:
+    root = tmp_path_factory.mktemp("probed")
+    recipe = Recipe.parse(recipe_values(twins, clips, root / "cache"))
+    return probe(recipe, data, root / "probe", **OPTIONS)
+
+
+@pytest.fixture
+def probed(once: Probe, tmp_path: Path) -> Probe:
+    """A probe that a test may change."""
+    return dataclasses.replace(once, out=shutil.copytree(once.out, tmp_path / "probe"))
+
+
+# What is shown.
+
+
+def test_the_published_extractors_frames() -> None:
+    assert V1_5.shown("contain", 4, published=True) == [0, 15, 30, 45]
+    assert V1_5.shown("collide", 4, published=True) == [0, 0, 0, 15]
+    assert V2021.shown("collide", 7, published=True) == [0, 6, 12, 18, 24, 30, 36]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "scenario", "last"), [(V1_5, "roll", 45), (V1_5, "collide", 15), (V2021, "x", 36)]
+)
+def test_a_clip_runs_evenly_from_the_first_frame_to_the_last_shown(protocol, scenario, last):
+    frames = protocol.shown(scenario, 49)
+    assert len(frames) == 49 and frames[0] == 0 and frames[-1] == last
+    steps = np.diff(frames)
+    assert steps.min() >= 0 and steps.max() - steps.min() <= 1 and set(frames) == {*range(last + 1)}
+    assert protocol.shown(scenario, 2) == [0, last]
+    # More frames than published extractors get: those are held.
+    held = protocol.shown(scenario, 49, published=True)
+    assert {*held} <= {0, 15, 30, 45} | {*range(0, 42, 6)} and held == sorted(held)
+
+
+def test_frames_are_chosen_by_number_and_shown_whole(tmp_path: Path) -> None:
+    frames = np.zeros((5, 40, 80, 3), np.uint8)
+    frames[:] = 40 * np.arange(1, 6)[:, None, None, None]
+    frames[:, :, :8] = 0  # A band at the edge, which a centre crop would lose.
+    write_video(tmp_path / "a.mp4", frames, 8)
+    chosen = read_chosen(tmp_path / "a.mp4", [0, 3, 3, 1, 9], 40, 40)
+    assert chosen.shape == (5, 40, 40, 3)
+    assert chosen[:, 20, 30, 0] == pytest.approx([40, 160, 160, 80, 200], abs=3)
+    assert (chosen[:, :, :3] < 10).all()
+    same = read_chosen(tmp_path / "a.mp4", [2], 40, 80)
+    assert np.array_equal(same[0], read_all(tmp_path / "a.mp4")[0][2])
+
+
+def test_tokens_are_averaged_to_a_grid() -> None:
+    tokens = torch.randn(2, 5, 4, 6, 3)
+    grid = TokenGrid(tokens, start=-3, stride=4)
+    found = grid.averaged(2)
+    assert found.size == (5, 2, 2) and (found.start, found.stride) == (-3, 4)
+    torch.testing.assert_close(found.tokens[:, :, 1, 0], tokens[:, :, 2:, :3].mean((2, 3)))
+    assert grid.averaged(5).size == (5, 4, 5), "no finer than the tokens are"
+    expected = tokens[:, [1, 3, 4]].mean((2, 3)).flatten(1)  # The first step is frame 0's own.
+    assert slices(grid, 3, 1) == pytest.approx(expected.numpy(), abs=1e-6)
+    assert slices(grid, 2, 2).shape == (2, 2 * 4 * 3)
+
+
+# The folders.
+
+
+def test_v1_5_is_read_as_it_is_unpacked(data: Path, tmp_path: Path) -> None:
+    stimuli, notes = V1_5.read(data)
+    assert notes == [] and len(stimuli) == 2 * 14 + 2 * 6
+    assert {s.scenario for s in stimuli} == {"contain", "roll"}
+    of = {s.id: s for s in stimuli}
+    assert of["test/pilot-containment-cone_0001_img"].touches is False
+    assert of["train/it2_rollingSliding_0002_img"].touches is True
+    assert sum(s.is_test for s in stimuli) == 12
+
+    own = shutil.copytree(data, tmp_path / "own")
+    shutil.copy(own / "test" / "it2_rollingSliding_0000_img.mp4", own / "test" / "rolled_1.mp4")
+    stimuli, notes = V1_5.read(own)
+    assert len(stimuli) == 40 and notes == ["test clip rolled_1 has no label and was left out."]
+    labels = own / "test" / "all_video_labels.json"
+    labels.write_text(labels.read_text().replace('"label": 1', '"label": "maybe"'))
+    with pytest.raises(UserError, match="a label is 'maybe', not true or false"):
+        V1_5.read(own)
+    labels.unlink()
+    with pytest.raises(UserError, match="all_video_labels.json cannot be used"):
+        V1_5.read(own)
+    shutil.rmtree(own / "train")
+    with pytest.raises(UserError, match="has no folder 'train'"):
+        V1_5.read(own)
+
+
+@pytest.mark.parametrize(
+    ("stem", "scenario"),
+    [
+        ("pilot_it2_collision_tdw_1", "collide"),
+        ("it2_rollingSliding_collision_3", "roll"),
+        ("pilot_it2_drop_simple_1", "drop"),
+        ("pilot_towers_nb4_1", "support"),
+        ("pilot_linking_nl1_1", "link"),
+        ("pilot-containment-bowl_1", "contain"),
+        ("pilot_dominoes_1mid_1", "dominoes"),
+    ],
+)
+def test_scenarios_of_v1_5_are_read_from_names(tmp_path: Path, stem: str, scenario: str) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"{stem}.mp4").touch()
+        labels = tmp_path / split / "all_video_labels.json"
+        labels.write_text(json.dumps({f"{stem}.mp4": {"label": True}}))
+    assert {s.scenario for s in V1_5.read(tmp_path)[0]} == {scenario}
+    for split in ("train", "test"):
+        (tmp_path / split / f"{stem}.mp4").rename(tmp_path / split / "cloth.mp4")
+        (tmp_path / split / "all_video_labels.json").write_text('{"cloth": {"label": true}}')
+    with pytest.raises(
+        UserError, match="cloth.mp4 is of no scenario of Physion v1.5; expected one"
+    ):
+        V1_5.read(tmp_path)
+
+
+def test_2021_is_read_with_its_coloured_clips(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for scenario in ("Roll", "Drape"):
+            for kind, name in (("mp4s", ""), ("mp4s-redyellow", "-redyellow")):
+                folder = tmp_path / split / scenario / kind
+                folder.mkdir(parents=True)
+                for number in range(2):
+                    (folder / f"pilot_collision_occ{name}_{number:04d}_img_{scenario}.mp4").touch()
+        rows = [
+            f"pilot_collision_occ_{number:04d}_img_{scenario},{number == 0}\n"
+            for number in range(2)
+            for scenario in ("Roll", "Drape")
+        ]
+        (tmp_path / split / "labels.csv").write_text(",ground truth outcome\n" + "".join(rows))
+    stimuli, notes = V2021.read(tmp_path)
+    assert notes == [] and len(stimuli) == 8
+    assert all(s.path.parent.name == "mp4s-redyellow" for s in stimuli)
+    assert {s.scenario for s in stimuli} == {"roll", "drape"}, "the folder counts for more"
+    assert all(s.touches == ("_0000_" in s.stem) for s in stimuli)
+    (tmp_path / "test" / "labels.csv").write_text("name,outcome\n")
+    with pytest.raises(UserError, match='labels.csv cannot be used.*"ground truth outcome"'):
+        V2021.read(tmp_path)
+
+
+# The readout.
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 200), (60, 12)])
+@pytest.mark.parametrize("protocol", [V1_5, V2021], ids=lambda p: p.name)
+def test_the_readout_is_scikit_learns_own_pipeline(n: int, d: int, protocol) -> None:
+    """On all features, standardised within each fold; ours turns them on fewer axes first."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(d)
+    label = rng.random(n) < 0.4
+    features = rng.normal(size=(n, d)) * rng.uniform(0.1, 50, d) + rng.uniform(-9, 9, d)
+    features += 0.3 * np.where(label, 1, -1)[:, None] * features.std(0) * rng.normal(size=d)
+    features[:, 3] = 7.0  # One that tells nothing.
+    features = features.astype(np.float32)
+    strengths = [c for c in protocol.strengths if 1e-6 <= c <= 100][::2]
+    published = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=protocol.iterations)),
+        {"logisticregression__C": strengths},
+        cv=StratifiedKFold(5, shuffle=True, random_state=protocol.seed),
+    ).fit(features[:45], label[:45])
+    found = decide(
+        features[:45],
+        label[:45],
+        features[45:],
+        strengths,
+        seed=protocol.seed,
+        iterations=protocol.iterations,
+    )
+    assert found.strength == published.best_params_["logisticregression__C"]
+    expected = published.decision_function(features[45:])
+    assert found.score == pytest.approx(expected, abs=0.01 * float(np.abs(expected).max()))
+
+
+def test_turned_axes_keep_all_distances() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(20, 9000))  # More than are multiplied at a time.
+    axes = Axes(features)
+    assert axes.fitted.shape == (20, 19)
+    plain = (features - features.mean(0)) / features.std(0)
+    assert axes.fitted @ axes.fitted.T == pytest.approx(plain @ plain.T, abs=1e-6)
+    assert axes(features) == pytest.approx(axes.fitted, abs=1e-6)
+    flat = Axes(np.ones((5, 9)))
+    assert not flat.fitted.any() and not flat(np.ones((2, 9))).any()
+
+
+def planted(protocol: physion.Protocol, counts: Mapping[str, tuple[int, int]]):
+    """Clips of each scenario, so many that touch and do not; the first feature is the label, with
+    its sign turned for "roll"."""
+    clips, features = [], []
+    for scenario, (yes, no) in counts.items():
+        for number in range(yes + no):
+            touches = number < yes
+            clips.append(Stimulus(f"train/{scenario}{number}", Path(), scenario, touches))
+            sign = -1 if scenario == "roll" else 1
+            features.append([sign * (2 * touches - 1), number * 17 % 41])
+    return np.array(features, np.float32), clips
+
+
+def test_v1_5_has_one_readout_and_2021_one_for_each_scenario() -> None:
+    features, clips = planted(V1_5, {"contain": (20, 20), "roll": (8, 8)})
+    label = np.array([clip.touches for clip in clips])
+    of_roll = np.array([clip.scenario == "roll" for clip in clips])
+    score, strengths = V1_5.decide(features, clips, features, clips)
+    assert ((score > 0) == label)[~of_roll].all() and not ((score > 0) == label)[of_roll].any()
+    assert strengths["contain"] == strengths["roll"]
+    score, strengths = V2021.decide(features, clips, features, clips)
+    assert ((score > 0) == label).all() and set(strengths) == {"contain", "roll"}
+
+
+def test_2021_fits_to_as_many_of_either_answer(monkeypatch) -> None:
+    seen = []
+
+    def noted(features, label, *rest, **more):
+        seen.append((label.sum(), len(label), sorted(features[:, 1].tolist())))
+        return decide(features, label, *rest, **more)
+
+    monkeypatch.setattr(physion, "decide", noted)
+    features, clips = planted(V2021, {"contain": (25, 7)})
+    V2021.decide(features, clips, features, clips)
+    V2021.decide(features, clips, features, clips)
+    V1_5.decide(features, clips, features, clips)
+    assert [found[:2] for found in seen] == [(7, 14), (7, 14), (25, 32)]
+    assert seen[0][2] == seen[1][2] and len(set(seen[0][2])) == 14
+    with pytest.raises(UserError, match="few training clips of drop.*Found 3 clips"):
+        features, clips = planted(V2021, {"drop": (3, 9)})
+        V2021.decide(features, clips, features, clips)
+
+
+# The whole.
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
+@pytest.mark.slow
+def test_every_source_is_read_in_every_way(probed: Probe) -> None:
+    found = {
+        (a.source, a.block, a.timestep, a.draw, a.pool, a.scenario): a for a in probed.accuracies
+    }
+    models = [("base", 2, t, draw) for t in TIMES for draw in range(2)]
+    clean = [(name, None, None, None) for name in ("videomae", "pixels", "untrained")]
+    scenarios = ("contain", "roll", "all", "mean")
+    assert set(found) == {(*of, p, s) for of in models + clean for p in (1, 2) for s in scenarios}
+    assert len(found) == len(probed.accuracies)
+
+    predictions = rows_of(probed.out / "predictions.csv")
+    assert len(predictions) == (4 + 3) * 2 * 12
+    for key, accuracy in found.items():
+        if key[-1] == "mean":
+            parts = [found[(*key[:-1], s)].percent for s in ("contain", "roll")]
+            assert accuracy.percent == pytest.approx(np.mean(parts)) and accuracy.low is None
+            continue
+        own = [
+            row
+            for row in predictions
+            if (row["source"], row["block"], row["timestep"], row["draw"], row["pool"])
+            == tuple("" if part is None else str(part) for part in key[:5])
+            and key[-1] in ("all", row["scenario"])
+        ]
+        assert len(own) == accuracy.n == (12 if key[-1] == "all" else 6)
+        right = sum((float(row["score"]) > 0) == (row["touches"] == "True") for row in own)
+        assert right == accuracy.right == sum(row["right"] == "True" for row in own)
+        assert accuracy.touch == accuracy.n / 2 and accuracy.strength != 0
+        assert accuracy.percent == pytest.approx(100 * right / len(own))
+        assert accuracy.low <= accuracy.percent <= accuracy.high
+    kept = rows_of(probed.out / "accuracies.csv")
+    assert [float(row["percent"]) for row in kept] == [a.percent for a in probed.accuracies]
+
+
+def test_differences_are_paired_by_clip_and_draw(probed: Probe) -> None:
+    predictions = rows_of(probed.out / "predictions.csv")
+
+    def right(source: str, timestep: str, draw: str) -> dict[str, bool]:
+        return {
+            row["clip"]: row["right"] == "True"
+            for row in predictions
+            if (row["source"], row["timestep"], row["draw"], row["pool"])
+            == (source, timestep, draw, "1")
+        }
+
+    (found,) = (
+        d
+        for d in probed.differences
+        if (d.source, d.timestep, d.pool, d.scenario) == ("videomae", 400, 1, "all")
+    )
+    assert (found.against, found.block) == ("base", 2)
+    teacher = right("videomae", "", "")
+    ps, only = [], np.zeros(2, int)
+    for draw in "01":
+        base = right("base", "400", draw)
+        assert base.keys() == teacher.keys()
+        b = sum(base[clip] and not teacher[clip] for clip in base)
+        c = sum(teacher[clip] and not base[clip] for clip in base)
+        ps.append(mcnemar_exact(b, c))
+        only += (c, b)
+    assert (found.only_source, found.only_against) == tuple(only) and found.n == 24
+    assert found.difference == pytest.approx(100 * (only[0] - only[1]) / 24)
+    assert found.p == pytest.approx(min(1.0, 2 * min(ps)))
+    assert found.p <= found.p_holm <= 1
+    assert len(probed.differences) == 3 * 2 * 2 * 3
+
+
+def test_the_table_has_the_shape_of_the_figure(probed: Probe) -> None:
+    text = table(probed)
+    panels = text.split("\n\n")
+    assert panels[0].startswith("contain, 1x1: 6 clips, of which 3 touch\ntimestep ")
+    assert panels[3].startswith("mean, 1x1 over scenarios")
+    assert panels[0].splitlines()[1].split() == ["timestep", "0", "400", "clean"]
+    of = [a for a in probed.accuracies if (a.scenario, a.pool, a.source) == ("contain", 1, "base")]
+    means = [np.mean([a.percent for a in of if a.timestep == t]) for t in TIMES]
+    line = panels[0].splitlines()[2].split()
+    assert line == ["base,", "block", "2", *(f"{mean:.1f}" for mean in means)]
+    lines = {line[:24].strip(): line[24:].split() for line in panels[2].splitlines()}
+    (clean,) = (
+        a.percent
+        for a in probed.accuracies
+        if (a.scenario, a.pool, a.source) == ("all", 1, "untrained")
+    )
+    assert lines["untrained"] == [f"{clean:.1f}"]
+    of = [a for a in probed.accuracies if (a.scenario, a.pool, a.source) == ("all", 1, "base")]
+    less = [clean - np.mean([a.percent for a in of if a.timestep == t]) for t in TIMES]
+    assert lines["less base, block 2"] == [f"{value:+.1f}" for value in less]
+    assert "Exact 95 % intervals are up to" in panels[0]
+
+
+def features(out: Path, source: str, condition: str) -> dict[str, np.ndarray]:
+    """The stored features of a source, of clips in the order of their ids."""
+    folder = out / "probe-parts" / "features" / source / condition
+    from safetensors import safe_open
+
+    parts = []
+    for path in folder.iterdir():
+        with safe_open(path, framework="np") as file:
+            ids = json.loads(file.metadata()["about"])["ids"]
+        parts.append((ids, load_file(path)))
+    parts.sort(key=lambda part: part[0])
+    return {key: np.concatenate([found[key] for _, found in parts]) for key in parts[0][1]}
+
+
+def test_features_are_the_blocks_output_for_the_clip_noised_by_hand(
+    probed: Probe, recipe: Recipe, data: Path
+) -> None:
+    stimulus = V1_5.read(data)[0][3]
+    frames = read_chosen(stimulus.path, V1_5.shown(stimulus.scenario, 9), 16, 16)
+    video = torch.from_numpy(frames)[None].permute(0, 1, 4, 2, 3).float() / 255
+    assert recipe.encoder is not None
+    teacher = recipe.encoder.load(CPU)(video).tokens
+    kept = features(probed.out, "videomae", "clean")
+    expected = teacher[:, [0, 2, 3]].mean((2, 3)).flatten()  # 4 steps: those nearest to even.
+    assert kept["pool 1"][3] == pytest.approx(expected.numpy(), abs=2e-3)
+    assert kept["pool 2"][3] == pytest.approx(teacher[:, [0, 2, 3]].flatten().numpy(), abs=2e-3)
+
+    backbone = recipe.backbone.load(("vae", "text_encoder", "transformer"), CPU)
+    latents = backbone.latents(
+        backbone.encode_video(video), generator(recipe.seed, "probe latents", stimulus.id)
+    )
+    text = backbone.encode_text([""])
+    for timestep, draw in ((0, 0), (400, 1)):
+        drawn = generator(recipe.seed, "probe noise", stimulus.id, draw)
+        noise = torch.randn(latents.shape[1:], generator=drawn)[None]
+        at = torch.tensor([timestep])
+        noisy = backbone.diffusion.add_noise(latents, noise, at)
+        with torch.no_grad(), tap(backbone.block(2)) as tapped:
+            backbone.transformer(**backbone.inputs(noisy, text, at), return_dict=False)
+        # Of 3 steps of 2 x 2 tokens the first, frame 0's own, is not read.
+        tokens = tapped.take()[0].unflatten(1, (3, 2, 2))[0, [1, 1, 2]]
+        kept = features(probed.out, "base", f"t{timestep:03d}-draw{draw}")
+        assert kept["block 2, pool 2"][3] == pytest.approx(tokens.flatten().numpy(), abs=2e-3)
+        means = tokens.mean((1, 2)).flatten().numpy()
+        assert kept["block 2, pool 1"][3] == pytest.approx(means, abs=2e-3)
+    assert not np.allclose(
+        features(probed.out, "base", "t400-draw0")["block 2, pool 1"],
+        features(probed.out, "base", "t400-draw1")["block 2, pool 1"],
+        atol=1e-3,
+    )
+
+
+def files(found: Probe) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(found.out)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in (found.out / "probe-parts").rglob("*.*")
+    }
+
+
+def test_a_finished_probe_loads_and_fits_nothing(
+    probed: Probe, recipe: Recipe, data: Path, monkeypatch
+) -> None:
+    def refuse(*_, **__):
+        raise AssertionError("not again")
+
+    monkeypatch.setattr(CogVideoX, "load", refuse)
+    monkeypatch.setattr(VideoMAE, "load", refuse)
+    monkeypatch.setattr(physion, "decide", refuse)
+    before = files(probed)
+    again = probe(recipe, data, probed.out, **OPTIONS)
+    assert again == probed and files(again) == before
+
+
+def test_what_is_lost_is_made_again_alike_and_batches_change_nothing(
+    probed: Probe, recipe: Recipe, data: Path
+) -> None:
+    before = files(probed)
+    parts = probed.out / "probe-parts"
+    lost = sorted((parts / "features" / "base" / "t400-draw1").iterdir())[0]
+    readout = next((parts / "readouts").glob("base-*t400-draw1.json"))
+    lost.unlink()
+    readout.unlink()
+    again = probe(recipe.override("data.prepare_batch=5"), data, probed.out, **OPTIONS)
+    after = files(again)
+    assert after.keys() == before.keys()
+    changed = {name for name in after if after[name][0] != before[name][0]}
+    assert changed == {str(path.relative_to(probed.out)) for path in (lost, readout)}
+    assert [a.percent for a in again.accuracies] == [a.percent for a in probed.accuracies]
+
+
+def test_another_timestep_costs_itself_alone(probed: Probe, recipe: Recipe, data: Path) -> None:
+    before = files(probed)
+    more = probe(recipe, data, probed.out, **OPTIONS | {"timesteps": (0, 200, 400)})
+    after = files(more)
+    assert {name: after[name] for name in before} == before
+    assert all("t200" in name for name in after.keys() - before.keys())
+    assert {a.timestep for a in more.accuracies} == {0, 200, 400, None}
+
+
+@pytest.mark.slow
+def test_an_aligned_run_stands_beside_the_base(
+    probed: Probe, recipe: Recipe, data: Path, tmp_path: Path
+) -> None:
+    from videorepa.prepare import prepare
+
+    faster = recipe.override("optim.learning_rate=0.05")
+    prepare(faster)
+    run = train(faster, tmp_path / "aligned")
+    found = probe(
+        recipe,
+        data,
+        probed.out,
+        models={"aligned": run.path, "same": save(recipe, tmp_path / "same.yaml")},
+        against="aligned",
+        **OPTIONS | {"draws": 1},
+    )
+    assert found.sources == ["base", "aligned", "same", "videomae", "pixels", "untrained"]
+    kept = {
+        name: features(found.out, name, "t000-draw0")["block 2, pool 2"]
+        for name in ("base", "aligned", "same")
+    }
+    assert np.array_equal(kept["base"], kept["same"])
+    assert not np.allclose(kept["base"], kept["aligned"], atol=0.05)
+    assert {d.against for d in found.differences} == {"aligned"}
+    assert {d.source for d in found.differences} == {*found.sources} - {"aligned"}
+
+
+def save(recipe: Recipe, path: Path) -> Path:
+    recipe.to_yaml(path)
+    return path
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "says"),
+    [
+        (["seed=4"], {}, "it differs in seed"),
+        (["data.width=32"], {}, "it differs in size"),
+        ([], {"blocks": [1]}, "it differs in blocks"),
+        ([], {"pools": [1]}, "it differs in pools"),
+        ([], {"steps": 2}, "it differs in steps"),
+        ([], {"frames": "published"}, "it differs in shown"),
+        ([], {"leave_out": ["it2_rollingSliding_0001_img.mp4"]}, "it differs in left out"),
+    ],
+)
+def test_a_stale_store_is_refused(
+    probed: Probe, recipe: Recipe, data: Path, changes, options, says
+) -> None:
+    before = files(probed)
+    with pytest.raises(UserError, match=f"measured otherwise; {says}"):
+        probe(recipe.override(*changes), data, probed.out, **OPTIONS | options)
+    assert files(probed) == before
+
+
+def test_a_foreign_or_damaged_store_is_refused(
+    probed: Probe, recipe: Recipe, data: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(data, tmp_path / "own")
+    video = own / "test" / "it2_rollingSliding_0003_img.mp4"
+    shutil.copy(own / "test" / "it2_rollingSliding_0004_img.mp4", video)
+    with pytest.raises(UserError, match="measured otherwise; it differs in clips"):
+        probe(recipe, own, probed.out, **OPTIONS)
+    parts = probed.out / "probe-parts"
+    (parts / "readouts" / "base-block2-pool1-t000-draw0.json").unlink()
+    broken = next((parts / "features" / "base" / "t000-draw0").iterdir())
+    broken.write_bytes(broken.read_bytes()[:-10])
+    with pytest.raises(UserError, match=f"{broken.name} is damaged"):
+        probe(recipe, data, probed.out, **OPTIONS)
+    (parts / "features" / "base" / "made-with.json").unlink()
+    with pytest.raises(UserError, match="holds features but not what they were made with"):
+        probe(recipe, data, probed.out, **OPTIONS)
+
+
+def test_clips_that_cannot_be_read_or_are_left_out_cost_themselves_alone(
+    recipe: Recipe, data: Path, tmp_path: Path, capsys
+) -> None:
+    own = shutil.copytree(data, tmp_path / "own")
+    (own / "test" / "it2_rollingSliding_0003_img.mp4").write_bytes(b"no video")
+    names = tmp_path / "buggy.txt"
+    names.write_text("it2_rollingSliding_0001_img\nit2_rollingSliding_9999_img.mp4\n\n")
+    path = save(recipe.override("encoder=null", "align=null"), tmp_path / "recipe.yaml")
+    command = ["probe", str(path), "--data", str(own), "--out", str(tmp_path / "probe")]
+    command += ["--blocks", "3", "--timesteps", "100", "--draws", "1", "--pools", "1"]
+    assert main([*command, "--leave-out", str(names)]) == 0
+    said = capsys.readouterr().out
+    assert "it2_rollingSliding_0003_img was left out" in said and "cannot be opened" in said
+    assert "1 clips to be left out are not there: it2_rollingSliding_9999_img." in said
+    assert "roll, 1x1: 4 clips" in said and "contain, 1x1: 6 clips" in said
+    rows = rows_of(tmp_path / "probe" / "predictions.csv")
+    assert len(rows) == 10 and {row["source"] for row in rows} == {"base"}
+    assert "it2_rollingSliding_0001_img" not in {row["clip"] for row in rows}
+
+
+def test_bad_input_is_refused_before_anything_is_loaded(
+    recipe: Recipe, data: Path, tmp_path: Path, capsys
+) -> None:
+    path = save(recipe, tmp_path / "recipe.yaml")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("Mine.")
+
+    def refused(*options: str, says: str, out: Path = tmp_path / "new") -> None:
+        given = ["probe", str(path), "--data", str(data), "--out", str(out), *options]
+        assert main(given) == 1
+        said = capsys.readouterr().err
+        assert says in said, said
+        assert not (tmp_path / "new").exists()
+
+    refused(out=taken, says="is not a probe")
+    assert [file.name for file in taken.iterdir()] == ["thesis.txt"]
+    refused("--blocks", "4", says="numbered 1 to 3; got 4")
+    refused("--timesteps", "1000", says="Timesteps are 0 to 999")
+    refused("--pools", "0", says="one or more draws, steps and pools")
+    refused("--against", "aligned", says="no source 'aligned' to compare with: base, videomae")
+    refused("--data", str(tmp_path), says="has no folder 'train'")
+    refused("--models", str(taken), says="is not a run")
+    refused("--teacher", "videomae=x,frame=8", says="frame: Extra inputs")
+    refused("--leave-out", str(tmp_path / "none"), says="cannot be read as text")
+    with pytest.raises(UserError, match="aligns no block"):
+        probe(recipe.override("encoder=null", "align=null"), data, tmp_path / "new")
+    with pytest.raises(UserError, match="Two sources are called base"):
+        probe(recipe, data, tmp_path / "new", models={"base": path})
+    with pytest.raises(UserError, match="has the protocols v1.5, 2021"):
+        probe(recipe, data, tmp_path / "new", protocol="v1")
+    assert sys.modules["videorepa.probe"].Accuracy is Accuracy

@@ -1,0 +1,171 @@
+"""The study: its statistics against known cases, its order and resuming, and its tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from videorepa.__main__ import main
+from videorepa.errors import UserError
+from videorepa.lab import study as module
+from videorepa.lab.study import SHORT, StudyRecipe, compare, read_rows, study, tables
+from videorepa.statistics import sign_flip
+
+SMALL = ("prompts=4", "seeds=[0, 1]", "recipe.data.lab.clips=4", "recipe.optim.steps=2")
+
+
+def row(arm: str, prompt: int, seed: int = 0, step: int | None = None, **values: Any) -> dict:
+    scores = {"sa": True, "pc": False, "joint": False, "motion": 5.0} | values
+    caption = f"caption {prompt // 2}"
+    return {
+        "arm": arm,
+        "prompt_id": str(prompt),
+        "seed": seed,
+        "step": step,
+        "caption": caption,
+    } | (scores)
+
+
+def test_signs_are_flipped_by_clusters() -> None:
+    # All of n clusters agree: two of the 2^n ways to flip them are as far from 0.
+    found = sign_flip([[1.0, 1.0]] * 8, resamples=20_000)
+    assert found == pytest.approx(2 / 2**8, rel=0.3)
+    assert sign_flip([[0.0]] * 5) == 1
+    # A prompt's clips do not count as so many prompts.
+    assert sign_flip([[1.0] * 50, [1.0] * 50]) == pytest.approx(0.5, abs=0.03)
+    with pytest.raises(ValueError, match="no differences"):
+        sign_flip([[]])
+
+
+def test_p_values_of_equal_models_are_even() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        sign_flip(list(rng.normal(0, 1, (25, 1)) + rng.normal(0, 0.2, (25, 3))), 400, seed=n)
+        for n in range(300)
+    ]
+    assert 0.02 < np.mean(np.array(found) < 0.05) < 0.09
+    assert np.mean(found) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_difference_is_paired_by_prompt_and_seed() -> None:
+    control = [row("control", n, seed) for seed in (0, 1) for n in range(10)]
+    better = [row("trd", n, seed, pc=n < 6 and seed == 0) for seed in (1, 0) for n in range(10)]
+    found = compare(better, control, "pc")
+    assert found.value == pytest.approx(30) and found.by_seed == (60, 0)
+    assert (found.won, found.lost) == (6, 0)
+    assert found.low >= 0 and found.high > 30
+    assert compare(control, control, "pc").p == 1
+    with pytest.raises(UserError, match="share no clip"):
+        compare(better[:1], control[:1], "pc")
+
+
+@pytest.fixture
+def pretended(monkeypatch) -> list[tuple[str, ...]]:
+    """The verbs, doing nothing but leaving what is read of them."""
+    done: list[tuple[str, ...]] = []
+
+    def generate(model: Path, prompts, out: Path, *, seed: int, step: int | None = None) -> None:
+        done.append(("generate", out.name))
+        (out / "scores").mkdir(parents=True, exist_ok=True)
+        path = out / "scores" / "scores.jsonl"
+        lines = [
+            {"prompt_id": p.id, "k": 0, "model_digest": "x"}
+            | {"sa": True, "pc": out.name.startswith("trd-0"), "joint": False, "motion": 1.0}
+            | {"energy_passed": True}
+            for p in prompts
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def evaluate(name: str, clips: Path) -> None:
+        (clips / "scores" / "summary.json").write_text("{}")
+
+    def train(recipe, out: Path):
+        done.append(("train", out.name))
+        assert recipe.seed == int(out.name.rpartition("-")[2])
+        return type("Trained", (), {"path": out})
+
+    monkeypatch.setattr(module, "prepare", lambda recipe, shard: done.append(("prepare",)))
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    return done
+
+
+def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pretended) -> None:
+    recipe = StudyRecipe.from_yaml(
+        SHORT, (*SMALL, "arms.trd-pixels.seeds=1", "curve={steps: [1], arms: [trd], prompts: 2}")
+    )
+    first = study(recipe, tmp_path / "study", shard=(0, 2))
+    assert first.missing and not (tmp_path / "study" / "tables.md").exists()
+    second = study(recipe, tmp_path / "study", shard=(1, 2))
+    assert not second.missing
+    trained = [name for verb, *name in pretended if verb == "train"]
+    # Five arms with two seeds, but for the one that has one.
+    assert len(trained) == len({tuple(name) for name in trained}) == 9
+    assert read_rows(tmp_path / "study" / "rows.jsonl") == second.rows
+    text = (tmp_path / "study" / "tables.md").read_text()
+    assert text == tables(recipe, second.rows) == second.tables
+    # Base, five arms: 4 clips with each seed; the curve: 2 clips at 1 step.
+    assert len(second.rows) == 4 * (2 + 9) + 2
+    assert "| trd | TRD from the video teacher | 8 | 100.0" in text
+    assert "| trd | pc | +50.0 |" in text and "+100.0, +0.0" in text
+    assert "| trd | 1 | 2 | 100.0 | 100.0 | 0.0 |" in text
+
+
+def test_rows_become_tables_again(tmp_path: Path, pretended, capsys) -> None:
+    changes = [f"--set={change}" for change in SMALL]
+    assert main(["lab", "study", "--out", str(tmp_path / "study"), *changes]) == 0
+    once = capsys.readouterr().out
+    rows = str(tmp_path / "study" / "rows.jsonl")
+    assert main(["lab", "study", "--rows", rows, *changes]) == 0
+    assert capsys.readouterr().out.strip() in once
+
+
+def test_laws_count_the_clips_that_they_apply_to() -> None:
+    rows = [row("control", n, gravity_passed=n < 3) for n in range(4)]
+    rows += [row("control", n) for n in range(4, 8)]
+    recipe = StudyRecipe.from_yaml(SHORT)
+    assert "| control | 75 |" in tables(recipe, rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("arms.base={about: x}", "no arm can be called so"),
+        ("control=trdd", "there is no arm trdd"),
+        ("arms.trd.set=[align.weigth=0]", "weigth: unknown key"),
+        ("prompts=1", "prompts: Input should be greater"),
+        ("arms=3", "arms: Input should be a valid dictionary"),
+        ("colour=red", "colour: Extra inputs"),
+        ("curve={steps: [1], arms: [nobody], prompts: 2}", "there is no arm nobody"),
+    ],
+)
+def test_a_recipe_that_is_no_study_is_refused(change: str, says: str, capsys) -> None:
+    assert main(["lab", "study", f"--set={change}"]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, pretended) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not a study"):
+        study(StudyRecipe.from_yaml(SHORT), tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{")
+    with pytest.raises(UserError, match="holds no rows"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.slow
+def test_a_tiny_study_runs_and_goes_on(tmp_path: Path, capsys) -> None:
+    changes = [*SMALL, "recipe.optim.batch_size=2", "recipe.generation.steps=1", "seeds=[0]"]
+    command = ["lab", "study", "--out", str(tmp_path / "study"), *(f"--set={c}" for c in changes)]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    rows = read_rows(tmp_path / "study" / "rows.jsonl")
+    assert len(rows) == 6 * 4 and all(math.isfinite(row["motion"]) for row in rows)
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith(first[: first.index("| arm | training")])
