@@ -206,7 +206,7 @@ def velocity_error(
     errors = []
     for number, sight in enumerate(read(frames, len(motion.radii), compat=compat)):
         truth, radius = motion.centres[scored, number], motion.radii[number]
-        inside = ((truth >= radius) & (truth <= WORLD - radius)).all(1)
+        inside = np.all((truth >= radius) & (truth <= WORLD - radius), axis=1)
         both = inside[1:] & inside[:-1]
         true = np.diff(truth[:, 0]) / INTERVAL
         found = np.diff(sight.centre[scored, 0]) / INTERVAL
