@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from videorepa.benchmarks import lab
 from videorepa.errors import UserError
-from videorepa.lab import calibration, corruptions, laws
+from videorepa.lab import calibration, corruptions, detection, laws
 from videorepa.lab.render import Clip, make_clip, render
 from videorepa.lab.scenarios import SCENARIOS
 from videorepa.lab.tracking import observe
@@ -45,7 +45,9 @@ def tolerances() -> dict[str, float]:
 
 @cache
 def rows() -> dict[str, dict]:
-    found = corruptions.table(blurred_batch, clips=16, seed=SEED + 1, tolerances=tolerances())
+    found = detection.judge(
+        blurred_batch, clips=22, seed=SEED + 1, tolerances=tolerances(), by_degrees=False
+    )
     return {row["kind"]: row for row in found}
 
 
@@ -153,9 +155,15 @@ def test_real_clips_pass_before_and_after_the_autoencoder():
         ("shuffled", "pc", 0.1, "continuity", 0.8),
         ("reversed", "sa", 0.3, "direction", 0.6),
         ("frozen", "sa", 0.0, "event", 1.0),
+        ("frozen", "pc", 0.0, "presence", 1.0),
         ("vanishing", "pc", 0.05, "permanence", 0.95),
-        ("teleport", "pc", 0.1, "continuity", 0.9),
-        ("floating", "pc", 0.0, "arc", 1.0),
+        ("swelling", "pc", 0.0, "size", 1.0),
+        ("teleporting", "pc", 0.1, "continuity", 0.9),
+        ("pushed", "pc", 0.0, "momentum", 1.0),
+        ("light", "pc", 0.0, "arc", 1.0),
+        ("heavy", "pc", 0.0, "gravity", 1.0),
+        ("bouncy", "pc", 0.0, "energy", 1.0),
+        ("sunken", "pc", 0.0, "floor", 1.0),
     ],
 )
 def test_a_broken_clip_fails_for_its_reason(kind, aspect, most, reason, at_least):
@@ -331,7 +339,7 @@ def test_a_recipe_becomes_tolerances_and_a_page(tmp_path, monkeypatch):
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
     shares = calibration.calibrate_laws(recipe)
     assert shares["share_sa"] == 1 and shares["share_pc"] >= 0.8
-    assert max(sizes) == corruptions.BATCH
+    assert max(sizes) == detection.BATCH
 
     stored = json.loads(recipe.out.read_text())
     packaged = json.loads(calibration.LawsRecipe.model_fields["out"].default.read_text())
@@ -351,11 +359,42 @@ def test_the_shipped_recipe_is_one():
 
 
 def test_the_table_can_be_read():
-    text = corruptions.format_table(list(rows().values()))
+    text = detection.format_table(list(rows().values()))
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert cells[0][:3] == ["kind", "n", "SA"]
     assert len(cells) == 2 + 2 + len(corruptions.CORRUPTIONS)
     assert {len(line) for line in cells} == {6}
+
+
+def test_a_corruption_grows_with_its_strength():
+    clips = [make_clip(SEED, index) for index in range(11)]
+    for kind, corruption in corruptions.CORRUPTIONS.items():
+        if kind == "shuffled":
+            continue  # Wherever a frame lands, it is as wrong.
+        for clip in clips:
+            broken = [
+                corruption.apply(clip, np.random.default_rng(0), strength)
+                for strength in corruption.strengths
+            ]
+            off = [np.abs(b - clip.frames.astype(float)).sum() for b in broken if b is not None]
+            assert all(off) and off == sorted(off), kind
+            assert clip.frames.dtype == np.uint8
+
+
+def test_the_degrees_are_written_and_drawn_from_the_same_numbers():
+    found = [
+        {"kind": "reconstructed", "strength": None, "n": 20, "sa": 1.0, "pc": 0.95, "joint": 0.95},
+        {"kind": "sunken", "strength": 1, "n": 20, "sa": 1.0, "pc": 0.5, "joint": 0.4},
+        {"kind": "sunken", "strength": 2, "n": 20, "sa": 1.0, "pc": 0.25, "joint": 0.0},
+    ]
+    assert detection.format_degrees(found).splitlines()[2:] == [
+        "| sunken | 1 px | 20 | 50 [30, 70] | 60 [39, 78] |",
+        "| sunken | 2 px | 20 | 75 [53, 89] | 100 [84, 100] |",
+    ]
+    (plot,) = [axes for axes in detection.draw_degrees(found).axes if axes.lines]
+    unbroken, curve = plot.lines
+    assert curve.get_ydata() == pytest.approx([50, 75])
+    assert unbroken.get_ydata() == pytest.approx([5, 5])
 
 
 def test_prompts_are_balanced_distinct_and_stable():

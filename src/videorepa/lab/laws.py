@@ -6,8 +6,8 @@ one number, bad when large, against one tolerance. SA's thresholds define its wo
 here; PC's tolerances are what real clips need after the autoencoder, and `calibration` finds them.
 
 What these checks cannot know: a roll has no direction in time, so a reversed one is physical (SA's
-`direction` catches it), and so is a body at rest: a frozen clip fails PC only where a body is left
-hanging. Nor do they judge light, texture, or the shape of the screen and the planks.
+`direction` catches it). Nor do they judge light, texture, or the shapes of the screen and the
+planks.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ NEAR_BODY = 2.0
 """The same between two bodies."""
 BRAKE = 0.45
 """Pixels per frame squared that friction takes from a sliding box at most."""
+STIRRED = 2.0
+"""Pixels that something has to move for a clip to test anything: one in which all lies still breaks
+no law, and obeys none."""
 MOVED = 4.0
 """Pixels from which on something has moved, in the captions' sense."""
 TURNS_ABOVE = 4.0
@@ -66,7 +69,9 @@ CHECKS: dict[str, Definition] = {
     "objects": Definition("sa", "count", "named things missing, and others too many"),
     "event": Definition("sa", "px", "how much movement the named event lacks"),
     "direction": Definition("sa", "px", "how much movement to the named side is lacking"),
-    "presence": Definition("pc", "count", "1 if no body is to be seen, so that nothing is tested"),
+    "presence": Definition(
+        "pc", "px", "how much movement is lacking for anything to be tested by it"
+    ),
     "gravity": Definition("pc", "px/frame^2", "free flight's acceleration, distance from g", 0.05),
     "arc": Definition("pc", "px", "free flight's distance from a parabola of acceleration g", 0.25),
     "energy": Definition(
@@ -517,6 +522,12 @@ def _coasting(bodies: Sequence[Track]) -> float | None:
     return max(worst) if worst else None
 
 
+def _presence(bodies: Sequence[Track]) -> float:
+    ways = [track.position[track.visible] for track in bodies if track.visible.any()]
+    farthest = [np.linalg.norm(way - way[0], axis=1).max() for way in ways]
+    return max(0.0, STIRRED - float(max(farthest, default=0.0)))
+
+
 def _permanence(seen: Observation) -> float:
     return float(max((_missing(track, seen).sum() for track in seen.bodies), default=0))
 
@@ -620,7 +631,7 @@ def measure(frames: np.ndarray) -> dict[str, float | None]:
 def _measure(seen: Observation) -> dict[str, float | None]:
     bodies = seen.bodies
     return {
-        "presence": float(not bodies),
+        "presence": _presence(bodies),
         "gravity": _gravity(bodies),
         "arc": _arc(bodies),
         "energy": _energy(bodies),

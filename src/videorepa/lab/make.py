@@ -16,6 +16,7 @@ PARTS = {
     "text-encoder": ("text_encoder", "TextEncoderRecipe", "train_text_encoder"),
     "autoencoder": ("autoencoder", "AutoencoderRecipe", "train_autoencoder"),
     "teacher": ("teacher", "TeacherRecipe", "train_teacher"),
+    "image-teacher": ("image_teacher", "ImageTeacherRecipe", "train_image_teacher"),
     "assemble": ("assemble", "AssembleRecipe", "assemble"),
     "ship": ("assemble", "ShipRecipe", "ship"),
     "laws": ("calibration", "LawsRecipe", "calibrate_laws"),
@@ -27,8 +28,7 @@ def make(part: str, path: Path) -> dict[str, float]:
     """Run the recipe at `path` and give what was measured, which is also written beside a model's
     folder.
 
-    part: "text-encoder", "autoencoder", "teacher", "assemble" or "laws". Raises UserError for a
-        bad recipe.
+    part: one of PARTS. Raises UserError for a bad recipe.
     """
     file, described, run = PARTS[part]
     module = import_module(f"videorepa.lab.{file}")

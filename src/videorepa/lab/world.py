@@ -140,10 +140,11 @@ class Trajectory:
     touched: np.ndarray = field(repr=False)
 
 
-def simulate(scene: Scene, frames: int = FRAMES) -> Trajectory:
-    """Move the scene for `frames` frames; the first is the starting state."""
+def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Trajectory:
+    """Move the scene for `frames` frames; the first is the starting state. gravity: in pixels per
+    frame squared; only clips that are wrong on purpose have another."""
     space = pymunk.Space()
-    space.gravity = (0.0, GRAVITY)
+    space.gravity = (0.0, gravity)
     space.collision_slop = 0.02
     floor = pymunk.Segment(space.static_body, (-1000, FLOOR + 10), (1000, FLOOR + 10), 10)
     floor.elasticity, floor.friction = 1.0, 1.0
