@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from videorepa.errors import UserError
 from videorepa.lab.contact import contact_clip
 from videorepa.measure import slices
 from videorepa.physion import PROTOCOLS, Stimulus
-from videorepa.probe import Accuracy, Probe, probe, table
+from videorepa.probe import Probe, probe, table
 from videorepa.readout import Axes, decide
 from videorepa.recipe import Recipe
 from videorepa.statistics import mcnemar_exact
@@ -628,4 +627,3 @@ def test_bad_input_is_refused_before_anything_is_loaded(
         probe(recipe, data, tmp_path / "new", models={"base": path})
     with pytest.raises(UserError, match="has the protocols v1.5, 2021"):
         probe(recipe, data, tmp_path / "new", protocol="v1")
-    assert sys.modules["videorepa.probe"].Accuracy is Accuracy

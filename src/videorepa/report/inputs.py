@@ -16,6 +16,7 @@ from av.error import FFmpegError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from videorepa.errors import UserError
+from videorepa.readings import Reading
 
 Key = tuple[str, int]
 """Which clip of a generation folder: the prompt's id and the sample's number k."""
@@ -152,20 +153,6 @@ class ScoreRow(BaseModel):
         """Whether the clip passes, where the metric is a share of clips that do."""
         value = getattr(self, metric, None)
         return bool(value) if value in (0, 1) else None
-
-
-class Reading(BaseModel):
-    """One number of a scan, with its interval; blocks and noise levels are None for straw men."""
-
-    measure: str
-    source: str
-    value: float
-    low: float
-    high: float
-    n: int
-    block: int | None
-    noise: float | None
-    teacher: str | None
 
 
 class Scan(BaseModel):

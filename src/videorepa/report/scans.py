@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from videorepa.readings import Reading
 from videorepa.report.curves import COLOURS, Profile, draw_profiles
-from videorepa.report.inputs import Reading, Scan
+from videorepa.report.inputs import Scan
 
 MEASURES = {
     "relation_error": (
