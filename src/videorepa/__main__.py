@@ -448,6 +448,7 @@ def report(
     out: Path = Path("report.html"),
     clips: tuple[Path, ...] = (),
     scan: tuple[Path, ...] = (),
+    probe: tuple[Path, ...] = (),
 ) -> None:
     """Write one HTML page: tables, curves, clips side by side, and blind rating of them.
 
@@ -462,6 +463,7 @@ def report(
       out: The page.
       clips: Folders that `generate` wrote; where `evaluate` has scored them, scores are shown too.
       scan: Folders that `scan` wrote.
+      probe: Folders that `probe` wrote.
     """
     from videorepa.report import report
 
@@ -472,7 +474,7 @@ def report(
         name: [path.parent for path in sorted(folder.glob("*/summary.json"))]
         for name, folder in folders.items()
     }
-    page = report(runs, out, generations=folders, scores=scores, scans=scan)
+    page = report(runs, out, generations=folders, scores=scores, scans=scan, probes=probe)
     print(f"report: {page}")
 
 

@@ -256,6 +256,41 @@ def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[fl
         return _svg(figure, name, f"{x_label} by category")
 
 
+def draw_columns(
+    name: str,
+    x_label: str,
+    y_label: str,
+    columns: Sequence[Group],
+    span: tuple[float, float],
+    level: float,
+) -> str:
+    """Dots with their intervals, those of a column side by side, as an <svg>.
+
+    span is what the y axis covers; a dotted line is drawn at `level`. name starts every id in the
+    drawing, so it has to be unique on a page and made of [a-z_-].
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(name, _HEIGHT_INCHES)
+        axes.axhline(level, color=_INK, linewidth=1.2, linestyle=":")
+        place, middles = 0.0, []
+        for column in columns:
+            middles.append(place + (len(column.bars) - 1) / 2)
+            for bar in column.bars:
+                colour = _colour(bar.colour)
+                if bar.low is not None and bar.high is not None:
+                    axes.plot([place, place], [bar.low, bar.high], color=colour, linewidth=1.8)
+                axes.plot([place], [bar.value], color=colour, marker="o", markersize=4.5)
+                place += 1
+            place += _GAP
+        axes.set_xticks(middles, [column.label for column in columns])
+        axes.set_xlim(-1, place - _GAP)
+        axes.set_ylim(*span)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(False, axis="x")
+        return _svg(figure, name, f"{y_label} by {x_label}")
+
+
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST_LABEL else text[:LONGEST_LABEL] + "…"
 

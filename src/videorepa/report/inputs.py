@@ -1,4 +1,4 @@
-"""Reads what a report is made from: run folders, generation folders and score folders."""
+"""Reads what a report is made from: folders of runs, clips, scores, scans and probes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import yaml
 from av.error import FFmpegError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from videorepa import readings
 from videorepa.errors import UserError
-from videorepa.readings import Reading
 
 Key = tuple[str, int]
 """Which clip of a generation folder: the prompt's id and the sample's number k."""
@@ -165,9 +165,27 @@ class Scan(BaseModel):
     blocks: list[int]
     noise_levels: list[float]
     aligned_blocks: list[int]
-    readings: list[Reading]
+    readings: list[readings.Reading]
     notes: list[str]
     says: list[str]
+    recipe: str
+    environment: dict[str, Any]
+
+
+class Probe(BaseModel):
+    """How well contact is foreseen from the features of models and teachers. against: the source
+    that the differences are to."""
+
+    protocol: str
+    sources: list[str]
+    scenarios: list[str]
+    blocks: list[int]
+    timesteps: list[int]
+    pools: list[int]
+    against: str
+    accuracies: list[readings.Accuracy]
+    differences: list[readings.Difference]
+    notes: list[str]
     recipe: str
     environment: dict[str, Any]
 
@@ -375,3 +393,13 @@ def read_scan(folder: Path) -> Scan:
             f"{folder} is not a finished scan: it holds no scan.json. Run `videorepa scan`."
         )
     return _parse(Scan, _json_object(path), str(path))
+
+
+def read_probe(folder: Path) -> Probe:
+    """Read what `probe` wrote. Raises UserError when it is missing or damaged."""
+    path = folder / "probe.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a finished probe: it holds no probe.json. Run `videorepa probe`."
+        )
+    return _parse(Probe, _json_object(path), str(path))
