@@ -35,7 +35,7 @@ from videorepa.report.media import Media
 from videorepa.report.probes import draw_probe
 from videorepa.report.ratings import FORMAT, QUESTIONS
 from videorepa.report.scans import draw_scan
-from videorepa.report.scores import Table, draw_tables
+from videorepa.report.scores import FEWEST_PROMPTS, Table, draw_tables
 from videorepa.report.training import draw_training, recipe_differences
 
 __all__ = ["report"]
@@ -120,6 +120,7 @@ def report(
         runs=loaded,
         clips=clips,
         tables=tables,
+        fewest_prompts=FEWEST_PROMPTS,
         curves=draw_training(loaded, colours),
         scans={
             name: draw_scan(f"scan-{place}", found)

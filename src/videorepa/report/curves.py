@@ -231,11 +231,14 @@ def draw_intervals(
 def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[float, float]) -> str:
     """A bar and its interval for every value, a group below the other, as an <svg>.
 
+    span is what the x axis covers; bars begin at 0, where a line is drawn if that is within.
     name starts every id in the drawing, so it has to be unique on a page and made of [a-z_-].
     """
     with matplotlib.rc_context(_STYLE):
         rows = sum(len(group.bars) for group in groups)
         figure, axes = _axes(name, 0.7 + _BAR_INCHES * (rows + _GAP * len(groups)))
+        if span[0] < 0:
+            axes.axvline(0.0, color=_INK, linewidth=1.0)
         place, middles = 0.0, []
         for group in groups:
             middles.append(place + (len(group.bars) - 1) / 2)

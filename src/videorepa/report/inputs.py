@@ -114,17 +114,33 @@ class Summary(BaseModel):
 
 
 class Difference(BaseModel):
-    """A paired difference to another model, in the metric's own unit (points for a percentage)."""
+    """A paired difference to another model, in the metric's own unit (points for a percentage).
+
+    n: pairs. prompts: that they are of, where a prompt may have several.
+    """
 
     difference: float
     low: float
     high: float
     p: float | None = None
+    n: int | None = None
+    prompts: int | None = None
+
+    @property
+    def has_interval(self) -> bool:
+        """Not if all pairs differ alike: drawing them anew then gives no other difference."""
+        return self.low < self.high
+
+    @property
+    def independent(self) -> int | None:
+        """How many pairs tell independently of each other, if it is known."""
+        return self.n if self.prompts is None else self.prompts
 
 
 class Comparison(BaseModel):
     against: str
     metrics: dict[str, Difference]
+    by_scenario: dict[str, dict[str, Difference]] = {}
 
 
 class ScoreRow(BaseModel):

@@ -12,10 +12,8 @@ from markupsafe import Markup
 from videorepa.readings import Accuracy, Difference
 from videorepa.report.curves import Group, Interval, draw_columns
 from videorepa.report.inputs import Probe
-from videorepa.report.wording import count, number
+from videorepa.report.wording import BEYOND_CHANCE, count, number
 
-BEYOND_CHANCE = 0.05
-"""A difference is called so when its p by Holm's method is below this."""
 EVEN = 50.0
 """Percent; panels show it even where all that is found lies above."""
 

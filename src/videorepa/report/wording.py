@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 
 NAMES = {"sa": "SA", "pc": "PC"}
+BEYOND_CHANCE = 0.05
+"""A difference is called so when its p, by Holm's method, is below this."""
 
 
 def label(metric: str) -> str:
