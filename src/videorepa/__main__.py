@@ -229,6 +229,7 @@ def evaluate(
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
       ratings: Files that the report's page saved, one for each rater; for `rated` alone.
     """
+    from videorepa.data.files import short_name
     from videorepa.evaluate import evaluate, table
     from videorepa.report.ratings import rated
 
@@ -241,7 +242,7 @@ def evaluate(
         found = rated(videos, against, ratings, out)
     else:
         found = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
-    print(table({videos.name: found}, by_scenario=True))
+    print(table({short_name(videos): found}, by_scenario=True))
     if part[1] > 1:
         print(
             "This is one shard. After the last, the same command without --shard gives the table."
@@ -461,19 +462,19 @@ def report(
     Args:
       runs: Folders that `train` wrote.
       out: The page.
-      clips: Folders that `generate` wrote; where `evaluate` has scored them, scores are shown too.
+      clips: Folders that `generate` wrote, or lists of clips from elsewhere, as `evaluate` takes
+        them; where `evaluate` has scored them, scores are shown too.
       scan: Folders that `scan` wrote.
       probe: Folders that `probe` wrote.
     """
+    from videorepa.data.files import short_name
     from videorepa.report import report
+    from videorepa.report.inputs import score_folders
 
-    folders = {folder.resolve().name: folder for folder in clips}
+    folders = {short_name(folder): folder for folder in clips}
     if len(folders) < len(clips):
         folders = {str(folder): folder for folder in clips}
-    scores = {
-        name: [path.parent for path in sorted(folder.glob("*/summary.json"))]
-        for name, folder in folders.items()
-    }
+    scores = {name: score_folders(folder) for name, folder in folders.items()}
     page = report(runs, out, generations=folders, scores=scores, scans=scan, probes=probe)
     print(f"report: {page}")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from videorepa import plugins
 from videorepa.benchmarks import Benchmark, Row
-from videorepa.data.files import atomic_write
+from videorepa.data.files import atomic_write, short_name
 from videorepa.data.manifest import read_manifest
 from videorepa.errors import ClipError, UserError
 from videorepa.progress import track
@@ -46,7 +46,8 @@ def evaluate(
     settings: Sequence[str] = (),
     shard: tuple[int, int] = (0, 1),
 ) -> Evaluation:
-    """Score every clip in `videos` against its caption into `out`, by default its `scores`.
+    """Score every clip in `videos` against its caption into `out`, by default its `scores`; beside
+    a list, NAME.scores.
 
     videos: a folder as `generate` leaves it; or a .csv or .jsonl file that lists clips made
         elsewhere, as for `prepare`, whose `id` names the prompt.
@@ -64,9 +65,11 @@ def evaluate(
     if not 0 <= index < count:
         raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
     bench = plugins.benchmark(benchmark, settings)
-    out = out or _scores(videos)
+    out = out or result_folder(videos, "scores")
     scored = _score(bench, videos, out, shard)
-    others = None if against is None else _score(bench, against, _scores(against), shard)
+    others = (
+        None if against is None else _score(bench, against, result_folder(against, "scores"), shard)
+    )
     if scored.failures and not scored.rows:
         raise UserError(
             f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
@@ -89,7 +92,7 @@ def evaluate(
     atomic_write(out / "summary.json", json.dumps(summary, indent=1))
     if against is None or others is None:
         return Evaluation(out, summary)
-    comparison = _compare(bench, others.rows, scored.rows) | {"against": against.resolve().name}
+    comparison = _compare(bench, others.rows, scored.rows) | {"against": short_name(against)}
     atomic_write(out / "comparison.json", json.dumps(comparison, indent=1))
     return Evaluation(out, summary, comparison)
 
@@ -120,8 +123,9 @@ def _by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return dict(sorted(found.items()))
 
 
-def _scores(videos: Path) -> Path:
-    return videos.with_suffix(".scores") if videos.is_file() else videos / "scores"
+def result_folder(videos: Path, name: str) -> Path:
+    """Where what is found about clips is kept: within their folder, or beside their list."""
+    return videos.with_suffix(f".{name}") if videos.is_file() else videos / name
 
 
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:

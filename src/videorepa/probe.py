@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from videorepa.benchmarks import compare_flags
 from videorepa.data.batches import generator
-from videorepa.data.files import atomic_write, csv_text
+from videorepa.data.files import atomic_write, csv_text, short_name
 from videorepa.data.fingerprint import file_sample_digest, json_digest
 from videorepa.data.parts import read_part, take, write_part
 from videorepa.data.video import read_chosen
@@ -208,7 +208,7 @@ def probe(
 def named(models: Sequence[Path]) -> dict[str, Path]:
     """Models by the names of their folders or files, or by their whole paths where names are the
     same."""
-    names = [path.resolve().stem if path.is_file() else path.resolve().name for path in models]
+    names = [short_name(path) for path in models]
     return {
         name if names.count(name) == 1 else str(path): path
         for name, path in zip(names, models, strict=True)

@@ -58,7 +58,8 @@ def report(
 ) -> Path:
     """Write one HTML page to `out`, all at once or not at all, and return its path.
 
-    runs: run folders. generations: display name -> folder. scores: display name -> folders, one
+    runs: run folders. generations: display name -> folder, or list
+    of clips from elsewhere as `evaluate` takes it. scores: display name -> folders, one
     for each benchmark; a name stands for the same model in both. scans, probes: folders that `scan`
     and `probe` wrote.
     command: the command line that makes this page again, shown on it. prompts: at most so many
@@ -197,15 +198,18 @@ def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
     found = list(clips.values())
     settings = {
         "model": (clip.model for clip in found),
-        "sampling steps": (str(clip.steps) for clip in found),
-        "guidance scale": (f"{clip.guidance_scale:g}" for clip in found),
+        "sampling steps": (str(clip.steps) for clip in found if clip.steps is not None),
+        "guidance scale": (
+            f"{clip.guidance_scale:g}" for clip in found if clip.guidance_scale is not None
+        ),
         "frames": (f"{clip.frames} at {clip.fps:g} per second" for clip in found),
         "size": (f"{clip.width} × {clip.height} pixels" for clip in found),
     }
+    seeds = sorted({clip.seed for clip in found if clip.seed is not None})
+    span = [str(seed) for seed in (seeds[0], seeds[-1])] if seeds else []
+    settings["seeds"] = iter([" to ".join(dict.fromkeys(span))])
     facts = [(name, ", ".join(dict.fromkeys(values))) for name, values in settings.items()]
-    seeds = sorted({clip.seed for clip in found})
-    span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return [("clips", str(len(found))), *facts, ("seeds", span)]
+    return [("clips", str(len(found))), *((name, said) for name, said in facts if said)]
 
 
 def _commands(runs: Sequence[Run], command: str | None) -> list[str]:

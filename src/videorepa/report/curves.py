@@ -200,17 +200,16 @@ def draw_intervals(
     name: str,
     x_label: str,
     rows: Sequence[Interval],
-    span: tuple[float, float] | None = None,
-    zero: bool = False,
+    span: tuple[float, float],
 ) -> str:
     """A dot and its interval per row, the first row on top, as an <svg>.
 
-    span is what the x axis covers, by default what the intervals need; `zero` draws a line there.
-    name starts every id in the drawing, so it has to be unique on a page and made of [a-z_-].
+    span is what the x axis covers; a line is drawn at 0 if that is within. name starts every id in
+    the drawing, so it has to be unique on a page and made of [a-z_-].
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(name, 0.7 + 0.34 * len(rows))
-        if zero:
+        if span[0] < 0:
             axes.axvline(0.0, color=_INK, linewidth=1.0)
         for place, row in enumerate(rows):
             colour = _colour(row.colour)
@@ -221,8 +220,8 @@ def draw_intervals(
             axes.plot([row.value], [place], color=colour, **dot)
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        if span:
-            axes.set_xlim(*span)
+        axes.set_xlim(*span)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_xlabel(x_label)
         axes.grid(False, axis="y")
         return _svg(figure, name, x_label)
@@ -253,6 +252,7 @@ def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[fl
         axes.set_yticks(middles, [_short(group.label) for group in groups])
         axes.set_ylim(place - _GAP - 0.2, -0.8)
         axes.set_xlim(*span)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_xlabel(x_label)
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")

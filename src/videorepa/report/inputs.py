@@ -16,6 +16,8 @@ from av.error import FFmpegError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from videorepa import readings
+from videorepa.data.files import short_name
+from videorepa.data.manifest import read_manifest
 from videorepa.errors import UserError
 
 Key = tuple[str, int]
@@ -61,7 +63,10 @@ class Run:
 
 
 class Sidecar(BaseModel):
-    """What a generated clip says of itself, with the clip's own path."""
+    """What a generated clip says of itself, with the clip's own path.
+
+    seed, steps, guidance_scale: None for clips from elsewhere, of which nobody says it.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -69,13 +74,13 @@ class Sidecar(BaseModel):
     prompt_id: str
     prompt: str
     k: int
-    seed: int
+    seed: int | None
     fps: float = Field(gt=0)
     frames: int
     height: int = Field(gt=0)
     width: int = Field(gt=0)
-    steps: int
-    guidance_scale: float
+    steps: int | None
+    guidance_scale: float | None
     model: str
 
 
@@ -307,19 +312,26 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _sample(path: Path) -> Sample | None:
-    """The clip, or None when it cannot be read: one bad clip should not cost the page."""
+def _shape(path: Path) -> dict[str, Any] | None:
+    """A clip's fps, frames, height and width, or None when it cannot be read: one bad clip should
+    not cost the page."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:
             stream = container.streams.video[0]
-            rate, width, height = stream.average_rate, stream.width, stream.height
-    except (FFmpegError, IndexError):
+            rate, size = stream.average_rate, {"height": stream.height, "width": stream.width}
+            return {"fps": float(rate), "frames": stream.frames, **size} if rate else None
+    except (FFmpegError, OSError, IndexError):
         return None
-    if not rate:
+
+
+def _sample(path: Path) -> Sample | None:
+    shape = _shape(path)
+    if shape is None:
         return None
     sidecar = path.with_suffix(".json")
     prompt = _json_object(sidecar).get("prompt") if sidecar.is_file() else None
-    return Sample(path, str(prompt or path.stem), float(rate), width, height)
+    words = str(prompt or path.stem)
+    return Sample(path, words, shape["fps"], shape["width"], shape["height"])
 
 
 def _samples(folder: Path) -> dict[int, dict[str, Sample]]:
@@ -358,10 +370,13 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def read_generation(folder: Path) -> dict[Key, Sidecar]:
-    """Read a generation folder's clips; a clip whose video is missing or empty is left out.
+    """Read a generation folder's clips, or those of a list as `evaluate` takes it; a clip whose
+    video is missing or empty is left out.
 
-    Raises UserError when the folder holds no clip, or a sidecar is damaged.
+    Raises UserError when there is no clip, or a sidecar or the list is damaged.
     """
+    if folder.is_file():
+        return _listed(folder)
     clips: dict[Key, Sidecar] = {}
     for sidecar in sorted(folder.glob("*.json")):
         video = sidecar.with_suffix(".mp4")
@@ -378,6 +393,34 @@ def read_generation(folder: Path) -> dict[Key, Sidecar]:
             "`videorepa generate` writes them."
         )
     return clips
+
+
+def _listed(path: Path) -> dict[Key, Sidecar]:
+    unknown = {"seed": None, "steps": None, "guidance_scale": None}
+    clips = {
+        (entry.id, 0): Sidecar(
+            path=entry.path,
+            prompt_id=entry.id,
+            prompt=entry.caption,
+            k=0,
+            model=short_name(path),
+            **shape,
+            **unknown,
+        )
+        for entry in read_manifest(path)
+        if (shape := _shape(entry.path))
+    }
+    if not clips:
+        raise UserError(f"None of the clips that {path} lists can be read. Are the paths right?")
+    return clips
+
+
+def score_folders(clips: Path) -> list[Path]:
+    """What `evaluate` has left of a folder or a list of clips."""
+    if not clips.is_file():
+        return [path.parent for path in sorted(clips.glob("*/summary.json"))]
+    beside = sorted(clips.parent.glob("*/summary.json"))
+    return [path.parent for path in beside if path.parent.stem == clips.stem]
 
 
 def read_scores(folder: Path) -> Scores:

@@ -17,6 +17,8 @@ from videorepa.statistics import holm
 
 FEWEST_PROMPTS = 6
 """With fewer a category's difference is not shown: even if all agree, McNemar's p is above 0.06."""
+LEAST_REACH = 10.0
+"""Points that a plot of differences shows to either side of 0, or more."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def _difference_plots(
                 points.append(_interval(row, colours[model], change))
         if points:
             x_label = f"difference in {label(metric)} (points)"
-            svg = draw_intervals(f"{name}-difference-{place}", x_label, points, zero=True)
+            svg = draw_intervals(f"{name}-difference-{place}", x_label, points, _span(points))
             plots.append(Markup(svg))
     return plots
 
@@ -216,12 +218,18 @@ def _category_difference_plots(
     plots = []
     for place, (metric, by_category) in enumerate(by_metric.items()):
         groups = [Group(category, points) for category, points in sorted(by_category.items())]
-        ends = (e for group in groups for p in group.bars for e in (p.value, p.low, p.high))
-        reach = max(10.0, *(1.05 * abs(end) for end in ends if end is not None))
+        span = _span([point for group in groups for point in group.bars])
         x_label = f"difference in {metric} (points)"
-        svg = draw_groups(f"{name}-category-difference-{place}", x_label, groups, (-reach, reach))
+        svg = draw_groups(f"{name}-category-difference-{place}", x_label, groups, span)
         plots.append(Markup(svg))
     return plots
+
+
+def _span(points: Sequence[Interval]) -> tuple[float, float]:
+    """As far to either side of 0, and not so little that a difference of nothing fills it."""
+    ends = (end for point in points for end in (point.value, point.low, point.high))
+    reach = max(LEAST_REACH, *(1.05 * abs(end) for end in ends if end is not None))
+    return -reach, reach
 
 
 def _interval(name: str, colour: int, change: Difference) -> Interval:
