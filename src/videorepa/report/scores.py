@@ -275,7 +275,8 @@ def _verdicts(claims: Sequence[Claim]) -> list[Verdict]:
         if not math.isfinite(change.difference):
             text = f"no pair of {name} and {against} could be compared."
         elif not change.has_interval:
-            text = f"all pairs of {name} and {against} differ alike, which gives no interval."
+            how = "differ alike" if change.difference else "are equal"
+            text = f"all pairs of {name} and {against} {how}, which gives no interval."
         elif change.low > 0:
             text = f"the interval excludes zero: {name} is above {against}."
         elif change.high < 0:
