@@ -196,7 +196,8 @@ def _sentence(
 def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
     """How a folder of clips was generated: each setting, with all the values found."""
     found = list(clips.values())
-    settings = {
+    seeds = sorted({clip.seed for clip in found if clip.seed is not None})
+    settings: dict[str, Iterable[str]] = {
         "model": (clip.model for clip in found),
         "sampling steps": (str(clip.steps) for clip in found if clip.steps is not None),
         "guidance scale": (
@@ -204,10 +205,8 @@ def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
         ),
         "frames": (f"{clip.frames} at {clip.fps:g} per second" for clip in found),
         "size": (f"{clip.width} × {clip.height} pixels" for clip in found),
+        "seeds": [f"{seeds[0]} to {seeds[-1]}"] if len(seeds) > 1 else map(str, seeds),
     }
-    seeds = sorted({clip.seed for clip in found if clip.seed is not None})
-    span = [str(seed) for seed in (seeds[0], seeds[-1])] if seeds else []
-    settings["seeds"] = iter([" to ".join(dict.fromkeys(span))])
     facts = [(name, ", ".join(dict.fromkeys(values))) for name, values in settings.items()]
     return [("clips", str(len(found))), *((name, said) for name, said in facts if said)]
 

@@ -396,7 +396,6 @@ def read_generation(folder: Path) -> dict[Key, Sidecar]:
 
 
 def _listed(path: Path) -> dict[Key, Sidecar]:
-    unknown = {"seed": None, "steps": None, "guidance_scale": None}
     clips = {
         (entry.id, 0): Sidecar(
             path=entry.path,
@@ -404,8 +403,10 @@ def _listed(path: Path) -> dict[Key, Sidecar]:
             prompt=entry.caption,
             k=0,
             model=short_name(path),
+            seed=None,
+            steps=None,
+            guidance_scale=None,
             **shape,
-            **unknown,
         )
         for entry in read_manifest(path)
         if (shape := _shape(entry.path))
