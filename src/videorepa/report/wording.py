@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-NAMES = {"sa": "SA", "pc": "PC"}
+NAMES = {"sa": "SA", "pc": "PC", "vq": "VQ"}
 
 
 def label(metric: str) -> str:
