@@ -180,9 +180,9 @@ class Judge:
     @torch.no_grad()
     def answer(
         self, frames: UInt8[np.ndarray, "t h w 3"], instruction: str
-    ) -> tuple[list[int], Float[Tensor, "l vocab"]]:
+    ) -> tuple[list[int], Float[Tensor, "l 5"]]:
         """The likeliest tokens, one after the other, up to the end of the answer; and the logits
-        that each was chosen by, before any penalty that the folder's generation_config.json has."""
+        that each digit had there, before any penalty that generation_config.json has."""
         given = self.inputs(frames, instruction)
         found = self.model.generate(
             **given,
@@ -191,24 +191,27 @@ class Judge:
             output_logits=True,
             return_dict_in_generate=True,
         )
-        return found.sequences[0, given["input_ids"].shape[1] :].tolist(), torch.cat(found.logits)
+        tokens = found.sequences[0, given["input_ids"].shape[1] :].tolist()
+        return tokens, torch.cat([logits[:, self.digits] for logits in found.logits])
 
     def decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def rate(self, tokens: list[int], logits: Float[Tensor, "l vocab"], marker: str) -> Rating:
+    def rate(self, tokens: list[int], logits: Float[Tensor, "l 5"], marker: str) -> Rating:
         """The score after the marker, and how likely each digit was in its place."""
         said = score_after(self.decode(tokens), marker)
         if said is None:
             return Rating(None, "nothing", {})
         number, start = said
-        if number not in DIGITS or not logits.isfinite().all():
+        if number not in DIGITS:
             return Rating(None, number, {})
         ends = range(len(tokens) + 1)
         token = bisect_right(ends, start, key=lambda end: len(self.decode(tokens[:end]))) - 1
-        shares = logits[token, self.digits].float().softmax(-1).tolist()
+        if not logits[token].isfinite().all():
+            return Rating(None, f"{number} (its logits are not finite)", {})
+        shares = logits[token].softmax(-1).tolist()
         return Rating(int(number), number, dict(zip(DIGITS, shares, strict=True)))
 
 
