@@ -206,6 +206,14 @@ FORM = "".join(f"{word}{{}}" for word in WORDS)
         # The number after a missing one is another's.
         (FORM.format(4, "", 2), ["4", None, "2"]),
         ("The video looks fine, 5 of 5.", [None, None, None]),
+        (
+            "<think>Visual quality: 2 faults.</think>\n(1) visual quality – sharp, steady: 3"
+            "\n(2) **text-to-video alignment (is it all there):** 4\n"
+            "(3) physical/common-sense consistency - does it fall: 5",
+            ["3", "4", "5"],
+        ),
+        # Another's number, after a marker without a colon.
+        ("visual quality, text-to-video alignment: 3", [None, "3", None]),
         (FORM.format(10, 45, 4.5), ["10", "45", "4.5"]),
         (FORM.format("<4>", "3/5", "2."), ["4", "3", "2"]),
         ("visual quality: 4; later, visual quality: unclear", [None, None, None]),

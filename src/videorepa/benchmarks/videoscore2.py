@@ -219,8 +219,11 @@ def score_after(answer: str, marker: str) -> tuple[str, int] | None:
     """The number right after the marker and its colon, and where it starts; None if there is none.
 
     The last marker counts: whoever reasons aloud has said the words, and perhaps a number, before.
+    Between it and the colon a remark may stand, after a dash or in brackets: the model is known to
+    repeat those of the published instruction.
     """
-    markers = list(re.finditer(rf"{re.escape(marker)}[*\s]*:", answer, re.IGNORECASE))
+    remark = r"(?:[-–—(][^:;\n]*)?"
+    markers = list(re.finditer(rf"{re.escape(marker)}[*\s]*{remark}:", answer, re.IGNORECASE))
     if not markers:
         return None
     number = re.compile(r"[*<\s]*(\d+(?:\.\d+)?)").match(answer, markers[-1].end())
