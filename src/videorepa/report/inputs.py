@@ -158,6 +158,7 @@ class ScoreRow(BaseModel):
     scenario: str | None = None
     sa: float | None = None
     pc: float | None = None
+    vq: float | None = None
     joint: float | None = None
     motion: float | None = None
 
