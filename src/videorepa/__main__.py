@@ -535,7 +535,16 @@ def demo(out: Path = Path("demo"), quick: bool = False) -> None:
 
 def lab(
     part: Positional[
-        Literal["study", "text-encoder", "autoencoder", "teacher", "assemble", "ship", "laws"]
+        Literal[
+            "study",
+            "text-encoder",
+            "autoencoder",
+            "teacher",
+            "assemble",
+            "ship",
+            "laws",
+            "phyworld",
+        ]
     ],
     recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None,
     out: Path = Path("study"),
@@ -544,6 +553,8 @@ def lab(
     set: Overrides = (),
 ) -> None:
     """Ask the lab's question, or make a part of its micro models from a recipe in recipes/micro.
+
+    `phyworld` draws clips of PhyWorld's tasks, for models that continue clips.
 
     `study` trains, generates and scores every arm of a study with every seed, and prints its
     tables; it goes on where it stopped, and several processes can share it. The other options are
@@ -554,6 +565,7 @@ def lab(
       videorepa lab study --out study --shard 0/2
       videorepa lab study --rows study/rows.jsonl
       videorepa lab autoencoder recipes/micro/autoencoder.yaml
+      videorepa lab phyworld recipes/micro/phyworld.yaml
 
     Args:
       recipe: A YAML file; of a study by default the short one that is shipped.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import yaml
@@ -11,28 +12,27 @@ from pydantic import ValidationError
 from videorepa.data.files import atomic_write
 from videorepa.errors import UserError
 
+PARTS = {
+    "text-encoder": ("text_encoder", "TextEncoderRecipe", "train_text_encoder"),
+    "autoencoder": ("autoencoder", "AutoencoderRecipe", "train_autoencoder"),
+    "teacher": ("teacher", "TeacherRecipe", "train_teacher"),
+    "assemble": ("assemble", "AssembleRecipe", "assemble"),
+    "ship": ("assemble", "ShipRecipe", "ship"),
+    "phyworld": ("phyworld", "PhyWorldRecipe", "draw_clips"),
+    "laws": ("calibration", "LawsRecipe", "calibrate_laws"),
+}
+"""For each part: its file, imported only when it is made, the recipe's class and what makes it."""
+
 
 def make(part: str, path: Path) -> dict[str, float]:
     """Run the recipe at `path` and give what was measured, which is also written beside a model's
     folder.
 
-    part: "text-encoder", "autoencoder", "teacher", "assemble" or "laws". Raises UserError for a
-        bad recipe.
+    part: one of PARTS. Raises UserError for a bad recipe.
     """
-    from videorepa.lab.assemble import AssembleRecipe, ShipRecipe, assemble, ship
-    from videorepa.lab.autoencoder import AutoencoderRecipe, train_autoencoder
-    from videorepa.lab.calibration import LawsRecipe, calibrate_laws
-    from videorepa.lab.teacher import TeacherRecipe, train_teacher
-    from videorepa.lab.text_encoder import TextEncoderRecipe, train_text_encoder
-
-    kind, run = {
-        "text-encoder": (TextEncoderRecipe, train_text_encoder),
-        "autoencoder": (AutoencoderRecipe, train_autoencoder),
-        "teacher": (TeacherRecipe, train_teacher),
-        "assemble": (AssembleRecipe, assemble),
-        "ship": (ShipRecipe, ship),
-        "laws": (LawsRecipe, calibrate_laws),
-    }[part]
+    file, described, run = PARTS[part]
+    module = import_module(f"videorepa.lab.{file}")
+    kind, run = getattr(module, described), getattr(module, run)
     try:
         recipe = kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
