@@ -9,7 +9,7 @@ from videorepa.benchmarks.phyworld import Benchmark
 from videorepa.data.manifest import read_manifest
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
-from videorepa.evaluate import evaluate
+from videorepa.evaluate import evaluate, table
 from videorepa.lab import phyworld
 from videorepa.lab.phyworld import FRAMES, INTERVAL, WORLD, draw_motion, read, render
 
@@ -108,6 +108,9 @@ def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
     assert set(found.summary["by_scenario"]) == {f"{t} {g}" for t, g in phyworld.SERIES}
     assert found.comparison is not None
     assert found.comparison["metrics"]["velocity_error"]["difference"] < -0.5
+    shown = table({"true": found}, by_scenario=True)
+    assert f"velocity_error {error['mean']:.4f} [{error['low']:.4f}, " in shown
+    assert "parabola v_out  velocity_error" in shown and "against" in shown
 
 
 def test_groups_can_be_left_out_and_names_that_are_none_are_refused(tmp_path) -> None:

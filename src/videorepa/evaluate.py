@@ -221,7 +221,8 @@ def _known_rows(out: Path, same: dict[str, Any]) -> dict[tuple[str, int, Any], R
 
 
 def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
-    """A plain table: a line per model, with every share's 95 % interval.
+    """A plain table: a line per model, with every share's 95 % interval; of a benchmark without
+    shares, every mean's.
 
     by_scenario: and a line for each of the scenarios below it.
     """
@@ -231,9 +232,9 @@ def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
         what = {"could not be read": "failures", "are missing": "missing"}
         notes = [f"{n} clips {said}" for said, key in what.items() if (n := len(summary[key]))]
         note = f"  ({', '.join(notes)})" if notes else ""
-        lines.append(f"{name:10s} n={summary['n']:<4d} {_shares(summary['metrics'])}{note}")
+        lines.append(f"{name:10s} n={summary['n']:<4d} {_values(summary['metrics'])}{note}")
         scenarios = summary["by_scenario"] if by_scenario else {}
-        lines += [f"  {of:15s} {_shares(metrics)}" for of, metrics in scenarios.items()]
+        lines += [f"  {of:15s} {_values(metrics)}" for of, metrics in scenarios.items()]
         if found.comparison is None:
             continue
         parts = {"": found.comparison["metrics"]}
@@ -248,15 +249,26 @@ def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
                         f"({value['p_holm']:.3f} as one of a family), "
                         f"against {found.comparison['against']}"
                     )
+                elif not any("percent" in one for one in summary["metrics"].values()):
+                    lines.append(
+                        f"{'':10s} {of}{key} {value['difference']:+.4f} "
+                        f"[{value['low']:+.4f}, {value['high']:+.4f}], "
+                        f"against {found.comparison['against']}"
+                    )
     return "\n".join(lines)
 
 
-def _shares(metrics: dict[str, dict[str, Any]]) -> str:
-    cells = []
-    for key, value in metrics.items():
-        if "percent" in value:
-            # Without a valid row there is no share.
-            share = "none" if value["percent"] is None else f"{value['percent']:5.1f}"
-            invalid = f" ({value['invalid']} invalid)" if value.get("invalid") else ""
-            cells.append(f"{key} {share} [{value['low']:.1f}, {value['high']:.1f}]{invalid}")
-    return "   ".join(cells)
+def _values(metrics: dict[str, dict[str, Any]]) -> str:
+    shares = {key: value for key, value in metrics.items() if "percent" in value}
+    return "   ".join(
+        _value(key, value, "percent", ".1f") for key, value in shares.items()
+    ) or "   ".join(_value(key, value, "mean", ".4f") for key, value in metrics.items())
+
+
+def _value(key: str, value: dict[str, Any], kind: str, digits: str) -> str:
+    invalid = f" ({value['invalid']} invalid)" if value.get("invalid") else ""
+    # Without a valid row there is no value, and no interval of a mean.
+    if value[kind] is None:
+        return f"{key} none{invalid}"
+    interval = f" [{value['low']:{digits}}, {value['high']:{digits}}]" if "low" in value else ""
+    return f"{key} {value[kind]:5{digits}}{interval}{invalid}"
