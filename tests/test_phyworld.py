@@ -91,19 +91,19 @@ def test_small_balls_are_not_counted() -> None:
 def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
     """Clips as the law has them are right, and those that stand still where the model's part begins
     are not; balls too small to be read are counted apart."""
-    recipe = phyworld.PhyWorldRecipe(out=tmp_path / "true", clips=24, size=128)
+    recipe = phyworld.PhyWorldRecipe(out=tmp_path / "true", clips=12, size=64)
     phyworld.draw_clips(recipe)
     entries = read_manifest(recipe.out / "clips.csv", recipe.out)
-    assert [entry.id for entry in entries] == phyworld.names(24, 0)
+    assert [entry.id for entry in entries] == phyworld.names(12, 0)
     (tmp_path / "still").mkdir()
     for entry in entries:
-        frames = render(phyworld.drawn(entry.id), 128)
+        frames = render(phyworld.drawn(entry.id), 64)
         frames[phyworld.SHOWN :] = frames[phyworld.SHOWN - 1]
         write_video(tmp_path / "still" / f"{entry.id}.mp4", frames, phyworld.FPS)
     found = evaluate("phyworld", recipe.out, tmp_path / "scores", against=tmp_path / "still")
     error = found.summary["metrics"]["velocity_error"]
     small = sum(not phyworld.drawn(entry.id).counts for entry in entries)
-    assert error["invalid"] >= small > 0 and error["n"] + error["invalid"] == 24
+    assert error["invalid"] >= small > 0 and error["n"] + error["invalid"] == 12
     assert error["mean"] < 0.03
     assert set(found.summary["by_scenario"]) == {f"{t} {g}" for t, g in phyworld.SERIES}
     assert found.comparison is not None
