@@ -8,8 +8,6 @@ a hundred steps of Box2D a second.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 
 from videorepa import progress
-from videorepa.data.files import atomic_write
+from videorepa.data.files import atomic_write, csv_text
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.recipe import Section
@@ -247,10 +245,11 @@ NAME = re.compile(r"(?P<task>[a-z]+)-(?P<group>[a-z_]+)-(?P<seed>\d+)-(?P<number
 """Of a motion, such as collision-v_out-0-0012."""
 
 
-def names(count: int, seed: int) -> list[str]:
-    """Names of motions, the tasks and groups in turn."""
-    turns = (divmod(index, len(SERIES)) for index in range(count))
-    return ["-".join((*SERIES[series], str(seed), f"{turn:04d}")) for turn, series in turns]
+def names(count: int, seed: int, groups: Sequence[Group] = get_args(Group)) -> list[str]:
+    """Names of motions, the tasks and those groups in turn."""
+    series = [one for one in SERIES if one[1] in groups]
+    turns = (divmod(index, len(series)) for index in range(count))
+    return ["-".join((*series[place], str(seed), f"{turn:04d}")) for turn, place in turns]
 
 
 def drawn(name: str) -> Motion:
@@ -281,25 +280,19 @@ class PhyWorldRecipe(Section):
 
     out: Path
     clips: int = Field(ge=1)
-    groups: tuple[Group, ...] = get_args(Group)
+    groups: tuple[Group, ...] = Field(get_args(Group), min_length=1)
     size: int = Field(default=256, ge=2, multiple_of=2)
     seed: int = 0
 
 
 def draw_clips(recipe: PhyWorldRecipe) -> dict[str, float]:
     """Write them; what is there already is kept. Gives their number."""
-    per_group = len(SERIES) // len(get_args(Group))
-    rounds = -(-recipe.clips // (per_group * len(recipe.groups)))
-    every = names(rounds * len(SERIES), recipe.seed)
-    wanted = [name for name in every if parsed(name)[1] in recipe.groups][: recipe.clips]
+    wanted = names(recipe.clips, recipe.seed, recipe.groups)
     recipe.out.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["video", "caption", "id"])
     for name in progress.track(wanted, "draw"):
         path = recipe.out / f"{name}.mp4"
         if not path.exists():
             write_video(path, render(drawn(name), recipe.size), FPS)
-        rows.writerow([path.name, name, name])
-    atomic_write(recipe.out / "clips.csv", text.getvalue())
+    rows = ({"video": f"{name}.mp4", "caption": name, "id": name} for name in wanted)
+    atomic_write(recipe.out / "clips.csv", csv_text(("video", "caption", "id"), rows))
     return {"clips": len(wanted)}
