@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -46,6 +47,15 @@ _STYLE: dict[Any, Any] = {
     "grid.color": _FAINT,
     "grid.linewidth": 0.5,
 }
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn plot, with what stands over and under it."""
+
+    title: str
+    note: str
+    svg: Markup
 
 
 @dataclass(frozen=True)

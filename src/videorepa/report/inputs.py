@@ -448,19 +448,18 @@ def read_scores(folder: Path) -> Scores:
 
 def read_scan(folder: Path) -> Scan:
     """Read what `scan` wrote. Raises UserError when it is missing or damaged."""
-    path = folder / "scan.json"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} is not a finished scan: it holds no scan.json. Run `videorepa scan`."
-        )
-    return _parse(Scan, _json_object(path), str(path))
+    return _finished(folder, "scan", Scan)
 
 
 def read_probe(folder: Path) -> Probe:
     """Read what `probe` wrote. Raises UserError when it is missing or damaged."""
-    path = folder / "probe.json"
+    return _finished(folder, "probe", Probe)
+
+
+def _finished(folder: Path, verb: str, kind: type[Parsed]) -> Parsed:
+    path = folder / f"{verb}.json"
     if not path.is_file():
         raise UserError(
-            f"{folder} is not a finished probe: it holds no probe.json. Run `videorepa probe`."
+            f"{folder} is not a finished {verb}: it holds no {path.name}. Run `videorepa {verb}`."
         )
-    return _parse(Probe, _json_object(path), str(path))
+    return _parse(kind, _json_object(path), str(path))
