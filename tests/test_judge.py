@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceTrainer
 from torch import Tensor
 
+from pages import Tags
 from videorepa import card, plugins
+from videorepa.__main__ import main
 from videorepa.benchmarks import videophy, videophy2
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.benchmarks.mplug_owl.judge import Judge, digest, frame_indices, rate
@@ -632,3 +635,73 @@ def test_real_clips_of_a_list_are_judged(judge, real_clips, tmp_path):
     assert found.comparison is not None and found.comparison["metrics"]["pc"]["n"] == 4
     rows = [json.loads(line) for line in (found.out / "scores.jsonl").open()]
     assert len({row["pc_score"] for row in rows}) == 4
+
+
+@pytest.mark.slow
+def test_real_clips_go_from_a_list_to_the_page(judge, real_clips, tmp_path, monkeypatch):
+    """The twelve clips and a coarse copy of each as a second model: scored, compared and shown."""
+    # So that the random judge lets some pass.
+    monkeypatch.setattr(videophy.Benchmark, "threshold", 0.2384)
+    with (real_clips / "clips.csv").open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    states = dict.fromkeys((row["caption"] for row in listed), "solid_solid")
+    states["Maple syrup drizzling from a bottle onto pancakes."] = "solid_fluid"
+    captions = tmp_path / "captions.csv"
+    lines = [f'"{caption}",{state}' for caption, state in states.items()]
+    captions.write_text("\n".join(["caption,states_of_matter", *lines]))
+    for model in ("original", "coarse"):
+        (tmp_path / model).mkdir()
+        lines = ["id,video,caption"]
+        for row in listed:
+            name = row["video"]
+            lines.append(f'{Path(name).stem},{model}/{name},"{row["caption"]}"')
+            if model == "original":
+                shutil.copy(real_clips / name, tmp_path / model)
+            else:
+                write_video(tmp_path / model / name, read_squashed(real_clips / name, 40, 60), 8)
+        (tmp_path / f"{model}.csv").write_text("\n".join(lines))
+    original, coarse = tmp_path / "original.csv", tmp_path / "coarse.csv"
+    given = [part for setting in settings(judge, captions) for part in ("--set", setting)]
+    assert main(["evaluate", "videophy", str(original), "--against", str(coarse), *given]) == 0
+    assert main(["evaluate", "videophy", str(coarse), *given]) == 0
+    path = tmp_path / "page.html"
+    assert main(["report", "--clips", str(coarse), str(original), "--out", str(path)]) == 0
+
+    html = path.read_text()
+    assert len(Tags(html).clips()) == 24
+    rows = re.findall(r'<article class="row.*?</article>', html, re.S)
+    assert len(rows) == 12
+    table_ = html.partition('<table class="scores">')[2].partition("</table>")[0]
+    for model, cells in zip(("coarse", "original"), (0, 1), strict=True):
+        scores = tmp_path / f"{model}.scores"
+        of = [json.loads(line) for line in (scores / "scores.jsonl").open()]
+        assert [row["prompt_id"] for row in of] == [Path(row["video"]).stem for row in listed]
+        for article, row in zip(rows, sorted(of, key=lambda row: row["prompt_id"]), strict=True):
+            assert f'data-prompt="{row["prompt_id"]}"' in article
+            figure = re.findall(r"<figure.*?</figure>", article, re.S)[cells]
+            assert f"{model}</span></span></span>" in figure
+            badges = re.findall(r'<span class="badge \w+">(.*?)</span>', figure)
+            words = {True: "pass", False: "fail"}
+            assert badges == [
+                f"SA {words[row['sa']]} ({row['sa_score']:.3g})",
+                f"PC {words[row['pc']]} ({row['pc_score']:.3g})",
+                f"joint {words[row['joint']]}",
+            ]
+        assert {row["sa"] for row in of} == {row["joint"] for row in of} == {True, False}
+        summary = json.loads((scores / "summary.json").read_text())
+        shown = table_.split("<tr>")[2 + cells]
+        for metric in ("sa", "pc", "joint"):
+            value = summary["metrics"][metric]
+            assert value["n"] == 12 and value["percent"] == 100 * sum(r[metric] for r in of) / 12
+            assert f"<strong>{value['percent']:.1f} %</strong>" in shown
+            assert f"{value['low']:.1f} to {value['high']:.1f}" in shown
+    compared = json.loads((tmp_path / "original.scores" / "comparison.json").read_text())
+    assert compared["against"] == "coarse" and compared["unpaired"] == 0
+    overall = html.partition("Paired differences</h3>")[2].partition("</table>")[0]
+    for claim in compared["metrics"].values():
+        digits = 1 if "p" in claim else 3
+        said = f"<strong>{claim['difference']:+.{digits}f}</strong>".replace("-", "−")
+        assert said in overall and f"<td>{claim['n']}</td>" in overall
+    # Three of the twelve show a fluid, too few to compare.
+    assert compared["by_scenario"].keys() == {"solid_solid", "solid_fluid"}
+    assert "fewer than 6 prompts: solid_fluid (3)" in html

@@ -127,7 +127,14 @@ def jobs(twins, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
 
 
-@pytest.mark.parametrize("verb", ["prepare", "train", "generate"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        pytest.param("prepare", marks=pytest.mark.slow),
+        "train",
+        pytest.param("generate", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_once(jobs: dict[str, Job], tmp_path: Path, verb: str) -> None:
     job, out, undisturbed = jobs[verb], tmp_path / "killed", tmp_path / "undisturbed"
     delay = random.Random(f"once {verb}").uniform(0, 0.3)

@@ -154,6 +154,7 @@ def test_the_prediction_counts_what_there_is(recipe: Recipe) -> None:
     assert 0 < cost.parts["gradients"] <= 4 * parameters
 
 
+@pytest.mark.slow
 def test_the_prediction_knows_how_much_loading_takes(recipe: Recipe) -> None:
     plain = predict(recipe, CPU)
     held = 4 * inspect(recipe).transformer_parameters

@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from videorepa.benchmarks.phyworld import Benchmark
+from videorepa.data.manifest import read_manifest
+from videorepa.data.video import write_video
+from videorepa.errors import UserError
+from videorepa.evaluate import evaluate, table
 from videorepa.lab import phyworld
 from videorepa.lab.phyworld import FRAMES, INTERVAL, WORLD, draw_motion, read, render
 
@@ -81,3 +86,42 @@ def test_small_balls_are_not_counted() -> None:
     assert all(m.counts for m in motions("uniform", "in", 5))
     small = [m for m in motions("uniform", "r_out", 30) if m.radii[0] < 0.6]
     assert small and not any(m.counts for m in small)
+
+
+def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
+    """Clips as the law has them are right, and those that stand still where the model's part begins
+    are not; balls too small to be read are counted apart."""
+    recipe = phyworld.PhyWorldRecipe(out=tmp_path / "true", clips=12, size=64)
+    phyworld.draw_clips(recipe)
+    entries = read_manifest(recipe.out / "clips.csv", recipe.out)
+    assert [entry.id for entry in entries] == phyworld.names(12, 0)
+    (tmp_path / "still").mkdir()
+    for entry in entries:
+        frames = render(phyworld.drawn(entry.id), 64)
+        frames[phyworld.SHOWN :] = frames[phyworld.SHOWN - 1]
+        write_video(tmp_path / "still" / f"{entry.id}.mp4", frames, phyworld.FPS)
+    found = evaluate("phyworld", recipe.out, tmp_path / "scores", against=tmp_path / "still")
+    error = found.summary["metrics"]["velocity_error"]
+    small = sum(not phyworld.drawn(entry.id).counts for entry in entries)
+    assert error["invalid"] >= small > 0 and error["n"] + error["invalid"] == 12
+    assert error["mean"] < 0.03
+    assert set(found.summary["by_scenario"]) == {f"{t} {g}" for t, g in phyworld.SERIES}
+    assert found.comparison is not None
+    assert found.comparison["metrics"]["velocity_error"]["difference"] < -0.5
+    shown = table({"true": found}, by_scenario=True)
+    assert f"velocity_error {error['mean']:.4f} [{error['low']:.4f}, " in shown
+    assert "parabola v_out  velocity_error" in shown and "against" in shown
+
+
+def test_groups_can_be_left_out_and_names_that_are_none_are_refused(tmp_path) -> None:
+    recipe = phyworld.PhyWorldRecipe(out=tmp_path, clips=4, groups=("in",), size=16)
+    assert phyworld.draw_clips(recipe) == {"clips": 4}
+    assert sorted(path.stem for path in tmp_path.glob("*.mp4")) == [
+        "collision-in-0-0000",
+        "parabola-in-0-0000",
+        "uniform-in-0-0000",
+        "uniform-in-0-0001",
+    ]
+    for wrong in ("uniform", "uniform-out-0-0001", "../uniform-in-0-0001"):
+        with pytest.raises(UserError, match="not the name of a PhyWorld motion"):
+            Benchmark().score(np.zeros((32, 8, 8, 3), np.uint8), wrong)

@@ -309,7 +309,7 @@ def test_equal_prompts_and_other_seeds_get_noise_of_their_own(
         generate(base, twice, tmp_path / "twice", seed=1)
 
 
-@pytest.mark.parametrize("twin", ["backbone", "rotary"])
+@pytest.mark.parametrize("twin", ["backbone", pytest.param("rotary", marks=pytest.mark.slow)])
 def test_export_of_all_weights_is_what_stock_diffusers_computes(
     prepared: Recipe, tmp_path: Path, twins, twin: str
 ) -> None:

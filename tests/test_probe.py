@@ -6,8 +6,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,9 +28,10 @@ from videorepa.errors import UserError
 from videorepa.lab.contact import contact_clip
 from videorepa.measure import slices
 from videorepa.physion import PROTOCOLS, Stimulus
-from videorepa.probe import Accuracy, Probe, probe, table
+from videorepa.probe import Probe, probe, table
 from videorepa.readout import Axes, decide
 from videorepa.recipe import Recipe
+from videorepa.report import report
 from videorepa.statistics import mcnemar_exact
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
@@ -402,6 +403,53 @@ def test_the_table_has_the_shape_of_the_figure(probed: Probe) -> None:
     assert "Exact 95 % intervals are up to" in panels[0]
 
 
+def test_the_report_draws_it(probed: Probe, browser, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    out = ["--out", str(path)]
+    assert main(["report", "--probe", str(probed.out), *out]) == 0
+    html = path.read_text()
+    # For each pool a panel of all clips and of each scenario.
+    assert html.count("<svg") == 2 * 3 and 'href="probe/probe.json"' in html
+    tables = re.findall(r"All \d+ numbers.*?</table>", html, re.S)
+    for pool, table_ in zip((1, 2), tables, strict=True):
+        shown = re.findall(
+            r">([^<>]+)</span></span></td>.*?<td>([\d.]+) %</td><td>(.*?)</td>", table_
+        )
+        expected = []
+        for scenario in ("contain", "roll", "all", "mean"):
+            of = [a for a in probed.accuracies if (a.pool, a.scenario) == (pool, scenario)]
+            for source, t in dict.fromkeys((a.source, a.timestep) for a in of):
+                draws = [a for a in of if (a.source, a.timestep) == (source, t)]
+                assert len(draws) == (1 if t is None else 2)
+                ends = [(a.low, a.high) for a in draws if a.low is not None]
+                low, high = [low for low, _ in ends], [high for _, high in ends]
+                interval = f"{min(low):.1f} to {max(high):.1f}" if ends else "–"
+                expected.append((source, f"{np.mean([a.percent for a in draws]):.1f}", interval))
+        assert shown == expected
+    for difference in probed.differences:
+        assert f"<td>{difference.p_holm:.3f}</td>" in html
+    beyond = [d for d in probed.differences if d.p_holm < 0.05]
+    assert not beyond and "videomae less base: none of 6 differences beyond chance." in html
+    page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
+    complaints: list[str] = []
+    page.on("console", lambda line: complaints.append(line.text))
+    page.goto(path.as_uri())
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#probes")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.close()
+    assert complaints == []
+    content = json.loads((probed.out / "probe.json").read_text())
+    content["accuracies"][3]["percent"] = "many"
+    (probed.out / "probe.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"probe.json: accuracies.3.percent: Input should be"):
+        report([], path, probes=[probed.out])
+    (probed.out / "probe.json").unlink()
+    with pytest.raises(UserError, match="is not a finished probe"):
+        report([], path, probes=[probed.out])
+
+
 def features(out: Path, source: str, condition: str) -> dict[str, np.ndarray]:
     """The stored features of a source, of clips in the order of their ids."""
     folder = out / "probe-parts" / "features" / source / condition
@@ -628,4 +676,3 @@ def test_bad_input_is_refused_before_anything_is_loaded(
         probe(recipe, data, tmp_path / "new", models={"base": path})
     with pytest.raises(UserError, match="has the protocols v1.5, 2021"):
         probe(recipe, data, tmp_path / "new", protocol="v1")
-    assert sys.modules["videorepa.probe"].Accuracy is Accuracy

@@ -182,6 +182,45 @@ def test_p_is_adjusted_for_all_tests_of_its_table(material: Material, tmp_path: 
         assert f"<td>{cells[0]}</td><td>{cells[1]}</td>" in table
 
 
+def test_differences_are_drawn_by_category_where_there_are_enough(
+    material: Material, tmp_path: Path
+):
+    material.runs.clear()
+    path = material.scores["aligned"][0] / "comparison.json"
+    content = json.loads(path.read_text())
+    ps = [0.002, 0.02, 1.0]
+    sa = {"difference": 20.0, "low": 8.0, "high": 33.0, "n": 12, "prompts": 12}
+    pc = {"difference": -12.5, "low": -30.5, "high": -1.25, "n": 24, "prompts": 12}
+    alike = {"difference": 0.0, "low": 0.0, "high": 0.0, "n": 6}
+    few = {"difference": 77.5, "low": 50.0, "high": 100.0, "n": 10, "prompts": 5, "p": 0.0001}
+    found = [of | {"p": p} for of, p in zip((sa, pc, alike), ps, strict=True)]
+    content["by_scenario"] = {
+        "fall": {"sa": found[0], "pc": found[1]},
+        "roll": {"sa": found[2]},
+        "stack": {"sa": few},
+    }
+    path.write_text(json.dumps(content))
+    html = material.write(tmp_path / "report.html")
+    part = html.partition("Paired differences by category")[2].partition("</section>")[0]
+    assert part.count("<svg") == 2 and "difference in SA (points) by category" in part
+    drawn = part.partition('aria-label="difference in SA')[2].partition("</svg>")[0]
+    assert ">fall<" in drawn and ">roll<" in drawn and ">stack<" not in drawn
+    # Two bars with their ends, and one interval: what all pairs agree on has none.
+    assert drawn.count("fill: var(--series-3)") == 2
+    assert drawn.count("stroke: var(--series-3)") == 2 + 1
+    assert "fewer than 6 prompts: stack (5)" in part and "77.5" not in html
+    assert "for 3 tests in this table" in part
+    rows = re.findall(r"<tr>.*?</tr>", part.partition("<tbody>")[2], re.S)
+    for row, of, p in zip(rows, found, holm(ps), strict=True):
+        sign = f"{of['difference']:+.1f}".replace("-", "−")
+        assert f"<strong>{sign}</strong>" in row and f"<td>{p:.3f}</td>" in row
+        assert f"<td>{of['n']}</td>" in row
+    assert "+8.0 to +33.0" in rows[0] and "−30.5 to −1.2" in rows[1] and "<td>–</td>" in rows[2]
+    assert "SA, fall: aligned is above control, p = 0.006 by Holm" in part
+    assert "PC, fall: aligned is below control, p = 0.040 by Holm" in part
+    assert part.count("by Holm's method") == 2
+
+
 def test_every_benchmark_has_its_table(material: Material, tmp_path: Path):
     material.runs.clear()
     other = tmp_path / "other"

@@ -198,6 +198,8 @@ def test_contact_is_in_the_future_and_as_the_label_says(index: int) -> None:
     assert clip.frames.shape == (FRAMES, SIZE, SIZE, 3)
     assert [body.colour for body in clip.scene.bodies[:2]] == ["red", "yellow"]
     assert not clip.trajectory.touched.any()
+    red, yellow = clip.trajectory.positions[contact.MIDDLE, :2, 0]
+    assert red < yellow + 4.5, "the yellow object is to the right, but where red falls from above"
     later = simulate(clip.scene, FRAMES + contact.HORIZON)
     assert later.touched[-1, contact.RED, contact.YELLOW] == answer
     again, _ = contact.contact_clip(4, index)

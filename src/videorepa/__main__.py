@@ -229,6 +229,7 @@ def evaluate(
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
       ratings: Files that the report's page saved, one for each rater; for `rated` alone.
     """
+    from videorepa.data.files import short_name
     from videorepa.evaluate import evaluate, table
     from videorepa.report.ratings import rated
 
@@ -241,7 +242,7 @@ def evaluate(
         found = rated(videos, against, ratings, out)
     else:
         found = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
-    print(table({videos.name: found}, by_scenario=True))
+    print(table({short_name(videos): found}, by_scenario=True))
     if part[1] > 1:
         print(
             "This is one shard. After the last, the same command without --shard gives the table."
@@ -448,6 +449,7 @@ def report(
     out: Path = Path("report.html"),
     clips: tuple[Path, ...] = (),
     scan: tuple[Path, ...] = (),
+    probe: tuple[Path, ...] = (),
 ) -> None:
     """Write one HTML page: tables, curves, clips side by side, and blind rating of them.
 
@@ -460,19 +462,20 @@ def report(
     Args:
       runs: Folders that `train` wrote.
       out: The page.
-      clips: Folders that `generate` wrote; where `evaluate` has scored them, scores are shown too.
+      clips: Folders that `generate` wrote, or lists of clips from elsewhere, as `evaluate` takes
+        them; where `evaluate` has scored them, scores are shown too.
       scan: Folders that `scan` wrote.
+      probe: Folders that `probe` wrote.
     """
+    from videorepa.data.files import short_name
     from videorepa.report import report
+    from videorepa.report.inputs import score_folders
 
-    folders = {folder.resolve().name: folder for folder in clips}
+    folders = {short_name(folder): folder for folder in clips}
     if len(folders) < len(clips):
         folders = {str(folder): folder for folder in clips}
-    scores = {
-        name: [path.parent for path in sorted(folder.glob("*/summary.json"))]
-        for name, folder in folders.items()
-    }
-    page = report(runs, out, generations=folders, scores=scores, scans=scan)
+    scores = {name: score_folders(folder) for name, folder in folders.items()}
+    page = report(runs, out, generations=folders, scores=scores, scans=scan, probes=probe)
     print(f"report: {page}")
 
 
@@ -532,7 +535,17 @@ def demo(out: Path = Path("demo"), quick: bool = False) -> None:
 
 def lab(
     part: Positional[
-        Literal["study", "text-encoder", "autoencoder", "teacher", "assemble", "ship", "laws"]
+        Literal[
+            "study",
+            "text-encoder",
+            "autoencoder",
+            "teacher",
+            "image-teacher",
+            "assemble",
+            "ship",
+            "laws",
+            "phyworld",
+        ]
     ],
     recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None,
     out: Path = Path("study"),
@@ -541,6 +554,8 @@ def lab(
     set: Overrides = (),
 ) -> None:
     """Ask the lab's question, or make a part of its micro models from a recipe in recipes/micro.
+
+    `phyworld` draws clips of PhyWorld's tasks, for models that continue clips.
 
     `study` trains, generates and scores every arm of a study with every seed, and prints its
     tables; it goes on where it stopped, and several processes can share it. The other options are
@@ -551,6 +566,7 @@ def lab(
       videorepa lab study --out study --shard 0/2
       videorepa lab study --rows study/rows.jsonl
       videorepa lab autoencoder recipes/micro/autoencoder.yaml
+      videorepa lab phyworld recipes/micro/phyworld.yaml
 
     Args:
       recipe: A YAML file; of a study by default the short one that is shipped.

@@ -16,12 +16,13 @@ from videorepa.run import Run
 
 
 def model_card(
-    run: Run, recipe: Recipe, step: int, product: str, evaluations: Sequence[Scores]
+    run: Run, recipe: Recipe, step: int, product: str, part: str, evaluations: Sequence[Scores]
 ) -> str:
     """Markdown with the Hub's header: what was trained from what, on what, how it scores, how to
     use it, the recipe and the environment.
 
-    product: name of the exported file or folder. evaluations: what `evaluate` found.
+    product: name of the exported file or folder. part: of the base model's pipeline, that it is
+    for. evaluations: what `evaluate` found.
     """
     base = recipe.backbone.weights
     header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-video"}
@@ -41,7 +42,7 @@ def model_card(
                 f"- alignment: {_alignment(recipe)}",
                 f"- data: {data.manifest or data.lab}, "
                 f"{data.frames} frames of {data.height}x{data.width}",
-                f"- in this folder: {_PRODUCTS[product]}",
+                f"- in this folder: {_in_the_folder(product, part)}",
             ]
         ),
         "## Scores",
@@ -56,14 +57,19 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-_PRODUCTS = {
-    "transformer": "`transformer`, for the `transformer` of the base model's diffusers pipeline; "
-    "`from_pretrained` of its stock class loads it",
-    LORA_FILE: f"`{LORA_FILE}`, for `load_lora_weights` of the base model's diffusers pipeline; "
-    "rank and alpha are in it",
-    COMFYUI_FILE: f"`{COMFYUI_FILE}`, for ComfyUI's LoRA loader at strength 1; rank and alpha are "
-    "in it",
-}
+def _in_the_folder(product: str, part: str) -> str:
+    if product == COMFYUI_FILE:
+        return f"`{product}`, for ComfyUI's LoRA loader at strength 1; rank and alpha are in it"
+    if product == LORA_FILE:
+        into = "" if part == "transformer" else f", with `load_into_{part}=True`"
+        return (
+            f"`{product}`, for `load_lora_weights` of the base model's diffusers pipeline{into}; "
+            "rank and alpha are in it"
+        )
+    return (
+        f"`{product}`, for the `{part}` of the base model's diffusers pipeline; `from_pretrained` "
+        "of its stock class loads it"
+    )
 
 
 def _trained(recipe: Recipe) -> str:

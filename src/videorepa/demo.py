@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from videorepa import plugins
-from videorepa.data.files import atomic_write
+from videorepa.data.files import atomic_write, csv_text
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
 from videorepa.evaluate import evaluate, table
@@ -94,14 +92,12 @@ def _simulate(folder: Path, count: int) -> None:
     if manifest.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["video", "caption"])
+    rows = []
     for index in track(range(count), "simulate"):
         clip = make_clip(CLIP_SEED, index)
         write_video(folder / f"{index:04d}.mp4", clip.frames, FPS)
-        rows.writerow([f"{index:04d}.mp4", clip.caption])
-    atomic_write(manifest, text.getvalue())
+        rows.append({"video": f"{index:04d}.mp4", "caption": clip.caption})
+    atomic_write(manifest, csv_text(("video", "caption"), rows))
 
 
 def _say(what: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from videorepa import plugins
 from videorepa.benchmarks import Benchmark, Row
-from videorepa.data.files import atomic_write
+from videorepa.data.files import atomic_write, short_name
 from videorepa.data.manifest import read_manifest
 from videorepa.errors import ClipError, UserError
 from videorepa.progress import track
@@ -46,7 +46,8 @@ def evaluate(
     settings: Sequence[str] = (),
     shard: tuple[int, int] = (0, 1),
 ) -> Evaluation:
-    """Score every clip in `videos` against its caption into `out`, by default its `scores`.
+    """Score every clip in `videos` against its caption into `out`, by default its `scores`; beside
+    a list, NAME.scores.
 
     videos: a folder as `generate` leaves it; or a .csv or .jsonl file that lists clips made
         elsewhere, as for `prepare`, whose `id` names the prompt.
@@ -64,9 +65,11 @@ def evaluate(
     if not 0 <= index < count:
         raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
     bench = plugins.benchmark(benchmark, settings)
-    out = out or _scores(videos)
+    out = out or result_folder(videos, "scores")
     scored = _score(bench, videos, out, shard)
-    others = None if against is None else _score(bench, against, _scores(against), shard)
+    others = (
+        None if against is None else _score(bench, against, result_folder(against, "scores"), shard)
+    )
     if scored.failures and not scored.rows:
         raise UserError(
             f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
@@ -89,7 +92,7 @@ def evaluate(
     atomic_write(out / "summary.json", json.dumps(summary, indent=1))
     if against is None or others is None:
         return Evaluation(out, summary)
-    comparison = _compare(bench, others.rows, scored.rows) | {"against": against.resolve().name}
+    comparison = _compare(bench, others.rows, scored.rows) | {"against": short_name(against)}
     atomic_write(out / "comparison.json", json.dumps(comparison, indent=1))
     return Evaluation(out, summary, comparison)
 
@@ -120,8 +123,9 @@ def _by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return dict(sorted(found.items()))
 
 
-def _scores(videos: Path) -> Path:
-    return videos.with_suffix(".scores") if videos.is_file() else videos / "scores"
+def result_folder(videos: Path, name: str) -> Path:
+    """Where what is found about clips is kept: within their folder, or beside their list."""
+    return videos.with_suffix(f".{name}") if videos.is_file() else videos / name
 
 
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
@@ -217,7 +221,8 @@ def _known_rows(out: Path, same: dict[str, Any]) -> dict[tuple[str, int, Any], R
 
 
 def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
-    """A plain table: a line per model, with every share's 95 % interval.
+    """A plain table: a line per model, with every share's 95 % interval; of a benchmark without
+    shares, every mean's.
 
     by_scenario: and a line for each of the scenarios below it.
     """
@@ -227,9 +232,9 @@ def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
         what = {"could not be read": "failures", "are missing": "missing"}
         notes = [f"{n} clips {said}" for said, key in what.items() if (n := len(summary[key]))]
         note = f"  ({', '.join(notes)})" if notes else ""
-        lines.append(f"{name:10s} n={summary['n']:<4d} {_shares(summary['metrics'])}{note}")
+        lines.append(f"{name:10s} n={summary['n']:<4d} {_values(summary['metrics'])}{note}")
         scenarios = summary["by_scenario"] if by_scenario else {}
-        lines += [f"  {of:15s} {_shares(metrics)}" for of, metrics in scenarios.items()]
+        lines += [f"  {of:15s} {_values(metrics)}" for of, metrics in scenarios.items()]
         if found.comparison is None:
             continue
         parts = {"": found.comparison["metrics"]}
@@ -244,15 +249,26 @@ def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
                         f"({value['p_holm']:.3f} as one of a family), "
                         f"against {found.comparison['against']}"
                     )
+                elif not any("percent" in one for one in summary["metrics"].values()):
+                    lines.append(
+                        f"{'':10s} {of}{key} {value['difference']:+.4f} "
+                        f"[{value['low']:+.4f}, {value['high']:+.4f}], "
+                        f"against {found.comparison['against']}"
+                    )
     return "\n".join(lines)
 
 
-def _shares(metrics: dict[str, dict[str, Any]]) -> str:
-    cells = []
-    for key, value in metrics.items():
-        if "percent" in value:
-            # Without a valid row there is no share.
-            share = "none" if value["percent"] is None else f"{value['percent']:5.1f}"
-            invalid = f" ({value['invalid']} invalid)" if value.get("invalid") else ""
-            cells.append(f"{key} {share} [{value['low']:.1f}, {value['high']:.1f}]{invalid}")
-    return "   ".join(cells)
+def _values(metrics: dict[str, dict[str, Any]]) -> str:
+    shares = {key: value for key, value in metrics.items() if "percent" in value}
+    return "   ".join(
+        _value(key, value, "percent", ".1f") for key, value in shares.items()
+    ) or "   ".join(_value(key, value, "mean", ".4f") for key, value in metrics.items())
+
+
+def _value(key: str, value: dict[str, Any], kind: str, digits: str) -> str:
+    invalid = f" ({value['invalid']} invalid)" if value.get("invalid") else ""
+    # Without a valid row there is no value, and no interval of a mean.
+    if value[kind] is None:
+        return f"{key} none{invalid}"
+    interval = f" [{value['low']:{digits}}, {value['high']:{digits}}]" if "low" in value else ""
+    return f"{key} {value[kind]:5{digits}}{interval}{invalid}"

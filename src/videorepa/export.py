@@ -130,7 +130,7 @@ def export(
         else:
             product = staged / LORA_FILE
             Adapter.of(transformer).to(dtype).save_for_diffusers(product)
-        card = model_card(run, recipe, step, product.name, evaluations)
+        card = model_card(run, recipe, step, product.name, part, evaluations)
         (staged / "README.md").write_text(card, encoding="utf-8")
         del backbone, transformer
         theirs = _stock_output(product, classes, (recipe.backbone.source, part), names, given)

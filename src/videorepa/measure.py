@@ -23,6 +23,7 @@ from videorepa.encoders.untrained import forget
 from videorepa.errors import UserError
 from videorepa.losses.relation import Relation
 from videorepa.progress import track
+from videorepa.readings import Reading
 from videorepa.readout import read_label
 from videorepa.statistics import paired_bootstrap
 from videorepa.tokens import TokenGrid
@@ -35,31 +36,6 @@ SLICES = 3
 """Steps in time whose tokens the probe reads, evenly spaced, as for VideoREPA's figure 1."""
 
 See = Callable[[Float[Tensor, "b f 3 h w"]], TokenGrid]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One measured number.
-
-    measure: "relation_error" and "cka", means over clips, or "contact_auc".
-    source: "block"; or "pixels" (mean colours on the teacher's grid), "untrained" (the teacher with
-        weights drawn anew) or the "teacher" itself, which are given the clean clip.
-    low, high: 95 % interval, by bootstrap over clips. n: clips.
-    sd: standard deviation over clips, of what every clip has a number of.
-    block: counted from 1. noise: its share of the variance. Both None but for blocks.
-    teacher: its name; None for contact read from a block, which no teacher has part in.
-    """
-
-    measure: str
-    source: str
-    value: float
-    low: float
-    high: float
-    n: int
-    sd: float | None = None
-    block: int | None = None
-    noise: float | None = None
-    teacher: str | None = None
 
 
 @dataclass(frozen=True)

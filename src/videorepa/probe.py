@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from videorepa.benchmarks import compare_flags
 from videorepa.data.batches import generator
-from videorepa.data.files import atomic_write, csv_text
+from videorepa.data.files import atomic_write, csv_text, short_name
 from videorepa.data.fingerprint import file_sample_digest, json_digest
 from videorepa.data.parts import read_part, take, write_part
 from videorepa.data.video import read_chosen
@@ -42,6 +42,7 @@ from videorepa.measure import (
 )
 from videorepa.physion import PROTOCOLS, Stimulus
 from videorepa.progress import track
+from videorepa.readings import Accuracy, Difference
 from videorepa.recipe import ClipSize, Recipe
 from videorepa.run import environment
 from videorepa.scan import all_teachers
@@ -66,57 +67,6 @@ class Condition(NamedTuple):
 
     def __str__(self) -> str:
         return "clean" if self.timestep is None else f"t{self.timestep:03d}-draw{self.draw}"
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """How often one readout is right about test clips.
-
-    scenario: "all" counts all clips; "mean" is the unweighted mean of the scenarios', the published
-        number, which has no exact interval.
-    percent; low, high: the exact (Clopper-Pearson) 95 % interval, also in percent. touch: clips in
-        which the objects touch: to say so always would be right that often.
-    strength: the inverse strength of regularisation that was chosen.
-    pool: rows and columns that each step's tokens were averaged to.
-    """
-
-    source: str
-    block: int | None
-    timestep: int | None
-    draw: int | None
-    pool: int
-    scenario: str
-    percent: float
-    low: float | None = None
-    high: float | None = None
-    right: int | None = None
-    n: int | None = None
-    touch: int | None = None
-    strength: float | None = None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A source minus another over the same clips, in percentage points: `compare_flags`' values.
-
-    p: McNemar's exact test, in every draw alone, the smallest after Holm's adjustment; p_holm:
-    adjusted also for all scenarios and timesteps of these two sources, at this pool and block.
-    """
-
-    source: str
-    against: str
-    block: int | None
-    timestep: int | None
-    pool: int
-    scenario: str
-    difference: float
-    low: float
-    high: float
-    n: int
-    only_source: int
-    only_against: int
-    p: float
-    p_holm: float
 
 
 @dataclass(frozen=True)
@@ -258,7 +208,7 @@ def probe(
 def named(models: Sequence[Path]) -> dict[str, Path]:
     """Models by the names of their folders or files, or by their whole paths where names are the
     same."""
-    names = [path.resolve().stem if path.is_file() else path.resolve().name for path in models]
+    names = [short_name(path) for path in models]
     return {
         name if names.count(name) == 1 else str(path): path
         for name, path in zip(names, models, strict=True)

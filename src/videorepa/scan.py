@@ -25,7 +25,8 @@ from videorepa.errors import ClipError, UserError
 from videorepa.lab.contact import contact_clip
 from videorepa.lab.world import FRAMES, SIZE
 from videorepa.lab.world import VERSION as LAB_VERSION
-from videorepa.measure import Clips, Reading, Student, encode, look, straw_men
+from videorepa.measure import Clips, Student, encode, look, straw_men
+from videorepa.readings import Reading
 from videorepa.readout import FOLDS
 from videorepa.recipe import Recipe
 from videorepa.report import report

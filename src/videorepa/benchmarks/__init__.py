@@ -157,11 +157,11 @@ class Pairs(NamedTuple):
     def flag(self, key: str) -> dict[str, Any]:
         """B minus A for a flag.
 
-        difference in percentage points; low and high of its bootstrap over prompts; n pairs, and
-        how many more are invalid; only_a and only_b, pairs in which one side alone has the flag;
-        p, McNemar's exact p-value. That test wants independent pairs, so it is done for each k
-        alone, and p is the smallest of those after Holm's adjustment. p_unpaired is that of the z
-        test which published tables, without their rows, leave one: for the record.
+        difference in percentage points; low and high of its bootstrap over prompts; n pairs, of so
+        many prompts, and how many more are invalid; only_a and only_b, pairs in which one side
+        alone has the flag; p, McNemar's exact p-value. That test wants independent pairs, so it is
+        done for each k alone, and p is the smallest of those after Holm's adjustment. p_unpaired is
+        that of the z test which published tables, without their rows, leave one: for the record.
         """
         valid = self._valid(key)
         discordant: dict[int, list[int]] = defaultdict(lambda: [0, 0])
@@ -183,7 +183,7 @@ class Pairs(NamedTuple):
 
     def mean(self, key: str) -> dict[str, Any]:
         """B minus A for a value: difference, low and high of its bootstrap over prompts, n,
-        invalid."""
+        prompts, invalid."""
         return self._difference(key, 1.0)
 
     def _valid(self, key: str) -> list[tuple[Row, Row]]:
@@ -196,7 +196,8 @@ class Pairs(NamedTuple):
             clusters[a["prompt_id"]].append(unit * (float(b[key]) - float(a[key])))
         low, high = paired_bootstrap(list(clusters.values()))
         difference = sum(map(sum, clusters.values())) / len(valid)
-        counts = {"n": len(valid), "invalid": len(self.pairs) - len(valid)}
+        invalid = len(self.pairs) - len(valid)
+        counts = {"n": len(valid), "prompts": len(clusters), "invalid": invalid}
         return {"difference": difference, "low": low, "high": high, **counts}
 
 

@@ -28,11 +28,11 @@ class Listed(Benchmark):
     one such file, or a Hub data set's id. A caption that stands in several rows counts once.
 
     Clips are generated from a caption or from its lengthened version; they are scored against the
-    caption. longer: the column of lengthened captions, if the list has it.
+    caption. longer: columns of lengthened captions, of which the list may have any.
     """
 
     captions: str
-    longer: ClassVar[str]
+    longer: ClassVar[tuple[str, ...]]
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """The first `count` captions of the list; it is the same for every seed."""
@@ -49,7 +49,8 @@ class Listed(Benchmark):
         if found is None:
             raise UserError(
                 f"The prompt {prompt[:80]!r} is no caption of {self.captions}, nor a lengthened "
-                f"one (column {self.longer}); {self.name} scores clips of its own captions alone."
+                f"one (column {' or '.join(self.longer)}); {self.name} scores clips of its own "
+                "captions alone."
             )
         return found
 
@@ -60,8 +61,9 @@ class Listed(Benchmark):
         for prompt in read_prompts(self._file, "caption"):
             item = Item(prompt.id, prompt.text, prompt.row)
             item = found.setdefault(prompt.text.strip(), item)
-            if isinstance(text := prompt.row.get(self.longer), str):
-                found.setdefault(text.strip(), item)
+            for column in self.longer:
+                if isinstance(text := prompt.row.get(column), str):
+                    found.setdefault(text.strip(), item)
         return found
 
     @property

@@ -29,8 +29,8 @@ class Benchmark(Videophysics):
 
     name: Literal["videophy"] = "videophy"
     version: ClassVar[str] = "1"
-    longer: ClassVar[str] = "detailed_caption"
-    score_name: ClassVar[str] = "score"
+    longer: ClassVar[tuple[str, ...]] = ("detailed_caption",)
+    score_names: ClassVar[tuple[str, ...]] = ("score",)
     threshold: ClassVar[float] = 0.5
     thresholds: ClassVar[tuple[float, ...]] = (0.3, 0.4, 0.5, 0.6, 0.7)
     judge: str = "videophysics/videocon_physics"

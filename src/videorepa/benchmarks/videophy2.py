@@ -28,8 +28,8 @@ class Benchmark(Videophysics):
 
     name: Literal["videophy2"] = "videophy2"
     version: ClassVar[str] = "1"
-    longer: ClassVar[str] = "upsampled_caption"
-    score_name: ClassVar[str] = "rating"
+    longer: ClassVar[tuple[str, ...]] = ("upsampled_caption",)
+    score_names: ClassVar[tuple[str, ...]] = ("rating",)
     threshold: ClassVar[float] = 4
     thresholds: ClassVar[tuple[float, ...]] = (3, 4, 5)
     judge: str = "videophysics/videophy_2_auto"

@@ -101,6 +101,11 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def short_name(path: Path) -> str:
+    """What a folder, or a file, is called in tables: its name, a file's without the ending."""
+    return path.resolve().stem if path.is_file() else path.resolve().name
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
     """A CSV file's text: a header and a line for each row; None is left empty."""
     text = io.StringIO()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from videorepa.lab.text_encoder import TEXT_TOKENS
 from videorepa.lab.world import FRAMES
@@ -78,18 +79,22 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
 
 class ShipRecipe(Section):
     """run: the base model's training. vae: its autoencoder, perhaps with a better decoder.
-    teacher: the VideoMAE's folder. out: gets the folders `cogvideox` and `videomae`."""
+    teacher: the VideoMAE's folder. teacher_layers: how many of its blocks are kept, since the last
+    ones foretell pixels; all unless said. image_teacher: the DINOv2's folder. out: gets the folders
+    `cogvideox`, `videomae` and `dinov2`."""
 
     run: Path
     vae: Path
     teacher: Path
+    teacher_layers: int | None = Field(None, ge=1)
+    image_teacher: Path
     out: Path
 
 
 def ship(recipe: ShipRecipe) -> dict[str, float]:
     """Write what the package ships, in bfloat16; gives the megabytes of all weights."""
     from diffusers import AutoencoderKLCogVideoX
-    from transformers import VideoMAEModel
+    from transformers import Dinov2Model, VideoMAEModel
 
     from videorepa.run import Run
 
@@ -101,6 +106,10 @@ def ship(recipe: ShipRecipe) -> dict[str, float]:
     shutil.rmtree(recipe.out, ignore_errors=True)
     pipeline.to(torch.bfloat16).save_pretrained(recipe.out / "cogvideox")
     teacher: Any = VideoMAEModel.from_pretrained(recipe.teacher)
+    teacher.encoder.layer = teacher.encoder.layer[: recipe.teacher_layers]
+    teacher.config.num_hidden_layers = len(teacher.encoder.layer)
     teacher.to(torch.bfloat16).save_pretrained(recipe.out / "videomae")
+    image_teacher: Any = Dinov2Model.from_pretrained(recipe.image_teacher)
+    image_teacher.to(torch.bfloat16).save_pretrained(recipe.out / "dinov2")
     sizes = [path.stat().st_size for path in recipe.out.rglob("*.safetensors")]
     return {"megabytes": sum(sizes) / 1e6}

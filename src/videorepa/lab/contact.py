@@ -4,7 +4,9 @@ They ask Physion's question (object contact prediction, arXiv 2106.08261) of the
 scene is drawn by where things are in a middle frame; then motions through it are drawn, until one
 ends in contact and one does not, and one of the two is taken. So that frame is drawn alike for both
 answers and tells nothing; the first and the last tell little, since what will touch comes from
-farther away and is nearer at the end. The motion tells.
+farther away and is nearer at the end. The motion tells. Things go to the right, where the yellow
+object is: a linear probe cannot ask whether two things approach each other when either may be on
+either side.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ SHOWN = FRAMES - 1
 MIDDLE = 8
 """Number of the frame whose positions a setting says. At 8, the first and the last frame tell
 equally much."""
+RIGHT = Side(1)
 RED, YELLOW = 0, 1
 """Their numbers among a scene's bodies."""
 TRIES = 60
@@ -78,7 +81,8 @@ def unlabelled_clip(seed: int, index: int, frames: int = FRAMES) -> np.ndarray:
     if rng.random() < 1 / 3:
         scene = replace(draw_scene(int(rng.integers(2**32)), index), look=look)
         return render(scene, simulate(scene, frames))
-    setting, scene = _drawn(Draw(rng))
+    draw = Draw(rng)
+    setting, scene = _drawn(draw, Side.drawn(draw))
     scene = replace(scene, bodies=setting.move() + scene.bodies, look=look)
     first = int(rng.integers(HORIZON + 1))
     whole = simulate(scene, first + frames)
@@ -90,7 +94,7 @@ def _pairs(rng: np.random.Generator) -> Iterator[tuple[Scene, Scene]]:
     """Scenes of one setting, one that ends in contact and one that does not."""
     while True:
         draw = Draw(rng)
-        setting, scene = _drawn(draw)
+        setting, scene = _drawn(draw, RIGHT)
         scene = replace(scene, look=_look(rng))
         found: dict[bool, Scene] = {}
         for _ in range(TRIES):
@@ -113,9 +117,8 @@ def _answer(scene: Scene) -> bool | None:
     return bool(trajectory.touched[-1, RED, YELLOW])
 
 
-def _drawn(draw: Draw) -> tuple[Setting, Scene]:
+def _drawn(draw: Draw, side: Side) -> tuple[Setting, Scene]:
     """A setting, and what it stands in: planks, screen, and bodies that have no part in it."""
-    side = Side.drawn(draw)
     kind = KINDS[int(draw.rng.integers(len(KINDS)))]
     others = [colour for colour in draw.colours(6) if colour not in ("red", "yellow")]
     setting = kind(draw, side, others[0])

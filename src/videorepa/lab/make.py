@@ -19,6 +19,7 @@ PARTS = {
     "image-teacher": ("image_teacher", "ImageTeacherRecipe", "train_image_teacher"),
     "assemble": ("assemble", "AssembleRecipe", "assemble"),
     "ship": ("assemble", "ShipRecipe", "ship"),
+    "phyworld": ("phyworld", "PhyWorldRecipe", "draw_clips"),
     "laws": ("calibration", "LawsRecipe", "calibrate_laws"),
 }
 """For each part: its file, imported only when it is made, the recipe's class and what makes it."""

@@ -8,12 +8,21 @@ a hundred steps of Box2D a second.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from pydantic import Field
+
+from videorepa import progress
+from videorepa.data.files import atomic_write, csv_text
+from videorepa.data.video import write_video
+from videorepa.errors import UserError
+from videorepa.recipe import Section
 
 Task = Literal["uniform", "parabola", "collision"]
 Group = Literal["in", "r_out", "v_out", "rv_out"]
@@ -43,6 +52,8 @@ LARGE_RADII: dict[Task, tuple[float, float]] = {
     "collision": (1.7, 2.0),
 }
 OUTER_SPEEDS = ((0.0, 0.8), (4.5, 6.0))
+FPS = 5
+"""Of the video files; the world knows nothing of it."""
 LEAST_IN_VIEW = 24
 """Frames that the centre of a single ball stays in view for, if it can."""
 LEAST_APART = 8
@@ -224,3 +235,64 @@ def velocity_error(
 
 def _off(found: Float[np.ndarray, " n"], true: float) -> Sequence[float]:
     return [abs(float(found.mean()) - true)] if len(found) else []
+
+
+# Names, and clips as files.
+
+
+SERIES = [(task, group) for task in get_args(Task) for group in get_args(Group)]
+NAME = re.compile(r"(?P<task>[a-z]+)-(?P<group>[a-z_]+)-(?P<seed>\d+)-(?P<number>\d+)")
+"""Of a motion, such as collision-v_out-0-0012."""
+
+
+def names(count: int, seed: int, groups: Sequence[Group] = get_args(Group)) -> list[str]:
+    """Names of motions, the tasks and those groups in turn."""
+    series = [one for one in SERIES if one[1] in groups]
+    turns = (divmod(index, len(series)) for index in range(count))
+    return ["-".join((*series[place], str(seed), f"{turn:04d}")) for turn, place in turns]
+
+
+def drawn(name: str) -> Motion:
+    """The motion of that name, ever the same. Raises UserError for what is no such name."""
+    task, group, seed, number = parsed(name)
+    series = SERIES.index((task, group))
+    return draw_motion(task, group, np.random.default_rng([seed, series, number]))
+
+
+def parsed(name: str) -> tuple[Task, Group, int, int]:
+    """Its parts. Raises UserError."""
+    found = NAME.fullmatch(name)
+    for task, group in SERIES:
+        if found and (found["task"], found["group"]) == (task, group):
+            return task, group, int(found["seed"]), int(found["number"])
+    raise UserError(
+        f"{name!r} is not the name of a PhyWorld motion; expected TASK-GROUP-SEED-NUMBER, such as "
+        "uniform-in-0-0003 (`videorepa lab phyworld` draws the clips)."
+    )
+
+
+class PhyWorldRecipe(Section):
+    """Clips to be drawn, for training or as what a model is to continue.
+
+    out: folder for the videos, with clips.csv, whose captions are their names. groups: those to
+    draw; for training "in" alone. size: of the square frames, even.
+    """
+
+    out: Path
+    clips: int = Field(ge=1)
+    groups: tuple[Group, ...] = Field(get_args(Group), min_length=1)
+    size: int = Field(default=256, ge=2, multiple_of=2)
+    seed: int = 0
+
+
+def draw_clips(recipe: PhyWorldRecipe) -> dict[str, float]:
+    """Write them; what is there already is kept. Gives their number."""
+    wanted = names(recipe.clips, recipe.seed, recipe.groups)
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    for name in progress.track(wanted, "draw"):
+        path = recipe.out / f"{name}.mp4"
+        if not path.exists():
+            write_video(path, render(drawn(name), recipe.size), FPS)
+    rows = ({"video": f"{name}.mp4", "caption": name, "id": name} for name in wanted)
+    atomic_write(recipe.out / "clips.csv", csv_text(("video", "caption", "id"), rows))
+    return {"clips": len(wanted)}

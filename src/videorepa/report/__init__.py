@@ -1,4 +1,4 @@
-"""Writes one HTML page about runs, their clips and their scores; it needs nothing but a browser."""
+"""Writes one HTML page of runs, clips, scores and measurements; it needs nothing but a browser."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ from videorepa.report.curves import COLOURS, SHOWN_SHARE, SMOOTHED_SHARE
 from videorepa.report.gallery import clip_gallery, sample_rows
 from videorepa.report.inputs import (
     Key,
+    Probe,
     Run,
     Scan,
     Sidecar,
     read_generation,
+    read_probe,
     read_run,
     read_scan,
     read_scores,
 )
 from videorepa.report.media import Media
+from videorepa.report.probes import draw_probe
 from videorepa.report.ratings import FORMAT, QUESTIONS
 from videorepa.report.scans import draw_scan
-from videorepa.report.scores import Table, draw_tables
+from videorepa.report.scores import FEWEST_PROMPTS, Table, draw_tables
 from videorepa.report.training import draw_training, recipe_differences
 
 __all__ = ["report"]
@@ -48,14 +51,17 @@ def report(
     generations: Mapping[str, Path] = {},
     scores: Mapping[str, Sequence[Path]] = {},
     scans: Sequence[Path] = (),
+    probes: Sequence[Path] = (),
     title: str = "VideoREPA report",
     command: str | None = None,
     prompts: int | None = None,
 ) -> Path:
     """Write one HTML page to `out`, all at once or not at all, and return its path.
 
-    runs: run folders. generations: display name -> folder. scores: display name -> folders, one
-    for each benchmark; a name stands for the same model in both. scans: folders that `scan` wrote.
+    runs: run folders. generations: display name -> folder, or list
+    of clips from elsewhere as `evaluate` takes it. scores: display name -> folders, one
+    for each benchmark; a name stands for the same model in both. scans, probes: folders that `scan`
+    and `probe` wrote.
     command: the command line that makes this page again, shown on it. prompts: at most so many
     prompts are shown with their clips, evenly spaced by id, and likewise of a run's validation
     clips; by default all.
@@ -65,10 +71,10 @@ def report(
 
     Raises UserError when there is nothing to report on, or a folder is not what it should be.
     """
-    if not runs and not generations and not scans:
+    if not (runs or generations or scans or probes):
         raise UserError(
-            "There is nothing to report on: no run, no generated clips and no scan were given. "
-            "Name at least one run folder, generation folder or scan folder."
+            "There is nothing to report on: no run, no generated clips, no scan and no probe were "
+            "given. Name at least one folder of these."
         )
     if prompts is not None and prompts < 1:
         raise UserError(f"prompts is {prompts}; expected 1 or more.")
@@ -83,7 +89,10 @@ def report(
     }
     scan_folders = dict(zip(_names(scans), map(Path, scans), strict=True))
     scanned = {name: read_scan(folder) for name, folder in scan_folders.items()}
-    order = dict.fromkeys([*(run.name for run in loaded), *clips, *scored])
+    probe_folders = dict(zip(_names(probes), map(Path, probes), strict=True))
+    probed = {name: read_probe(folder) for name, folder in probe_folders.items()}
+    sources = [source for found in probed.values() for source in found.sources]
+    order = dict.fromkeys([*(run.name for run in loaded), *clips, *scored, *sources])
     colours = {name: index for index, name in enumerate(order)}
     tables = draw_tables(scored, colours)
     gallery = clip_gallery(clips, scored, colours, prompts)
@@ -104,7 +113,7 @@ def report(
     style, script = _asset("page.css"), _asset("page.js")
     html = page.get_template("page.html.j2").render(
         title=title,
-        sentence=_sentence(loaded, clips, tables, scanned),
+        sentence=_sentence(loaded, clips, tables, scanned, probed),
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -112,10 +121,15 @@ def report(
         runs=loaded,
         clips=clips,
         tables=tables,
+        fewest_prompts=FEWEST_PROMPTS,
         curves=draw_training(loaded, colours),
         scans={
             name: draw_scan(f"scan-{place}", found)
             for place, (name, found) in enumerate(scanned.items())
+        },
+        probes={
+            name: draw_probe(f"probe-{place}", found, colours)
+            for place, (name, found) in enumerate(probed.items())
         },
         smoothed=100 * SMOOTHED_SHARE,
         shown=100 * SHOWN_SHARE,
@@ -129,7 +143,7 @@ def report(
         questions=QUESTIONS,
         commands=_commands(loaded, command),
         facts=_facts,
-        sources=list(_sources(out, loaded, generations, tables, scan_folders)),
+        sources=list(_sources(out, loaded, generations, tables, scan_folders, probe_folders)),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     # The page comes after the clips it needs and before those of the one it replaces are removed.
@@ -157,6 +171,7 @@ def _sentence(
     clips: Mapping[str, Mapping[Key, Sidecar]],
     tables: Iterable[Table],
     scans: Mapping[str, Scan],
+    probes: Mapping[str, Probe],
 ) -> str:
     """What the page compares, in one sentence."""
     count, listed = wording.count, wording.listed
@@ -173,23 +188,27 @@ def _sentence(
     for name, found in scans.items():
         blocks, teachers = count(len(found.blocks), "block"), listed(found.teachers)
         parts.append(f"the scan {name} of {blocks} against {teachers}")
+    for name, found in probes.items():
+        parts.append(f"the probe {name} of {listed(found.sources)} on Physion {found.protocol}")
     return f"This page shows {'; '.join(parts)}."
 
 
 def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
     """How a folder of clips was generated: each setting, with all the values found."""
     found = list(clips.values())
-    settings = {
+    seeds = sorted({clip.seed for clip in found if clip.seed is not None})
+    settings: dict[str, Iterable[str]] = {
         "model": (clip.model for clip in found),
-        "sampling steps": (str(clip.steps) for clip in found),
-        "guidance scale": (f"{clip.guidance_scale:g}" for clip in found),
+        "sampling steps": (str(clip.steps) for clip in found if clip.steps is not None),
+        "guidance scale": (
+            f"{clip.guidance_scale:g}" for clip in found if clip.guidance_scale is not None
+        ),
         "frames": (f"{clip.frames} at {clip.fps:g} per second" for clip in found),
         "size": (f"{clip.width} × {clip.height} pixels" for clip in found),
+        "seeds": [f"{seeds[0]} to {seeds[-1]}"] if len(seeds) > 1 else map(str, seeds),
     }
     facts = [(name, ", ".join(dict.fromkeys(values))) for name, values in settings.items()]
-    seeds = sorted({clip.seed for clip in found})
-    span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return [("clips", str(len(found))), *facts, ("seeds", span)]
+    return [("clips", str(len(found))), *((name, said) for name, said in facts if said)]
 
 
 def _commands(runs: Sequence[Run], command: str | None) -> list[str]:
@@ -213,6 +232,7 @@ def _sources(
     generations: Mapping[str, Path],
     tables: Sequence[Table],
     scans: Mapping[str, Path],
+    probes: Mapping[str, Path],
 ) -> Iterator[Source]:
     def source(what: str, of: str, path: Path) -> Source:
         seen = Path(os.path.relpath(path.resolve(), out.parent.resolve())).as_posix()
@@ -234,5 +254,9 @@ def _sources(
             yield source("validation clips", run.name, run.folder / "samples")
     for name, folder in scans.items():
         yield source("scan", name, folder / "scan.json")
+    for name, folder in probes.items():
+        yield source("probe", name, folder / "probe.json")
+        yield source("accuracies of each draw", name, folder / "accuracies.csv")
+        yield source("answers about each clip", name, folder / "predictions.csv")
     for name, folder in generations.items():
         yield source("clips, prompts, seeds", name, Path(folder))

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -46,6 +47,15 @@ _STYLE: dict[Any, Any] = {
     "grid.color": _FAINT,
     "grid.linewidth": 0.5,
 }
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn plot, with what stands over and under it."""
+
+    title: str
+    note: str
+    svg: Markup
 
 
 @dataclass(frozen=True)
@@ -200,17 +210,16 @@ def draw_intervals(
     name: str,
     x_label: str,
     rows: Sequence[Interval],
-    span: tuple[float, float] | None = None,
-    zero: bool = False,
+    span: tuple[float, float],
 ) -> str:
     """A dot and its interval per row, the first row on top, as an <svg>.
 
-    span is what the x axis covers, by default what the intervals need; `zero` draws a line there.
-    name starts every id in the drawing, so it has to be unique on a page and made of [a-z_-].
+    span is what the x axis covers; a line is drawn at 0 if that is within. name starts every id in
+    the drawing, so it has to be unique on a page and made of [a-z_-].
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(name, 0.7 + 0.34 * len(rows))
-        if zero:
+        if span[0] < 0:
             axes.axvline(0.0, color=_INK, linewidth=1.0)
         for place, row in enumerate(rows):
             colour = _colour(row.colour)
@@ -221,8 +230,8 @@ def draw_intervals(
             axes.plot([row.value], [place], color=colour, **dot)
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        if span:
-            axes.set_xlim(*span)
+        axes.set_xlim(*span)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_xlabel(x_label)
         axes.grid(False, axis="y")
         return _svg(figure, name, x_label)
@@ -231,11 +240,14 @@ def draw_intervals(
 def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[float, float]) -> str:
     """A bar and its interval for every value, a group below the other, as an <svg>.
 
+    span is what the x axis covers; bars begin at 0, where a line is drawn if that is within.
     name starts every id in the drawing, so it has to be unique on a page and made of [a-z_-].
     """
     with matplotlib.rc_context(_STYLE):
         rows = sum(len(group.bars) for group in groups)
         figure, axes = _axes(name, 0.7 + _BAR_INCHES * (rows + _GAP * len(groups)))
+        if span[0] < 0:
+            axes.axvline(0.0, color=_INK, linewidth=1.0)
         place, middles = 0.0, []
         for group in groups:
             middles.append(place + (len(group.bars) - 1) / 2)
@@ -250,10 +262,46 @@ def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[fl
         axes.set_yticks(middles, [_short(group.label) for group in groups])
         axes.set_ylim(place - _GAP - 0.2, -0.8)
         axes.set_xlim(*span)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_xlabel(x_label)
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
         return _svg(figure, name, f"{x_label} by category")
+
+
+def draw_columns(
+    name: str,
+    x_label: str,
+    y_label: str,
+    columns: Sequence[Group],
+    span: tuple[float, float],
+    level: float,
+) -> str:
+    """Dots with their intervals, those of a column side by side, as an <svg>.
+
+    span is what the y axis covers; a dotted line is drawn at `level`. name starts every id in the
+    drawing, so it has to be unique on a page and made of [a-z_-].
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(name, _HEIGHT_INCHES)
+        axes.axhline(level, color=_INK, linewidth=1.2, linestyle=":")
+        place, middles = 0.0, []
+        for column in columns:
+            middles.append(place + (len(column.bars) - 1) / 2)
+            for bar in column.bars:
+                colour = _colour(bar.colour)
+                if bar.low is not None and bar.high is not None:
+                    axes.plot([place, place], [bar.low, bar.high], color=colour, linewidth=1.8)
+                axes.plot([place], [bar.value], color=colour, marker="o", markersize=4.5)
+                place += 1
+            place += _GAP
+        axes.set_xticks(middles, [column.label for column in columns])
+        axes.set_xlim(-1, place - _GAP)
+        axes.set_ylim(*span)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(False, axis="x")
+        return _svg(figure, name, f"{y_label} by {x_label}")
 
 
 def _short(text: str) -> str:

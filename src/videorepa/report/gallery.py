@@ -74,17 +74,19 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What all benchmarks say of one clip. verdicts: by name, only those that are known."""
+    """What all benchmarks say of one clip. verdicts: by name, only those that are known. scores:
+    what those were decided by, where a benchmark has it."""
 
     category: str | None
     verdicts: Mapping[str, bool]
+    scores: Mapping[str, float]
     values: Mapping[str, float]
     fails: Sequence[str]
     failures: Sequence[str]
 
 
 def _judge(evaluations: Sequence[Scores], key: Key, several: bool) -> _Judged:
-    category, verdicts, values, fails, failures = None, {}, {}, [], []
+    category, verdicts, decided, values, fails, failures = None, {}, {}, {}, [], []
     for scores in evaluations:
         benchmark = f"{scores.summary.benchmark} " if several else ""
         if key in scores.failures:
@@ -100,9 +102,14 @@ def _judge(evaluations: Sequence[Scores], key: Key, several: bool) -> _Judged:
                 continue
             if flag is not None:
                 verdicts[benchmark + label(metric)] = flag
+                # As sa_score stands beside sa.
+                beside = (name for name in scores.summary.metrics if name.startswith(f"{metric}_"))
+                score = getattr(row, next(beside, ""), None)
+                if isinstance(score, int | float):
+                    decided[benchmark + label(metric)] = score
             elif isinstance(value, float):
                 values[benchmark + label(metric)] = value
-    return _Judged(category, verdicts, values, fails, failures)
+    return _Judged(category, verdicts, decided, values, fails, failures)
 
 
 def clip_gallery(
@@ -130,7 +137,7 @@ def clip_gallery(
         clip, found = clips[name].get(key), judged[name, key]
         like = clip or present[0]
         remarks = [f"not scored: {reason}" for reason in found.failures]
-        if clip and len({other.seed for other in present}) > 1:
+        if clip and clip.seed is not None and len({other.seed for other in present}) > 1:
             remarks.append(f"seed {clip.seed}")
         if clip and found.fails:
             remarks.append(f"fails {', '.join(found.fails)}")
@@ -172,10 +179,11 @@ def clip_gallery(
 
 
 def _note(key: Key, category: str | None, present: Sequence[Sidecar]) -> str:
-    same_seed = len({clip.seed for clip in present}) == 1
+    seeds = {clip.seed for clip in present}
     parts = [category] if category else []
     parts += [f"{key[0]}", f"sample {key[1]}"]
-    parts.append(f"seed {present[0].seed}" if same_seed else "different seeds")
+    if seeds != {None}:
+        parts.append(f"seed {present[0].seed}" if len(seeds) == 1 else "different seeds")
     if len({clip.prompt for clip in present}) > 1:
         parts.append("different wordings of the prompt; the first is shown")
     return ", ".join(parts)
@@ -186,8 +194,11 @@ def _letter(flag: bool | None) -> str:
 
 
 def _badges(found: _Judged) -> list[Badge]:
-    words = {name: "pass" if flag else "fail" for name, flag in found.verdicts.items()}
-    flags = [Badge(f"{name} {word}", word) for name, word in words.items()]
+    flags = []
+    for name, flag in found.verdicts.items():
+        word = "pass" if flag else "fail"
+        score = f" ({found.scores[name]:.3g})" if name in found.scores else ""
+        flags.append(Badge(f"{name} {word}{score}", word))
     values = [Badge(f"{name} {number(value)}", "plain") for name, value in found.values.items()]
     return flags + values
 

@@ -1,4 +1,4 @@
-"""Reads what a report is made from: run folders, generation folders and score folders."""
+"""Reads what a report is made from: folders of runs, clips, scores, scans and probes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import yaml
 from av.error import FFmpegError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from videorepa import readings
+from videorepa.data.files import short_name
+from videorepa.data.manifest import read_manifest
 from videorepa.errors import UserError
 
 Key = tuple[str, int]
@@ -60,7 +63,10 @@ class Run:
 
 
 class Sidecar(BaseModel):
-    """What a generated clip says of itself, with the clip's own path."""
+    """What a generated clip says of itself, with the clip's own path.
+
+    seed, steps, guidance_scale: None for clips from elsewhere, of which nobody says it.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -68,13 +74,13 @@ class Sidecar(BaseModel):
     prompt_id: str
     prompt: str
     k: int
-    seed: int
+    seed: int | None
     fps: float = Field(gt=0)
     frames: int
     height: int = Field(gt=0)
     width: int = Field(gt=0)
-    steps: int
-    guidance_scale: float
+    steps: int | None
+    guidance_scale: float | None
     model: str
 
 
@@ -113,17 +119,33 @@ class Summary(BaseModel):
 
 
 class Difference(BaseModel):
-    """A paired difference to another model, in the metric's own unit (points for a percentage)."""
+    """A paired difference to another model, in the metric's own unit (points for a percentage).
+
+    n: pairs. prompts: that they are of, where a prompt may have several.
+    """
 
     difference: float
     low: float
     high: float
     p: float | None = None
+    n: int | None = None
+    prompts: int | None = None
+
+    @property
+    def has_interval(self) -> bool:
+        """Not if all pairs differ alike: drawing them anew then gives no other difference."""
+        return self.low < self.high
+
+    @property
+    def independent(self) -> int | None:
+        """How many pairs tell independently of each other, if it is known."""
+        return self.n if self.prompts is None else self.prompts
 
 
 class Comparison(BaseModel):
     against: str
     metrics: dict[str, Difference]
+    by_scenario: dict[str, dict[str, Difference]] = {}
 
 
 class ScoreRow(BaseModel):
@@ -136,6 +158,7 @@ class ScoreRow(BaseModel):
     scenario: str | None = None
     sa: float | None = None
     pc: float | None = None
+    vq: float | None = None
     joint: float | None = None
     motion: float | None = None
 
@@ -154,20 +177,6 @@ class ScoreRow(BaseModel):
         return bool(value) if value in (0, 1) else None
 
 
-class Reading(BaseModel):
-    """One number of a scan, with its interval; blocks and noise levels are None for straw men."""
-
-    measure: str
-    source: str
-    value: float
-    low: float
-    high: float
-    n: int
-    block: int | None
-    noise: float | None
-    teacher: str | None
-
-
 class Scan(BaseModel):
     """How close a base model's blocks are to teachers, and how well contact is read from them.
 
@@ -178,9 +187,27 @@ class Scan(BaseModel):
     blocks: list[int]
     noise_levels: list[float]
     aligned_blocks: list[int]
-    readings: list[Reading]
+    readings: list[readings.Reading]
     notes: list[str]
     says: list[str]
+    recipe: str
+    environment: dict[str, Any]
+
+
+class Probe(BaseModel):
+    """How well contact is foreseen from the features of models and teachers. against: the source
+    that the differences are to."""
+
+    protocol: str
+    sources: list[str]
+    scenarios: list[str]
+    blocks: list[int]
+    timesteps: list[int]
+    pools: list[int]
+    against: str
+    accuracies: list[readings.Accuracy]
+    differences: list[readings.Difference]
+    notes: list[str]
     recipe: str
     environment: dict[str, Any]
 
@@ -286,19 +313,26 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _sample(path: Path) -> Sample | None:
-    """The clip, or None when it cannot be read: one bad clip should not cost the page."""
+def _shape(path: Path) -> dict[str, Any] | None:
+    """A clip's fps, frames, height and width, or None when it cannot be read: one bad clip should
+    not cost the page."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:
             stream = container.streams.video[0]
-            rate, width, height = stream.average_rate, stream.width, stream.height
-    except (FFmpegError, IndexError):
+            rate, size = stream.average_rate, {"height": stream.height, "width": stream.width}
+            return {"fps": float(rate), "frames": stream.frames, **size} if rate else None
+    except (FFmpegError, OSError, IndexError):
         return None
-    if not rate:
+
+
+def _sample(path: Path) -> Sample | None:
+    shape = _shape(path)
+    if shape is None:
         return None
     sidecar = path.with_suffix(".json")
     prompt = _json_object(sidecar).get("prompt") if sidecar.is_file() else None
-    return Sample(path, str(prompt or path.stem), float(rate), width, height)
+    words = str(prompt or path.stem)
+    return Sample(path, words, shape["fps"], shape["width"], shape["height"])
 
 
 def _samples(folder: Path) -> dict[int, dict[str, Sample]]:
@@ -337,10 +371,13 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def read_generation(folder: Path) -> dict[Key, Sidecar]:
-    """Read a generation folder's clips; a clip whose video is missing or empty is left out.
+    """Read a generation folder's clips, or those of a list as `evaluate` takes it; a clip whose
+    video is missing or empty is left out.
 
-    Raises UserError when the folder holds no clip, or a sidecar is damaged.
+    Raises UserError when there is no clip, or a sidecar or the list is damaged.
     """
+    if folder.is_file():
+        return _listed(folder)
     clips: dict[Key, Sidecar] = {}
     for sidecar in sorted(folder.glob("*.json")):
         video = sidecar.with_suffix(".mp4")
@@ -357,6 +394,35 @@ def read_generation(folder: Path) -> dict[Key, Sidecar]:
             "`videorepa generate` writes them."
         )
     return clips
+
+
+def _listed(path: Path) -> dict[Key, Sidecar]:
+    clips = {
+        (entry.id, 0): Sidecar(
+            path=entry.path,
+            prompt_id=entry.id,
+            prompt=entry.caption,
+            k=0,
+            model=short_name(path),
+            seed=None,
+            steps=None,
+            guidance_scale=None,
+            **shape,
+        )
+        for entry in read_manifest(path)
+        if (shape := _shape(entry.path))
+    }
+    if not clips:
+        raise UserError(f"None of the clips that {path} lists can be read. Are the paths right?")
+    return clips
+
+
+def score_folders(clips: Path) -> list[Path]:
+    """What `evaluate` has left of a folder or a list of clips."""
+    if not clips.is_file():
+        return [path.parent for path in sorted(clips.glob("*/summary.json"))]
+    beside = sorted(clips.parent.glob("*/summary.json"))
+    return [path.parent for path in beside if path.parent.stem == clips.stem]
 
 
 def read_scores(folder: Path) -> Scores:
@@ -382,9 +448,18 @@ def read_scores(folder: Path) -> Scores:
 
 def read_scan(folder: Path) -> Scan:
     """Read what `scan` wrote. Raises UserError when it is missing or damaged."""
-    path = folder / "scan.json"
+    return _finished(folder, "scan", Scan)
+
+
+def read_probe(folder: Path) -> Probe:
+    """Read what `probe` wrote. Raises UserError when it is missing or damaged."""
+    return _finished(folder, "probe", Probe)
+
+
+def _finished(folder: Path, verb: str, kind: type[Parsed]) -> Parsed:
+    path = folder / f"{verb}.json"
     if not path.is_file():
         raise UserError(
-            f"{folder} is not a finished scan: it holds no scan.json. Run `videorepa scan`."
+            f"{folder} is not a finished {verb}: it holds no {path.name}. Run `videorepa {verb}`."
         )
-    return _parse(Scan, _json_object(path), str(path))
+    return _parse(kind, _json_object(path), str(path))

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from videorepa.data.files import atomic_write
+from videorepa.data.files import atomic_write, short_name
 from videorepa.errors import UserError
-from videorepa.evaluate import Evaluation
+from videorepa.evaluate import Evaluation, result_folder
 from videorepa.report.inputs import Key, read_generation
 from videorepa.report.media import clip_digest
 from videorepa.report.wording import count
@@ -73,7 +73,8 @@ def rated(
     """How often raters prefer the clips in `videos` to those of the same prompts in `against`.
 
     ratings: files that a report's page saved, one for each rater. Clips are known by their content,
-    so ratings of other clips are left out and counted. out: by default `rated` in `videos`.
+    so ratings of other clips are left out and counted. out: by default `rated` in `videos`;
+    beside a list, NAME.rated.
 
     A prompt counts once, however many raters and samples it has: for the side that more of its
     ratings prefer, or as even. Per question: the share of the prompts that are not even, with
@@ -83,7 +84,7 @@ def rated(
     """
     if not ratings:
         raise UserError("There are no ratings. Give files that a report's page saved.")
-    out = out or videos / "rated"
+    out = out or result_folder(videos, "rated")
     ours, theirs = _digests(videos), _digests(against)
     rows: list[Row] = []
     found: dict[tuple[Any, ...], Path] = {}
@@ -116,7 +117,7 @@ def rated(
         "benchmark": "rated",
         "version": VERSION,
         "about": "Of the prompts on which blind raters prefer one of two clips, the share on which "
-        f"they prefer this model's to {against.resolve().name}'s; n counts those prompts. "
+        f"they prefer this model's to {short_name(against)}'s; n counts those prompts. "
         f"{count(len(rows), 'rating')} by {count(raters, 'rater')}.",
         "n": len(rows),
         "metrics": metrics,
@@ -126,7 +127,7 @@ def rated(
     }
     atomic_write(out / "summary.json", json.dumps(summary, indent=1))
     comparison = {
-        "against": against.resolve().name,
+        "against": short_name(against),
         "unpaired": others,
         "metrics": differences,
         "by_scenario": {},

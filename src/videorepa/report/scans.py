@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from videorepa.report.curves import COLOURS, Profile, draw_profiles
-from videorepa.report.inputs import Reading, Scan
+from videorepa.readings import Reading
+from videorepa.report.curves import COLOURS, Plot, Profile, draw_profiles
+from videorepa.report.inputs import Scan
 
 MEASURES = {
     "relation_error": (
@@ -34,13 +35,6 @@ SOURCES = {
     "untrained": (":", "Dotted: the untrained teacher"),
 }
 """What is drawn as a level, with its line style and its name in the legend."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    note: str
-    svg: Markup
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,19 +12,25 @@ from markupsafe import Markup
 from videorepa.errors import UserError
 from videorepa.report.curves import Group, Interval, draw_groups, draw_intervals
 from videorepa.report.inputs import Difference, Metric, Scores
-from videorepa.report.wording import label
+from videorepa.report.wording import BEYOND_CHANCE, label
 from videorepa.statistics import holm
+
+FEWEST_PROMPTS = 6
+"""With fewer a category's difference is not shown: even if all agree, McNemar's p is above 0.06."""
+LEAST_REACH = 10.0
+"""Points that a plot of differences shows to either side of 0, or more."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """A paired difference, and what may be said of it.
 
-    p_holm: adjusted for all the tests that stand in the same table.
+    category: "" for all clips. p_holm: adjusted for all the tests that stand in the same table.
     """
 
     model: str
     against: str
+    category: str
     metric: str
     difference: Difference
     unit: str
@@ -37,7 +44,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Table:
-    """One benchmark's scores, by model. metrics, categories: in the order of the page's rows."""
+    """One benchmark's scores, by model. metrics, categories: in the order of the page's rows.
+
+    too_few: categories with too few prompts for a difference, and how many they have.
+    """
 
     benchmark: str
     version: str
@@ -48,8 +58,10 @@ class Table:
     plots: Sequence[Markup]
     category_plots: Sequence[Markup]
     verdicts: Sequence[Verdict]
-    tests: int
     difference_plots: Sequence[Markup]
+    category_verdicts: Sequence[Verdict]
+    category_difference_plots: Sequence[Markup]
+    too_few: Mapping[str, int]
 
     @property
     def title(self) -> str:
@@ -62,6 +74,15 @@ class Table:
         for verdict in self.verdicts:
             said.setdefault(verdict.text, []).append(verdict.metric)
         return said
+
+    @property
+    def beyond_chance(self) -> list[Verdict]:
+        """Differences of categories that are, when all of them are adjusted for."""
+        return [
+            verdict
+            for verdict in self.category_verdicts
+            if verdict.p_holm is not None and verdict.p_holm < BEYOND_CHANCE
+        ]
 
 
 def draw_tables(scored: Mapping[str, Sequence[Scores]], colours: Mapping[str, int]) -> list[Table]:
@@ -94,7 +115,8 @@ def _table(
     summaries = [item.summary for item in scores.values()]
     metrics = list(dict.fromkeys(metric for summary in summaries for metric in summary.metrics))
     categories = sorted({category for summary in summaries for category in summary.by_scenario})
-    verdicts = _verdicts(scores)
+    claims, too_few = _category_claims(scores)
+    category_verdicts = _verdicts(claims)
     return Table(
         benchmark=benchmark,
         version=version,
@@ -104,9 +126,11 @@ def _table(
         categories=categories,
         plots=_score_plots(name, metrics, scores, colours),
         category_plots=_category_plots(name, metrics, categories, scores, colours),
-        verdicts=verdicts,
-        tests=sum(verdict.p_holm is not None for verdict in verdicts),
+        verdicts=_verdicts(_claims(scores)),
         difference_plots=_difference_plots(name, metrics, scores, colours),
+        category_verdicts=category_verdicts,
+        category_difference_plots=_category_difference_plots(name, category_verdicts, colours),
+        too_few=too_few,
     )
 
 
@@ -174,29 +198,85 @@ def _difference_plots(
             change = item.comparison.metrics.get(metric) if item.comparison else None
             if change and item.comparison and _unit(item, metric) == "points":
                 row = f"{model} − {item.comparison.against}"
-                value = change.difference
-                points.append(Interval(row, colours[model], value, change.low, change.high))
+                points.append(_interval(row, colours[model], change))
         if points:
             x_label = f"difference in {label(metric)} (points)"
-            svg = draw_intervals(f"{name}-difference-{place}", x_label, points, zero=True)
+            svg = draw_intervals(f"{name}-difference-{place}", x_label, points, _span(points))
             plots.append(Markup(svg))
     return plots
 
 
-def _verdicts(scores: Mapping[str, Scores]) -> list[Verdict]:
-    found = [
-        (name, item, metric, change)
+def _category_difference_plots(
+    name: str, verdicts: Sequence[Verdict], colours: Mapping[str, int]
+) -> list[Markup]:
+    """One plot per metric counted in percent points: each category's differences, by model."""
+    by_metric: dict[str, dict[str, list[Interval]]] = defaultdict(lambda: defaultdict(list))
+    for verdict in verdicts:
+        if verdict.unit == "points" and math.isfinite(verdict.difference.difference):
+            point = _interval(verdict.model, colours[verdict.model], verdict.difference)
+            by_metric[verdict.metric][verdict.category].append(point)
+    plots = []
+    for place, (metric, by_category) in enumerate(by_metric.items()):
+        groups = [Group(category, points) for category, points in sorted(by_category.items())]
+        span = _span([point for group in groups for point in group.bars])
+        x_label = f"difference in {metric} (points)"
+        svg = draw_groups(f"{name}-category-difference-{place}", x_label, groups, span)
+        plots.append(Markup(svg))
+    return plots
+
+
+def _span(points: Sequence[Interval]) -> tuple[float, float]:
+    """As far to either side of 0, and not so little that a difference of nothing fills it."""
+    ends = (end for point in points for end in (point.value, point.low, point.high))
+    reach = max(LEAST_REACH, *(1.05 * abs(end) for end in ends if end is not None))
+    return -reach, reach
+
+
+def _interval(name: str, colour: int, change: Difference) -> Interval:
+    low, high = (change.low, change.high) if change.has_interval else (None, None)
+    return Interval(name, colour, change.difference, low, high)
+
+
+Claim = tuple[str, Scores, str, str, Difference]
+"""Model, its scores, category or "" for all clips, metric, and what is found."""
+
+
+def _claims(scores: Mapping[str, Scores]) -> list[Claim]:
+    return [
+        (name, item, "", metric, change)
         for name, item in scores.items()
         if item.comparison
         for metric, change in item.comparison.metrics.items()
     ]
-    adjusted = iter(holm([change.p for *_, change in found if change.p is not None]))
+
+
+def _category_claims(scores: Mapping[str, Scores]) -> tuple[list[Claim], dict[str, int]]:
+    """What categories have enough prompts to tell, and of the others how many they have at most."""
+    claims: list[Claim] = []
+    too_few: dict[str, int] = {}
+    for name, item in scores.items():
+        for category, metrics in item.comparison.by_scenario.items() if item.comparison else ():
+            for metric, change in metrics.items():
+                prompts = change.independent
+                if prompts is not None and prompts < FEWEST_PROMPTS:
+                    too_few[category] = max(prompts, too_few.get(category, 0))
+                else:
+                    claims.append((name, item, category, metric, change))
+    return claims, too_few
+
+
+def _verdicts(claims: Sequence[Claim]) -> list[Verdict]:
+    """They stand in one table, so they are one family."""
+    adjusted = iter(holm([change.p for *_, change in claims if change.p is not None]))
     verdicts = []
-    for name, item, metric, change in found:
+    for name, item, category, metric, change in claims:
         assert item.comparison is not None
         against = item.comparison.against
         if not math.isfinite(change.difference):
             text = f"no pair of {name} and {against} could be compared."
+        elif not change.has_interval:
+            how = "differ alike" if change.difference else "are equal"
+            text = f"all pairs of {name} and {against} {how}, which gives no interval."
         elif change.low > 0:
             text = f"the interval excludes zero: {name} is above {against}."
         elif change.high < 0:
@@ -205,5 +285,5 @@ def _verdicts(scores: Mapping[str, Scores]) -> list[Verdict]:
             text = f"the interval includes zero: these clips cannot tell {name} from {against}."
         p_holm = None if change.p is None else next(adjusted)
         unit = _unit(item, metric)
-        verdicts.append(Verdict(name, against, label(metric), change, unit, p_holm, text))
+        verdicts.append(Verdict(name, against, category, label(metric), change, unit, p_holm, text))
     return verdicts

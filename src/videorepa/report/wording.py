@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-NAMES = {"sa": "SA", "pc": "PC"}
+NAMES = {"sa": "SA", "pc": "PC", "vq": "VQ"}
+BEYOND_CHANCE = 0.05
+"""A difference is called so when its p, by Holm's method, is below this."""
 
 
 def label(metric: str) -> str:

@@ -1,0 +1,336 @@
+"""VideoScore2 (He et al. 2025, arXiv 2509.22799): Qwen2.5-VL, which reasons, then scores."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from videorepa.benchmarks._judged import Judged
+from videorepa.benchmarks._listed import Item
+from videorepa.benchmarks.mplug_owl.judge import Rating
+from videorepa.data.fingerprint import file_sample_digest, json_digest
+from videorepa.data.video import read_all
+from videorepa.device import pick_device
+from videorepa.errors import ClipError, UserError
+from videorepa.hub import quieten_libraries
+from videorepa.progress import console
+
+# What the published code leaves to qwen-vl-utils: frames a second, frames, pixels of a frame, and
+# pixels of all frames that a token covers once.
+FPS = 2.0
+FEWEST_FRAMES, MOST_FRAMES = 4, 768
+FEWEST_PIXELS, MOST_PIXELS = 128 * 28**2, 768 * 28**2
+MOST_PIXELS_OF_ALL = 115_200 * 28**2
+# A token covers two frames.
+PAIR = 2
+ANSWER_LENGTH = 1024
+DIGITS = ("1", "2", "3", "4", "5")
+PLACE = "{caption}"
+MARKERS = {
+    "vq": "visual quality",
+    "sa": "text-to-video alignment",
+    "pc": "physical/common-sense consistency",
+}
+# Asks for the published format; the wording is this project's own.
+INSTRUCTION = (
+    f"A model made this video from the following text.\n\nText: {PLACE}\n\n"
+    "Look at the whole video and think aloud about three things. How good does it look: is it "
+    "sharp, steady and free of faults? Does it show what the text says? Do things in it move and "
+    "behave as they would in the real world? Then give each of the three a whole number from 1 "
+    "(very bad) to 5 (very good), and end your answer in this form:\n"
+    "visual quality: <number>; text-to-video alignment: <number>, "
+    "physical/common-sense consistency: <number>"
+)
+
+
+def frame_indices(count: int, fps: float) -> list[int]:
+    """Which frames of `count`, at `fps` a second, the judge sees: two a second, but 4 to 768 and an
+    even number, evenly spaced from the first to the last. None of a clip of one frame."""
+    seen = min(max(count / fps * FPS, FEWEST_FRAMES), MOST_FRAMES, count) // PAIR * PAIR
+    return torch.linspace(0, count - 1, int(seen)).round().int().tolist()
+
+
+def patches(
+    processor: Any, frames: UInt8[np.ndarray, "t h w 3"]
+) -> tuple[Float[Tensor, "n d"], Int[Tensor, "1 3"]]:
+    """An even number of frames as the stock processor of videos, which wants torchvision, would
+    give them: scaled, normalised and cut into patches; and how many of these there are along time,
+    height and width. processor: the stock one of images."""
+    most = max(min(MOST_PIXELS, MOST_PIXELS_OF_ALL * PAIR // len(frames)), FEWEST_PIXELS * 21 // 20)
+    found = processor(
+        list(frames),
+        size={"shortest_edge": FEWEST_PIXELS, "longest_edge": most},
+        input_data_format="channels_last",
+        return_tensors="pt",
+    )
+    # It shows an image as a video of two equal frames: (frame, patch, colour, showing, pixel).
+    stills = found["pixel_values"].unflatten(0, (len(frames), -1)).unflatten(2, (3, PAIR, -1))
+    pairs = torch.stack([stills[0::2, :, :, 0], stills[1::2, :, :, 1]], 3)
+    _, height, width = found["image_grid_thw"][0].tolist()
+    return pairs.flatten(2).flatten(0, 1), torch.tensor([[len(pairs), height, width]])
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A live judge.
+
+    template: how a conversation is put into words. processor: of images. digits: ids of "1" to "5".
+    """
+
+    model: Any
+    tokenizer: Any
+    template: str | None
+    processor: Any
+    digits: list[int]
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Judge:
+        """Read a published folder, with stock code alone. Raises UserError."""
+        from transformers import (
+            AutoTokenizer,
+            Qwen2_5_VLForConditionalGeneration,
+            Qwen2VLImageProcessorPil,
+        )
+
+        quieten_libraries()
+        kind: Any = Qwen2_5_VLForConditionalGeneration
+        # What older folders have it in, which a tokenizer does not read.
+        chat = folder / "chat_template.json"
+        try:
+            template = (
+                json.loads(chat.read_text("utf-8"))["chat_template"] if chat.exists() else None
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            model, found = kind.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:
+            raise UserError(
+                f"The judge {folder} could not be loaded: {type(error).__name__}: "
+                f"{str(error)[:500]}. Expected a Qwen2.5-VL folder as VideoScore2 is published: "
+                "config.json, *.safetensors and the tokenizer's files."
+            ) from None
+        # Left to itself, transformers makes up those that are missing.
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{folder} lacks {len(missing)} of the judge's weights, such as "
+                f"{', '.join(missing[:4])}. Copy or download the folder again."
+            )
+        encoded = [tokenizer.encode(digit, add_special_tokens=False) for digit in DIGITS]
+        if any(len(ids) != 1 for ids in encoded):
+            raise UserError(
+                f"The tokenizer in {folder} has no token of its own for each digit, so the judge's "
+                "scores cannot be read; expected Qwen2.5's."
+            )
+        vision = model.config.vision_config
+        processor = Qwen2VLImageProcessorPil(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=PAIR,
+        )
+        return cls(
+            model.to(device).eval(), tokenizer, template, processor, [ids[0] for ids in encoded]
+        )
+
+    def inputs(self, frames: UInt8[np.ndarray, "t h w 3"], instruction: str) -> dict[str, Tensor]:
+        """What the stock model is given: the instruction's ids, with a place for each of the
+        video's tokens, and the video. Raises UserError where it has no one place for the video."""
+        content = [{"type": "video"}, {"type": "text", "text": instruction}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        video = self.model.config.video_token_id
+        ids = self.tokenizer(text)["input_ids"]
+        if ids.count(video) != 1:
+            raise UserError(
+                f"The judge's chat template and the instruction make {ids.count(video)} places for "
+                "the video; expected one. The template has to be Qwen2.5-VL's, and neither caption "
+                "nor instruction may hold its marks."
+            )
+        pixels, grid = patches(self.processor, frames)
+        place = ids.index(video)
+        tokens = int(grid.prod()) // self.processor.merge_size**2
+        row = torch.tensor([ids[:place] + [video] * tokens + ids[place + 1 :]])
+        found = {
+            "input_ids": row,
+            "attention_mask": torch.ones_like(row),
+            # Without these a video's tokens are placed as if they were text.
+            "mm_token_type_ids": 2 * (row == video).int(),
+            "pixel_values_videos": pixels,
+            "video_grid_thw": grid,
+            # As published also where a clip of less than 2 seconds is seen more densely.
+            "second_per_grid_ts": torch.tensor([PAIR / FPS]),
+        }
+        return {name: value.to(self.model.device) for name, value in found.items()}
+
+    @torch.no_grad()
+    def answer(
+        self, frames: UInt8[np.ndarray, "t h w 3"], instruction: str
+    ) -> tuple[list[int], Float[Tensor, "l 5"]]:
+        """The likeliest tokens, one after the other, up to the end of the answer; and the logits
+        that each digit had there, before any penalty that generation_config.json has."""
+        given = self.inputs(frames, instruction)
+        found = self.model.generate(
+            **given,
+            max_new_tokens=ANSWER_LENGTH,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = found.sequences[0, given["input_ids"].shape[1] :].tolist()
+        return tokens, torch.cat([logits[:, self.digits] for logits in found.logits])
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def rate(self, tokens: list[int], logits: Float[Tensor, "l 5"], marker: str) -> Rating:
+        """The score after the marker, and how likely each digit was in its place."""
+        said = score_after(self.decode(tokens), marker)
+        if said is None:
+            return Rating(None, "nothing", {})
+        number, start = said
+        if number not in DIGITS:
+            return Rating(None, number, {})
+        ends = range(len(tokens) + 1)
+        token = bisect_right(ends, start, key=lambda end: len(self.decode(tokens[:end]))) - 1
+        if not logits[token].isfinite().all():
+            return Rating(None, f"{number} (its logits are not finite)", {})
+        shares = logits[token].softmax(-1).tolist()
+        return Rating(int(number), number, dict(zip(DIGITS, shares, strict=True)))
+
+
+def score_after(answer: str, marker: str) -> tuple[str, int] | None:
+    """The number right after the marker and its colon, and where it starts; None if there is none.
+
+    The last marker counts: whoever reasons aloud has said the words, and perhaps a number, before.
+    Between it and the colon a remark may stand, after a dash or in brackets: the model is known to
+    repeat those of the published instruction.
+    """
+    remark = r"(?:[-–—(][^:;\n]*)?"
+    markers = list(re.finditer(rf"{re.escape(marker)}[*\s]*{remark}:", answer, re.IGNORECASE))
+    if not markers:
+        return None
+    number = re.compile(r"[*<\s]*(\d+(?:\.\d+)?)").match(answer, markers[-1].end())
+    return (number[1], number.start(1)) if number else None
+
+
+class Benchmark(Judged):
+    """The flags say whether a score, 1 to 5, is 4 or 5: of visual quality (vq), alignment with the
+    text (sa) and physical consistency (pc).
+
+    captions: as of `Listed`; without it a clip is scored against its own prompt.
+    instruction: a text file with the published instruction, with `{caption}` where the caption is
+        to stand. Without it the judge is asked in other words, and its scores do not compare with
+        published ones.
+    """
+
+    name: Literal["videoscore2"] = "videoscore2"
+    version: ClassVar[str] = "1"
+    longer: ClassVar[tuple[str, ...]] = ("detailed_caption", "upsampled_caption")
+    metrics: ClassVar[tuple[str, ...]] = tuple(MARKERS)
+    score_names: ClassVar[tuple[str, ...]] = ("rating", "expected")
+    threshold: ClassVar[float] = 4
+    thresholds: ClassVar[tuple[float, ...]] = (3, 4, 5)
+    captions: str = ""
+    judge: str = "TIGER-Lab/VideoScore2"
+    instruction: Path | None = None
+
+    def readout(self) -> dict[str, str]:
+        whose = "own, not comparable with published scores" if self.instruction is None else "given"
+        return {
+            "instruction": f"{json_digest(self._instruction)} ({whose})",
+            "answer": f"likeliest tokens, at most {ANSWER_LENGTH}",
+        }
+
+    def item(self, prompt: str) -> Item:
+        return super().item(prompt) if self.captions else Item(prompt, prompt, {})
+
+    def read(self, video: Path) -> np.ndarray:
+        """The frames that the judge sees, of their own size."""
+        frames, fps = read_all(video)
+        seen = frame_indices(len(frames), fps)
+        if not seen:
+            raise ClipError(f"{video} has one frame; VideoScore2 needs two or more")
+        return frames[seen]
+
+    def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
+        """Of an even number of frames (F, H, W, 3) uint8, two a second: for vq, sa and pc the flag,
+        NAME_rating, NAME_probabilities and NAME_expected, their mean; joint, and the answer."""
+        asked = self._instruction.replace(PLACE, self.item(prompt).caption)
+        tokens, logits = self.live.answer(frames, asked)
+        row: dict[str, Any] = {}
+        invalid = {}
+        for metric, marker in MARKERS.items():
+            rating = self.live.rate(tokens, logits, marker)
+            row[metric] = None if rating.value is None else rating.value >= self.threshold
+            row[f"{metric}_rating"] = rating.value
+            row[f"{metric}_expected"] = rating.expected
+            row[f"{metric}_probabilities"] = rating.probabilities
+            if rating.value is None:
+                invalid[metric] = f"the judge gave {rating.answer} as its {marker}"
+        both = row["sa"], row["pc"]
+        row["joint"] = None if None in both else all(both)
+        return row | {"answer": self.live.decode(tokens), "invalid": invalid}
+
+    @cached_property
+    def live(self) -> Judge:
+        """The judge, loaded when it is first asked for."""
+        if self.instruction is None:
+            console.print(
+                "warning: VideoScore2 is asked in words of our own; scores do not compare with "
+                "published ones. Give its instruction: --set instruction=FILE (docs/judge.md).",
+                style="yellow",
+                markup=False,
+                highlight=False,
+            )
+        return Judge.load(self._folder, pick_device(), self._dtype)
+
+    @cached_property
+    def _instruction(self) -> str:
+        if self.instruction is None:
+            return INSTRUCTION
+        try:
+            text = self.instruction.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"The instruction {self.instruction} cannot be read: {error}."
+            ) from None
+        if PLACE not in text:
+            raise UserError(
+                f"The instruction {self.instruction} has no place for the caption; write {PLACE} "
+                "where it is to stand."
+            )
+        return text
+
+    @cached_property
+    def _items(self) -> dict[str, Item]:
+        return super()._items if self.captions else {}
+
+    @cached_property
+    def _judge_about(self) -> dict[str, str]:
+        read = (".safetensors", ".json", ".jinja", ".txt")
+        files = sorted(file for file in self._folder.glob("*.*") if file.suffix in read)
+        return {
+            "model": "Qwen2.5-VL",
+            "weights": json_digest({file.name: file_sample_digest(file) for file in files}),
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "frames": f"{FPS:g} a second, {FEWEST_FRAMES} to {MOST_FRAMES}",
+            "scaling": "to multiples of 28, bicubic, by Pillow",
+            "decoder": f"PyAV {av.__version__}",
+        }
