@@ -11,11 +11,17 @@ either side.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
+from videorepa import progress
+from videorepa.data.files import atomic_write
+from videorepa.data.video import write_video
 from videorepa.lab.render import Clip, render
 from videorepa.lab.scenarios import Draw, Side, cup, draw_scene, on_ramp, rolling
 from videorepa.lab.world import (
@@ -33,6 +39,8 @@ from videorepa.lab.world import (
     Trajectory,
     simulate,
 )
+from videorepa.physion import LABELS
+from videorepa.recipe import Section
 
 HORIZON = 16
 """Frames after the clip in which contact counts: two seconds."""
@@ -46,6 +54,8 @@ RED, YELLOW = 0, 1
 """Their numbers among a scene's bodies."""
 TRIES = 60
 """Motions that are tried for one setting, before another is drawn."""
+FPS = 8
+"""Of the video files."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,37 @@ def contact_clip(seed: int, index: int) -> tuple[Clip, bool]:
         trajectory = simulate(scene)
         return Clip(render(scene, trajectory), scene, trajectory), index % 2 == 0
     raise AssertionError("settings do not end")
+
+
+class ContactRecipe(Section):
+    """Clips to ask about, as `videorepa probe` reads them.
+
+    out: folder for `train` and `test`. train, test: how many clips of either, half of them with
+    contact. seed: of the training clips; the test's is the next.
+    """
+
+    out: Path
+    train: int = Field(ge=2, multiple_of=2)
+    test: int = Field(ge=2, multiple_of=2)
+    seed: int = 0
+
+
+def draw_contact(recipe: ContactRecipe) -> dict[str, float]:
+    """Write the clips as videos, with labels as Physion v1.5 has them. Gives their numbers."""
+    for split, count, seed in (
+        ("train", recipe.train, recipe.seed),
+        ("test", recipe.test, recipe.seed + 1),
+    ):
+        folder = recipe.out / split
+        folder.mkdir(parents=True, exist_ok=True)
+        labels = {}
+        for index in progress.track(range(count), split):
+            clip, touches = contact_clip(seed, index)
+            name = f"{clip.scene.event}-{seed}-{index:05d}"
+            labels[name] = {"label": touches}
+            write_video(folder / f"{name}.mp4", clip.frames, FPS)
+        atomic_write(folder / LABELS, json.dumps(labels))
+    return {"train": recipe.train, "test": recipe.test}
 
 
 def unlabelled_clip(seed: int, index: int, frames: int = FRAMES) -> np.ndarray:
@@ -119,9 +160,9 @@ def _answer(scene: Scene) -> bool | None:
 
 def _drawn(draw: Draw, side: Side) -> tuple[Setting, Scene]:
     """A setting, and what it stands in: planks, screen, and bodies that have no part in it."""
-    kind = KINDS[int(draw.rng.integers(len(KINDS)))]
+    name = tuple(KINDS)[int(draw.rng.integers(len(KINDS)))]
     others = [colour for colour in draw.colours(6) if colour not in ("red", "yellow")]
-    setting = kind(draw, side, others[0])
+    setting = KINDS[name](draw, side, others[0])
     planks, bodies = setting.planks, []
     if draw.chance(0.4):
         x, y, radius = draw.place(8, 56), draw.place(10, 20), draw.place(3.5, 5)
@@ -133,7 +174,7 @@ def _drawn(draw: Draw, side: Side) -> tuple[Setting, Scene]:
     if screen is None and draw.chance(0.25):
         x, width = draw.place(6, 58), draw.place(6, 11)
         screen = Screen(x - width / 2, x + width / 2, draw.place(30, 42))
-    return setting, Scene("contact", "", tuple(bodies), planks, screen)
+    return setting, Scene(name, "", tuple(bodies), planks, screen)
 
 
 def _look(rng: np.random.Generator) -> Look:
@@ -252,4 +293,4 @@ def _rolled(colour: str, radius: float, side: Side, x: float, speed: float) -> B
     return rolling(colour, radius, side.x(x - MIDDLE * speed), side.sign * speed)
 
 
-KINDS = (_meet, _push, _brake, _land, _descend)
+KINDS = {"meet": _meet, "push": _push, "brake": _brake, "land": _land, "descend": _descend}

@@ -20,6 +20,7 @@ PARTS = {
     "assemble": ("assemble", "AssembleRecipe", "assemble"),
     "ship": ("assemble", "ShipRecipe", "ship"),
     "phyworld": ("phyworld", "PhyWorldRecipe", "draw_clips"),
+    "contact": ("contact", "ContactRecipe", "draw_contact"),
     "laws": ("calibration", "LawsRecipe", "calibrate_laws"),
 }
 """For each part: its file, imported only when it is made, the recipe's class and what makes it."""
