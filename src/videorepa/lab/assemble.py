@@ -59,7 +59,9 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
         spatial_interpolation_scale=1.0,
     )
     if recipe.start is not None:
-        transformer = CogVideoXTransformer3DModel.from_pretrained(recipe.start).float()
+        # Its weights alone: the captions may have grown longer since.
+        older: Any = CogVideoXTransformer3DModel.from_pretrained(recipe.start)
+        transformer.load_state_dict(older.state_dict())
     # The schedule of CogVideoX, without the SNR shift that is meant for large frames.
     scheduler = CogVideoXDPMScheduler(
         snr_shift_scale=1.0,
