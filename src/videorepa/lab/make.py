@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from videorepa.data.files import atomic_write
+from videorepa.device import keep_freed_memory
 from videorepa.errors import UserError
 
 PARTS = {
@@ -39,6 +40,7 @@ def make(part: str, path: Path) -> dict[str, float]:
         recipe = kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{path} is not a recipe for {part}: {error}") from None
+    keep_freed_memory()
     measured = run(recipe)
     if recipe.out.is_dir():
         atomic_write(
