@@ -71,6 +71,7 @@ def _swelling(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray 
     bodies = (_scaled(body, 1 + share), *clip.scene.bodies[1:])
     positions = clip.trajectory.positions.copy()
     # It stands as it did: what swells is not to sink into the floor, which is another law.
+    assert isinstance(body, Ball | Box)
     positions[:, 0, 1] -= share * (body.radius if isinstance(body, Ball) else body.height / 2)
     swollen = render(
         replace(clip.scene, bodies=bodies), replace(clip.trajectory, positions=positions)
