@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from videorepa.data.files import atomic_write
 from videorepa.lab.text_encoder import TEXT_TOKENS
 from videorepa.lab.world import FRAMES
 from videorepa.recipe import Section
@@ -113,5 +115,10 @@ def ship(recipe: ShipRecipe) -> dict[str, float]:
     teacher.to(torch.bfloat16).save_pretrained(recipe.out / "videomae")
     image_teacher: Any = Dinov2Model.from_pretrained(recipe.image_teacher)
     image_teacher.to(torch.bfloat16).save_pretrained(recipe.out / "dinov2")
+    for path in recipe.out.rglob("config.json"):
+        # Where a part was trained is nobody's business, and is there no more.
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        atomic_write(path, json.dumps(config, indent=2) + "\n")
     sizes = [path.stat().st_size for path in recipe.out.rglob("*.safetensors")]
     return {"megabytes": sum(sizes) / 1e6}
