@@ -38,14 +38,16 @@ def test_the_quick_demo_leaves_a_report_scores_and_an_export(tmp_path: Path) -> 
 
 def test_shipped_weights_are_small_and_in_ordinary_folders() -> None:
     from diffusers import CogVideoXPipeline
-    from transformers import VideoMAEModel
+    from transformers import Dinov2Model, VideoMAEModel
 
     root = micro_weights("cogvideox").parent
     assert sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) < 25e6
     pipeline = CogVideoXPipeline.from_pretrained(root / "cogvideox")
     teacher = VideoMAEModel.from_pretrained(root / "videomae")
+    image_teacher = Dinov2Model.from_pretrained(root / "dinov2")
     assert pipeline.transformer.config.num_layers == 6
-    assert teacher.config.num_frames == 16
+    assert (teacher.config.num_frames, teacher.config.num_hidden_layers) == (16, 4)
+    assert image_teacher.config.image_size == 64
 
 
 def test_the_base_model_draws_moving_balls_of_the_named_colour() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from videorepa import __main__ as cli
-from videorepa import plugins
+from videorepa import encoders, losses, plugins
 from videorepa.cost import Cost
 from videorepa.inspect import inspect
 from videorepa.recipe import Recipe
@@ -103,6 +103,8 @@ def test_the_extension_guides_plugins_work_from_outside(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(code)
     monkeypatch.setenv(plugins.SEARCH_PATH, str(tmp_path / "plugins"))
+    for kind in (losses, encoders):  # No other test is to find them.
+        monkeypatch.setattr(kind, "__path__", [*kind.__path__])
     own = recipe.override(
         "encoder={name: patches, frames: 8, height: 16, width: 16}",
         "align.loss={name: distance, scale: 2.0}",

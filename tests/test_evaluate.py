@@ -15,14 +15,15 @@ from videorepa.lab.scenarios import SCENARIOS
 from videorepa.lab.world import FPS
 from videorepa.report.inputs import read_scores
 
-SEED = 77
+SEED, N = 77, len(SCENARIOS)
+FALL, ROLL = (f"{name}-{[*SCENARIOS].index(name)}" for name in ("fall", "roll"))
 
 
 def write_clips(folder: Path, *, frozen: int = 0) -> Path:
-    """Two clips of every scenario as `generate` leaves them; the first `frozen` stand still."""
+    """A clip of every scenario as `generate` leaves them; the first `frozen` stand still."""
     folder.mkdir()
     (folder / "generation.json").write_text("{}")
-    for number, scenario in enumerate([*SCENARIOS] * 2):
+    for number, scenario in enumerate(SCENARIOS):
         clip = make_clip(SEED, number, scenario)
         frames = clip.frames[:1].repeat(17, axis=0) if number < frozen else clip.frames
         about = {
@@ -42,40 +43,42 @@ def test_two_folders_become_tables_that_the_report_reads(tmp_path):
     good, still = write_clips(tmp_path / "good"), write_clips(tmp_path / "still", frozen=5)
     found = evaluate("lab", good, against=still)
 
-    n = 2 * len(SCENARIOS)
     metrics = found.summary["metrics"]
-    assert found.summary["n"] == n and found.summary["failures"] == []
+    assert found.summary["n"] == N and found.summary["failures"] == []
     # What H.264 does to the pixels is no reason to fail.
-    assert metrics["sa"]["percent"] == 100 and metrics["sa"]["n"] == n
+    assert metrics["sa"]["percent"] == 100 and metrics["sa"]["n"] == N
     assert metrics["pc"]["percent"] >= 90
     assert 5 < metrics["motion"]["mean"] < 200
     assert found.summary["by_scenario"].keys() == set(SCENARIOS)
-    assert found.summary["by_scenario"]["fall"]["sa"]["n"] == 2
+    assert found.summary["by_scenario"]["fall"]["sa"]["n"] == 1
     assert found.comparison is not None
     assert found.comparison["against"] == "still" and found.comparison["unpaired"] == 0
-    # Half of the other folder's clips do not move, and none of those shows its event.
-    assert found.comparison["metrics"]["sa"]["difference"] == 50
+    # Five of the other folder's clips do not move, and none of those shows its event.
+    difference = found.comparison["metrics"]["sa"]["difference"]
+    assert difference == pytest.approx(100 * 5 / N)
 
     scores = read_scores(found.out)
     assert scores.summary.metrics.keys() == {"sa", "pc", "joint", "motion"}
     assert scores.summary.metrics["motion"].mean == pytest.approx(metrics["motion"]["mean"])
-    assert len(scores.rows) == n and scores.rows["fall-0", 0].scenario == "fall"
-    assert scores.comparison is not None and scores.comparison.metrics["sa"].difference == 50
+    assert len(scores.rows) == N and scores.rows[FALL, 0].scenario == "fall"
+    assert (
+        scores.comparison is not None and scores.comparison.metrics["sa"].difference == difference
+    )
 
     text = table({"good": found}).splitlines()
-    assert text[0].startswith("good") and f"n={n}" in text[0] and "against still" in text[1]
+    assert text[0].startswith("good") and f"n={N}" in text[0] and "against still" in text[1]
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_not_scored(tmp_path):
     folder = write_clips(tmp_path / "clips")
-    (folder / "roll-2-0.mp4").write_bytes(b"not a video")
+    (folder / f"{ROLL}-0.mp4").write_bytes(b"not a video")
     found = evaluate("lab", folder)
-    assert found.summary["n"] == 9 and found.summary["metrics"]["sa"]["percent"] == 100
+    assert found.summary["n"] == N - 1 and found.summary["metrics"]["sa"]["percent"] == 100
     (failure,) = found.summary["failures"]
-    assert failure["prompt_id"] == "roll-2" and "roll-2-0.mp4" in failure["reason"]
+    assert failure["prompt_id"] == ROLL and f"{ROLL}-0.mp4" in failure["reason"]
     assert "1 clips could not be read" in table({"clips": found})
     scores = read_scores(found.out)
-    assert ("roll-2", 0) in scores.failures and ("roll-2", 0) not in scores.rows
+    assert (ROLL, 0) in scores.failures and (ROLL, 0) not in scores.rows
 
 
 def test_a_second_run_keeps_the_rows_and_scores_what_is_new(tmp_path, monkeypatch):
@@ -90,20 +93,20 @@ def test_a_second_run_keeps_the_rows_and_scores_what_is_new(tmp_path, monkeypatc
     first = evaluate("lab", folder)
     rows = first.out / "scores.jsonl"
     complete = rows.read_text()
-    assert len(scored) == 10
+    assert len(scored) == N
 
     # A process that was killed while it wrote the last row, and left a sidecar half written.
     rows.write_text(complete[:-40])
     (folder / ".tmp-0123.json").write_text("{")
     again = evaluate("lab", folder)
-    assert len(scored) == 11
+    assert len(scored) == N + 1
     assert rows.read_text() == complete and again.summary == first.summary
 
     # The same clip by another model is another clip.
-    sidecar = folder / "fall-0-0.json"
+    sidecar = folder / f"{FALL}-0.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"model_digest": "other"}))
-    assert evaluate("lab", folder).summary["n"] == 10
-    assert len(scored) == 12
+    assert evaluate("lab", folder).summary["n"] == N
+    assert len(scored) == N + 2
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"prompt_id": "a", "prompt": "b"}', "\xff"])

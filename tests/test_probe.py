@@ -25,7 +25,7 @@ from videorepa.data.batches import generator
 from videorepa.data.video import read_all, read_chosen, write_video
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
-from videorepa.lab.contact import contact_clip
+from videorepa.lab.contact import ContactRecipe, contact_clip, draw_contact
 from videorepa.measure import slices
 from videorepa.physion import PROTOCOLS, Stimulus
 from videorepa.probe import Probe, probe, table
@@ -83,6 +83,20 @@ def once(twins, clips: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
 def probed(once: Probe, tmp_path: Path) -> Probe:
     """A probe that a test may change."""
     return dataclasses.replace(once, out=shutil.copytree(once.out, tmp_path / "probe"))
+
+
+def test_the_labs_clips_are_read_as_they_are_drawn(tmp_path) -> None:
+    drawn = draw_contact(ContactRecipe(out=tmp_path, train=6, test=4, seed=7))
+    stimuli, notes = PROTOCOLS["lab"].read(tmp_path)
+    assert drawn == {"train": 6, "test": 4} and not notes
+    assert [s.is_test for s in stimuli].count(True) == 4
+    assert sum(s.touches for s in stimuli if s.is_test) == 2
+    first = next(s for s in stimuli if s.stem.endswith("7-00001"))
+    clip, touches = contact_clip(7, 1)
+    assert (first.scenario, first.touches) == (clip.scene.event, touches)
+    shown = read_chosen(first.path, PROTOCOLS["lab"].shown(first.scenario, 17), 64, 64)
+    # As a video file has them.
+    assert np.abs(shown.astype(int) - clip.frames).mean() < 6
 
 
 # What is shown.

@@ -23,7 +23,6 @@ from videorepa.backbones.cogvideox import CogVideoX, CogVideoXBackbone
 from videorepa.encoders.untrained import forget
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
-from videorepa.lab.contact import contact_clip
 from videorepa.measure import (
     Clips,
     Student,
@@ -303,25 +302,6 @@ def test_the_probe_does_not_mind_dead_or_large_features() -> None:
     assert read_label(seen.astype(np.float32), label).auc > 0.9
     with pytest.raises(ValueError, match="at least 10 of each"):
         read_label(seen[:12], label[:12])
-
-
-def test_contact_clips_differ_in_the_speed_over_the_gap_alone() -> None:
-    drawn = [contact_clip(0, index) for index in range(100)]
-    assert [touches for _, touches in drawn] == [True, False] * 50
-    gaps: dict[bool, list[float]] = {True: [], False: []}
-    for clip, touches in drawn:
-        path = clip.trajectory.positions[:, :, 0]
-        reach = sum(ball.radius for ball in clip.scene.balls)
-        gap = np.abs(path[:, 0] - path[:, 1]) - reach
-        gaps[touches].append(gap[0])
-        assert clip.trajectory.contact.any() == touches
-        assert touches or 0.4 < gap[-1] < 7
-        assert clip.caption == ""
-        for place, ball in zip(path[0], clip.scene.balls, strict=True):
-            assert ball.radius < place < 64 - ball.radius, "a ball starts outside the frame"
-    assert np.mean(gaps[True]) == pytest.approx(np.mean(gaps[False]), abs=3)
-    assert np.array_equal(contact_clip(0, 5)[0].frames, drawn[5][0].frames)
-    assert not np.array_equal(contact_clip(1, 5)[0].frames, drawn[5][0].frames)
 
 
 def test_contact_is_read_where_clips_have_the_labs_size(

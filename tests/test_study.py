@@ -105,13 +105,13 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     second = study(recipe, tmp_path / "study", shard=(1, 2))
     assert not second.missing
     trained = [name for verb, *name in pretended if verb == "train"]
-    # Five arms with two seeds, but for the one that has one.
-    assert len(trained) == len({tuple(name) for name in trained}) == 9
+    # Nine arms with two seeds, but for the one that has one.
+    assert len(trained) == len({tuple(name) for name in trained}) == 17
     assert read_rows(tmp_path / "study" / "rows.jsonl") == second.rows
     text = (tmp_path / "study" / "tables.md").read_text()
     assert text == tables(recipe, second.rows) == second.tables
-    # Base, five arms: 4 clips with each seed; the curve: 2 clips at 1 step.
-    assert len(second.rows) == 4 * (2 + 9) + 2
+    # Base, nine arms: 4 clips with each seed; the curve: 2 clips at 1 step.
+    assert len(second.rows) == 4 * (2 + 17) + 2
     assert "| trd | TRD from the video teacher | 8 | 100.0" in text
     assert "| trd | pc | +50.0 |" in text and "+100.0, +0.0" in text
     assert "| trd | 1 | 2 | 100.0 | 100.0 | 0.0 |" in text

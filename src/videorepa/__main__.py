@@ -341,7 +341,7 @@ def scan(
     noise: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
     blocks: tuple[int, ...] = (),
     teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    probe_clips: int = 128,
+    probe_clips: int = 256,
     set: Overrides = (),
 ) -> None:
     """Measure how close each block already is to the teacher, before choosing which to align.
@@ -382,7 +382,7 @@ def probe(
     recipe: RecipeFile,
     data: Path,
     out: Path,
-    protocol: Literal["v1.5", "2021"] = "v1.5",
+    protocol: Literal["v1.5", "2021", "lab"] = "v1.5",
     models: tuple[Path, ...] = (),
     teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     blocks: tuple[int, ...] = (),
@@ -403,11 +403,12 @@ def probe(
     For example:
       videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out probes/2b
       videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out p --models runs/aligned
+      videorepa probe src/videorepa/lab/demo.yaml --data build/contact --protocol lab --out p
 
     Args:
-      data: Folder with Physion's `train` and `test`.
+      data: Folder with Physion's `train` and `test`, or what `videorepa lab contact` drew.
       out: Folder of the tables (probe.json, accuracies.csv, differences.csv, predictions.csv).
-      protocol: The release, and how its authors read features out.
+      protocol: The release, and how its authors read features out; `lab` for the lab's own clips.
       models: Runs, recipes or diffusers folders, called by the names of their folders or files.
       teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
       blocks: Which blocks, counted from 1; by default those that the recipe aligns.
@@ -540,10 +541,12 @@ def lab(
             "text-encoder",
             "autoencoder",
             "teacher",
+            "image-teacher",
             "assemble",
             "ship",
             "laws",
             "phyworld",
+            "contact",
         ]
     ],
     recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None,
@@ -554,7 +557,8 @@ def lab(
 ) -> None:
     """Ask the lab's question, or make a part of its micro models from a recipe in recipes/micro.
 
-    `phyworld` draws clips of PhyWorld's tasks, for models that continue clips.
+    `phyworld` draws clips of PhyWorld's tasks, for models that continue clips; `contact` draws what
+    `videorepa probe --protocol lab` asks about.
 
     `study` trains, generates and scores every arm of a study with every seed, and prints its
     tables; it goes on where it stopped, and several processes can share it. The other options are

@@ -9,6 +9,7 @@ from videorepa import plugins
 from videorepa.data.files import atomic_write, csv_text
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
+from videorepa.device import keep_freed_memory
 from videorepa.evaluate import evaluate, table
 from videorepa.export import export
 from videorepa.generate import generate
@@ -28,6 +29,7 @@ def demo(out: Path, *, quick: bool = False) -> Path:
 
     quick: a few steps of each. Everything is left in `out`; run again, it goes on where it stopped.
     """
+    keep_freed_memory()
     with as_file(files("videorepa.lab") / "demo.yaml") as path:
         recipe = Recipe.from_yaml(path)
     clips, prompts_count = (6, 5) if quick else (240, 20)

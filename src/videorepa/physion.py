@@ -19,6 +19,9 @@ from jaxtyping import Bool, Float
 from videorepa.errors import UserError
 from videorepa.readout import Decided, decide
 
+LABELS = "all_video_labels.json"
+"""The file with v1.5's answers, in either split's folder."""
+
 
 @dataclass(frozen=True)
 class Stimulus:
@@ -166,7 +169,7 @@ def _balanced(label: Bool[np.ndarray, " n"], seed: int) -> np.ndarray:
 
 def _load_v1_5(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
     """*.mp4 and all_video_labels.json, stem -> {"label": whether they touch, ...}."""
-    path = folder / "all_video_labels.json"
+    path = folder / LABELS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         labels = {Path(stem).stem: _answer(about["label"]) for stem, about in found.items()}
@@ -256,6 +259,18 @@ PROTOCOLS = {
             seed=0,
             by_scenario=True,
             balanced=True,
+        ),
+        # The lab's own clips (`videorepa lab contact`), in v1.5's layout and read as it is.
+        Protocol(
+            name="lab",
+            names={kind: kind for kind in ("meet", "push", "brake", "land", "descend")},
+            load=_load_v1_5,
+            frames=tuple(range(17)),
+            strengths=(1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0),
+            iterations=2_000,
+            seed=42,
+            by_scenario=False,
+            balanced=False,
         ),
     )
 }

@@ -177,10 +177,14 @@ class Align(Section):
 
 
 class LabClips(Section):
-    """Clips drawn by the lab's simulator: numbers 0 to `clips` of the series that `seed` names."""
+    """Clips drawn by the lab's simulator: numbers 0 to `clips` of the series that `seed` names.
+
+    split: "beyond" draws what is faster, larger or higher than any of "within".
+    """
 
     clips: int = Field(ge=1)
     seed: int = 0
+    split: Literal["within", "beyond"] = "within"
 
 
 class ClipSize(Section):

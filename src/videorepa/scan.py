@@ -1,5 +1,5 @@
-"""Measures, before any training, how close each block is to each teacher and how well either tells
-contact: what there is to choose the block to align by."""
+"""Measures, before any training, how close each block is to each teacher, and how well either
+foretells contact: what there is to choose the block to align by."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ def scan(
     clips: int = 12,
     noise_levels: Sequence[float] = NOISE_LEVELS,
     blocks: Sequence[int] | None = None,
-    probe_clips: int = 128,
+    probe_clips: int = 256,
     device: str | None = None,
 ) -> Scan:
     """Measure each block of the recipe's base model, at each noise level, against each teacher.
 
     The first `clips` readable clips of the recipe's data go, with their captions, through the base
     model and the teachers: relation error and CKA, see `videorepa.measure.closeness`. Whether two
-    balls touch is read by a linear probe (`videorepa.readout`) from `probe_clips` clips of the
-    lab's, given without captions, if the recipe's clips are of the lab's size. Raw pixels and the
-    untrained teacher stand beside both.
+    things will touch is read by a linear probe (`videorepa.readout`) from `probe_clips` clips of
+    the lab's (`videorepa.lab.contact`), given without captions, if the recipe's clips are of the
+    lab's size. Raw pixels and the untrained teacher stand beside both.
 
     teachers: further ones beside the recipe's encoder, each with a name.
     noise_levels: the noise's share of the noisy latents' variance; the nearest timestep is taken.

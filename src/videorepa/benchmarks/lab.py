@@ -10,7 +10,7 @@ import numpy as np
 from videorepa import benchmarks
 from videorepa.benchmarks import Prompt, Row, compare_flags, share
 from videorepa.lab import laws
-from videorepa.lab.scenarios import SCENARIOS
+from videorepa.lab.scenarios import SCENARIOS, draw_scene
 
 FLAGS = ("sa", "pc", "joint")
 
@@ -19,7 +19,7 @@ class Benchmark(benchmarks.Benchmark):
     """Semantic adherence (sa), physical commonsense (pc) and both at once (joint)."""
 
     name: Literal["lab"] = "lab"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """`count` captions, the scenarios in turn. A scenario repeats a caption only when it has
@@ -42,7 +42,7 @@ class Benchmark(benchmarks.Benchmark):
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, float | bool]:
         """Scores of one clip, frames (F, 64, 64, 3) uint8: sa, pc, joint; NAME_passed and
         NAME_value of every check that applies, in the unit of `laws.CHECKS`; and motion, the mean
-        over the balls of the length of the path, in pixels."""
+        over the bodies of the length of the path, in pixels."""
         verdict = laws.score(frames, prompt)
         found: dict[str, float | bool] = {
             "sa": verdict.sa,
@@ -72,7 +72,7 @@ class Benchmark(benchmarks.Benchmark):
         used: set[str] = set()
         index = misses = 0
         while True:
-            caption = SCENARIOS[scenario](np.random.default_rng([seed, index])).caption
+            caption = draw_scene(seed, index, scenario).caption
             index += 1
             # A few hundred draws in vain: the scenario has no other caption.
             misses = misses + 1 if caption in used else 0

@@ -67,7 +67,7 @@ class LabSource:
     """Clips that the lab's simulator draws when they are asked for."""
 
     def __init__(self, data: Data) -> None:
-        from videorepa.lab.render import draw_scene
+        from videorepa.lab.scenarios import draw_scene
         from videorepa.lab.world import SIZE
 
         assert data.lab is not None
@@ -77,17 +77,20 @@ class LabSource:
                 f"{data.height}x{data.width}. Set data.height and data.width to {SIZE}."
             )
         self.lab, self.count = data.lab, data.frames
+        lab = data.lab
+        self.series = f"lab-{lab.seed}" + ("-beyond" if lab.split == "beyond" else "")
         self.items = [
-            Item(f"lab-{self.lab.seed}-{index}", draw_scene(self.lab.seed, index).caption)
-            for index in range(self.lab.clips)
+            Item(f"{self.series}-{index}", draw_scene(lab.seed, index, split=lab.split).caption)
+            for index in range(lab.clips)
         ]
 
     def frames(self, index: int) -> np.ndarray:
         from videorepa.lab.render import make_clip
 
-        return make_clip(self.lab.seed, index, frames=self.count).frames
+        lab = self.lab
+        return make_clip(lab.seed, index, frames=self.count, split=lab.split).frames
 
     def digest(self, index: int) -> str:
         from videorepa.lab.world import VERSION
 
-        return f"lab-{VERSION}-{self.lab.seed}-{index}"
+        return f"{self.series}-{index} of version {VERSION}"

@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def micro_weights(model: str) -> Path:
-    """The folder of a shipped micro model: "cogvideox" or "videomae"."""
+    """The folder of a shipped micro model: "cogvideox", "videomae" or "dinov2"."""
     return Path(__file__).with_name("weights") / model

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
+from videorepa.data.files import atomic_write
 from videorepa.lab.text_encoder import TEXT_TOKENS
 from videorepa.lab.world import FRAMES
 from videorepa.recipe import Section
 
 
 class AssembleRecipe(Section):
-    """parts: folder with `tokenizer`, `text_encoder` and `vae`. out: the pipeline's folder."""
+    """parts: folder with `tokenizer`, `text_encoder` and `vae`. out: the pipeline's folder.
+    start: a transformer to go on from, instead of a new one."""
 
     parts: Path
     out: Path
+    start: Path | None = None
     layers: int = 6
     heads: int = 8
     head_width: int = 32
@@ -40,7 +45,7 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
     vae: Any = AutoencoderKLCogVideoX.from_pretrained(recipe.parts / "vae")
     side = vae.config.sample_height // 2 ** (len(vae.config.block_out_channels) - 1)
     torch.manual_seed(recipe.seed)
-    transformer = CogVideoXTransformer3DModel(
+    transformer: Any = CogVideoXTransformer3DModel(
         num_attention_heads=recipe.heads,
         attention_head_dim=recipe.head_width,
         in_channels=vae.config.latent_channels,
@@ -55,6 +60,10 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
         max_text_seq_length=TEXT_TOKENS,
         spatial_interpolation_scale=1.0,
     )
+    if recipe.start is not None:
+        # Its weights alone: the captions may have grown longer since.
+        older: Any = CogVideoXTransformer3DModel.from_pretrained(recipe.start)
+        transformer.load_state_dict(older.state_dict())
     # The schedule of CogVideoX, without the SNR shift that is meant for large frames.
     scheduler = CogVideoXDPMScheduler(
         snr_shift_scale=1.0,
@@ -74,18 +83,22 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
 
 class ShipRecipe(Section):
     """run: the base model's training. vae: its autoencoder, perhaps with a better decoder.
-    teacher: the VideoMAE's folder. out: gets the folders `cogvideox` and `videomae`."""
+    teacher: the VideoMAE's folder. teacher_layers: how many of its blocks are kept, since the last
+    ones foretell pixels; all unless said. image_teacher: the DINOv2's folder. out: gets the folders
+    `cogvideox`, `videomae` and `dinov2`."""
 
     run: Path
     vae: Path
     teacher: Path
+    teacher_layers: int | None = Field(None, ge=1)
+    image_teacher: Path
     out: Path
 
 
 def ship(recipe: ShipRecipe) -> dict[str, float]:
     """Write what the package ships, in bfloat16; gives the megabytes of all weights."""
     from diffusers import AutoencoderKLCogVideoX
-    from transformers import VideoMAEModel
+    from transformers import Dinov2Model, VideoMAEModel
 
     from videorepa.run import Run
 
@@ -97,6 +110,15 @@ def ship(recipe: ShipRecipe) -> dict[str, float]:
     shutil.rmtree(recipe.out, ignore_errors=True)
     pipeline.to(torch.bfloat16).save_pretrained(recipe.out / "cogvideox")
     teacher: Any = VideoMAEModel.from_pretrained(recipe.teacher)
+    teacher.encoder.layer = teacher.encoder.layer[: recipe.teacher_layers]
+    teacher.config.num_hidden_layers = len(teacher.encoder.layer)
     teacher.to(torch.bfloat16).save_pretrained(recipe.out / "videomae")
+    image_teacher: Any = Dinov2Model.from_pretrained(recipe.image_teacher)
+    image_teacher.to(torch.bfloat16).save_pretrained(recipe.out / "dinov2")
+    for path in recipe.out.rglob("config.json"):
+        # Where a part was trained is nobody's business, and is there no more.
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        atomic_write(path, json.dumps(config, indent=2) + "\n")
     sizes = [path.stat().st_size for path in recipe.out.rglob("*.safetensors")]
     return {"megabytes": sum(sizes) / 1e6}

@@ -1,14 +1,13 @@
 """Trains the lab's video autoencoder, an AutoencoderKLCogVideoX of 4x in time and 4x in space.
 
 From scratch on whole clips a small causal autoencoder learns the background and blurs what moves.
-So it starts on single frames cut out around the objects, then short crops, then whole clips, and
-the squared error counts more where a frame differs from the empty room.
+So it starts on single frames cut out around the bodies, then short crops, then whole clips, and
+the squared error counts more where a frame has strong colours, which only bodies have.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,45 @@ import numpy as np
 import torch
 
 from videorepa.device import autocast, compute_dtype
-from videorepa.lab.render import EMPTY_ROOM, make_clip
+from videorepa.lab.contact import unlabelled_clip
+from videorepa.lab.render import make_clip
+from videorepa.lab.training import train
 from videorepa.lab.world import FRAMES, SIZE
 from videorepa.recipe import Section
 
 CPU = torch.device("cpu")
 HELD_OUT_SEED = 1_000_003
 """Clips of this seed are never trained on; checks are calibrated on them."""
+STRONG = 0.2
+"""Difference between a pixel's channels, in [0, 1], from which on it is a body's."""
 
 
 class Stage(Section):
     """A part of the curriculum: crops of `frames` frames and `size` pixels, `batch` at a time,
-    for the given share of the time. `frames` is 1 or a multiple of 8 plus 1."""
+    for so many steps. `frames` is 1 or a multiple of 8 plus 1."""
 
-    share: float
+    steps: int
     frames: int
     size: int
     batch: int
 
 
 class AutoencoderRecipe(Section):
-    """How the micro autoencoder is made. The budget is in minutes, since what a CPU reaches in a
-    given time is what counts here; the number of steps done is written beside the weights.
+    """How the micro autoencoder is made.
 
-    decoder_of: an autoencoder to go on from, training its decoder alone: its latents, and models
-    trained on them, stay valid.
+    start: an autoencoder to go on from, instead of from scratch. decoder_only: leave its encoder
+    as it is: its latents, and models trained on them, stay valid.
     """
 
     out: Path
-    decoder_of: Path | None = None
-    minutes: float = 35.0
+    start: Path | None = None
+    decoder_only: bool = False
     channels: tuple[int, ...] = (16, 32, 64)
     latent_channels: int = 8
     stages: tuple[Stage, ...] = (
-        Stage(share=0.45, frames=1, size=32, batch=24),
-        Stage(share=0.35, frames=9, size=32, batch=6),
-        Stage(share=0.20, frames=FRAMES, size=SIZE, batch=2),
+        Stage(steps=2000, frames=1, size=32, batch=24),
+        Stage(steps=2000, frames=9, size=32, batch=4),
+        Stage(steps=1000, frames=FRAMES, size=SIZE, batch=1),
     )
     learning_rate: float = 2e-3
     foreground_weight: float = 3.0
@@ -62,20 +64,27 @@ class AutoencoderRecipe(Section):
 def _crops(recipe: AutoencoderRecipe, stage: Stage, step: int) -> tuple[np.ndarray, np.ndarray]:
     """A batch of crops and their weights, both (B, F, h, w, .), floats in [0, 1]."""
     rng = np.random.default_rng([recipe.seed, stage.frames, step])
-    crops, weights = [], []
+    # Drawing a clip takes as long as training on a few of its frames.
+    per_clip = max(1, FRAMES // 3 // stage.frames)
+    crops = []
     for item in range(stage.batch):
-        clip = make_clip(recipe.seed, step * stage.batch + item)
+        if item % per_clip == 0:
+            clip = _clip(recipe.seed, step * stage.batch + item)
+            ys, xs = np.nonzero((np.ptp(clip, axis=-1) > STRONG * 255).any(0))
         first = rng.integers(FRAMES - stage.frames + 1)
-        frames = clip.frames[first : first + stage.frames]
-        middle = clip.trajectory.positions[first + stage.frames // 2]
-        target = middle[rng.integers(len(middle))] + rng.uniform(-8, 8, 2)
+        pick = rng.integers(len(xs))
+        target = np.array([xs[pick], ys[pick]]) + rng.uniform(-8, 8, 2)
         left, top = np.clip(target - stage.size / 2, 0, SIZE - stage.size).astype(int)
-        window = np.s_[top : top + stage.size, left : left + stage.size]
-        crop = frames[:, window[0], window[1]].astype(np.float32) / 255.0
-        moved = np.abs(crop - EMPTY_ROOM[window]).max(-1, keepdims=True) > 0.02
-        crops.append(crop)
-        weights.append(1.0 + (recipe.foreground_weight - 1.0) * moved)
-    return np.stack(crops), np.stack(weights).astype(np.float32)
+        crop = clip[first:, top:, left:][: stage.frames, : stage.size, : stage.size]
+        crops.append(crop.astype(np.float32) / 255.0)
+    batch = np.stack(crops)
+    weights = 1.0 + (recipe.foreground_weight - 1.0) * (np.ptp(batch, axis=-1) > STRONG)
+    return batch, weights[..., None].astype(np.float32)
+
+
+def _clip(seed: int, number: int) -> np.ndarray:
+    """Every fourth clip is one of those that teachers and the contact probe are shown."""
+    return unlabelled_clip(seed, number) if number % 4 == 3 else make_clip(seed, number).frames
 
 
 def _to_model(frames: np.ndarray) -> torch.Tensor:
@@ -95,7 +104,7 @@ def measure(vae: Any, clips: int = 24) -> dict[str, float]:
             mean = vae.encode(video).latent_dist.mode()
             decoded = vae.decode(mean).sample
         error = ((decoded.float().clamp(-1, 1) - video) / 2) ** 2
-        mask = torch.from_numpy(np.abs(frames[0] - EMPTY_ROOM).max(-1) > 0.02)
+        mask = torch.from_numpy(np.ptp(frames[0], axis=-1) > STRONG)
         errors.append(error.mean().item())
         object_errors.append(error[0, :, mask].mean().item())
         latents.append(mean.float())
@@ -107,46 +116,39 @@ def measure(vae: Any, clips: int = 24) -> dict[str, float]:
 
 
 def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
-    """Train, write a diffusers folder to `recipe.out` in bf16 and return what was measured."""
+    """Train, write a diffusers folder to `recipe.out` in bf16 and return what was measured.
+
+    A training that was stopped goes on from its last checkpoint, beside `recipe.out`.
+    """
     torch.manual_seed(recipe.seed)
-    vae = _new(recipe) if recipe.decoder_of is None else _with_frozen_encoder(recipe.decoder_of)
-    for parameter in vae.parameters():
-        if parameter.dim() == 5:
-            parameter.data = parameter.contiguous(memory_format=torch.channels_last_3d)
+    vae = _new(recipe) if recipe.start is None else _opened(recipe.start)
+    vae.encoder.requires_grad_(not recipe.decoder_only)
     trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=0.0)
-    start, step, budget = time.monotonic(), 0, recipe.minutes * 60
-    for number, stage in enumerate(recipe.stages):
-        end = budget * sum(s.share for s in recipe.stages[: number + 1])
-        while (elapsed := time.monotonic() - start) < end:
-            progress = elapsed / budget
-            for group in optimizer.param_groups:
-                warm = min(1.0, (step + 1) / 100)
-                group["lr"] = (
-                    recipe.learning_rate * warm * (0.02 + 0.98 * math.cos(progress * math.pi / 2))
-                )
-            frames, weight = _crops(recipe, stage, step)
-            video = (_to_model(frames) * 2 - 1).contiguous(memory_format=torch.channels_last_3d)
-            with autocast(CPU, compute_dtype("auto", CPU)):
-                posterior = vae.encode(video).latent_dist
-                decoded = vae.decode(posterior.sample()).sample.float()
-            error = decoded - video
-            loss = ((error**2 + 0.05 * error.abs()) * _to_model(weight)).mean()
-            loss = loss + recipe.kl_weight * posterior.kl().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            step += 1
-            if step % 200 == 0:
-                print(
-                    f"{elapsed / 60:5.1f} min  stage {number + 1}  step {step}  "
-                    f"loss {loss.item():.4f}",
-                    flush=True,
-                )
-                vae.save_pretrained(recipe.out.with_name(recipe.out.name + "-unfinished"))
-    measured = measure(vae) | {"steps": float(step), "minutes": (time.monotonic() - start) / 60}
-    if recipe.decoder_of is None:
+    stages = [stage for stage in recipe.stages for _ in range(stage.steps)]
+
+    def loss(step: int) -> torch.Tensor:
+        frames, weight = _crops(recipe, stages[step], step)
+        video = _to_model(frames) * 2 - 1
+        with autocast(CPU, compute_dtype("auto", CPU)):
+            posterior = vae.encode(video).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+        error = decoded - video
+        squared = ((error**2 + 0.05 * error.abs()) * _to_model(weight)).mean()
+        return squared + recipe.kl_weight * posterior.kl().mean()
+
+    train(
+        vae,
+        torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=0.0),
+        loss,
+        steps=len(stages),
+        rate=lambda progress: (
+            recipe.learning_rate * (0.02 + 0.98 * math.cos(progress * math.pi / 2))
+        ),
+        folder=recipe.out.with_name(f"{recipe.out.name}-checkpoints"),
+        seed=recipe.seed,
+    )
+    measured = measure(vae)
+    if not recipe.decoder_only:
         # Diffusion expects latents of about unit spread.
         vae.register_to_config(scaling_factor=round(1.0 / measured["latent_std"], 5))
     vae.to(torch.bfloat16).save_pretrained(recipe.out)
@@ -176,9 +178,8 @@ def _new(recipe: AutoencoderRecipe) -> Any:
     return vae
 
 
-def _with_frozen_encoder(folder: Path) -> Any:
+def _opened(folder: Path) -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
     vae: Any = AutoencoderKLCogVideoX.from_pretrained(folder)
-    vae.encoder.requires_grad_(False)
     return vae.float()

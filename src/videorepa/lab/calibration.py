@@ -16,12 +16,16 @@ from videorepa.data.files import atomic_write, file_digest
 from videorepa.data.video import read_all, write_video
 from videorepa.errors import UserError
 from videorepa.lab.autoencoder import HELD_OUT_SEED
-from videorepa.lab.corruptions import (
-    CORRUPTIONS,
+from videorepa.lab.corruptions import CORRUPTIONS
+from videorepa.lab.detection import (
     Reconstruct,
+    draw_degrees,
+    format_degrees,
     format_table,
+    judge,
+    most,
     reconstructed,
-    table,
+    strongest,
 )
 from videorepa.lab.laws import CHECKS, TOLERANCES, measure
 from videorepa.lab.render import make_clip
@@ -39,8 +43,9 @@ TABLE_SEED = HELD_OUT_SEED - 1
 class LawsRecipe(Section):
     """How the tolerances are set. vae: diffusers folder of an AutoencoderKLCogVideoX.
 
-    clips: real clips that set them. table_clips: other clips, for the table that tells what the
-    checks are worth with them. table_out: a Markdown file for that table.
+    clips: real clips that set them. table_clips: other clips, to be broken, for what the checks
+    are worth with them. table_out: a Markdown file for that; beside it, of the same name, come its
+    numbers (.json) and curves (.svg).
     """
 
     vae: Path
@@ -51,8 +56,9 @@ class LawsRecipe(Section):
 
 
 def calibrate_laws(recipe: LawsRecipe) -> dict[str, float]:
-    """Set the tolerances and write them with their provenance to `recipe.out`, as JSON; print the
-    table. Gives the shares in [0, 1] of real clips, reconstructed, that pass SA, PC and both."""
+    """Set the tolerances and write them with their provenance to `recipe.out`, as JSON; print how
+    broken clips are judged. Gives the shares in [0, 1] of real clips, reconstructed, that pass SA,
+    PC and both."""
     weights = recipe.vae / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
         raise UserError(
@@ -61,7 +67,7 @@ def calibrate_laws(recipe: LawsRecipe) -> dict[str, float]:
         )
     reconstruct = as_files(autoencoder_reconstruct(recipe.vae))
     found = calibrate(reconstruct, recipe.clips, HELD_OUT_SEED)
-    rows = table(reconstruct, recipe.table_clips, TABLE_SEED, found["tolerances"])
+    rows = judge(reconstruct, recipe.table_clips, TABLE_SEED, found["tolerances"])
     real = next(row for row in rows if row["kind"] == "reconstructed")
     shares = {f"share_{key}": real[key] for key in ("sa", "pc", "joint")}
     found["provenance"] |= {
@@ -72,10 +78,12 @@ def calibrate_laws(recipe: LawsRecipe) -> dict[str, float]:
     }
     recipe.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(recipe.out, json.dumps(found, indent=2) + "\n")
-    print(format_table(rows))
-    if recipe.table_out is not None:
-        recipe.table_out.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(recipe.table_out, _page(found, rows))
+    print(format_table(strongest(rows)))
+    if (page := recipe.table_out) is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(page, _page(page.with_suffix("").name, found, rows))
+        atomic_write(page.with_suffix(".json"), _lines(rows))
+        draw_degrees(rows).savefig(page.with_suffix(".svg"), metadata={"Date": None})
     return shares
 
 
@@ -104,7 +112,7 @@ def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]
             break
         percentile, limits = float(lower), tighter
     tolerances = {
-        name: max(CHECKS[name].resolution, float(f"{_with_headroom(name, float(limit)):.4g}"))
+        name: max(CHECKS[name].resolution, float(f"{HEADROOM * float(limit):.4g}"))
         for name, limit in zip(names, limits, strict=True)
     }
     provenance = {
@@ -115,12 +123,6 @@ def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]
         "applied_to": dict(zip(names, (~np.isnan(values)).sum(0).tolist(), strict=True)),
     }
     return {"tolerances": tolerances, "provenance": provenance}
-
-
-def _with_headroom(name: str, limit: float) -> float:
-    # A ratio of 1 is a perfect disc: the headroom is on what exceeds it.
-    best = 1.0 if CHECKS[name].unit == "ratio" else 0.0
-    return best + HEADROOM * (limit - best)
 
 
 def as_files(reconstruct: Reconstruct) -> Reconstruct:
@@ -157,10 +159,16 @@ def autoencoder_reconstruct(vae_folder: Path) -> Reconstruct:
     return reconstruct
 
 
-def _page(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    """JSON with a line for every row, so that a change shows where it is."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+
+
+def _page(name: str, found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     about = found["provenance"]
     broken = "\n".join(
-        f"- **{kind}**: {corruption.what}. Should be caught by {corruption.caught_by}."
+        f"- **{kind}** (above: {most(kind):g} {corruption.unit}".rstrip()
+        + f"): {corruption.what}. Should be caught by {corruption.caught_by}."
         for kind, corruption in CORRUPTIONS.items()
     )
     limits = "\n".join(
@@ -169,7 +177,13 @@ def _page(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         for name, limit in found["tolerances"].items()
     )
     return _PAGE.format(
-        **about, rows=format_table(rows), broken=broken, limits=limits, passing=PASSING
+        **about,
+        name=name,
+        rows=format_table(strongest(rows)),
+        degrees=format_degrees(rows),
+        broken=broken,
+        limits=limits,
+        passing=PASSING,
     )
 
 
@@ -192,7 +206,8 @@ The tolerances were set on {clips} real clips (seed {seed}). The table is of {tr
 SA (semantic adherence: does the clip show what its caption says?), PC (physical commonsense: does
 it obey the lab's laws?) and joint (both) are the percentage of clips that pass. Then comes, for
 each check, the percentage of clips that fail it. "real" is what the simulator drew; every other
-row went through the autoencoder and back, the broken ones after they were broken.
+row went through the autoencoder and back, the broken ones after they were broken, as badly as they
+are here.
 
 ## The clips that break one law
 
@@ -200,17 +215,28 @@ row went through the autoencoder and back, the broken ones after they were broke
 
 Not every clip that passes here is a miss:
 
-- Time has no direction on a frictionless floor. A roll or a collision played backwards is
-  physical, so it fails SA, by its direction, and not PC.
-- A ball that rests on the floor is physical. A frozen clip fails PC only where it leaves a ball
-  hanging in the air.
-- A ball that vanishes, leaps or floats may still do what the caption says: such clips are to fail
+- A roll has no direction in time. Played backwards, a roll or a collision is physical, so it fails
+  SA, by its direction, and not PC.
+- A body that comes to rest on the floor is physical. A clip that is frozen from some frame on fails
+  PC where that is sudden.
+- A body that vanishes, leaps or swells may still do what the caption says: such clips are to fail
   PC, and may pass SA. PC never reads the caption.
-- A ball that is cut by the frame's edge or the screen when it leaps can hide some of the leap.
-- Light, texture and the screen's shape are not judged.
+- Nothing is asked of a body while it is near a plank or another one, but that it stays what it is.
+- Light, texture and the shapes of the screen and the planks are not judged.
 
 And a clip that passes all checks has broken none of these laws by more than the tolerances below,
 which are as wide as the autoencoder's blur makes them; it may break them by less.
+
+## By degrees
+
+The share of clips, broken by so much, that fail; in brackets its 95 % interval (Wilson). Of clips
+that are not broken, the row "reconstructed" above says how many fail.
+
+![Share of clips that fail PC over how badly they are broken]({name}.svg)
+
+{degrees}
+
+The numbers are in [{name}.json]({name}.json).
 
 ## The tolerances
 

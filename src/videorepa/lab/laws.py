@@ -5,9 +5,9 @@ never reads the caption, so a clip of the wrong ball that moves rightly is physi
 one number, bad when large, against one tolerance. SA's thresholds define its words and stand
 here; PC's tolerances are what real clips need after the autoencoder, and `calibration` finds them.
 
-What these checks cannot know: time has no direction on a frictionless floor, so a reversed roll
-is physical (SA's `direction` catches it), and so is a ball at rest: a frozen clip fails PC only
-where a ball is left hanging. Nor do they judge light, texture or the gray screen's own shape.
+What these checks cannot know: a roll has no direction in time, so a reversed one is physical (SA's
+`direction` catches it). Nor do they judge light, texture, or the shapes of the screen and the
+planks.
 """
 
 from __future__ import annotations
@@ -15,31 +15,41 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Literal
 
 import numpy as np
 
 from videorepa.errors import UserError
+from videorepa.lab.scenarios import BYSTANDERS, CAPTIONS
 from videorepa.lab.tracking import Observation, Track, observe
 from videorepa.lab.world import COLOURS, FLOOR, GRAVITY, SIZE
 
 TOLERANCES = "tolerances.json"
 
 NEAR_FLOOR = 1.5
-"""Pixels between a ball and the floor up to which it counts as touching it."""
-NEAR_BALL = 2.0
-"""The same between two balls."""
+"""Pixels between a body and the floor up to which it counts as touching it."""
+NEAR_BODY = 2.0
+"""The same between two bodies."""
+BRAKE = 0.45
+"""Pixels per frame squared that friction takes from a sliding box at most."""
+STIRRED = 2.0
+"""Pixels that something has to move for a clip to test anything: one in which all lies still breaks
+no law, and obeys none."""
 MOVED = 4.0
 """Pixels from which on something has moved, in the captions' sense."""
-TURNS_ABOVE = 7.0
+TURNS_ABOVE = 4.0
 """Pixels over the floor at which the fastest ball may seem to turn: half of its way per frame,
 and what a blurred ball's radius is off."""
-BOUNCED = 2.0
+BOUNCED = 3.0
 """Pixels that a ball has to rise again to have bounced."""
+STOPPED = 0.5
+"""Pixels per frame up to which something counts as stopped."""
+SIDEWAYS = 1.5
+"""Pixels from which on something has gone to a side."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +69,22 @@ CHECKS: dict[str, Definition] = {
     "objects": Definition("sa", "count", "named things missing, and others too many"),
     "event": Definition("sa", "px", "how much movement the named event lacks"),
     "direction": Definition("sa", "px", "how much movement to the named side is lacking"),
-    "presence": Definition("pc", "count", "1 if no ball is to be seen, so that nothing is tested"),
+    "presence": Definition(
+        "pc", "px", "how much movement is lacking for anything to be tested by it"
+    ),
     "gravity": Definition("pc", "px/frame^2", "free flight's acceleration, distance from g", 0.05),
     "arc": Definition("pc", "px", "free flight's distance from a parabola of acceleration g", 0.25),
     "energy": Definition(
         "pc", "px of height", "growth of kinetic plus potential energy over g", 0.25
     ),
-    "permanence": Definition("pc", "frames", "ball not there, neither behind nor out of frame"),
-    "extras": Definition("pc", "px^2", "largest thing that is neither a ball nor the room", 6.0),
-    "size": Definition("pc", "fraction", "change of a ball's radius", 0.05),
-    "roundness": Definition("pc", "ratio", "long to short axis of a ball that nothing cuts", 1.1),
+    "permanence": Definition("pc", "frames", "body not there, neither behind nor out of frame"),
+    "extras": Definition("pc", "px^2", "largest thing that is neither a body nor the room", 6.0),
+    "size": Definition("pc", "fraction", "change of a body's radius", 0.05),
+    "shape": Definition("pc", "fraction", "change of a body's long to its short axis", 0.05),
     "one_piece": Definition(
-        "pc", "px^2", "largest piece of a ball's colour away from the ball", 6.0
+        "pc", "px^2", "largest piece of a body's colour away from the body", 6.0
     ),
-    "floor": Definition("pc", "px", "how deep a ball is in the floor", 0.25),
+    "floor": Definition("pc", "px", "how deep a body is in the floor", 0.25),
     "momentum": Definition(
         "pc", "px/frame", "change of horizontal velocity that nothing caused", 0.25
     ),
@@ -81,7 +93,7 @@ CHECKS: dict[str, Definition] = {
         "pc", "px", "an untouched rolling ball's distance from even motion", 0.25
     ),
     "exchange": Definition(
-        "pc", "px/frame", "change of two balls' mean momentum by a collision", 0.25
+        "pc", "px/frame", "change of all balls' mean momentum by collisions", 0.25
     ),
     "overlap": Definition("pc", "px", "how deep two balls are in each other", 0.25),
 }
@@ -113,34 +125,45 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caption asks for. sign: +1 to the right, -1 to the left, 0 if it names no side."""
+    """What a caption asks for.
+
+    colours: of the named bodies, those that the event is about first. shapes: "ball" or "box" of
+    each. sign: +1 to the right, -1 to the left, 0 if it names no side.
+    """
 
     event: str
     colours: tuple[str, ...]
+    shapes: tuple[str, ...]
     sign: int
 
 
-_COLOUR = "|".join(COLOURS)
-_CAPTIONS = {
-    "fall": r"A (?P<a>{c}) ball (?:falls and bounces on the floor|drops to the floor and bounces)",
-    "throw": r"A (?P<a>{c}) ball (?:flies through the air|is thrown) to the (?P<s>left|right)",
-    "roll": r"A (?P<a>{c}) ball rolls (?:along the floor )?to the (?P<s>left|right)",
-    "collide": r"A (?P<a>{c}) ball rolls to the (?P<s>left|right) (?:and hits|into) "
-    r"a (?P<b>{c}) ball",
-    "hide": r"A (?P<a>{c}) ball (?:rolls to the (?P<s>left|right) behind a gray screen"
-    r"|passes behind a gray screen to the (?P<s2>left|right))",
-}
+_NAMED = re.compile(f"({'|'.join(COLOURS)}) (ball|box)")
+
+
+@cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    """For each event, what its captions look like, whatever the colours and the side."""
+    colour, found = f"(?:{'|'.join(COLOURS)})", {}
+    blanks = dict.fromkeys("abc", colour)
+    also = "|".join(text.format(**blanks) for text in BYSTANDERS)
+    for event, templates in CAPTIONS.items():
+        # A group has to have a name of its own in every way to say it.
+        ways = [
+            text.format(**blanks, s=f"(?P<s{number}>left|right)")
+            for number, text in enumerate(templates)
+        ]
+        found[event] = re.compile(f"(?:{'|'.join(ways)})(?:{also})?".replace(".", r"\."))
+    return found
 
 
 def parse_caption(caption: str) -> Request:
     """Read one of the lab's captions. Raises UserError for any other."""
-    for event, pattern in _CAPTIONS.items():
-        match = re.fullmatch(pattern.format(c=_COLOUR) + r"\.?", caption.strip())
+    for event, pattern in _patterns().items():
+        match = pattern.fullmatch(caption.strip())
         if match:
-            words = match.groupdict()
-            side = words.get("s") or words.get("s2")
-            colours = tuple(words[key] for key in ("a", "b") if words.get(key))
-            return Request(event, colours, {"right": 1, "left": -1, None: 0}[side])
+            colours, shapes = zip(*_NAMED.findall(caption), strict=True)
+            side = next((side for side in match.groupdict().values() if side), None)
+            return Request(event, colours, shapes, {"right": 1, "left": -1, None: 0}[side])
     raise UserError(
         f"Found the caption {caption!r}; the lab can judge its own captions only, such as "
         "'A red ball rolls to the left.' Take prompts from the lab benchmark."
@@ -151,70 +174,115 @@ def parse_caption(caption: str) -> Request:
 
 
 def _objects(seen: Observation, request: Request) -> float:
-    balls = {track.colour: track for track in seen.balls}
-    wrong = len(set(request.colours) ^ balls.keys())
-    # A second ball of the same colour has to stay for a while to be one too many.
-    wrong += sum(int((track.components > 1).sum() >= 3) for track in balls.values())
+    bodies = {track.colour: track for track in seen.bodies}
+    named = dict(zip(request.colours, request.shapes, strict=True))
+    wrong = len(named.keys() ^ bodies.keys())
+    wrong += sum(
+        track.is_box != (named[colour] == "box")
+        for colour, track in bodies.items()
+        if colour in named and track.whole.any()
+    )
+    # A second body of the same colour has to stay for a while to be one too many.
+    wrong += sum(int((track.components > 1).sum() >= 3) for track in bodies.values())
     return float(wrong + ((request.event == "hide") != (seen.screen is not None)))
 
 
 def _event(seen: Observation, request: Request) -> float:
     tracks = [seen.tracks[colour] for colour in request.colours]
-    if not all(track.is_ball for track in tracks):
+    if not all(track.is_body for track in tracks):
         return float(SIZE)
-    return {"fall": _falls, "throw": _flies, "roll": _rolls, "collide": _hits, "hide": _hides}[
-        request.event
-    ](tracks, seen, request.sign)
-
-
-def _bottom(track: Track) -> np.ndarray:
-    """(F,) height of the ball's lowest point above the floor, in pixels; NaN where not seen."""
-    return FLOOR - track.position[:, 1] - track.size
+    return _EVENTS[request.event](tracks, seen, request.sign)
 
 
 def _shift(track: Track) -> float:
-    """How far to the right the ball is at the end of where it started, in pixels."""
+    """How far to the right the body is at the end of where it started, in pixels."""
     x = track.position[track.visible, 0]
     return float(x[-1] - x[0])
 
 
-def _falls(tracks: list[Track], seen: Observation, sign: int) -> float:
-    height = _bottom(tracks[0])[tracks[0].visible]
+def _down(track: Track) -> tuple[float, float]:
+    """What a fall to the floor lacks, and how far the body rises after it; in pixels."""
+    height = track.height[track.visible]
     # Between two frames a ball may touch the floor and leave again: over frames it seems to turn
     # a little above the floor, by what it covers in half a frame.
     above = height.min() - TURNS_ABOVE
-    down = int(np.argmax(height <= max(TURNS_ABOVE, height.min())))
-    rise = (height[down:] - np.minimum.accumulate(height[down:])).max()
-    return max(2 * MOVED - (height[0] - height[down]), above, BOUNCED - rise, 0.0)
+    low = int(np.argmax(height <= max(TURNS_ABOVE, height.min())))
+    rise = (height[low:] - np.minimum.accumulate(height[low:])).max()
+    return max(2 * MOVED - (height[0] - height[low]), above, 0.0), rise
+
+
+def _falls(tracks: list[Track], seen: Observation, sign: int) -> float:
+    lacking, rise = _down(tracks[0])
+    return max(lacking, BOUNCED - rise, 0.0)
+
+
+def _drops(tracks: list[Track], seen: Observation, sign: int) -> float:
+    lacking, rise = _down(tracks[0])
+    return max(lacking, rise - BOUNCED, 0.0)
 
 
 def _flies(tracks: list[Track], seen: Observation, sign: int) -> float:
-    (track,) = tracks
-    height = _bottom(track)[track.visible]
+    track = tracks[0]
+    height = track.height[track.visible]
     airborne = (height > NEAR_FLOOR + 1).sum()
     return max(2 * MOVED - sign * _shift(track), float(4 - airborne), 0.0)
 
 
 def _rolls(tracks: list[Track], seen: Observation, sign: int) -> float:
-    (track,) = tracks
-    height = _bottom(track)[track.whole]
+    track = tracks[0]
+    height = track.height[track.whole]
     lifted = float(np.median(height)) - 2 * NEAR_FLOOR if len(height) else 0.0
     return max(2 * MOVED - abs(_shift(track)), lifted, 0.0)
 
 
+def _slides(tracks: list[Track], seen: Observation, sign: int) -> float:
+    last = np.abs(np.diff(tracks[0].position[-4:, 0]))
+    moving = float(np.nan_to_num(last, nan=SIZE).mean()) - STOPPED
+    return max(_rolls(tracks, seen, sign), moving, 0.0)
+
+
+def _descends(tracks: list[Track], seen: Observation, sign: int) -> float:
+    track = tracks[0]
+    height = track.height[track.visible]
+    on_ramp = float(2 - track.at_plank.sum())
+    return max(MOVED - (height[0] - height.min()), on_ramp, 0.0)
+
+
 def _hits(tracks: list[Track], seen: Observation, sign: int) -> float:
-    first, second = tracks
-    together = first.visible & second.visible
-    if not together.any():
-        return float(SIZE)
-    gap = np.linalg.norm(first.position - second.position, axis=1) - first.size - second.size
-    approach = gap[together][0] - np.nanmin(gap)
-    # Frames are coarse: at 3 px/frame the balls may turn up to 3 px apart.
-    return max(MOVED - approach, np.nanmin(gap) - 4.0, MOVED / 2 - sign * _shift(second), 0.0)
+    """Each of them comes to the next, and that one moves on."""
+    worst = 0.0
+    for first, second in pairwise(tracks):
+        together = first.visible & second.visible
+        if not together.any():
+            return float(SIZE)
+        gap = np.linalg.norm(first.position - second.position, axis=1) - first.size - second.size
+        approach = min(MOVED, gap[together][0]) - np.nanmin(gap)
+        # Frames are coarse: at 3 px/frame the balls may turn up to 3 px apart.
+        lacking = (MOVED / 2 - approach, np.nanmin(gap) - 4.0, MOVED / 2 - sign * _shift(second))
+        worst = max(worst, *lacking)
+    return float(worst)
+
+
+def _topples(tracks: list[Track], seen: Observation, sign: int) -> float:
+    """The first falls from above the second."""
+    first, second = (track.position[track.visible, 1] for track in tracks[:2])
+    fallen = first[-1] - first[0]
+    return float(max(MOVED - (second[0] - first[0]), MOVED - fallen, 0.0))
+
+
+def _is_caught(tracks: list[Track], seen: Observation, sign: int) -> float:
+    """It falls and ends low between two planks."""
+    track = tracks[0]
+    x, y = track.position[track.visible][-1]
+    height = track.height[track.visible]
+    columns = np.flatnonzero(seen.planks[int(y) : int(FLOOR)].any(0))
+    missing = 2 - int((columns < x).any()) - int((columns > x).any())
+    lacking = (MOVED - (height[0] - height[-1]), height[-1] - 2 * MOVED, MOVED * missing)
+    return float(max(*lacking, 0.0))
 
 
 def _hides(tracks: list[Track], seen: Observation, sign: int) -> float:
-    (track,) = tracks
+    track = tracks[0]
     screen = seen.screen
     if screen is None:
         return float(SIZE)
@@ -232,11 +300,26 @@ def _hides(tracks: list[Track], seen: Observation, sign: int) -> float:
     return float(max(least - 0.5, 0.0) * 2 * track.size)
 
 
+_EVENTS: dict[str, Callable[[list[Track], Observation, int], float]] = {
+    "fall": _falls,
+    "drop": _drops,
+    "throw": _flies,
+    "roll": _rolls,
+    "slide": _slides,
+    "ramp": _descends,
+    "collide": _hits,
+    "chain": _hits,
+    "stack": _topples,
+    "catch": _is_caught,
+    "hide": _hides,
+}
+
+
 def _direction(seen: Observation, request: Request) -> float | None:
     if not request.sign:
         return None
     track = seen.tracks[request.colours[0]]
-    return max(MOVED - request.sign * _shift(track), 0.0) if track.is_ball else MOVED
+    return max(SIDEWAYS - request.sign * _shift(track), 0.0) if track.is_body else SIDEWAYS
 
 
 # --- physical commonsense: each function returns a value, or None if the clip cannot be asked
@@ -250,24 +333,25 @@ def _runs(flags: np.ndarray) -> Iterator[slice]:
 
 
 def _touching(track: Track, others: Sequence[Track]) -> np.ndarray:
-    """(F,) bool, frames in which another ball may be touched, or just was, or is about to be."""
-    near = np.zeros(len(track.visible), bool)
+    """(F,) bool, frames in which a plank or another body may be touched, or just was, or is about
+    to be."""
+    near = track.at_plank.copy()
     for other in others:
         if other is track:
             continue
         gap = np.linalg.norm(track.position - other.position, axis=1) - track.size - other.size
         # What approaches at 3 px a frame touches between two frames.
-        near |= np.nan_to_num(gap, nan=np.inf) < NEAR_BALL + 3.0
+        near |= np.nan_to_num(gap, nan=np.inf) < NEAR_BODY + 3.0
     return near
 
 
 def _free_triples(track: Track, untouched: np.ndarray) -> np.ndarray:
-    """(F,) bool: the ball is in free flight from the frame before to the frame after.
+    """(F,) bool: the body is in free flight from the frame before to the frame after.
 
-    A ball bounces between frames, unseen. So a triple counts only if the floor is out of reach:
-    if neither from its first two frames on, nor from its last two back, would the ball get there.
+    A body bounces between frames, unseen. So a triple counts only if the floor is out of reach:
+    if neither from its first two frames on, nor from its last two back, would the body get there.
     """
-    height = np.where(track.whole & untouched, _bottom(track), np.nan)
+    height = np.where(track.whole & untouched, track.height, np.nan)
     free = np.zeros(len(height), bool)
     before, now, after = height[:-2], height[1:-1], height[2:]
     reach = np.minimum(2 * now - before - GRAVITY, 2 * now - after - GRAVITY)
@@ -276,18 +360,18 @@ def _free_triples(track: Track, untouched: np.ndarray) -> np.ndarray:
     return free
 
 
-def _flights(balls: Sequence[Track]) -> Iterator[np.ndarray]:
+def _flights(bodies: Sequence[Track]) -> Iterator[np.ndarray]:
     """Positions (n, 2) of every stretch of free flight of at least four frames."""
-    for track in balls:
-        for run in _runs(_free_triples(track, ~_touching(track, balls))):
+    for track in bodies:
+        for run in _runs(_free_triples(track, ~_touching(track, bodies))):
             if run.stop - run.start >= 2:
                 yield track.position[run.start - 1 : run.stop + 1]
 
 
-def _gravity(balls: Sequence[Track]) -> float | None:
+def _gravity(bodies: Sequence[Track]) -> float | None:
     """One acceleration is fitted to all flights, each with its own start and velocity."""
     along = information = 0.0
-    for flight in _flights(balls):
+    for flight in _flights(bodies):
         time = np.arange(len(flight)) - (len(flight) - 1) / 2
         curve = time**2 / 2 - (time**2 / 2).mean()
         along += curve @ flight[:, 1]
@@ -296,9 +380,9 @@ def _gravity(balls: Sequence[Track]) -> float | None:
     return abs(along / information - GRAVITY) if information >= 3.5 else None
 
 
-def _arc(balls: Sequence[Track]) -> float | None:
+def _arc(bodies: Sequence[Track]) -> float | None:
     worst = []
-    for flight in _flights(balls):
+    for flight in _flights(bodies):
         time = np.arange(len(flight)) - (len(flight) - 1) / 2
         path = flight.copy()
         path[:, 1] -= GRAVITY * time**2 / 2
@@ -315,32 +399,32 @@ def _off_line(time: np.ndarray, path: np.ndarray) -> float:
 @dataclass(frozen=True)
 class _Phase:
     """A stretch in which no ball hits anything. energy: mean over its steps of kinetic plus
-    potential energy by weight, in pixels of height; velocity: of the balls' common centre."""
+    potential energy by weight, in pixels of height; velocity: of the bodies' common centre."""
 
     start: int
     energy: float
     velocity: float
 
 
-def _phases(balls: Sequence[Track]) -> list[_Phase]:
-    """Where all balls are in full view and either in free flight or on the floor."""
-    if not balls:
+def _phases(bodies: Sequence[Track]) -> list[_Phase]:
+    """Where all bodies are in full view and either in free flight or on the floor."""
+    if not bodies:
         return []
-    steps = len(balls[0].visible) - 1
+    steps = len(bodies[0].visible) - 1
     valid, kind = np.ones(steps, bool), np.zeros(steps, int)
     energy, velocity, mass = np.zeros(steps), np.zeros(steps), 0.0
-    for number, track in enumerate(balls):
-        untouched = ~_touching(track, balls)
+    for number, track in enumerate(bodies):
+        untouched = ~_touching(track, bodies)
         triples = _free_triples(track, untouched)
         flying = triples[:-1] | triples[1:]
-        low = np.abs(np.nan_to_num(_bottom(track), nan=np.inf)) < NEAR_FLOOR
+        low = np.abs(np.nan_to_num(track.height, nan=np.inf)) < NEAR_FLOOR
         low &= track.whole & untouched
         rolling = low[:-1] & low[1:] & ~flying
         valid &= flying | rolling
         kind += flying * 2**number
         speed = np.diff(track.position, axis=0)
         # At the middle of a step a flying ball is g/8 above the mean of the two ends.
-        height = (_bottom(track)[1:] + _bottom(track)[:-1]) / 2 + flying * GRAVITY / 8
+        height = (track.height[1:] + track.height[:-1]) / 2 + flying * GRAVITY / 8
         weight = track.size**2
         energy += weight * ((speed**2).sum(1) / 2 / GRAVITY + height)
         velocity += weight * speed[:, 0]
@@ -360,8 +444,8 @@ def _phases(balls: Sequence[Track]) -> list[_Phase]:
     return found
 
 
-def _energy(balls: Sequence[Track]) -> float | None:
-    phases = _phases(balls)
+def _energy(bodies: Sequence[Track]) -> float | None:
+    phases = _phases(bodies)
     if len(phases) < 2:
         return None
     return max(
@@ -369,46 +453,50 @@ def _energy(balls: Sequence[Track]) -> float | None:
     )
 
 
-def _exchange(balls: Sequence[Track]) -> float | None:
-    """Only what stays on the floor can be asked: a bounce's friction takes momentum too."""
-    if len(balls) != 2:
-        return None
-    touching = np.flatnonzero(_touching(balls[0], balls))
-    phases = _phases(balls)
-    if not len(touching):
+def _exchange(bodies: Sequence[Track]) -> float | None:
+    """Only balls that stay on the floor can be asked: friction takes momentum too."""
+    touching = np.flatnonzero(np.any([_touching(track, bodies) for track in bodies], axis=0))
+    phases = _phases(bodies)
+    if not len(touching) or any(track.is_box for track in bodies):
         return None
     before = [phase for phase in phases if phase.start < touching[0]]
-    after = [phase for phase in phases if phase.start > touching[0]]
+    after = [phase for phase in phases if phase.start > touching[-1]]
     if not before or not after:
         return None
     return abs(after[0].velocity - before[-1].velocity)
 
 
-def _momentum(balls: Sequence[Track]) -> float | None:
-    """Largest change of horizontal velocity from one step to the next, of a ball that touches no
-    other. A bounce may take up to a third of it: that is what starts a sliding disc spinning."""
+def _momentum(bodies: Sequence[Track]) -> float | None:
+    """Largest change of horizontal velocity from one step to the next, of a body that touches no
+    other. A bounce may take up to a third of it: that is what starts a sliding disc spinning. A box
+    on the floor may brake, and one that tips over there is not asked."""
     worst = []
-    for track in balls:
-        x = np.where(track.whole & ~_touching(track, balls), track.position[:, 0], np.nan)
+    for track in bodies:
+        x = np.where(track.whole & ~_touching(track, bodies), track.position[:, 0], np.nan)
         speed = np.diff(x)
         change = np.diff(speed)
-        height = _bottom(track)
+        height = track.height
         hit = ~_free_triples(track, np.ones(len(x), bool))[1:-1]
         hit &= np.fmax(height[:-2], height[2:]) > NEAR_FLOOR
         slower = np.sign(speed[:-1]) * change < 0
         allowed = np.where(hit & slower, np.abs(speed[:-1]) / 3, 0.0)
+        if track.is_box:
+            low = height < NEAR_FLOOR
+            steady = np.ptp([height[:-2], height[1:-1], height[2:]], axis=0) < 1.0
+            allowed = np.where(low[1:-1] & slower, BRAKE, allowed)
+            allowed[low[1:-1] & ~steady] = np.inf
         excess = np.abs(change) - allowed
         worst.extend(excess[~np.isnan(excess)])
     return max(0.0, float(max(worst))) if worst else None
 
 
-def _continuity(balls: Sequence[Track]) -> float | None:
+def _continuity(bodies: Sequence[Track]) -> float | None:
     """A ball that hits something within a step moves on with one velocity before the hit and
     another after it, so the step lies between the step before and the step after, whatever was
     hit; in height give or take gravity. What is seen of a ball that the frame's edge or the screen
     cuts has its centroid somewhere within the ball."""
     worst = []
-    for track in balls:
+    for track in bodies:
         steps = np.diff(track.position, axis=0)
         before, now, after = steps[:-2], steps[1:-1], steps[2:]
         cut = np.convolve(track.visible & ~track.whole, np.ones(4), "valid") > 0
@@ -418,13 +506,15 @@ def _continuity(balls: Sequence[Track]) -> float | None:
     return max(0.0, float(max(worst))) if worst else None
 
 
-def _coasting(balls: Sequence[Track]) -> float | None:
+def _coasting(bodies: Sequence[Track]) -> float | None:
     """Also across the screen: what comes out has to be where and when it was due."""
     worst = []
-    for track in balls:
-        touching = _touching(track, balls)
+    for track in bodies:
+        if track.is_box:
+            continue
+        touching = _touching(track, bodies)
         untouched = np.cumsum(touching) == 0
-        low = np.abs(np.nan_to_num(_bottom(track), nan=np.inf)) < NEAR_FLOOR
+        low = np.abs(np.nan_to_num(track.height, nan=np.inf)) < NEAR_FLOOR
         flown = np.cumsum(track.whole & ~low) > 0
         frames = np.flatnonzero(track.whole & untouched & low & ~flown)
         if len(frames) >= 3:
@@ -432,8 +522,14 @@ def _coasting(balls: Sequence[Track]) -> float | None:
     return max(worst) if worst else None
 
 
+def _presence(bodies: Sequence[Track]) -> float:
+    ways = [track.position[track.visible] for track in bodies if track.visible.any()]
+    farthest = [np.linalg.norm(way - way[0], axis=1).max() for way in ways]
+    return max(0.0, STIRRED - float(max(farthest, default=0.0)))
+
+
 def _permanence(seen: Observation) -> float:
-    return float(max((_missing(track, seen).sum() for track in seen.balls), default=0))
+    return float(max((_missing(track, seen).sum() for track in seen.bodies), default=0))
 
 
 def _missing(track: Track, seen: Observation) -> np.ndarray:
@@ -460,11 +556,11 @@ def _may_be_hidden(
 ) -> np.ndarray:
     """For each of the frames: whether a ball seen in frame `known`, and before in the direction
     `step`, could be out of sight in it."""
-    history = [known + step * back for back in range(4)]
+    history = [known + step * back for back in range(8)]
     history = [f for f in history if 0 <= f < len(track.visible) and track.visible[f]]
-    # A ball that is cut seems to move at half its speed: rather ask the frames that show it all.
+    # A body that is cut seems to move at half its speed: rather ask the frames that show it all.
     whole = [f for f in history if track.whole[f]]
-    base = whole if len(whole) >= 2 else history
+    base = (whole if len(whole) >= 2 else history)[:4]
     if len(base) < 2:
         return np.full(len(frames), bool(track.at_edge[known] or track.at_screen[known]))
     velocity = (track.position[base[0]] - track.position[base[-1]]) / (base[0] - base[-1])
@@ -480,31 +576,32 @@ def _may_be_hidden(
     return hidden
 
 
-def _size(balls: Sequence[Track]) -> float | None:
-    changes = [np.abs(t.radius[t.whole] / t.size - 1).max() for t in balls if t.whole.any()]
+def _size(bodies: Sequence[Track]) -> float | None:
+    changes = [np.abs(t.radius[t.whole] / t.size - 1).max() for t in bodies if t.whole.any()]
     return float(max(changes)) if changes else None
 
 
-def _roundness(balls: Sequence[Track]) -> float | None:
-    ratios = [track.elongation[track.whole].max() for track in balls if track.whole.any()]
-    return float(max(ratios)) if ratios else None
+def _shape(bodies: Sequence[Track]) -> float | None:
+    shapes = [track.elongation[track.whole] for track in bodies if track.whole.any()]
+    changes = [np.abs(shape / np.median(shape) - 1).max() for shape in shapes]
+    return float(max(changes)) if changes else None
 
 
-def _one_piece(balls: Sequence[Track]) -> float | None:
+def _one_piece(bodies: Sequence[Track]) -> float | None:
     # In front of a narrow screen a ball shows on both sides at once.
-    pieces = [track.stray[~track.at_screen].max(initial=0.0) for track in balls]
+    pieces = [track.stray[~track.at_screen].max(initial=0.0) for track in bodies]
     return float(max(pieces)) if pieces else None
 
 
-def _floor(balls: Sequence[Track]) -> float | None:
+def _floor(bodies: Sequence[Track]) -> float | None:
     # A ball cut by a side still shows its lowest point, but its centroid is off.
-    depths = [-_bottom(track)[track.whole].min() for track in balls if track.whole.any()]
+    depths = [-track.height[track.whole].min() for track in bodies if track.whole.any()]
     return max(0.0, float(max(depths))) if depths else None
 
 
-def _overlap(balls: Sequence[Track]) -> float | None:
+def _overlap(bodies: Sequence[Track]) -> float | None:
     depths = []
-    for one, two in combinations(balls, 2):
+    for one, two in combinations([track for track in bodies if not track.is_box], 2):
         both = one.whole & two.whole
         distance = np.linalg.norm(one.position - two.position, axis=1)[both]
         depths.extend(one.size + two.size - distance)
@@ -515,10 +612,10 @@ def _overlap(balls: Sequence[Track]) -> float | None:
 
 
 def path_length(seen: Observation) -> float:
-    """Mean over the balls of the length of the path that each is seen on, in pixels."""
+    """Mean over the bodies of the length of the path that each is seen on, in pixels."""
     lengths = [
         np.linalg.norm(np.diff(track.position[track.visible], axis=0), axis=1).sum()
-        for track in seen.balls
+        for track in seen.bodies
     ]
     return float(np.mean(lengths)) if lengths else 0.0
 
@@ -532,23 +629,23 @@ def measure(frames: np.ndarray) -> dict[str, float | None]:
 
 
 def _measure(seen: Observation) -> dict[str, float | None]:
-    balls = seen.balls
+    bodies = seen.bodies
     return {
-        "presence": float(not balls),
-        "gravity": _gravity(balls),
-        "arc": _arc(balls),
-        "energy": _energy(balls),
-        "permanence": _permanence(seen) if balls else None,
-        "extras": float(seen.foreign_area(balls).max()),
-        "size": _size(balls),
-        "roundness": _roundness(balls),
-        "one_piece": _one_piece(balls),
-        "floor": _floor(balls),
-        "momentum": _momentum(balls),
-        "continuity": _continuity(balls),
-        "coasting": _coasting(balls),
-        "exchange": _exchange(balls),
-        "overlap": _overlap(balls),
+        "presence": _presence(bodies),
+        "gravity": _gravity(bodies),
+        "arc": _arc(bodies),
+        "energy": _energy(bodies),
+        "permanence": _permanence(seen) if bodies else None,
+        "extras": float(seen.foreign_area(bodies).max()),
+        "size": _size(bodies),
+        "shape": _shape(bodies),
+        "one_piece": _one_piece(bodies),
+        "floor": _floor(bodies),
+        "momentum": _momentum(bodies),
+        "continuity": _continuity(bodies),
+        "coasting": _coasting(bodies),
+        "exchange": _exchange(bodies),
+        "overlap": _overlap(bodies),
     }
 
 

@@ -10,15 +10,18 @@ import yaml
 from pydantic import ValidationError
 
 from videorepa.data.files import atomic_write
+from videorepa.device import keep_freed_memory
 from videorepa.errors import UserError
 
 PARTS = {
     "text-encoder": ("text_encoder", "TextEncoderRecipe", "train_text_encoder"),
     "autoencoder": ("autoencoder", "AutoencoderRecipe", "train_autoencoder"),
     "teacher": ("teacher", "TeacherRecipe", "train_teacher"),
+    "image-teacher": ("image_teacher", "ImageTeacherRecipe", "train_image_teacher"),
     "assemble": ("assemble", "AssembleRecipe", "assemble"),
     "ship": ("assemble", "ShipRecipe", "ship"),
     "phyworld": ("phyworld", "PhyWorldRecipe", "draw_clips"),
+    "contact": ("contact", "ContactRecipe", "draw_contact"),
     "laws": ("calibration", "LawsRecipe", "calibrate_laws"),
 }
 """For each part: its file, imported only when it is made, the recipe's class and what makes it."""
@@ -37,6 +40,7 @@ def make(part: str, path: Path) -> dict[str, float]:
         recipe = kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{path} is not a recipe for {part}: {error}") from None
+    keep_freed_memory()
     measured = run(recipe)
     if recipe.out.is_dir():
         atomic_write(

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from videorepa import plugins
 from videorepa.data.files import atomic_write, is_vacant
 from videorepa.data.manifest import Prompt
+from videorepa.device import keep_freed_memory
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
 from videorepa.generate import generate
@@ -136,6 +137,7 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
     """
     index, count = shard
     _take(recipe, out)
+    keep_freed_memory()
     arms = [arm for arm in recipe.arms if recipe.seeds_of(arm)]
     # All of the first seed first, so that a study that is stopped early compares all arms.
     jobs = [

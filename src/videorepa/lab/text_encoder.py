@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from videorepa.lab.render import draw_scene
-from videorepa.lab.scenarios import SCENARIOS
-from videorepa.lab.world import COLOURS
+from videorepa.lab.scenarios import SCENARIOS, draw_scene
+from videorepa.lab.world import COLOURS, Box
 from videorepa.recipe import Section
 
-TEXT_TOKENS = 16
+TEXT_TOKENS = 24
+MOST_BODIES = 3
 _PRINTABLE = "".join(chr(code) for code in range(33, 127))
 
 
@@ -93,15 +93,17 @@ def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:
 
 
 def _classes(scene) -> list[int]:
-    """Event, first colour, second colour (one past the last for none), side."""
-    colours = [list(COLOURS).index(ball.colour) for ball in scene.balls]
-    second = colours[1] if len(colours) > 1 else len(COLOURS)
+    """Event, the colours in order (one past the last for none), which of them are boxes, side."""
+    colours, boxes = [len(COLOURS)] * MOST_BODIES, [0] * MOST_BODIES
+    for number, body in enumerate(scene.bodies):
+        colours[number] = list(COLOURS).index(body.colour)
+        boxes[number] = int(isinstance(body, Box))
     side = ("left" in scene.caption) + 2 * ("right" in scene.caption)
-    return [list(SCENARIOS).index(scene.event), colours[0], second, side]
+    return [list(SCENARIOS).index(scene.event), *colours, *boxes, side]
 
 
 def _class_counts() -> list[int]:
-    return [len(SCENARIOS), len(COLOURS), len(COLOURS) + 1, 3]
+    return [len(SCENARIOS), *[len(COLOURS) + 1] * MOST_BODIES, *[2] * MOST_BODIES, 3]
 
 
 def _tokenizer(seed: int):

@@ -26,7 +26,7 @@ MEASURES = {
     "contact_auc": (
         "Contact, beside {}",
         "ROC AUC (0.5 is chance)",
-        "How well a linear probe tells whether two balls touch. Higher is better.",
+        "How well a linear probe foretells whether two things will touch. Higher is better.",
     ),
 }
 SOURCES = {

@@ -1,0 +1,96 @@
+"""Trains the lab's image teacher: a small vision transformer of DINOv2's class that sees single
+frames with patches hidden and has to say what those show (as in SimMIM, arXiv 2111.09886).
+
+It is what REPA has for a teacher of pictures: it can know how things look, and not how they move.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
+from videorepa.lab.contact import unlabelled_clip
+from videorepa.lab.training import train
+from videorepa.lab.world import SIZE
+from videorepa.recipe import Section
+
+
+class ImageTeacherRecipe(Section):
+    """How the image teacher is made. mask: share of patches hidden. batch: frames, each of a clip
+    of its own."""
+
+    out: Path
+    steps: int = 1500
+    patch: int = 8
+    width: int = 96
+    layers: int = 4
+    heads: int = 4
+    mask: float = 0.6
+    batch: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 1
+
+
+class Guesser(nn.Module):
+    """The encoder with a linear head, and the loss of a batch of frames."""
+
+    def __init__(self, recipe: ImageTeacherRecipe) -> None:
+        from transformers import Dinov2Config, Dinov2Model
+
+        super().__init__()
+        self.patch, self.mask = recipe.patch, recipe.mask
+        config = Dinov2Config(
+            image_size=SIZE,
+            patch_size=recipe.patch,
+            hidden_size=recipe.width,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+        )
+        self.encoder: Any = Dinov2Model(config)
+        self.head = nn.Linear(recipe.width, 3 * recipe.patch**2)
+
+    def forward(self, frames: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+        """frames: in [0, 1]."""
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        pixels = (frames - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        wanted = nn.functional.unfold(pixels, self.patch, stride=self.patch).mT
+        hidden = torch.rand(wanted.shape[:2]).argsort(1) < round(self.mask * wanted.shape[1])
+        tokens = self.encoder(pixels, bool_masked_pos=hidden).last_hidden_state[:, 1:]
+        return (self.head(tokens) - wanted)[hidden].square().mean()
+
+
+def train_image_teacher(recipe: ImageTeacherRecipe) -> dict[str, float]:
+    """Train, write a transformers folder in bf16 and return the mean loss of the last steps.
+
+    A training that was stopped goes on from its last checkpoint, beside `recipe.out`.
+    """
+    torch.manual_seed(recipe.seed)
+    guesser = Guesser(recipe)
+
+    def loss(step: int) -> Tensor:
+        first = step * recipe.batch
+        frames = np.stack(
+            [unlabelled_clip(recipe.seed, first + item, 1)[0] for item in range(recipe.batch)]
+        )
+        return guesser(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
+
+    found = train(
+        guesser,
+        torch.optim.AdamW(
+            guesser.parameters(), recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
+        ),
+        loss,
+        steps=recipe.steps,
+        rate=lambda progress: recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * progress)),
+        folder=recipe.out.with_name(f"{recipe.out.name}-checkpoints"),
+        seed=recipe.seed,
+    )
+    guesser.encoder.to(torch.bfloat16).save_pretrained(recipe.out)
+    return {"loss": found}
