@@ -26,6 +26,7 @@ from videorepa.lab.render import Clip, render
 from videorepa.lab.scenarios import Draw, Side, cup, draw_scene, on_ramp, rolling
 from videorepa.lab.world import (
     FLOOR,
+    FPS,
     FRAMES,
     GRAVITY,
     SIZE,
@@ -54,8 +55,6 @@ RED, YELLOW = 0, 1
 """Their numbers among a scene's bodies."""
 TRIES = 60
 """Motions that are tried for one setting, before another is drawn."""
-FPS = 8
-"""Of the video files."""
 
 
 @dataclass(frozen=True)

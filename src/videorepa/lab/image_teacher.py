@@ -6,7 +6,6 @@ It is what REPA has for a teacher of pictures: it can know how things look, and 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
 from videorepa.lab.contact import unlabelled_clip
-from videorepa.lab.training import train
+from videorepa.lab.training import normalised, train_a_teacher
 from videorepa.lab.world import SIZE
 from videorepa.recipe import Section
 
@@ -58,8 +56,7 @@ class Guesser(nn.Module):
 
     def forward(self, frames: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """frames: in [0, 1]."""
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        pixels = (frames - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        pixels = normalised(frames)
         wanted = nn.functional.unfold(pixels, self.patch, stride=self.patch).mT
         hidden = torch.rand(wanted.shape[:2]).argsort(1) < round(self.mask * wanted.shape[1])
         tokens = self.encoder(pixels, bool_masked_pos=hidden).last_hidden_state[:, 1:]
@@ -67,10 +64,7 @@ class Guesser(nn.Module):
 
 
 def train_image_teacher(recipe: ImageTeacherRecipe) -> dict[str, float]:
-    """Train, write a transformers folder in bf16 and return the mean loss of the last steps.
-
-    A training that was stopped goes on from its last checkpoint, beside `recipe.out`.
-    """
+    """As `train_a_teacher` does."""
     torch.manual_seed(recipe.seed)
     guesser = Guesser(recipe)
 
@@ -81,16 +75,4 @@ def train_image_teacher(recipe: ImageTeacherRecipe) -> dict[str, float]:
         )
         return guesser(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
 
-    found = train(
-        guesser,
-        torch.optim.AdamW(
-            guesser.parameters(), recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
-        ),
-        loss,
-        steps=recipe.steps,
-        rate=lambda progress: recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * progress)),
-        folder=recipe.out.with_name(f"{recipe.out.name}-checkpoints"),
-        seed=recipe.seed,
-    )
-    guesser.encoder.to(torch.bfloat16).save_pretrained(recipe.out)
-    return {"loss": found}
+    return train_a_teacher(guesser, loss, recipe)

@@ -164,12 +164,15 @@ def _bystander(draw: Draw, colour: str, x: float) -> tuple[Ball | Box, str]:
     return box, BYSTANDERS[1].format(a=colour)
 
 
-def _shelf(draw: Draw, colour: str) -> tuple[Ball, Plank, str]:
-    """A ball out of the way on a shelf, and its sentence."""
+def _perhaps_under_a_shelf(draw: Draw, scene: Scene, colour: str) -> Scene:
+    """The scene; three times in ten with a ball out of the way on a shelf, and its sentence."""
+    if not draw.chance(0.3):
+        return scene
     x, y, radius = draw.place(14, 50), draw.place(22, 27), draw.place(4.5, 6)
     plank = Plank((x - radius - 2, y), (x + radius + 2, y))
     ball = Ball(colour=colour, radius=radius, position=(x, y - plank.radius - radius))
-    return ball, plank, BYSTANDERS[2].format(a=colour)
+    caption = scene.caption + BYSTANDERS[2].format(a=colour)
+    return replace(scene, caption=caption, bodies=(*scene.bodies, ball), planks=(plank,))
 
 
 def fall(draw: Draw) -> Scene:
@@ -227,10 +230,7 @@ def roll(draw: Draw) -> Scene:
     x = side.x(draw.place(7, 14))
     ball = rolling(colour, radius, x, side.sign * draw.extent(1.4, 2.8))
     caption = draw.caption("roll", colour, side=side.name)
-    if draw.chance(0.3):
-        above, plank, sentence = _shelf(draw, other)
-        return Scene("roll", caption + sentence, (ball, above), (plank,))
-    return Scene("roll", caption, (ball,))
+    return _perhaps_under_a_shelf(draw, Scene("roll", caption, (ball,)), other)
 
 
 def slide(draw: Draw) -> Scene:
@@ -250,10 +250,7 @@ def slide(draw: Draw) -> Scene:
         friction=speed / time / GRAVITY,
     )
     caption = draw.caption("slide", colour, side=side.name)
-    if draw.chance(0.3):
-        above, plank, sentence = _shelf(draw, other)
-        return Scene("slide", caption + sentence, (box, above), (plank,))
-    return Scene("slide", caption, (box,))
+    return _perhaps_under_a_shelf(draw, Scene("slide", caption, (box,)), other)
 
 
 def ramp(draw: Draw) -> Scene:

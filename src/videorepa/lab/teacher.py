@@ -9,7 +9,6 @@ masked autoencoders have, could keep it to itself. Places where something moves 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
 from videorepa.lab.contact import unlabelled_clip
-from videorepa.lab.training import train
+from videorepa.lab.training import normalised, train_a_teacher
 from videorepa.lab.world import SIZE
 from videorepa.recipe import Section
 
@@ -77,8 +75,7 @@ class Foreteller(nn.Module):
 
     def forward(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, ""]:
         """video: TEACHER_FRAMES + AFTER frames in [0, 1]."""
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        pixels = (video - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        pixels = normalised(video)
         shown = self._patches(pixels)
         hidden = self._left_out(len(video))
         times = TEACHER_FRAMES // TUBELET
@@ -111,10 +108,7 @@ class Foreteller(nn.Module):
 
 
 def train_teacher(recipe: TeacherRecipe) -> dict[str, float]:
-    """Train, write a transformers folder in bf16 and return the mean loss of the last steps.
-
-    A training that was stopped goes on from its last checkpoint, beside `recipe.out`.
-    """
+    """As `train_a_teacher` does."""
     torch.manual_seed(recipe.seed)
     foreteller = Foreteller(recipe)
 
@@ -127,16 +121,4 @@ def train_teacher(recipe: TeacherRecipe) -> dict[str, float]:
         ]
         return foreteller(torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).float() / 255)
 
-    found = train(
-        foreteller,
-        torch.optim.AdamW(
-            foreteller.parameters(), recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
-        ),
-        loss,
-        steps=recipe.steps,
-        rate=lambda progress: recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * progress)),
-        folder=recipe.out.with_name(f"{recipe.out.name}-checkpoints"),
-        seed=recipe.seed,
-    )
-    foreteller.encoder.to(torch.bfloat16).save_pretrained(recipe.out)
-    return {"loss": found}
+    return train_a_teacher(foreteller, loss, recipe)

@@ -3,17 +3,21 @@ training which was stopped goes on as if it had not been."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from videorepa import checkpoint
 from videorepa.checkpoint import Checkpoint, put
 from videorepa.data.batches import step_seed
+from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
 
 CHECKPOINT_EVERY = 100
 WARMUP_STEPS = 100
@@ -64,3 +68,31 @@ def train(
             state = Checkpoint(done, module.state_dict(), {}, optimizer.state_dict())
             checkpoint.save(folder, state, keep=1)
     return float(np.mean(recent)) if recent else float("nan")
+
+
+def normalised(frames: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """Frames in [0, 1] as teachers are given them."""
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return (frames - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+def train_a_teacher(module: Any, loss: Callable[[int], Tensor], recipe: Any) -> dict[str, float]:
+    """Train, write `module.encoder` as a transformers folder in bf16 and return the mean loss of
+    the last steps.
+
+    recipe: says `out`, `steps`, `learning_rate`, which falls along a cosine, and `seed`. A training
+    that was stopped goes on from its last checkpoint, beside `recipe.out`.
+    """
+    found = train(
+        module,
+        torch.optim.AdamW(
+            module.parameters(), recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
+        ),
+        loss,
+        steps=recipe.steps,
+        rate=lambda progress: recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * progress)),
+        folder=recipe.out.with_name(f"{recipe.out.name}-checkpoints"),
+        seed=recipe.seed,
+    )
+    module.encoder.to(torch.bfloat16).save_pretrained(recipe.out)
+    return {"loss": found}
