@@ -215,6 +215,32 @@ def test_a_standardised_target_has_no_mean_over_a_frame() -> None:
     torch.testing.assert_close(part.mean((2, 3)), 0.4 * mean / deviation)
 
 
+def test_centred_grids_hold_nothing_that_all_clips_share() -> None:
+    tokens, shared = grid(4, 3, 2, 2, 5).tokens, torch.randn(1, 3, 2, 2, 5)
+    found = TokenGrid(tokens + shared).centred().tokens
+    torch.testing.assert_close(found, TokenGrid(tokens).centred().tokens, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.mean(0), torch.zeros(3, 2, 2, 5), atol=1e-5, rtol=0)
+
+
+def test_a_centred_term_does_not_see_what_all_clips_share(recipe) -> None:
+    student, teacher = (
+        grid(4, 4, 2, 3, 6, start=1, stride=4),
+        grid(4, 8, 2, 3, 5, start=1, stride=2),
+    )
+    moved = teacher.with_tokens(teacher.tokens + 10 * torch.randn(1, 8, 2, 3, 5))
+    sigma = torch.ones(4)
+    centred = term(recipe, RELATION | {"centre": True}, student, teacher)
+    (one, _), (other, _) = centred(student, teacher, sigma), centred(student, moved, sigma)
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    plain = term(recipe, RELATION, student, teacher)
+    assert (plain(student, teacher, sigma)[0] - plain(student, moved, sigma)[0]).abs() > 0.01
+
+
+def test_centring_a_batch_of_one_is_refused(recipe) -> None:
+    with pytest.raises(UserError, match=r"optim\.batch_size 1 leaves nothing"):
+        recipe.override("align.centre=true", "optim.batch_size=1")
+
+
 def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
     tokens = torch.randn(2, 6, requires_grad=True)
     block = nn.Linear(6, 6)

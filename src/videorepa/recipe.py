@@ -145,6 +145,8 @@ class Align(Section):
         teacher's, or the teacher's in one respect and the student's in the other.
     standardise: takes this share of their mean over each frame from the target's channels and
         divides by the standard deviation (iREPA's 0.6); None leaves them as they are.
+    centre: takes from each place of both sides its mean there over the batch, so that what is
+        compared is what sets a clip apart from the others.
     """
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
@@ -161,6 +163,7 @@ class Align(Section):
     hidden: int = Field(default=2048, ge=1)
     interpolate: Literal["student", "teacher", "teacher_in_space", "teacher_in_time"] = "student"
     standardise: float | None = Field(default=None, ge=0, le=1)
+    centre: bool = False
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Align:
@@ -424,6 +427,15 @@ class Recipe(Section):
         if self.align is not None:
             align = resolved if isinstance(self.align, tuple) else resolved[0]
             object.__setattr__(self, "align", align)
+        return self
+
+    @model_validator(mode="after")
+    def _centred_batches_have_others(self) -> Recipe:
+        if self.optim.batch_size < 2 and any(term.centre for term in self._listed):
+            raise ValueError(
+                "align.centre takes the batch's mean away, and optim.batch_size 1 leaves nothing; "
+                "give 2 or more, better 8"
+            )
         return self
 
     @model_validator(mode="after")

@@ -75,6 +75,8 @@ class Term(nn.Module):
             target = target.standardised(self.align.standardise)
         ours = self.projector(student, like=self.met)
         theirs = resample(target, like=self.met)
+        if self.align.centre:
+            ours, theirs = ours.centred(), theirs.centred()
         return self._loss(ours, theirs, sigma), centred_similarity(ours, theirs)
 
     def _loss(self, ours: TokenGrid, theirs: TokenGrid, sigma: Float[Tensor, " b"]) -> Tensor:

@@ -163,6 +163,14 @@ class TokenGrid:
         deviation = tokens.std((2, 3), keepdim=True, unbiased=False)
         return self.with_tokens((tokens - share * mean) / (deviation + 1e-6))
 
+    def centred(self) -> TokenGrid:
+        """Each token less the mean of its place over the batch.
+
+        What is the same in all clips is gone: of a video teacher's relations that is most.
+        """
+        tokens = self.tokens.float()
+        return self.with_tokens(tokens - tokens.mean(0, keepdim=True))
+
     def at_size(self, height: int, width: int) -> TokenGrid:
         """Each frame interpolated bilinearly (align_corners=False) to that many rows, columns."""
         if self.size[1:] == (height, width):
