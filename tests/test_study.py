@@ -13,14 +13,14 @@ import pytest
 from videorepa.__main__ import main
 from videorepa.errors import UserError
 from videorepa.lab import study as module
-from videorepa.lab.study import SHORT, StudyRecipe, compare, read_rows, study, tables
+from videorepa.lab.study import SHORT, StudyRecipe, compare, read_rows, rows_text, study, tables
 from videorepa.statistics import sign_flip
 
 SMALL = ("prompts=4", "seeds=[0, 1]", "recipe.data.lab.clips=4", "recipe.optim.steps=2")
 
 
 def row(arm: str, prompt: int, seed: int = 0, step: int | None = None, **values: Any) -> dict:
-    scores = {"sa": True, "pc": False, "joint": False, "motion": 5.0} | values
+    scores = {"sa": True, "pc": False, "joint": False, "checks": 0.5, "motion": 5.0} | values
     caption = f"caption {prompt // 2}"
     return {
         "arm": arm,
@@ -76,7 +76,7 @@ def pretended(monkeypatch) -> list[tuple[str, ...]]:
         lines = [
             {"prompt_id": p.id, "k": 0, "model_digest": "x"}
             | {"sa": True, "pc": out.name.startswith("trd-0"), "joint": False, "motion": 1.0}
-            | {"energy_passed": True}
+            | {"gravity_passed": True, "size_passed": False, "gravity_value": 0.123456}
             for p in prompts
         ]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -105,13 +105,14 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     second = study(recipe, tmp_path / "study", shard=(1, 2))
     assert not second.missing
     trained = [name for verb, *name in pretended if verb == "train"]
-    # Nine arms with two seeds, but for the one that has one.
-    assert len(trained) == len({tuple(name) for name in trained}) == 17
-    assert read_rows(tmp_path / "study" / "rows.jsonl") == second.rows
+    # Ten arms with two seeds, but for the one that has one.
+    assert len(trained) == len({tuple(name) for name in trained}) == 19
+    assert read_rows(tmp_path / "study" / "rows.csv") == second.rows
     text = (tmp_path / "study" / "tables.md").read_text()
     assert text == tables(recipe, second.rows) == second.tables
-    # Base, nine arms: 4 clips with each seed; the curve: 2 clips at 1 step.
-    assert len(second.rows) == 4 * (2 + 17) + 2
+    # Base, ten arms: 4 clips with each seed; the curve: 2 clips at 1 step.
+    assert len(second.rows) == 4 * (2 + 19) + 2
+    assert second.rows[0]["checks"] == 0.5 and second.rows[0]["gravity_value"] == 0.1235
     assert "| trd | TRD from the video teacher | 8 | 100.0" in text
     assert "| trd | pc | +50.0 |" in text and "+100.0, +0.0" in text
     assert "| trd | 1 | 2 | 100.0 | 100.0 | 0.0 |" in text
@@ -121,9 +122,23 @@ def test_rows_become_tables_again(tmp_path: Path, pretended, capsys) -> None:
     changes = [f"--set={change}" for change in SMALL]
     assert main(["lab", "study", "--out", str(tmp_path / "study"), *changes]) == 0
     once = capsys.readouterr().out
-    rows = str(tmp_path / "study" / "rows.jsonl")
+    rows = str(tmp_path / "study" / "rows.csv")
     assert main(["lab", "study", "--rows", rows, *changes]) == 0
     assert capsys.readouterr().out.strip() in once
+
+
+@pytest.mark.parametrize("text", ["", "arm,seed\n", "arm,seed\ncontrol,0\n", "{", "a\0b\n1\n"])
+def test_rows_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(UserError, match="holds no rows"):
+        read_rows(tmp_path / "rows.csv")
+
+
+def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
+    rows = [row("control", 0, gravity_passed=True), row("trd", 1, 1, step=100, size_value=0.25)]
+    rows[1]["caption"] = 'a "red" ball,\nand more'
+    (tmp_path / "rows.csv").write_text(rows_text(rows))
+    assert read_rows(tmp_path / "rows.csv") == rows
 
 
 def test_laws_count_the_clips_that_they_apply_to() -> None:
@@ -154,9 +169,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, pretended) -> Non
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not a study"):
         study(StudyRecipe.from_yaml(SHORT), tmp_path)
-    (tmp_path / "rows.jsonl").write_text("{")
-    with pytest.raises(UserError, match="holds no rows"):
-        read_rows(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.slow
@@ -165,7 +177,8 @@ def test_a_tiny_study_runs_and_goes_on(tmp_path: Path, capsys) -> None:
     command = ["lab", "study", "--out", str(tmp_path / "study"), *(f"--set={c}" for c in changes)]
     assert main(command) == 0
     first = capsys.readouterr().out
-    rows = read_rows(tmp_path / "study" / "rows.jsonl")
-    assert len(rows) == 6 * 4 and all(math.isfinite(row["motion"]) for row in rows)
+    rows = read_rows(tmp_path / "study" / "rows.csv")
+    assert len(rows) == 4 * (1 + len(StudyRecipe.from_yaml(SHORT).arms))
+    assert all(math.isfinite(row["motion"]) for row in rows)
     assert main(command) == 0
     assert capsys.readouterr().out.startswith(first[: first.index("| arm | training")])

@@ -567,7 +567,7 @@ def lab(
     For example:
       videorepa lab study --out study
       videorepa lab study --out study --shard 0/2
-      videorepa lab study --rows study/rows.jsonl
+      videorepa lab study --rows study/rows.csv
       videorepa lab autoencoder recipes/micro/autoencoder.yaml
       videorepa lab phyworld recipes/micro/phyworld.yaml
 

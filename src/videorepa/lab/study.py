@@ -3,6 +3,7 @@ alignment differs."""
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from collections import defaultdict
@@ -17,12 +18,13 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from videorepa import plugins
-from videorepa.data.files import atomic_write, is_vacant
+from videorepa.data.files import atomic_write, csv_text, is_vacant
 from videorepa.data.manifest import Prompt
 from videorepa.device import keep_freed_memory
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
 from videorepa.generate import generate
+from videorepa.lab.laws import CHECKS
 from videorepa.prepare import prepare
 from videorepa.progress import console
 from videorepa.recipe import Recipe, Section, read_values
@@ -33,7 +35,10 @@ from videorepa.train import train
 BASE = "base"
 """The model that all arms start from, untouched: no arm can be called so."""
 SCORES = ("sa", "pc", "joint")
-ROWS = "rows.jsonl"
+CHECKS_PASSED = "checks"
+"""Share of PC's checks that a clip passes, of those that apply to it: 0 to 1."""
+MEASURED = (CHECKS_PASSED, "motion")
+ROWS = "rows.csv"
 SHORT = Path(__file__).with_name("study.yaml")
 """The shipped study: the main arms, with few prompts and seeds."""
 
@@ -132,7 +137,7 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
     """Train, generate and score every arm with every seed; what is done already is kept.
 
     shard: (i, n) does every n-th of them from the i-th; any process that finds all done writes
-    the tables. `out` gets rows.jsonl, a row for every clip, and tables.md. Raises UserError if it
+    the tables. `out` gets rows.csv, a row for every clip, and tables.md. Raises UserError if it
     holds something else, or runs or clips that were made otherwise.
     """
     index, count = shard
@@ -155,9 +160,11 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
         console.print(f"{number + 1}/{len(mine)}  {arm}, seed {seed}", style="bold")
         _do(recipe, out, arm, seed)
     rows = list(_rows(recipe, out, jobs))
+    if rows:  # A process can have nothing to do while no other has finished anything.
+        atomic_write(out / ROWS, rows_text(rows))
+        rows = read_rows(out / ROWS)  # So that tables are what the file's would be.
     there = {(row["arm"], row["seed"]) for row in rows}
     found = Study(recipe, out, rows, [f"{a}, seed {s}" for a, s in jobs if (a, s) not in there])
-    atomic_write(out / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
     if not found.missing:
         atomic_write(out / "tables.md", found.tables)
     return found
@@ -219,17 +226,53 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
             for line in (scores / "scores.jsonl").read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 known = {"arm": arm, "seed": seed, "step": step}
-                known |= {"caption": captions[row["prompt_id"]]}
+                known |= {"caption": captions[row["prompt_id"]], CHECKS_PASSED: _passed(row)}
                 dropped = ("k", "model_digest")
                 yield known | {key: value for key, value in row.items() if key not in dropped}
 
 
+def _passed(row: Row) -> float:
+    """Finer than PC, which wants all of them: it moves before that does."""
+    of_pc = (f"{name}_passed" for name, check in CHECKS.items() if check.aspect == "pc")
+    return float(np.mean([row[key] for key in of_pc if key in row]))
+
+
+def rows_text(rows: Sequence[Row]) -> str:
+    """Rows as CSV: true as 1, false as 0, what is measured in four digits, and what does not apply
+    left empty."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, bool):
+            return int(value)
+        return f"{value:.4g}" if isinstance(value, float) else value
+
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return csv_text(list(columns), [{key: cell(row[key]) for key in row} for row in rows])
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file that a study wrote. Raises UserError if it cannot be read."""
+
+    def value(key: str, cell: str) -> Any:
+        if key in SCORES or key.endswith("_passed"):
+            return bool(int(cell))
+        if key in ("seed", "step"):
+            return int(cell)
+        return float(cell) if key in MEASURED or key.endswith("_value") else cell
+
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [
+                {"step": None} | {key: value(key, cell) for key, cell in row.items() if cell}
+                for row in csv.DictReader(file, strict=True)
+            ]
+        if any({"arm", "seed", "prompt_id", "caption", *SCORES, *MEASURED} - set(r) for r in rows):
+            raise ValueError("a row lacks a score")
+    except (OSError, ValueError, csv.Error, AttributeError, TypeError) as error:
         raise UserError(f"{path} holds no rows of a study: {error}") from None
+    if not rows:
+        raise UserError(f"{path} holds no rows of a study: it is empty")
+    return rows
 
 
 # What follows from the rows.
@@ -257,13 +300,13 @@ class Difference:
 
 def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> Difference:
     """Raises UserError if the two share no clip."""
-    theirs = {(row["prompt_id"], row["seed"]): bool(row[score]) for row in control}
+    theirs = {(row["prompt_id"], row["seed"]): float(row[score]) for row in control}
     by_caption: dict[str, list[float]] = defaultdict(list)
     by_seed: dict[int, list[float]] = defaultdict(list)
     for row in rows:
         other = theirs.get((row["prompt_id"], row["seed"]))
         if other is not None:
-            difference = 100.0 * (bool(row[score]) - other)
+            difference = 100.0 * (row[score] - other)
             by_caption[row["caption"]].append(difference)
             by_seed[row["seed"]].append(difference)
     clusters = list(by_caption.values())
@@ -307,8 +350,8 @@ def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
 
 def _scores(recipe: StudyRecipe, rows: dict[str, list[Row]], names: Sequence[str]) -> str:
     lines = [
-        "| arm | what it is | clips | SA | PC | joint | motion, px |",
-        "|---|---|---|---|---|---|---|",
+        "| arm | what it is | clips | SA | PC | joint | checks | motion, px |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
         arm = recipe.arms.get(name)
@@ -318,7 +361,8 @@ def _scores(recipe: StudyRecipe, rows: dict[str, list[Row]], names: Sequence[str
             low, high = wilson(passed, len(rows[name]))
             share = 100 * passed / len(rows[name])
             cells.append(f"{share:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-        cells.append(f"{np.mean([row['motion'] for row in rows[name]]):.1f}")
+        checks, motion = (np.mean([row[key] for row in rows[name]]) for key in MEASURED)
+        cells += [f"{100 * checks:.1f}", f"{motion:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -328,7 +372,7 @@ def _differences(rows: dict[str, list[Row]], names: Sequence[str], control: str)
         f"| against {control} | score | points | 95 % | p | p, Holm | by seed | won, lost |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for score in SCORES:
+    for score in (*SCORES, CHECKS_PASSED):
         found = {name: compare(rows[name], rows[control], score) for name in names}
         adjusted = holm([difference.p for difference in found.values()])
         for (name, difference), p in zip(found.items(), adjusted, strict=True):
