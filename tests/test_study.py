@@ -16,6 +16,7 @@ from videorepa.lab import study as module
 from videorepa.lab.study import SHORT, StudyRecipe, compare, read_rows, rows_text, study, tables
 from videorepa.statistics import sign_flip
 
+FULL = Path(__file__).parents[1] / "recipes" / "micro" / "study.yaml"
 SMALL = ("prompts=4", "seeds=[0, 1]", "recipe.data.lab.clips=4", "recipe.optim.steps=2")
 
 
@@ -125,6 +126,25 @@ def test_rows_become_tables_again(tmp_path: Path, pretended, capsys) -> None:
     rows = str(tmp_path / "study" / "rows.csv")
     assert main(["lab", "study", "--rows", rows, *changes]) == 0
     assert capsys.readouterr().out.strip() in once
+
+
+def test_the_full_study_goes_on_from_the_short_one() -> None:
+    full, short = StudyRecipe.from_yaml(FULL), StudyRecipe.from_yaml(SHORT)
+    assert (full.recipe, full.control) == (short.recipe, short.control)
+    assert full.prompts > short.prompts and full.seeds[: len(short.seeds)] == short.seeds
+    assert {name: full.arms[name] for name in short.arms} == short.arms
+    assert len(full.arms) > len(short.arms)
+    changed = StudyRecipe.from_yaml(FULL, ("arms.trd.seeds=1",))
+    assert changed.arms["trd"].seeds == 1 and changed.arms["trd"].about == short.arms["trd"].about
+
+
+def test_only_the_shipped_study_can_be_extended(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("extends: /etc/passwd\nname: own\n")
+    with pytest.raises(UserError, match="extends can only be `short`"):
+        StudyRecipe.from_yaml(tmp_path / "own.yaml")
+    (tmp_path / "own.yaml").write_text("extends: short\narms: 3\n")
+    with pytest.raises(UserError, match="arms: Input should be a valid dictionary"):
+        StudyRecipe.from_yaml(tmp_path / "own.yaml")
 
 
 @pytest.mark.parametrize("text", ["", "arm,seed\n", "arm,seed\ncontrol,0\n", "{", "a\0b\n1\n"])

@@ -44,7 +44,7 @@ class Section(BaseModel):
         """
         values: dict[str, Any] = {}
         for setting in settings:
-            _override(values, setting)
+            change(values, setting)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -503,7 +503,7 @@ class Recipe(Section):
         """A copy with some keys changed, each `dotted.key=value`."""
         values = self.model_dump(mode="json")
         for override in overrides:
-            _override(values, override)
+            change(values, override)
         return self.parse(values)
 
     def text(self) -> str:
@@ -531,11 +531,12 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             f"The recipe {path} holds {type(values).__name__}; expected keys and values."
         )
     for override in overrides:
-        _override(values, override)
+        change(values, override)
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def change(values: dict[str, Any], override: str) -> None:
+    """Set one key of plain values, `dotted.key=value`. Raises UserError."""
     key, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"An override is written key=value or --key value; got {override!r}.")

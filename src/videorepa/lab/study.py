@@ -27,7 +27,7 @@ from videorepa.generate import generate
 from videorepa.lab.laws import CHECKS
 from videorepa.prepare import prepare
 from videorepa.progress import console
-from videorepa.recipe import Recipe, Section, read_values
+from videorepa.recipe import Recipe, Section, change, read_values
 from videorepa.run import Run
 from videorepa.statistics import holm, paired_bootstrap, sign_flip, wilson
 from videorepa.train import train
@@ -99,9 +99,21 @@ class StudyRecipe(Section):
     def from_yaml(cls, path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
         """Read it. Overrides are of the study's own keys, `prompts=64` or `recipe.optim.steps=9`.
 
-        Raises UserError that names what is wrong.
+        With `extends: short` it says only what differs from the shipped study, and its arms come
+        after that one's. Raises UserError that names what is wrong.
         """
-        values = read_values(path, overrides)
+        values = read_values(path)
+        extended = values.pop("extends", None)
+        if extended is not None:
+            if extended != "short":
+                raise UserError(f"{path}: extends can only be `short`; got {extended!r}.")
+            short = read_values(SHORT)
+            arms = values.get("arms") or {}
+            values = short | values
+            if isinstance(arms, dict):
+                values["arms"] = short["arms"] | arms
+        for override in overrides:
+            change(values, override)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
