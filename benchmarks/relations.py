@@ -1,16 +1,20 @@
-"""How much of a teacher's relations sets a clip apart, and how much is the same in every clip.
+"""What a teacher's relations hold: how much of them sets a clip apart, what they tell of contact.
 
-Run: python benchmarks/relations.py [--clips 200]
+Run: python benchmarks/relations.py [--clips 200] [--contact-clips 1000]
 
-Clips of the lab. A relation is the cosine of two of a clip's tokens; its variance, over pairs and
-clips, is shared where it is that of the pair's mean over the clips. `centred`: each token less the
-mean of its place over the clips, as `align.centre` does.
+A relation is the cosine of two of a clip's tokens. Its variance, over pairs and clips of the lab,
+is shared where it is that of the pair's mean over the clips. Contact is what the linear probe of
+`videorepa scan` reads (AUC with its 95 % interval, where a guess is 0.5) from the tokens that it is
+always given, three steps of 4 x 4, and from nothing but the relations of these. `centred`: each
+token less the mean of its place over the clips, as `align.centre` does.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,57 +22,83 @@ from torch.nn import functional as F
 
 from videorepa.encoders import load_encoder
 from videorepa.encoders.untrained import forget
+from videorepa.lab.contact import contact_clip
 from videorepa.lab.render import make_clip
-from videorepa.measure import mean_colours
+from videorepa.measure import SLICES, mean_colours, slices
+from videorepa.readout import read_label
 from videorepa.tokens import TokenGrid
 
 BATCH = 20
+SIDE = 4
 
 
-def shared(grid: TokenGrid) -> tuple[float, float, float]:
-    """Shares that are the same in every clip: of the tokens' variance, what their place says; of
-    the relations' variance, as they are and centred."""
-    tokens = grid.tokens.float()
-    around = tokens - tokens.mean((0, 1, 2, 3))
-    place = around.mean(0).square().sum() / around.square().sum(-1).mean(0).sum()
-    return place.item(), _of_relations(tokens), _of_relations(grid.centred().tokens)
+def relations(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
+    unit = F.normalize(tokens, dim=-1)
+    return unit @ unit.transpose(1, 2)
 
 
-def _of_relations(tokens: Float[Tensor, "n t h w d"]) -> float:
-    count = tokens.shape[1] * tokens.shape[2] * tokens.shape[3]
-    total, squared = torch.zeros(count, count), torch.zeros(count, count)
+def shared(tokens: Float[Tensor, "b n d"]) -> float:
+    """The share of the relations' variance that is the same in every clip."""
+    total = squared = torch.zeros(())
     for batch in tokens.split(BATCH):
-        flat = F.normalize(batch.flatten(1, 3), dim=-1)
-        relations = flat @ flat.transpose(1, 2)
-        total += relations.sum(0)
-        squared += relations.square().sum(0)
+        found = relations(batch)
+        total, squared = total + found.sum(0), squared + found.square().sum(0)
     mean = total / len(tokens)
     within = (squared / len(tokens) - mean.square()).mean()
     between = mean.var(unbiased=False)
     return (between / (between + within)).item()
 
 
+def contact(features: Float[np.ndarray, "n d"], label: np.ndarray) -> str:
+    found = read_label(features, label)
+    return f"{found.auc:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def pairs(tokens: Float[Tensor, "b n d"]) -> Float[np.ndarray, "b p"]:
+    row, column = torch.triu_indices(tokens.shape[1], tokens.shape[1], 1)
+    return relations(tokens)[:, row, column].numpy()
+
+
+def sources() -> Iterator[tuple[str, Callable[[Tensor], TokenGrid]]]:
+    """Each by its name; what it makes of videos (b, f, 3, h, w) from 0 to 1."""
+    size = {"weights": "micro", "frames": 16, "height": 64, "width": 64}
+    teacher = load_encoder("videomae", **size)
+    yield "video teacher", teacher
+    yield "image teacher", load_encoder("dinov2", **size)
+    like = teacher(torch.zeros(1, 17, 3, 64, 64))
+    yield "raw pixels", lambda video: mean_colours(video, like)
+    forget(teacher)
+    yield "video teacher, untrained", teacher
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=200)
-    count = parser.parse_args().clips
-    frames = torch.stack([torch.from_numpy(make_clip(7, n).frames) for n in range(count)])
-    video = frames.permute(0, 1, 4, 2, 3)
-    size = {"weights": "micro", "frames": 16, "height": 64, "width": 64}
-    teacher, image = load_encoder("videomae", **size), load_encoder("dinov2", **size)
+    parser.add_argument("--contact-clips", type=int, default=1000)
+    given = parser.parse_args()
+    drawn = [contact_clip(0, index) for index in range(given.contact_clips)]
+    shown = _videos([make_clip(7, index).frames for index in range(given.clips)])
+    asked, label = _videos([clip.frames for clip, _ in drawn]), np.array([c for _, c in drawn])
+    print("| teacher | shared | shared, centred | tokens | relations | relations, centred |")
+    print("|---|---|---|---|---|---|")
+    for name, see in sources():
+        grid = _seen(see, shown)
+        shares = [shared(g.tokens.float().flatten(1, 3)) for g in (grid, grid.centred())]
+        cells = [f"{100 * share:.0f} %" for share in shares]
+        known = slices(_seen(see, asked), SLICES, SIDE)
+        tokens = torch.from_numpy(known).unflatten(1, (SLICES * SIDE**2, -1))
+        cells.append(contact(known, label))
+        cells += [contact(pairs(each), label) for each in (tokens, tokens - tokens.mean(0))]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
-    def seen(encoder) -> TokenGrid:
-        return TokenGrid.batch([encoder(part / 255.0) for part in video.split(BATCH)])
 
-    grids = {"video teacher": seen(teacher), "image teacher": seen(image)}
-    like = grids["video teacher"]
-    grids["raw pixels"] = mean_colours(video / 255.0, like)
-    forget(teacher)
-    grids["video teacher, untrained"] = seen(teacher)
-    print("| teacher | tokens: place | relations, as they are | relations, centred |")
-    print("|---|---|---|---|")
-    for name, grid in grids.items():
-        print(f"| {name} | " + " | ".join(f"{100 * each:.0f} %" for each in shared(grid)) + " |")
+def _videos(clips: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
+
+
+def _seen(see: Callable[[Tensor], TokenGrid], videos: Tensor) -> TokenGrid:
+    with torch.no_grad():
+        return TokenGrid.batch([see(part / 255.0) for part in videos.split(BATCH)])
 
 
 if __name__ == "__main__":
