@@ -119,6 +119,15 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     assert "| trd | 1 | 2 | 100.0 | 100.0 | 0.0 |" in text
 
 
+def test_time_left_is_said_once_an_arm_has_been_trained(tmp_path, pretended, capsys) -> None:
+    recipe = StudyRecipe.from_yaml(SHORT, SMALL)
+    study(recipe, tmp_path / "study")
+    said = [line for line in capsys.readouterr().err.splitlines() if ", seed " in line]
+    assert [", about 0 min left" in line for line in said] == [False, False] + [True] * 20
+    study(recipe, tmp_path / "study")  # All is done, so that there is nothing to reckon from.
+    assert "min left" not in capsys.readouterr().err
+
+
 def test_rows_become_tables_again(tmp_path: Path, pretended, capsys) -> None:
     changes = [f"--set={change}" for change in SMALL]
     assert main(["lab", "study", "--out", str(tmp_path / "study"), *changes]) == 0

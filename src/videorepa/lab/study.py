@@ -168,8 +168,7 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
     for part in ((index, count), (0, 1)):  # Then what the other processes have not done.
         for arm in arms:
             prepare(recipes[arm], shard=part)
-    for number, (arm, seed) in enumerate(mine):
-        console.print(f"{number + 1}/{len(mine)}  {arm}, seed {seed}", style="bold")
+    for arm, seed in _announced(mine, out):
         _do(recipe, out, arm, seed)
     rows = list(_rows(recipe, out, jobs))
     if rows:  # A process can have nothing to do while no other has finished anything.
@@ -220,6 +219,21 @@ def _do(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
             on_the_way = _clips(out, arm, seed, step)
             generate(model, prompts[: curve.prompts], on_the_way, seed=seed, step=step)
             evaluate("lab", on_the_way)
+
+
+def _announced(jobs: Sequence[tuple[str, int]], out: Path) -> Iterator[tuple[str, int]]:
+    """Each job, said aloud with the time left, by what those took that had to be trained."""
+    todo = [not (_clips(out, *job) / "scores" / "summary.json").exists() for job in jobs]
+    spent: list[float] = []
+    for number, (arm, seed) in enumerate(jobs):
+        left = ""
+        if spent:
+            left = f", about {np.mean(spent) * sum(todo[number:]) / 60:.0f} min left"
+        console.print(f"{number + 1}/{len(jobs)}  {arm}, seed {seed}{left}", style="bold")
+        begun = time.monotonic()
+        yield arm, seed
+        if todo[number] and arm != BASE:
+            spent.append(time.monotonic() - begun)
 
 
 def _clips(out: Path, arm: str, seed: int, step: int | None = None) -> Path:
