@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -56,6 +57,18 @@ def test_commands_parse_and_name_files_that_exist(page: Path, command: str, monk
     assert len(called) == 1
     for recipe in re.findall(r"recipes/\S+\.yaml", command):
         assert (ROOT / recipe).is_file(), f"{page.name} names {recipe}"
+
+
+def test_the_labs_tables_follow_from_what_is_kept() -> None:
+    spec = importlib.util.spec_from_file_location("results", ROOT / "docs" / "results.py")
+    assert spec is not None and spec.loader is not None
+    results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(results)
+    page = (ROOT / "docs" / "lab.md").read_text()
+    assert page.count("<!-- end -->") == 2
+    assert results.filled(page) == page
+    changed = page.replace("81.0 [78.4", "91.0 [78.4")
+    assert changed != page and results.filled(changed) == page
 
 
 def test_there_are_commands_to_test() -> None:

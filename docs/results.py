@@ -1,0 +1,218 @@
+"""Makes the tables and figures of docs/lab.md from what docs/study/ keeps: python docs/results.py
+
+With the folder of a study (`python docs/results.py study`), its scores are taken into docs/study/
+first, and clips of some arms are shown side by side.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from videorepa.data.video import read_all
+from videorepa.lab.study import BASE, ROWS, SHORT, Row, StudyRecipe, compare, read_rows, tables
+from videorepa.statistics import holm, wilson
+
+DOCS = Path(__file__).parent
+KEPT = DOCS / "study"
+POOL = "4"
+"""Rows and columns that the probe's figure is about; both are in the tables."""
+NAMES = {"videomae": "teacher", "untrained": "teacher, untrained", "pixels": "raw pixels"}
+SHEET_ARMS = (BASE, "control", "repa", "trd")
+SHEET_SCENARIOS = ("catch", "drop", "ramp")
+SHEET_FRAMES = range(0, 17, 2)
+SCALE = 1
+
+
+def probe_table() -> str:
+    """Contact foreseen: a line for each source and noise, a column for each pooling."""
+    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for row in _probed():
+        percent, low, high = (float(row[key]) for key in ("percent", "low", "high"))
+        found[row["source"], row["timestep"]][row["pool"]] = (
+            f"{percent:.1f} [{low:.1f}, {high:.1f}]"
+        )
+    pools = list(dict.fromkeys(row["pool"] for row in _probed()))
+    heads = [f"{pool} x {pool}" for pool in pools]
+    lines = [f"| source | timestep | {' | '.join(heads)} |", "|---" * (2 + len(pools)) + "|"]
+    for (source, timestep), cells in found.items():
+        named = [NAMES.get(source, source), timestep or "clean", *(cells[pool] for pool in pools)]
+        lines.append(f"| {' | '.join(named)} |")
+    return "\n".join(lines)
+
+
+def study_table() -> str:
+    """The paper's table: SA, PC and both, and PC and SA against the control."""
+    recipe, rows = _study()
+    arms = _at_end(rows)
+    compared = [arm for arm in recipe.arms if arm != recipe.control and arms[arm]]
+    control = arms[recipe.control]
+    against = {
+        score: {arm: compare(arms[arm], control, score) for arm in compared}
+        for score in ("pc", "sa")
+    }
+    adjusted = {
+        score: dict(zip(compared, holm([d.p for d in found.values()]), strict=True))
+        for score, found in against.items()
+    }
+    lines = [
+        "| arm | what it is | clips | SA | PC | both | motion, px "
+        "| PC less control's | SA less control's |",
+        "|---" * 9 + "|",
+    ]
+    for arm in (BASE, *recipe.arms):
+        if not arms[arm]:
+            continue
+        about = recipe.arms[arm].about if arm in recipe.arms else "the model all start from"
+        cells = [arm, about, str(len(arms[arm]))]
+        for score in ("sa", "pc", "joint"):
+            passed = sum(row[score] for row in arms[arm])
+            low, high = wilson(passed, len(arms[arm]))
+            share = 100 * passed / len(arms[arm])
+            cells.append(f"{share:.1f} [{100 * low:.0f}, {100 * high:.0f}]")
+        cells.append(f"{np.mean([row['motion'] for row in arms[arm]]):.1f}")
+        for score in ("pc", "sa"):
+            cells.append("")
+            if arm in against[score]:
+                found = against[score][arm]
+                cells[-1] = f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}], "
+                cells[-1] += f"p {adjusted[score][arm]:.2f}"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """The page with its tables as they follow from what is kept."""
+    for name, table in {"probe": probe_table, "study": study_table}.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        text = before + mark + table() + "\n" + end + after
+    return text
+
+
+def probe() -> Figure:
+    """Accuracy over the noise, of models; beside it what is read from clean clips."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    rows = [row for row in _probed() if row["pool"] == POOL]
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    for colour, source in enumerate(sources):
+        of = [row for row in rows if row["source"] == source]
+        percent, low, high = (
+            np.array([float(r[key]) for r in of]) for key in ("percent", "low", "high")
+        )
+        style = {"color": f"C{colour}", "label": NAMES.get(source, source)}
+        if of[0]["timestep"]:
+            # Apart by a little, so that no interval hides another.
+            where = np.array([float(r["timestep"]) for r in of]) + 6 * colour
+            axes.errorbar(where, percent, (percent - low, high - percent), marker="o", **style)
+        else:
+            axes.axhline(percent[0], linestyle="--", **style)
+            axes.axhspan(low[0], high[0], alpha=0.08, color=f"C{colour}")
+    axes.axhline(50, color="gray", linestyle=":")
+    axes.set_xlabel("timestep of the noise that a model is given, of 1,000")
+    axes.set_ylabel("contact foreseen, %")
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def differences() -> Figure:
+    """Each arm less the control, in points with 95 % intervals."""
+    recipe, rows = _study()
+    at_end = _at_end(rows)
+    arms = [arm for arm in recipe.arms if arm != recipe.control and at_end[arm]]
+    figure = Figure(figsize=(8, 0.6 + 0.32 * len(arms)), layout="constrained")
+    panels = figure.subplots(1, 4, sharey=True)
+    titles = {"sa": "SA", "pc": "PC", "joint": "joint", "checks": "checks passed"}
+    for axes, (score, title) in zip(panels, titles.items(), strict=True):
+        found = [compare(at_end[arm], at_end[recipe.control], score) for arm in arms]
+        value, low, high = (
+            np.array([getattr(d, k) for d in found]) for k in ("value", "low", "high")
+        )
+        axes.axvline(0, color="gray", linestyle=":")
+        axes.errorbar(value, range(len(arms)), xerr=(value - low, high - value), fmt="o", ms=4)
+        axes.set_title(title, fontsize=10)
+        axes.set_yticks(range(len(arms)), arms)
+    panels[0].invert_yaxis()
+    figure.supxlabel("points more than the control passes", fontsize=10)
+    return figure
+
+
+def sheet(clips: Path) -> Image.Image:
+    """The same captions and noise by several arms: every second frame, an arm a row."""
+    recipe, rows = _study()
+    of_base = [row for row in rows if row["arm"] == BASE and row["seed"] == recipe.seeds[0]]
+    by_scenario = {row["scenario"]: row for row in reversed(of_base)}
+    shown = [by_scenario[name] for name in SHEET_SCENARIOS]
+    blocks = []
+    for row in shown:
+        strips = [
+            _strip(clips / f"{arm}-{recipe.seeds[0]}" / f"{row['prompt_id']}-0.mp4")
+            for arm in SHEET_ARMS
+        ]
+        head = Image.new("RGB", (strips[0].shape[1] * SCALE, 18), "white")
+        ImageDraw.Draw(head).text((4, 3), row["caption"], fill="black")
+        image = Image.fromarray(np.concatenate(strips))
+        blocks += [head, image.resize((image.width * SCALE, image.height * SCALE), 0)]
+    return _labelled(blocks).quantize(128)
+
+
+def _strip(path: Path) -> np.ndarray:
+    frames = read_all(path)[0][list(SHEET_FRAMES)]
+    return np.pad(np.concatenate(list(frames), 1), ((0, 2), (0, 0), (0, 0)), constant_values=255)
+
+
+def _labelled(blocks: Sequence[Image.Image]) -> Image.Image:
+    margin = 90
+    page = Image.new(
+        "RGB", (blocks[0].width + margin, sum(block.height for block in blocks)), "white"
+    )
+    draw, top = ImageDraw.Draw(page), 0
+    for number, block in enumerate(blocks):
+        page.paste(block, (margin, top))
+        if number % 2:
+            each = block.height / len(SHEET_ARMS)
+            for place, arm in enumerate(SHEET_ARMS):
+                draw.text((6, top + (place + 0.45) * each), arm, fill="black")
+        top += block.height
+    return page
+
+
+def _study() -> tuple[StudyRecipe, list[Row]]:
+    return StudyRecipe.from_yaml(SHORT), read_rows(KEPT / ROWS)
+
+
+def _at_end(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    arms: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["step"] is None:
+            arms[row["arm"]].append(row)
+    return arms
+
+
+def _probed() -> list[dict[str, str]]:
+    with (KEPT / "probe.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["scenario"] == "all"]
+
+
+def main() -> None:
+    for study in sys.argv[1:]:
+        shutil.copy(Path(study) / ROWS, KEPT / ROWS)
+        sheet(Path(study) / "clips").save(DOCS / "lab-clips.png", optimize=True)
+    page = DOCS / "lab.md"
+    page.write_text(filled(page.read_text()))
+    (KEPT / "tables.md").write_text(tables(*_study()))
+    probe().savefig(DOCS / "lab-probe.svg", metadata={"Date": None})
+    differences().savefig(DOCS / "lab-differences.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
