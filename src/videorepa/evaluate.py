@@ -240,8 +240,11 @@ def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
         parts = {"": found.comparison["metrics"]}
         if by_scenario:
             parts |= {f"{of} ": m for of, m in found.comparison["by_scenario"].items()}
+        shown = _shown(summary["metrics"])
         for of, metrics in parts.items():
             for key, value in metrics.items():
+                if key not in shown:
+                    continue
                 if "p" in value:
                     lines.append(
                         f"{'':10s} {of}{key} {value['difference']:+.1f} points "
@@ -249,7 +252,7 @@ def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
                         f"({value['p_holm']:.3f} as one of a family), "
                         f"against {found.comparison['against']}"
                     )
-                elif not any("percent" in one for one in summary["metrics"].values()):
+                else:
                     lines.append(
                         f"{'':10s} {of}{key} {value['difference']:+.4f} "
                         f"[{value['low']:+.4f}, {value['high']:+.4f}], "
@@ -258,11 +261,18 @@ def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
     return "\n".join(lines)
 
 
+def _shown(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The shares, or all of a benchmark that has none."""
+    return {key: value for key, value in metrics.items() if "percent" in value} or metrics
+
+
 def _values(metrics: dict[str, dict[str, Any]]) -> str:
-    shares = {key: value for key, value in metrics.items() if "percent" in value}
     return "   ".join(
-        _value(key, value, "percent", ".1f") for key, value in shares.items()
-    ) or "   ".join(_value(key, value, "mean", ".4f") for key, value in metrics.items())
+        _value(key, value, "percent", ".1f")
+        if "percent" in value
+        else _value(key, value, "mean", ".4f")
+        for key, value in _shown(metrics).items()
+    )
 
 
 def _value(key: str, value: dict[str, Any], kind: str, digits: str) -> str:
