@@ -98,8 +98,9 @@ def pretended(monkeypatch) -> list[tuple[str, ...]]:
 
 
 def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pretended) -> None:
+    fewer = ("arms.trd-pixels.seeds=1", "arms.trd-pixels.prompts=3")
     recipe = StudyRecipe.from_yaml(
-        SHORT, (*SMALL, "arms.trd-pixels.seeds=1", "curve={steps: [1], arms: [trd], prompts: 2}")
+        SHORT, (*SMALL, *fewer, "curve={steps: [1], arms: [trd], prompts: 2}")
     )
     first = study(recipe, tmp_path / "study", shard=(0, 2))
     assert first.missing and not (tmp_path / "study" / "tables.md").exists()
@@ -111,8 +112,8 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     assert read_rows(tmp_path / "study" / "rows.csv") == second.rows
     text = (tmp_path / "study" / "tables.md").read_text()
     assert text == tables(recipe, second.rows) == second.tables
-    # Base, ten arms: 4 clips with each seed; the curve: 2 clips at 1 step.
-    assert len(second.rows) == 4 * (2 + 19) + 2
+    # Base, ten arms: 4 clips with each seed, but for one arm; the curve: 2 clips at 1 step.
+    assert len(second.rows) == 4 * (2 + 18) + 3 + 2
     assert second.rows[0]["checks"] == 0.5 and second.rows[0]["gravity_value"] == 0.1235
     assert "| trd | TRD from the video teacher | 8 | 100.0" in text
     assert "| trd | pc | +50.0 |" in text and "+100.0, +0.0" in text

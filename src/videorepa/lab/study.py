@@ -49,13 +49,15 @@ class Arm(Section):
     """One way to fine-tune. Arms of one table are one family of tests.
 
     about: what it is, in the table's words. set: what it changes of the study's recipe, as
-        `key=value`. seeds: how many of the study's seeds it is trained with; by default all.
+        `key=value`. seeds, prompts: how many of the study's seeds it is trained with, and of its
+        prompts it makes clips of, from the first; by default all.
     """
 
     about: str
     set: tuple[str, ...] = ()
     table: str = "main"
     seeds: int | None = Field(default=None, ge=1)
+    prompts: int | None = Field(default=None, ge=2)
 
 
 class Curve(Section):
@@ -127,6 +129,10 @@ class StudyRecipe(Section):
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         return self.seeds if arm == BASE else self.seeds[: self.arms[arm].seeds]
+
+    def prompts_of(self, arm: str) -> int:
+        fewer = None if arm == BASE else self.arms[arm].prompts
+        return self.prompts if fewer is None else min(fewer, self.prompts)
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ def _prompts(recipe: StudyRecipe, count: int) -> list[Prompt]:
 
 
 def _do(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
-    clips, prompts = _clips(out, arm, seed), _prompts(recipe, recipe.prompts)
+    clips, prompts = _clips(out, arm, seed), _prompts(recipe, recipe.prompts_of(arm))
     if arm == BASE:
         model = out / f"{BASE}.yaml"
         _placed(recipe.recipe, out).to_yaml(model)
