@@ -148,6 +148,16 @@ def test_the_full_study_goes_on_from_the_short_one() -> None:
     assert changed.arms["trd"].seeds == 1 and changed.arms["trd"].about == short.arms["trd"].about
 
 
+def test_a_study_is_done_table_by_table_and_seed_by_seed() -> None:
+    full = StudyRecipe.from_yaml(FULL)
+    jobs = full.jobs()
+    main = [name for name, arm in full.arms.items() if arm.table == "main"]
+    first = [(arm, seed) for seed in full.seeds for arm in ("base", *main)]
+    assert jobs[: len(first)] == first and len(jobs) == len(set(jobs))
+    assert {arm for arm, _ in jobs} == {"base", *full.arms}
+    assert [job for job in jobs if job[0] == "block-2"] == [("block-2", full.seeds[0])]
+
+
 def test_only_the_shipped_study_can_be_extended(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("extends: /etc/passwd\nname: own\n")
     with pytest.raises(UserError, match="extends can only be `short`"):

@@ -130,6 +130,16 @@ class StudyRecipe(Section):
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         return self.seeds if arm == BASE else self.seeds[: self.arms[arm].seeds]
 
+    def jobs(self) -> list[tuple[str, int]]:
+        """Arms and seeds in the order in which they are done: table by table, and in each the first
+        seed of all arms first, so that a study that is stopped early has whole comparisons."""
+        jobs: list[tuple[str, int]] = []
+        for table in dict.fromkeys(arm.table for arm in self.arms.values()):
+            names = [name for name, arm in self.arms.items() if arm.table == table]
+            asked = [BASE, *names] if not jobs else names
+            jobs += [(a, seed) for seed in self.seeds for a in asked if seed in self.seeds_of(a)]
+        return jobs
+
     def prompts_of(self, arm: str) -> int:
         fewer = None if arm == BASE else self.arms[arm].prompts
         return self.prompts if fewer is None else min(fewer, self.prompts)
@@ -161,14 +171,8 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
     index, count = shard
     _take(recipe, out)
     keep_freed_memory()
-    arms = [arm for arm in recipe.arms if recipe.seeds_of(arm)]
-    # All of the first seed first, so that a study that is stopped early compares all arms.
-    jobs = [
-        (arm, seed)
-        for seed in recipe.seeds
-        for arm in (BASE, *arms)
-        if seed in recipe.seeds_of(arm)
-    ]
+    arms = list(recipe.arms)
+    jobs = recipe.jobs()
     mine = jobs[index::count]
     recipes = {arm: _placed(recipe.trained(arm, recipe.seeds[0]), out) for arm in arms}
     for part in ((index, count), (0, 1)):  # Then what the other processes have not done.
