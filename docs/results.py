@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -25,7 +26,13 @@ DOCS = Path(__file__).parent
 KEPT = DOCS / "study"
 POOL = "4"
 """Rows and columns that the probe's figure is about; both are in the tables."""
-NAMES = {"videomae": "teacher", "untrained": "teacher, untrained", "pixels": "raw pixels"}
+NAMES = {
+    "videomae": "teacher",
+    "untrained": "teacher, untrained",
+    "pixels": "raw pixels",
+    "control-0": "control",
+    "trd-0": "TRD",
+}
 SHEET_ARMS = (BASE, "control", "repa", "trd")
 SHEET_SCENARIOS = ("catch", "drop", "ramp")
 SHEET_FRAMES = range(0, 17, 2)
@@ -207,6 +214,7 @@ def main() -> None:
     for study in sys.argv[1:]:
         shutil.copy(Path(study) / ROWS, KEPT / ROWS)
         sheet(Path(study) / "clips").save(DOCS / "lab-clips.png", optimize=True)
+    matplotlib.rcParams["svg.hashsalt"] = "the same ids each time"
     page = DOCS / "lab.md"
     page.write_text(filled(page.read_text()))
     (KEPT / "tables.md").write_text(tables(*_study()))
