@@ -19,8 +19,19 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
-from videorepa.lab.study import BASE, ROWS, SHORT, Row, StudyRecipe, compare, read_rows, tables
-from videorepa.statistics import holm, wilson
+from videorepa.lab.study import (
+    BASE,
+    ROWS,
+    SHORT,
+    Row,
+    StudyRecipe,
+    by_arm,
+    compare,
+    family,
+    read_rows,
+    tables,
+)
+from videorepa.statistics import wilson
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "study"
@@ -59,17 +70,9 @@ def probe_table() -> str:
 def study_table() -> str:
     """The paper's table: SA, PC and both, and PC and SA against the control."""
     recipe, rows = _study()
-    arms = _at_end(rows)
+    arms = by_arm(rows)
     compared = [arm for arm in recipe.arms if arm != recipe.control and arms[arm]]
-    control = arms[recipe.control]
-    against = {
-        score: {arm: compare(arms[arm], control, score) for arm in compared}
-        for score in ("pc", "sa")
-    }
-    adjusted = {
-        score: dict(zip(compared, holm([d.p for d in found.values()]), strict=True))
-        for score, found in against.items()
-    }
+    against = {score: family(arms, compared, recipe.control, score) for score in ("pc", "sa")}
     lines = [
         "| arm | what it is | clips | SA | PC | both | motion, px "
         "| PC less control's | SA less control's |",
@@ -91,7 +94,7 @@ def study_table() -> str:
             if arm in against[score]:
                 found = against[score][arm]
                 cells[-1] = f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}], "
-                cells[-1] += f"p {adjusted[score][arm]:.2f}"
+                cells[-1] += f"p {found.p_holm:.2f}"
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -134,7 +137,7 @@ def probe() -> Figure:
 def differences() -> Figure:
     """Each arm less the control, in points with 95 % intervals."""
     recipe, rows = _study()
-    at_end = _at_end(rows)
+    at_end = by_arm(rows)
     arms = [arm for arm in recipe.arms if arm != recipe.control and at_end[arm]]
     figure = Figure(figsize=(8, 0.6 + 0.32 * len(arms)), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
@@ -195,14 +198,6 @@ def _labelled(blocks: Sequence[Image.Image]) -> Image.Image:
 
 def _study() -> tuple[StudyRecipe, list[Row]]:
     return StudyRecipe.from_yaml(SHORT), read_rows(KEPT / ROWS)
-
-
-def _at_end(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    arms: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["step"] is None:
-            arms[row["arm"]].append(row)
-    return arms
 
 
 def _probed() -> list[dict[str, str]]:

@@ -7,8 +7,8 @@ import csv
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -361,12 +361,30 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> Differen
     )
 
 
-def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
-    """Everything in Markdown: scores, differences to the control, single laws, and the curve."""
+def family(
+    arms: Mapping[str, Sequence[Row]], names: Sequence[str], control: str, score: str
+) -> dict[str, Difference]:
+    """These arms against the control in one score, with p adjusted for one another."""
+    found = {name: compare(arms[name], arms[control], score) for name in names}
+    adjusted = holm([difference.p for difference in found.values()])
+    return {
+        name: replace(difference, p_holm=p)
+        for (name, difference), p in zip(found.items(), adjusted, strict=True)
+    }
+
+
+def by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each arm at its end."""
     at_end: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["step"] is None:
             at_end[row["arm"]].append(row)
+    return at_end
+
+
+def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
+    """Everything in Markdown: scores, differences to the control, single laws, and the curve."""
+    at_end = by_arm(rows)
     groups: dict[str, list[str]] = defaultdict(list)
     for name, arm in recipe.arms.items():
         if at_end[name]:
@@ -409,13 +427,12 @@ def _differences(rows: dict[str, list[Row]], names: Sequence[str], control: str)
         "|---|---|---|---|---|---|---|---|",
     ]
     for score in (*SCORES, CHECKS_PASSED):
-        found = {name: compare(rows[name], rows[control], score) for name in names}
-        adjusted = holm([difference.p for difference in found.values()])
-        for (name, difference), p in zip(found.items(), adjusted, strict=True):
+        for name, difference in family(rows, names, control, score).items():
             seeds = ", ".join(f"{value:+.1f}" for value in difference.by_seed)
             lines.append(
                 f"| {name} | {score} | {difference.value:+.1f} | "
-                f"[{difference.low:+.1f}, {difference.high:+.1f}] | {difference.p:.4f} | {p:.4f} | "
+                f"[{difference.low:+.1f}, {difference.high:+.1f}] | {difference.p:.4f} | "
+                f"{difference.p_holm:.4f} | "
                 f"{seeds} | {difference.won}, {difference.lost} |"
             )
     return "\n".join(lines)
