@@ -120,6 +120,15 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     assert "| trd | 1 | 2 | 100.0 | 100.0 | 0.0 |" in text
 
 
+def test_a_study_takes_its_own_clips_from_a_folder_that_has_more(
+    tmp_path, pretended, monkeypatch
+) -> None:
+    study(StudyRecipe.from_yaml(SHORT, SMALL), tmp_path / "study")
+    fewer = StudyRecipe.from_yaml(SHORT, (*SMALL, "prompts=2"))
+    monkeypatch.setattr(module, "generate", lambda *args, **settings: None)  # All are there.
+    assert len(study(fewer, tmp_path / "study").rows) == 2 * (2 + 2 * len(fewer.arms))
+
+
 def test_time_left_is_said_once_an_arm_has_been_trained(tmp_path, pretended, capsys) -> None:
     recipe = StudyRecipe.from_yaml(SHORT, SMALL)
     study(recipe, tmp_path / "study")

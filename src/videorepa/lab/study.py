@@ -261,6 +261,8 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
                 continue
             for line in (scores / "scores.jsonl").read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
+                if row["prompt_id"] not in captions:
+                    continue  # Of a study with more prompts, which this folder held before.
                 known = {"arm": arm, "seed": seed, "step": step}
                 known |= {"caption": captions[row["prompt_id"]], CHECKS_PASSED: _passed(row)}
                 dropped = ("k", "model_digest")
