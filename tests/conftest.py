@@ -44,6 +44,14 @@ OUTSIDE = Path(__file__).parents[2] / "shared"
 """Data that is not part of the project: tests that want it skip, saying so, where it is not."""
 
 
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """A test that failed fails again: projectors and tokens come from torch's global generator."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def real_clips() -> Path:
     folder = OUTSIDE / "clips"

@@ -227,13 +227,13 @@ def test_a_centred_term_does_not_see_what_all_clips_share(recipe) -> None:
         grid(4, 4, 2, 3, 6, start=1, stride=4),
         grid(4, 8, 2, 3, 5, start=1, stride=2),
     )
-    moved = teacher.with_tokens(teacher.tokens + 10 * torch.randn(1, 8, 2, 3, 5))
+    moved = teacher.with_tokens(teacher.tokens + 100)  # All its tokens point one way.
     sigma = torch.ones(4)
     centred = term(recipe, RELATION | {"centre": True}, student, teacher)
     (one, _), (other, _) = centred(student, teacher, sigma), centred(student, moved, sigma)
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     plain = term(recipe, RELATION, student, teacher)
-    assert (plain(student, teacher, sigma)[0] - plain(student, moved, sigma)[0]).abs() > 0.01
+    assert (plain(student, teacher, sigma)[0] - plain(student, moved, sigma)[0]).abs() > 0.1
 
 
 def test_centring_a_batch_of_one_is_refused(recipe) -> None:
