@@ -83,7 +83,9 @@ def pretended(monkeypatch) -> list[tuple[str, ...]]:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def evaluate(name: str, clips: Path) -> None:
-        (clips / "scores" / "summary.json").write_text("{}")
+        scores = clips / "scores"
+        summary = {"n": len((scores / "scores.jsonl").read_text().splitlines()), "failures": []}
+        (scores / "summary.json").write_text(json.dumps(summary))
 
     def train(recipe, out: Path):
         done.append(("train", out.name))
@@ -129,13 +131,37 @@ def test_a_study_takes_its_own_clips_from_a_folder_that_has_more(
     assert len(study(fewer, tmp_path / "study").rows) == 2 * (2 + 2 * len(fewer.arms))
 
 
-def test_time_left_is_said_once_an_arm_has_been_trained(tmp_path, pretended, capsys) -> None:
-    recipe = StudyRecipe.from_yaml(SHORT, SMALL)
-    study(recipe, tmp_path / "study")
-    said = [line for line in capsys.readouterr().err.splitlines() if ", seed " in line]
-    assert [", about 0 min left" in line for line in said] == [False, False] + [True] * 20
-    study(recipe, tmp_path / "study")  # All is done, so that there is nothing to reckon from.
-    assert "min left" not in capsys.readouterr().err
+def test_time_left_goes_by_the_steps_and_clips_that_are_left(
+    tmp_path, pretended, monkeypatch, capsys
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    do = module._do
+
+    def a_minute_each(recipe, out, arm, seed) -> None:
+        left = module._steps_left(recipe, out, arm, seed)
+        clock[0] += 60 * (left + module._clips_left(recipe, out, arm, seed))
+        do(recipe, out, arm, seed)
+
+    def said(prompts: int) -> list[str]:
+        change = (*SMALL, "arms={control: {about: x}}", f"prompts={prompts}")
+        study(StudyRecipe.from_yaml(SHORT, change), tmp_path / "study")
+        lines = capsys.readouterr().err.splitlines()
+        return [line.partition(", about ")[2] for line in lines if ", seed " in line]
+
+    monkeypatch.setattr(module, "_do", a_minute_each)
+    # Base and control, each twice: 4 clips, and for the control 2 steps.
+    assert said(prompts=4) == ["", "16 min left", "10 min left", "6 min left"]
+    # Two more clips each; what pretends to train leaves no steps behind.
+    assert said(prompts=6) == ["", "10 min left", "6 min left", "4 min left"]
+
+
+def test_an_arm_is_missing_until_it_has_all_its_clips(tmp_path, pretended, monkeypatch) -> None:
+    study(StudyRecipe.from_yaml(SHORT, SMALL), tmp_path / "study")
+    more = StudyRecipe.from_yaml(SHORT, (*SMALL, "prompts=5"))
+    found = study(more, tmp_path / "study", shard=(0, 2))
+    assert "control, seed 0" in found.missing and "base, seed 0" not in found.missing
+    assert not study(more, tmp_path / "study", shard=(1, 2)).missing
 
 
 def test_rows_become_tables_again(tmp_path: Path, pretended, capsys) -> None:

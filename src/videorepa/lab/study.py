@@ -144,6 +144,13 @@ class StudyRecipe(Section):
         fewer = None if arm == BASE else self.arms[arm].prompts
         return self.prompts if fewer is None else min(fewer, self.prompts)
 
+    def parts_of(self, arm: str, seed: int) -> list[tuple[int | None, int]]:
+        """The steps at which it makes clips, None for its end, and of how many prompts."""
+        parts: list[tuple[int | None, int]] = [(None, self.prompts_of(arm))]
+        if self.curve and arm in self.curve.arms and seed == self.seeds[0]:
+            parts += [(step, self.curve.prompts) for step in self.curve.steps]
+        return parts
+
 
 @dataclass(frozen=True)
 class Study:
@@ -178,14 +185,14 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
     for part in ((index, count), (0, 1)):  # Then what the other processes have not done.
         for arm in arms:
             prepare(recipes[arm], shard=part)
-    for arm, seed in _announced(mine, out):
+    for arm, seed in _announced(recipe, out, mine):
         _do(recipe, out, arm, seed)
     rows = list(_rows(recipe, out, jobs))
     if rows:  # A process can have nothing to do while no other has finished anything.
         atomic_write(out / ROWS, rows_text(rows))
         rows = read_rows(out / ROWS)  # So that tables are what the file's would be.
-    there = {(row["arm"], row["seed"]) for row in rows}
-    found = Study(recipe, out, rows, [f"{a}, seed {s}" for a, s in jobs if (a, s) not in there])
+    missing = [f"{a}, seed {s}" for a, s in jobs if _clips_left(recipe, out, a, s)]
+    found = Study(recipe, out, rows, missing)
     if not found.missing:
         atomic_write(out / "tables.md", found.tables)
     return found
@@ -205,45 +212,71 @@ def _placed(recipe: Recipe, out: Path) -> Recipe:
     return recipe.override(f"data.cache={out / 'cache'}")
 
 
-def _prompts(recipe: StudyRecipe, count: int) -> list[Prompt]:
+def _prompts(count: int) -> list[Prompt]:
     drawn = plugins.benchmark("lab").prompts(count, seed=0)
     return [Prompt(prompt.id, prompt.caption) for prompt in drawn]
 
 
 def _do(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
-    clips, prompts = _clips(out, arm, seed), _prompts(recipe, recipe.prompts_of(arm))
+    prompts = _prompts(recipe.prompts)
     if arm == BASE:
         model = out / f"{BASE}.yaml"
         _placed(recipe.recipe, out).to_yaml(model)
     else:
         model = train(_placed(recipe.trained(arm, seed), out), out / "runs" / f"{arm}-{seed}").path
-    begun = time.monotonic()
-    fresh = not (clips / "scores" / "summary.json").exists()
-    generate(model, prompts, clips, seed=seed)
-    evaluate("lab", clips)
-    if fresh:
-        atomic_write(clips / "scores" / "seconds.json", json.dumps(time.monotonic() - begun))
-    curve = recipe.curve
-    if curve and arm in curve.arms and seed == recipe.seeds[0]:
-        for step in curve.steps:
-            on_the_way = _clips(out, arm, seed, step)
-            generate(model, prompts[: curve.prompts], on_the_way, seed=seed, step=step)
-            evaluate("lab", on_the_way)
+    for step, count in recipe.parts_of(arm, seed):
+        clips = _clips(out, arm, seed, step)
+        begun, more = time.monotonic(), _scored(clips) < count
+        generate(model, prompts[:count], clips, seed=seed, step=step)
+        evaluate("lab", clips)
+        if more:
+            seconds = _seconds(clips) + time.monotonic() - begun
+            atomic_write(clips / "scores" / "seconds.json", json.dumps(seconds))
 
 
-def _announced(jobs: Sequence[tuple[str, int]], out: Path) -> Iterator[tuple[str, int]]:
-    """Each job, said aloud with the time left, by what those took that had to be trained."""
-    todo = [not (_clips(out, *job) / "scores" / "summary.json").exists() for job in jobs]
-    spent: list[float] = []
+def _announced(
+    recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]
+) -> Iterator[tuple[str, int]]:
+    """Each job, said aloud with the time left, by what the steps and clips so far took."""
+    todo = [_steps_left(recipe, out, *job) + _clips_left(recipe, out, *job) for job in jobs]
+    begun, done = time.monotonic(), 0
     for number, (arm, seed) in enumerate(jobs):
         left = ""
-        if spent:
-            left = f", about {np.mean(spent) * sum(todo[number:]) / 60:.0f} min left"
+        if done:
+            minutes = (time.monotonic() - begun) / done * sum(todo[number:]) / 60
+            left = f", about {minutes:.0f} min left"
         console.print(f"{number + 1}/{len(jobs)}  {arm}, seed {seed}{left}", style="bold")
-        begun = time.monotonic()
         yield arm, seed
-        if todo[number] and arm != BASE:
-            spent.append(time.monotonic() - begun)
+        done += todo[number]
+
+
+def _steps_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
+    if arm == BASE:
+        return 0
+    run = out / "runs" / f"{arm}-{seed}"
+    newest = Run.open(run).newest() if Run.is_one(run) else None
+    return recipe.trained(arm, seed).optim.steps - (newest.step if newest else 0)
+
+
+def _clips_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
+    """How many are still to be scored."""
+    parts = recipe.parts_of(arm, seed)
+    return sum(max(0, count - _scored(_clips(out, arm, seed, step))) for step, count in parts)
+
+
+def _scored(clips: Path) -> int:
+    """How many clips have been scored, or found to be such as cannot be."""
+    path = clips / "scores" / "summary.json"
+    if not path.exists():
+        return 0
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return summary["n"] + len(summary["failures"])
+
+
+def _seconds(clips: Path) -> float:
+    """What they took to make and score, but for calls that were killed."""
+    path = clips / "scores" / "seconds.json"
+    return json.loads(path.read_text()) if path.exists() else 0.0
 
 
 def _clips(out: Path, arm: str, seed: int, step: int | None = None) -> Path:
@@ -252,14 +285,15 @@ def _clips(out: Path, arm: str, seed: int, step: int | None = None) -> Path:
 
 def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> Iterator[Row]:
     """All scores there are. The caption is what clips are grouped by: equal ones are alike."""
-    captions = {prompt.id: prompt.text for prompt in _prompts(recipe, recipe.prompts)}
-    steps = (None, *(recipe.curve.steps if recipe.curve else ()))
+    prompts = _prompts(recipe.prompts)
     for arm, seed in jobs:
-        for step in steps:
-            scores = _clips(out, arm, seed, step) / "scores"
-            if not (scores / "summary.json").exists():
+        for step, count in recipe.parts_of(arm, seed):
+            captions = {prompt.id: prompt.text for prompt in prompts[:count]}
+            clips = _clips(out, arm, seed, step)
+            if not _scored(clips):
                 continue
-            for line in (scores / "scores.jsonl").read_text(encoding="utf-8").splitlines():
+            text = (clips / "scores" / "scores.jsonl").read_text(encoding="utf-8")
+            for line in text.splitlines():
                 row = json.loads(line)
                 if row["prompt_id"] not in captions:
                     continue  # Of a study with more prompts, which this folder held before.
@@ -459,7 +493,7 @@ def _curve(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
     if recipe.curve is None:
         return ""
     first = recipe.seeds[0]
-    known = {prompt.id for prompt in _prompts(recipe, recipe.curve.prompts)}
+    known = {prompt.id for prompt in _prompts(recipe.curve.prompts)}
     last = recipe.recipe.optim.steps
     lines = ["| arm | step | clips | SA | PC | joint |", "|---|---|---|---|---|---|"]
     for arm in recipe.curve.arms:
@@ -480,8 +514,8 @@ def cost(study: Study) -> str:
     for arm in (BASE, *study.recipe.arms):
         both = [0.0, 0.0]
         for seed in study.recipe.seeds_of(arm):
-            seconds = _clips(study.out, arm, seed) / "scores" / "seconds.json"
-            both[1] += json.loads(seconds.read_text()) / 60 if seconds.exists() else 0.0
+            for step, _ in study.recipe.parts_of(arm, seed):
+                both[1] += _seconds(_clips(study.out, arm, seed, step)) / 60
             if arm != BASE:
                 both[0] += _training_seconds(study.out / "runs" / f"{arm}-{seed}") / 60
         spent = [a + b for a, b in zip(spent, both, strict=True)]
