@@ -19,19 +19,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
-from videorepa.lab.study import (
-    BASE,
-    ROWS,
-    SHORT,
-    Row,
-    StudyRecipe,
-    by_arm,
-    compare,
-    family,
-    read_rows,
-    tables,
-)
-from videorepa.statistics import wilson
+from videorepa.lab.study import ROWS
+from videorepa.lab.study_recipe import BASE, SHORT, StudyRecipe
+from videorepa.lab.study_tables import Row, by_arm, by_table, compare, read_rows, tables
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "study"
@@ -68,35 +58,8 @@ def probe_table() -> str:
 
 
 def study_table() -> str:
-    """The paper's table: SA, PC and both, and PC and SA against the control."""
-    recipe, rows = _study()
-    arms = by_arm(rows)
-    compared = [arm for arm in recipe.arms if arm != recipe.control and arms[arm]]
-    against = {score: family(arms, compared, recipe.control, score) for score in ("pc", "sa")}
-    lines = [
-        "| arm | what it is | clips | SA | PC | both | motion, px "
-        "| PC less control's | SA less control's |",
-        "|---" * 9 + "|",
-    ]
-    for arm in (BASE, *recipe.arms):
-        if not arms[arm]:
-            continue
-        about = recipe.arms[arm].about if arm in recipe.arms else "the model all start from"
-        cells = [arm, about, str(len(arms[arm]))]
-        for score in ("sa", "pc", "joint"):
-            passed = sum(row[score] for row in arms[arm])
-            low, high = wilson(passed, len(arms[arm]))
-            share = 100 * passed / len(arms[arm])
-            cells.append(f"{share:.1f} [{100 * low:.0f}, {100 * high:.0f}]")
-        cells.append(f"{np.mean([row['motion'] for row in arms[arm]]):.1f}")
-        for score in ("pc", "sa"):
-            cells.append("")
-            if arm in against[score]:
-                found = against[score][arm]
-                cells[-1] = f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}], "
-                cells[-1] += f"p {found.p_holm:.2f}"
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """The paper's table: SA, PC and both, and how PC and SA differ from the control's."""
+    return by_table(*_study())["main"].scores
 
 
 def filled(text: str) -> str:

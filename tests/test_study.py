@@ -13,7 +13,9 @@ import pytest
 from videorepa.__main__ import main
 from videorepa.errors import UserError
 from videorepa.lab import study as module
-from videorepa.lab.study import SHORT, StudyRecipe, compare, read_rows, rows_text, study, tables
+from videorepa.lab.study import study
+from videorepa.lab.study_recipe import SHORT, StudyRecipe
+from videorepa.lab.study_tables import by_table, compare, read_rows, rows_text, tables
 from videorepa.statistics import sign_flip
 
 FULL = Path(__file__).parents[1] / "recipes" / "micro" / "study.yaml"
@@ -118,7 +120,7 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     assert len(second.rows) == 4 * (2 + 18) + 3 + 2
     assert second.rows[0]["checks"] == 0.5 and second.rows[0]["gravity_value"] == 0.1235
     assert "| trd | TRD from the video teacher | 8 | 100.0" in text
-    assert "| trd | pc | +50.0 |" in text and "+100.0, +0.0" in text
+    assert "| trd | control | pc | +50.0 |" in text and "+100.0, +0.0" in text
     assert "| trd | 1 | 2 | 100.0 | 100.0 | 0.0 |" in text
 
 
@@ -223,6 +225,25 @@ def test_laws_count_the_clips_that_they_apply_to() -> None:
     assert "| control | 75 |" in tables(recipe, rows)
 
 
+def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
+    changes = ("again=[trd]", "arms.long={about: x, table: length}")
+    longer = "arms.longer={about: y, table: length, control: long}"
+    recipe = StudyRecipe.from_yaml(SHORT, (*changes, longer))
+    rows = [row("control", n) for n in range(20)]
+    rows += [row("trd", n, pc=n < 6 or n > 9) for n in range(20)]
+    rows += [row("long", n, pc=n < 5) for n in range(10)]
+    rows += [row("longer", n, pc=n < 7) for n in range(10)]
+    found = by_table(recipe, rows)["length"]
+    lines = {line.split(" | ")[0]: line for line in found.scores.splitlines()}
+    # Of 20 clips, only the ten that this table's arms have too: 6 of these pass.
+    assert lines["| trd"].startswith("| trd | TRD from the video teacher | 10 | 100.0")
+    assert "| +60.0 [" in lines["| trd"] and " p " not in lines["| trd"]
+    assert list(lines)[2:] == ["| control", "| trd", "| long", "| longer"]
+    assert "| longer | long | pc | +20.0 |" in found.differences
+    assert "| long | control | pc | +50.0 |" in found.differences
+    assert "| trd |" not in found.differences  # It was tested in the first table.
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -232,6 +253,8 @@ def test_laws_count_the_clips_that_they_apply_to() -> None:
         ("prompts=1", "prompts: Input should be greater"),
         ("arms=3", "arms: Input should be a valid dictionary"),
         ("colour=red", "colour: Extra inputs"),
+        ("arms.trd.control=nobody", "there is no arm nobody"),
+        ("again=[nobody]", "there is no arm nobody"),
         ("curve={steps: [1], arms: [nobody], prompts: 2}", "there is no arm nobody"),
     ],
 )

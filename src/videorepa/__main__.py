@@ -577,7 +577,9 @@ def lab(
       rows: Print the tables of these scores, which a study wrote, and train nothing.
     """
     if part == "study":
-        from videorepa.lab.study import SHORT, StudyRecipe, cost, read_rows, study, tables
+        from videorepa.lab.study import cost, study
+        from videorepa.lab.study_recipe import SHORT, StudyRecipe
+        from videorepa.lab.study_tables import read_rows, tables
 
         parsed = StudyRecipe.from_yaml(recipe or SHORT, set)
         if rows is not None:
