@@ -30,9 +30,10 @@ from scipy import stats
 from videorepa.data.files import atomic_write
 from videorepa.data.fingerprint import json_digest
 from videorepa.errors import UserError
-from videorepa.recipe import Recipe, Section
+from videorepa.recipe import Recipe
 from videorepa.report.inputs import read_log
 from videorepa.run import FREE_TO_CHANGE, Run, differences
+from videorepa.section import Section
 
 SHIPPED = Path(__file__).parent / "lab" / "reference"
 QUANTITIES = ("denoise", "align", "similarity", "grad_norm")

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from videorepa.errors import UserError
+from videorepa.section import Section
 
 SEARCH_PATH = "VIDEOREPA_PLUGINS"
 """Environment variable: folders, separated as in PATH, that hold `losses/`, `encoders/`, ... of the
@@ -53,8 +54,6 @@ def find(kind: str, name: str) -> ModuleType:
 def description(kind: str, name: str) -> Any:
     """The class that describes the plugin: the one its module defines for a recipe to hold."""
     module = find(kind, name)
-    from videorepa.recipe import Section
-
     for value in vars(module).values():
         own = isinstance(value, type) and value.__module__ == module.__name__
         if own and issubclass(value, Section) and "name" in value.model_fields:

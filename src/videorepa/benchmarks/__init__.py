@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from videorepa.errors import UserError
-from videorepa.recipe import Section
+from videorepa.section import Section
 from videorepa.statistics import holm, mcnemar_exact, paired_bootstrap, two_shares, wilson
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from videorepa import plugins
 from videorepa.errors import UserError
-from videorepa.recipe import Section
+from videorepa.section import Section
 from videorepa.tokens import TokenGrid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -13,7 +13,7 @@ from pydantic import Field
 from videorepa.data.files import atomic_write
 from videorepa.lab.text_encoder import TEXT_TOKENS
 from videorepa.lab.world import FRAMES
-from videorepa.recipe import Section
+from videorepa.section import Section
 
 
 class AssembleRecipe(Section):

@@ -19,7 +19,7 @@ from videorepa.lab.contact import unlabelled_clip
 from videorepa.lab.render import make_clip
 from videorepa.lab.training import train
 from videorepa.lab.world import FRAMES, SIZE
-from videorepa.recipe import Section
+from videorepa.section import Section
 
 CPU = torch.device("cpu")
 HELD_OUT_SEED = 1_000_003

@@ -30,7 +30,7 @@ from videorepa.lab.detection import (
 from videorepa.lab.laws import CHECKS, TOLERANCES, measure
 from videorepa.lab.render import make_clip
 from videorepa.lab.world import FPS
-from videorepa.recipe import Section
+from videorepa.section import Section
 
 PASSING, HEADROOM = 0.975, 1.2
 """Of real clips, the share that is to pass all PC checks; the tolerances are then widened by the

@@ -41,7 +41,7 @@ from videorepa.lab.world import (
     simulate,
 )
 from videorepa.physion import LABELS
-from videorepa.recipe import Section
+from videorepa.section import Section
 
 HORIZON = 16
 """Frames after the clip in which contact counts: two seconds."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from videorepa.lab.contact import unlabelled_clip
 from videorepa.lab.training import normalised, train_a_teacher
 from videorepa.lab.world import SIZE
-from videorepa.recipe import Section
+from videorepa.section import Section
 
 
 class ImageTeacherRecipe(Section):

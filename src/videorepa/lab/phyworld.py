@@ -22,7 +22,7 @@ from videorepa import progress
 from videorepa.data.files import atomic_write, csv_text
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
-from videorepa.recipe import Section
+from videorepa.section import Section
 
 Task = Literal["uniform", "parabola", "collision"]
 Group = Literal["in", "r_out", "v_out", "rv_out"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from videorepa.errors import UserError
-from videorepa.recipe import Recipe, Section, change, read_values
+from videorepa.recipe import Recipe
+from videorepa.section import Section, change, read_values
 
 BASE = "base"
 """The model that all arms start from, untouched: no arm can be called so."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from videorepa.lab.scenarios import SCENARIOS, draw_scene
 from videorepa.lab.world import COLOURS, Box
-from videorepa.recipe import Section
+from videorepa.section import Section
 
 TEXT_TOKENS = 24
 MOST_BODIES = 3

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from videorepa.errors import UserError
-from videorepa.recipe import Section
 from videorepa.relations import unit_length
+from videorepa.section import Section
 from videorepa.tokens import TokenGrid
 
 if TYPE_CHECKING:

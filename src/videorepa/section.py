@@ -1,0 +1,139 @@
+"""What recipes are made of: typed, frozen sections, and what is said when values do not fit."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from videorepa.errors import UserError
+
+SPELLINGS = ("one", "many")
+"""Tags of values that are one section or a list of them: no keys, so no part of a message."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def from_settings(cls, settings: Sequence[str], what: str) -> Self:
+        """The section with these keys, each `dotted.key=value` with the value in YAML.
+
+        what: its name in messages. Raises UserError with every fault on a line of its own.
+        """
+        values: dict[str, Any] = {}
+        for setting in settings:
+            change(values, setting)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            said = "\n".join(explain(error, cls))
+            raise UserError(f"These settings do not make {what}:\n{said}") from None
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a recipe's file, with some changed, unchecked. Raises UserError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no recipe {path}. The shipped ones are in recipes/.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"The recipe {path} holds {type(values).__name__}; expected keys and values."
+        )
+    for override in overrides:
+        change(values, override)
+    return values
+
+
+def change(values: dict[str, Any], override: str) -> None:
+    """Set one key of plain values, `dotted.key=value`. Raises UserError."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise UserError(f"An override is written key=value or --key value; got {override!r}.")
+    *parents, last = key.split(".")
+    within: Any = values
+    for parent in parents:
+        within = _part(within, parent, key)
+    _part(within, last, key)
+    try:
+        within[int(last) if isinstance(within, list) else last] = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(
+            f"The override {override!r} has a value that is not YAML ({error}). Put the whole in "
+            "quotes if the shell takes it apart."
+        ) from None
+
+
+def _part(values: Any, name: str, key: str) -> Any:
+    """What stands in a section under a name, or in a list at a number. Makes missing sections."""
+    if isinstance(values, list):
+        if not (name.isdecimal() and int(name) < len(values)):
+            raise UserError(
+                f"The override {key!r} goes through a list of {len(values)}: say which by its "
+                f"number from 0, such as 0 in align.0.weight; got {name!r}."
+            )
+        return values[int(name)]
+    if not isinstance(values, dict):
+        raise UserError(f"The override {key!r} goes through a single value, at {name!r}.")
+    if values.get(name) is None:
+        values[name] = {}
+    return values[name]
+
+
+_MOVED = {
+    "train.gradient_checkpointing": "it is memory.gradient_checkpointing now",
+    "train.precision: bfloat16": "auto is bfloat16 where the hardware has it, and frozen weights "
+    "under LoRA are held in it by memory.frozen: bfloat16",
+}
+"""Where a key, or a value of one, has gone since a recipe of before was written."""
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A line for each fault: where it is, what was found, and which key may have been meant."""
+    lines = []
+    for fault in error.errors():
+        loc = [part for part in fault["loc"] if part not in SPELLINGS]
+        where = ".".join(str(part) for part in loc) or "recipe"
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(model, loc[:-1])
+            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+            hint = f"; {_MOVED[where]}" if where in _MOVED else hint
+            lines.append(f"  {where}: unknown key{hint}")
+        elif fault["type"] == "missing":
+            lines.append(f"  {where}: missing")
+        else:
+            found = repr(fault["input"])
+            message = fault["msg"].removeprefix("Value error, ").strip()
+            if moved := _MOVED.get(f"{where}: {fault['input']}"):
+                message += f"; {moved}"
+            lines.append(f"  {where}: {message} (found {found[:80]})")
+    return lines
+
+
+def _known_keys(model: type[BaseModel], path: list[Any]) -> list[str]:
+    """Keys at a place in the recipe; [] inside a plugin's own description."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(str(part))
+        inner = _types(field.annotation) if field else []
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _types(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _types(inner)]
