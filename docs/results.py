@@ -20,11 +20,19 @@ from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
 from videorepa.lab.study import ROWS
-from videorepa.lab.study_recipe import BASE, SHORT, StudyRecipe
-from videorepa.lab.study_tables import Row, by_arm, by_table, compare, read_rows, tables
+from videorepa.lab.study_recipe import BASE, StudyRecipe
+from videorepa.lab.study_tables import (
+    Row,
+    by_table,
+    on_the_way,
+    read_rows,
+    tables,
+)
+from videorepa.statistics import wilson
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "study"
+RECIPE = DOCS.parent / "recipes" / "micro" / "study.yaml"
 POOL = "4"
 """Rows and columns that the probe's figure is about; both are in the tables."""
 NAMES = {
@@ -59,15 +67,41 @@ def probe_table() -> str:
 
 def study_table() -> str:
     """The paper's table: SA, PC and both, and how PC and SA differ from the control's."""
-    return by_table(*_study())["main"].scores
+    return by_table(*_study())["main"].scores()
+
+
+def arms_table() -> str:
+    """What benchmarks/arms.py found: how alignment trained, and what became of it."""
+    with (KEPT / "arms.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [
+        "| arm | seeds | alignment loss, first and last steps | its gradient, of denoising's "
+        "| cosine of the two | held-out denoising less control's | pixels from control's |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        loss, share, cosine, less, apart = [""] * 5
+        if row["align_first"]:
+            loss = f"{float(row['align_first']):.3f}, {float(row['align_last']):.3f}"
+        if row["gradient_ratio"] and float(row["gradient_ratio"]):
+            share = f"{100 * float(row['gradient_ratio']):.0f} %"
+            cosine = f"{float(row['gradient_cosine']):+.3f}"
+        if row["less_control"]:
+            less = f"{float(row['less_control']):+.4f} ± {1.96 * float(row['error']):.4f}"
+        if row["apart"]:
+            apart = f"{float(row['apart']):.1f}"
+        cells = [row["arm"], row["seeds"], loss, share, cosine, less, apart]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def filled(text: str) -> str:
     """The page with its tables as they follow from what is kept."""
-    for name, table in {"probe": probe_table, "study": study_table}.items():
+    for name, table in TABLES.items():
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
-        text = before + mark + table() + "\n" + end + after
+        if mark:
+            text = before + mark + table() + "\n" + end + after
     return text
 
 
@@ -97,16 +131,35 @@ def probe() -> Figure:
     return figure
 
 
-def differences() -> Figure:
-    """Each arm less the control, in points with 95 % intervals."""
+def curves() -> Figure:
+    """SA and PC of the same captions and noise over the steps, with 95 % intervals."""
     recipe, rows = _study()
-    at_end = by_arm(rows)
-    arms = [arm for arm in recipe.arms if arm != recipe.control and at_end[arm]]
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (score, title) in zip(panels, {"sa": "SA", "pc": "PC"}.items(), strict=True):
+        for number, (arm, by_step) in enumerate(on_the_way(recipe, rows).items()):
+            passed = [[bool(row[score]) for row in found] for found in by_step.values()]
+            share = 100 * np.array([np.mean(each) for each in passed])
+            ends = 100 * np.array([wilson(sum(each), len(each)) for each in passed]).T
+            # Apart by a little, so that no interval hides another.
+            where = np.array(list(by_step)) + 4 * number
+            axes.errorbar(where, share, abs(ends - share), marker="o", label=arm)
+        axes.set_title(title, fontsize=10)
+    panels[0].set_ylabel("clips that pass, %")
+    figure.supxlabel("step", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", frameon=False)
+    return figure
+
+
+def differences() -> Figure:
+    """Each arm of the main table less the control, in points with 95 % intervals."""
+    table = by_table(*_study())["main"]
+    arms = list(table.against("pc"))
     figure = Figure(figsize=(8, 0.6 + 0.32 * len(arms)), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     titles = {"sa": "SA", "pc": "PC", "joint": "joint", "checks": "checks passed"}
     for axes, (score, title) in zip(panels, titles.items(), strict=True):
-        found = [compare(at_end[arm], at_end[recipe.control], score) for arm in arms]
+        found = list(table.against(score).values())
         value, low, high = (
             np.array([getattr(d, k) for d in found]) for k in ("value", "low", "high")
         )
@@ -160,12 +213,16 @@ def _labelled(blocks: Sequence[Image.Image]) -> Image.Image:
 
 
 def _study() -> tuple[StudyRecipe, list[Row]]:
-    return StudyRecipe.from_yaml(SHORT), read_rows(KEPT / ROWS)
+    return StudyRecipe.from_yaml(RECIPE), read_rows(KEPT / ROWS)
 
 
 def _probed() -> list[dict[str, str]]:
     with (KEPT / "probe.csv").open(newline="") as file:
         return [row for row in csv.DictReader(file) if row["scenario"] == "all"]
+
+
+TABLES = {"probe": probe_table, "study": study_table, "arms": arms_table}
+"""What stands on the page between marks of these names."""
 
 
 def main() -> None:
@@ -178,6 +235,7 @@ def main() -> None:
     (KEPT / "tables.md").write_text(tables(*_study()))
     probe().savefig(DOCS / "lab-probe.svg", metadata={"Date": None})
     differences().savefig(DOCS / "lab-differences.svg", metadata={"Date": None})
+    curves().savefig(DOCS / "lab-curves.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

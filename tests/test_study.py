@@ -121,7 +121,10 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     assert second.rows[0]["checks"] == 0.5 and second.rows[0]["gravity_value"] == 0.1235
     assert "| trd | TRD from the video teacher | 8 | 100.0" in text
     assert "| trd | control | pc | +50.0 |" in text and "+100.0, +0.0" in text
-    assert "| trd | 1 | 2 | 100.0 | 100.0 | 0.0 |" in text
+    # The same two clips of the base model, on the way and at the end.
+    assert "| trd | 0 | 2 | 100.0 [34, 100] | 0.0 [0, 66] | 0.0 [0, 66] |" in text
+    assert "| trd | 1 | 2 | 100.0 [34, 100] | 100.0 [34, 100] | 0.0 [0, 66] |" in text
+    assert "| trd | 2 | 2 |" in text
 
 
 def test_a_study_takes_its_own_clips_from_a_folder_that_has_more(
@@ -234,14 +237,14 @@ def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
     rows += [row("long", n, pc=n < 5) for n in range(10)]
     rows += [row("longer", n, pc=n < 7) for n in range(10)]
     found = by_table(recipe, rows)["length"]
-    lines = {line.split(" | ")[0]: line for line in found.scores.splitlines()}
+    lines = {line.split(" | ")[0]: line for line in found.scores().splitlines()}
     # Of 20 clips, only the ten that this table's arms have too: 6 of these pass.
     assert lines["| trd"].startswith("| trd | TRD from the video teacher | 10 | 100.0")
     assert "| +60.0 [" in lines["| trd"] and " p " not in lines["| trd"]
     assert list(lines)[2:] == ["| control", "| trd", "| long", "| longer"]
-    assert "| longer | long | pc | +20.0 |" in found.differences
-    assert "| long | control | pc | +50.0 |" in found.differences
-    assert "| trd |" not in found.differences  # It was tested in the first table.
+    assert "| longer | long | pc | +20.0 |" in found.differences()
+    assert "| long | control | pc | +50.0 |" in found.differences()
+    assert "| trd |" not in found.differences()  # It was tested in the first table.
 
 
 @pytest.mark.parametrize(

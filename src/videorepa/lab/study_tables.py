@@ -109,110 +109,124 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> Differen
     )
 
 
-def family(
-    arms: Mapping[str, Sequence[Row]], controls: Mapping[str, str], score: str
-) -> dict[str, Difference]:
-    """Arms in one score, each against the arm that is its control; p adjusted for one another."""
-    found = {name: compare(arms[name], arms[by], score) for name, by in controls.items()}
-    adjusted = holm([difference.p for difference in found.values()])
-    return {
-        name: replace(difference, p_holm=p)
-        for (name, difference), p in zip(found.items(), adjusted, strict=True)
-    }
+class Table:
+    """Arms that are one family of tests, with base, the control and what is shown again beside
+    them, all by the clips that the table's own arms have.
+
+    names: its own arms, those that are done.
+    """
+
+    def __init__(
+        self, recipe: StudyRecipe, names: Sequence[str], at_end: Mapping[str, Sequence[Row]]
+    ) -> None:
+        self.recipe, self.names = recipe, names
+        clips = {_clip(row) for name in names for row in at_end[name]}
+        again = [name for name in (BASE, recipe.control, *recipe.again) if name not in names]
+        found = {
+            name: [row for row in at_end.get(name, ()) if _clip(row) in clips]
+            for name in (*again, *names)
+        }
+        self.rows = {name: rows for name, rows in found.items() if rows}
+        self._against: dict[str, dict[str, Difference]] = {}
+
+    def against(self, score: str) -> dict[str, Difference]:
+        """Each own arm less the arm that is its control, with p adjusted for one another; and so
+        what is shown again, which is no part of this table's family and has no adjusted p."""
+        if score not in self._against:
+            found = {
+                name: compare(rows, self.rows[self.recipe.control_of(name)], score)
+                for name, rows in self.rows.items()
+                if name not in (BASE, self.recipe.control)
+                and self.recipe.control_of(name) in self.rows
+            }
+            own = [name for name in found if name in self.names]
+            adjusted = holm([found[name].p for name in own])
+            for name, p in zip(own, adjusted, strict=True):
+                found[name] = replace(found[name], p_holm=p)
+            self._against[score] = found
+        return self._against[score]
+
+    def scores(self) -> str:
+        """The paper's table, in Markdown: shares with intervals, and PC and SA less control's."""
+        lines = [
+            "| arm | what it is | clips | SA | PC | joint | checks | motion, px "
+            "| PC less control's | SA less control's |",
+            "|---" * 10 + "|",
+        ]
+        for name, rows in self.rows.items():
+            arm = self.recipe.arms.get(name)
+            cells = [name, arm.about if arm else "the model all start from", str(len(rows))]
+            cells += [_share([bool(row[score]) for row in rows]) for score in SCORES]
+            checks, motion = (np.mean([row[key] for row in rows]) for key in MEASURED)
+            cells += [f"{100 * checks:.1f}", f"{motion:.1f}"]
+            for score in ("pc", "sa"):
+                found = self.against(score).get(name)
+                cells.append(_points(found) if found else "")
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def differences(self) -> str:
+        """How its own arms differ from their controls in every score, in Markdown, if any does."""
+        lines = [
+            "| arm | against | score | points | 95 % | p | p, Holm | by seed | won, lost |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for score in (*SCORES, CHECKS_PASSED):
+            for name, found in self.against(score).items():
+                if name not in self.names:
+                    continue
+                seeds = ", ".join(f"{value:+.1f}" for value in found.by_seed)
+                lines.append(
+                    f"| {name} | {self.recipe.control_of(name)} | {score} | {found.value:+.1f} | "
+                    f"[{found.low:+.1f}, {found.high:+.1f}] | {found.p:.4f} | "
+                    f"{found.p_holm:.4f} | {seeds} | {found.won}, {found.lost} |"
+                )
+        return "\n".join(lines) if len(lines) > 2 else ""
+
+    def laws(self) -> str:
+        """The share of clips that each check passes, of those it applies to, in Markdown."""
+        every = {key for rows in self.rows.values() for row in rows for key in row}
+        laws = sorted(key for key in every if key.endswith("_passed"))
+        head = [law.removesuffix("_passed").replace("_", " ") for law in laws]
+        lines = [f"| passed, % | {' | '.join(head)} |", "|---" * (1 + len(laws)) + "|"]
+        for name, rows in self.rows.items():
+            cells = []
+            for law in laws:
+                applies = [bool(row[law]) for row in rows if law in row]
+                cells.append(f"{100 * np.mean(applies):.0f}" if applies else "")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
 
 
-def by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each arm at its end."""
+def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, Table]:
     at_end: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["step"] is None:
             at_end[row["arm"]].append(row)
-    return at_end
-
-
-@dataclass(frozen=True)
-class Table:
-    """What arms of one table are like, in Markdown: their scores, how these differ from the
-    control's, and the share of clips that each single check passes."""
-
-    scores: str
-    differences: str
-    laws: str
-
-
-def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, Table]:
-    """Every table's arms, with base, the control, and what is shown again by the table's clips."""
-    at_end = by_arm(rows)
     groups: dict[str, list[str]] = defaultdict(list)
     for name, arm in recipe.arms.items():
         if at_end[name]:
             groups[arm.table].append(name)
-    found = {}
-    for group, names in groups.items():
-        clips = {_clip(row) for name in names for row in at_end[name]}
-        of_these = {
-            name: [row for row in at_end[name] if _clip(row) in clips]
-            for name in dict.fromkeys((BASE, recipe.control, *recipe.again, *names))
-        }
-        shown = [name for name, there in of_these.items() if there]
-        controls = {
-            name: recipe.control_of(name)
-            for name in shown
-            if name not in (BASE, recipe.control) and of_these.get(recipe.control_of(name))
-        }
-        own = {name: control for name, control in controls.items() if name in names}
-        again = {name: control for name, control in controls.items() if name not in names}
-        against = {score: family(of_these, own, score) for score in (*SCORES, CHECKS_PASSED)}
-        differences = _differences(against, own) if own else ""
-        for score, of_score in against.items():  # No part of this table's family of tests.
-            for name, control in again.items():
-                of_score[name] = compare(of_these[name], of_these[control], score)
-        found[group] = Table(
-            _scores(recipe, of_these, shown, against), differences, _laws(of_these, shown)
-        )
-    return found
-
-
-def _clip(row: Row) -> tuple[str, int]:
-    return row["prompt_id"], row["seed"]
+    return {group: Table(recipe, names, at_end) for group, names in groups.items()}
 
 
 def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
     """Everything in Markdown: scores, differences to the control, single laws, and the curve."""
     parts = []
     for name, table in by_table(recipe, rows).items():
-        parts += [f"### {name.capitalize()}", table.scores, table.differences, table.laws]
+        parts += [f"### {name.capitalize()}", table.scores(), table.differences(), table.laws()]
     if curve := _curve(recipe, rows):
         parts.append(f"### On the way\n\n{curve}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-Against = Mapping[str, Mapping[str, Difference]]
-"""By score, and by arm."""
+def _clip(row: Row) -> tuple[str, int]:
+    return row["prompt_id"], row["seed"]
 
 
-def _scores(
-    recipe: StudyRecipe, rows: dict[str, list[Row]], names: Sequence[str], against: Against
-) -> str:
-    lines = [
-        "| arm | what it is | clips | SA | PC | joint | checks | motion, px "
-        "| PC less control's | SA less control's |",
-        "|---" * 10 + "|",
-    ]
-    for name in names:
-        arm = recipe.arms.get(name)
-        cells = [name, arm.about if arm else "the model all start from", str(len(rows[name]))]
-        for score in SCORES:
-            passed = sum(bool(row[score]) for row in rows[name])
-            low, high = wilson(passed, len(rows[name]))
-            share = 100 * passed / len(rows[name])
-            cells.append(f"{share:.1f} [{100 * low:.0f}, {100 * high:.0f}]")
-        checks, motion = (np.mean([row[key] for row in rows[name]]) for key in MEASURED)
-        cells += [f"{100 * checks:.1f}", f"{motion:.1f}"]
-        for score in ("pc", "sa"):
-            cells.append(_points(against[score][name]) if name in against[score] else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _share(passed: Sequence[bool]) -> str:
+    low, high = wilson(sum(passed), len(passed))
+    return f"{100 * np.mean(passed):.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _points(found: Difference) -> str:
@@ -220,50 +234,26 @@ def _points(found: Difference) -> str:
     return interval if np.isnan(found.p_holm) else f"{interval}, p {found.p_holm:.2f}"
 
 
-def _differences(against: Against, controls: Mapping[str, str]) -> str:
-    lines = [
-        "| arm | against | score | points | 95 % | p | p, Holm | by seed | won, lost |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for score, arms in against.items():
-        for name, difference in arms.items():
-            seeds = ", ".join(f"{value:+.1f}" for value in difference.by_seed)
-            lines.append(
-                f"| {name} | {controls[name]} | {score} | {difference.value:+.1f} | "
-                f"[{difference.low:+.1f}, {difference.high:+.1f}] | {difference.p:.4f} | "
-                f"{difference.p_holm:.4f} | {seeds} | {difference.won}, {difference.lost} |"
-            )
-    return "\n".join(lines)
-
-
-def _laws(rows: dict[str, list[Row]], names: Sequence[str]) -> str:
-    """The share of clips that each check passes, of those it applies to."""
-    every = {key for name in names for row in rows[name] for key in row if key.endswith("_passed")}
-    laws = sorted(every)
-    head = [law.removesuffix("_passed").replace("_", " ") for law in laws]
-    lines = [f"| passed, % | {' | '.join(head)} |", "|---" * (1 + len(laws)) + "|"]
-    for name in names:
-        cells = []
-        for law in laws:
-            applies = [bool(row[law]) for row in rows[name] if law in row]
-            cells.append(f"{100 * np.mean(applies):.0f}" if applies else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def on_the_way(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
+    """The curve's arms and their rows by step, of the same clips at each; base is step 0."""
+    first = recipe.seeds[0]
+    known = {row["prompt_id"] for row in rows if row["step"] is not None}
+    found: dict[str, dict[int, list[Row]]] = {}
+    for arm in recipe.curve.arms if recipe.curve else ():
+        at_step: dict[int, list[Row]] = defaultdict(list)
+        for row in rows:
+            if row["arm"] in (BASE, arm) and row["seed"] == first and row["prompt_id"] in known:
+                last = 0 if row["arm"] == BASE else recipe.trained(arm, first).optim.steps
+                at_step[last if row["step"] is None else row["step"]].append(row)
+        if set(at_step) - {0}:
+            found[arm] = dict(sorted(at_step.items()))
+    return found
 
 
 def _curve(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
-    if recipe.curve is None:
-        return ""
-    first = recipe.seeds[0]
-    known = {row["prompt_id"] for row in rows if row["step"] is not None}
-    last = recipe.recipe.optim.steps
     lines = ["| arm | step | clips | SA | PC | joint |", "|---|---|---|---|---|---|"]
-    for arm in recipe.curve.arms:
-        by_step: dict[int, list[Row]] = defaultdict(list)
-        for row in rows:
-            if (row["arm"], row["seed"]) == (arm, first) and row["prompt_id"] in known:
-                by_step[last if row["step"] is None else row["step"]].append(row)
-        for step, found in sorted(by_step.items()):
-            shares = (f"{100 * np.mean([bool(row[s]) for row in found]):.1f}" for s in SCORES)
+    for arm, by_step in on_the_way(recipe, rows).items():
+        for step, found in by_step.items():
+            shares = (_share([bool(row[score]) for row in found]) for score in SCORES)
             lines.append(f"| {arm} | {step} | {len(found)} | {' | '.join(shares)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
