@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -65,6 +66,7 @@ def probe_table() -> str:
     return "\n".join(lines)
 
 
+@cache
 def study_table() -> str:
     """The paper's table: SA, PC and both, and how PC and SA differ from the control's."""
     return by_table(*_study())["main"].scores()
