@@ -89,7 +89,7 @@ def arms_table() -> str:
             share = f"{100 * float(row['gradient_ratio']):.0f} %"
             cosine = f"{float(row['gradient_cosine']):+.3f}"
         if row["less_control"]:
-            less = f"{float(row['less_control']):+.4f} ± {1.96 * float(row['error']):.4f}"
+            less = f"{float(row['less_control']):+.5f} ± {1.96 * float(row['error']):.5f}"
         if row["apart"]:
             apart = f"{float(row['apart']):.1f}"
         cells = [row["arm"], row["seeds"], loss, share, cosine, less, apart]
