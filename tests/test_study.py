@@ -127,6 +127,14 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     assert "| trd | 2 | 2 |" in text
 
 
+def test_a_curve_has_no_more_prompts_than_the_study(tmp_path: Path, pretended) -> None:
+    curve = "curve={steps: [1], arms: [control], prompts: 200}"
+    recipe = StudyRecipe.from_yaml(SHORT, (*SMALL, "arms={control: {about: x}}", curve))
+    found = study(recipe, tmp_path / "study")
+    assert not found.missing
+    assert sum(row["step"] == 1 for row in found.rows) == 4
+
+
 def test_a_study_takes_its_own_clips_from_a_folder_that_has_more(
     tmp_path, pretended, monkeypatch
 ) -> None:

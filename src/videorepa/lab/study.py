@@ -133,9 +133,7 @@ def _announced(
 def _steps_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
     if arm == BASE:
         return 0
-    run = out / "runs" / f"{arm}-{seed}"
-    newest = Run.open(run).newest() if Run.is_one(run) else None
-    return recipe.trained(arm, seed).optim.steps - (newest.step if newest else 0)
+    return recipe.trained(arm, seed).optim.steps - len(_logged(out / "runs" / f"{arm}-{seed}"))
 
 
 def _clips_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
@@ -207,9 +205,15 @@ def cost(study: Study) -> str:
 
 
 def _training_seconds(path: Path) -> float:
-    if not Run.is_one(path):
+    steps = _logged(path)
+    if not steps:
         return 0.0
-    run = Run.open(path)
-    rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
-    optim = run.recipe.optim
-    return len(rows) * optim.batch_size * optim.accumulate / rows[-1]["clips_per_second"]
+    optim = Run.open(path).recipe.optim
+    return len(steps) * optim.batch_size * optim.accumulate / steps[-1]["clips_per_second"]
+
+
+def _logged(path: Path) -> list[dict[str, float]]:
+    """What a run's log says of each step; nothing of a run that has not begun."""
+    if not Run.is_one(path) or not Run.open(path).log_path.exists():
+        return []
+    return [json.loads(line) for line in Run.open(path).log_path.read_text().splitlines()]

@@ -127,5 +127,6 @@ class StudyRecipe(Section):
         """The steps at which it makes clips, None for its end, and of how many prompts."""
         parts: list[tuple[int | None, int]] = [(None, self.prompts_of(arm))]
         if self.curve and arm in self.curve.arms and seed == self.seeds[0]:
-            parts += [(step, self.curve.prompts) for step in self.curve.steps]
+            count = min(self.curve.prompts, self.prompts)
+            parts += [(step, count) for step in self.curve.steps]
         return parts
