@@ -14,7 +14,6 @@ the control's of the same captions and noise: the mean difference of a pixel, in
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,7 +77,7 @@ class HeldOut:
 
 
 def logged(run: Path) -> dict[str, float]:
-    rows = [json.loads(line) for line in Run.open(run).log_path.read_text().splitlines()]
+    rows = Run.open(run).logged()
     ends = {"align_first": rows[:WINDOW], "align_last": rows[-WINDOW:]}
     found = {key: float(np.mean([row["align"] for row in part])) for key, part in ends.items()}
     ratio = np.mean([row["grad_align"] for row in rows]) / np.mean(

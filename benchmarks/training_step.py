@@ -92,7 +92,7 @@ def train_one_way(folder: Path, way: str) -> dict[str, float]:
             plain = lambda loss, student, teacher: plain_trd(student, teacher, loss.margin)  # noqa: E731
             stack.enter_context(mock.patch.object(Relation, "__call__", plain))
         run = trainer.train(recipe, Path(out) / "run", device="cpu")
-        rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
+        rows = run.logged()
     elapsed = [BATCH * row["step"] / row["clips_per_second"] for row in rows]
     seconds = (elapsed[-1] - elapsed[WARM_UP - 1]) / (STEPS - WARM_UP)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

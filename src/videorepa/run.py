@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +108,21 @@ class Run:
             raise UserError(f"The run {self.path} has no usable checkpoint yet. Train it first.")
         return found
 
+    def logged(self) -> list[dict[str, Any]]:
+        """What the log says of each step; half a line, of a process that was killed, is no step."""
+        rows = []
+        for line in self.log_path.read_text().splitlines() if self.log_path.exists() else ():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "step" in row:
+                    rows.append(row)
+        return rows
+
     def cut_log(self, step: int) -> None:
         """Drop what was logged after `step`, which a resumed run does again."""
-        if not self.log_path.exists():
-            return
-        kept = []
-        for line in self.log_path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue
-        atomic_write(self.log_path, "".join(kept))
+        if self.log_path.exists():
+            kept = [row for row in self.logged() if row["step"] <= step]
+            atomic_write(self.log_path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def log(self, values: dict[str, Any]) -> None:
         with self.log_path.open("a") as file:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -205,15 +206,11 @@ def cost(study: Study) -> str:
 
 
 def _training_seconds(path: Path) -> float:
-    steps = _logged(path)
-    if not steps:
+    if not (steps := _logged(path)):
         return 0.0
     optim = Run.open(path).recipe.optim
     return len(steps) * optim.batch_size * optim.accumulate / steps[-1]["clips_per_second"]
 
 
-def _logged(path: Path) -> list[dict[str, float]]:
-    """What a run's log says of each step; nothing of a run that has not begun."""
-    if not Run.is_one(path) or not Run.open(path).log_path.exists():
-        return []
-    return [json.loads(line) for line in Run.open(path).log_path.read_text().splitlines()]
+def _logged(path: Path) -> list[dict[str, Any]]:
+    return Run.open(path).logged() if Run.is_one(path) else []
