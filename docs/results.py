@@ -23,6 +23,7 @@ from videorepa.data.video import read_all
 from videorepa.lab.study import ROWS
 from videorepa.lab.study_recipe import BASE, StudyRecipe
 from videorepa.lab.study_tables import (
+    VIOLATION,
     Row,
     by_table,
     on_the_way,
@@ -157,9 +158,10 @@ def differences() -> Figure:
     """Each arm of the main table less the control, in points with 95 % intervals."""
     table = by_table(*_study())["main"]
     arms = list(table.against("pc"))
-    figure = Figure(figsize=(8, 0.6 + 0.32 * len(arms)), layout="constrained")
-    panels = figure.subplots(1, 4, sharey=True)
+    figure = Figure(figsize=(9, 0.6 + 0.32 * len(arms)), layout="constrained")
     titles = {"sa": "SA", "pc": "PC", "joint": "joint", "checks": "checks passed"}
+    titles[VIOLATION] = "violation"
+    panels = figure.subplots(1, len(titles), sharey=True)
     for axes, (score, title) in zip(panels, titles.items(), strict=True):
         found = list(table.against(score).values())
         value, low, high = (
@@ -170,7 +172,7 @@ def differences() -> Figure:
         axes.set_title(title, fontsize=10)
         axes.set_yticks(range(len(arms)), arms)
     panels[0].invert_yaxis()
-    figure.supxlabel("points more than the control passes", fontsize=10)
+    figure.supxlabel("points more than the control; of violations log2 of tolerances", fontsize=10)
     return figure
 
 

@@ -13,6 +13,7 @@ import pytest
 from videorepa.__main__ import main
 from videorepa.errors import UserError
 from videorepa.lab import study as module
+from videorepa.lab.laws import packaged_tolerances
 from videorepa.lab.study import study
 from videorepa.lab.study_recipe import SHORT, StudyRecipe
 from videorepa.lab.study_tables import by_table, compare, read_rows, rows_text, tables
@@ -23,7 +24,8 @@ SMALL = ("prompts=4", "seeds=[0, 1]", "recipe.data.lab.clips=4", "recipe.optim.s
 
 
 def row(arm: str, prompt: int, seed: int = 0, step: int | None = None, **values: Any) -> dict:
-    scores = {"sa": True, "pc": False, "joint": False, "checks": 0.5, "motion": 5.0} | values
+    scores = {"sa": True, "pc": False, "joint": False, "checks": 0.5, "violation": 0.5}
+    scores |= {"motion": 5.0} | values
     caption = f"caption {prompt // 2}"
     return {
         "arm": arm,
@@ -79,7 +81,8 @@ def pretended(monkeypatch) -> list[tuple[str, ...]]:
         lines = [
             {"prompt_id": p.id, "k": 0, "model_digest": "x"}
             | {"sa": True, "pc": out.name.startswith("trd-0"), "joint": False, "motion": 1.0}
-            | {"gravity_passed": True, "size_passed": False, "gravity_value": 0.123456}
+            | {"gravity_passed": True, "gravity_value": 0.123456}
+            | {"size_passed": False, "size_value": 2.0}
             for p in prompts
         ]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -227,6 +230,31 @@ def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
     rows[1]["caption"] = 'a "red" ball,\nand more'
     (tmp_path / "rows.csv").write_text(rows_text(rows))
     assert read_rows(tmp_path / "rows.csv") == rows
+
+
+def test_a_violation_is_counted_in_tolerances() -> None:
+    limits = packaged_tolerances()
+    assert limits["permanence"] == 0 and limits["gravity"] > 0
+
+    def found(**values: float) -> float:
+        passed = {f"{name}_passed": True for name in values}
+        return module._violation({f"{name}_value": v for name, v in values.items()} | passed)
+
+    assert found(gravity=limits["gravity"]) == 0
+    assert found(gravity=2 * limits["gravity"], size=limits["size"] / 2) == 0
+    assert found(gravity=2 * limits["gravity"], size=limits["size"]) == pytest.approx(0.5)
+    assert found(gravity=0.0) == -2 and found(gravity=1e9) == 3
+    assert found(permanence=0.0) == -2 and found(permanence=1.0) == 3
+    assert found(gravity=limits["gravity"], objects=1e9) == 0  # Of SA.
+
+
+def test_violations_are_compared_in_their_own_unit() -> None:
+    control = [row("control", n, violation=0.5) for n in range(8)]
+    better = [row("trd", n, violation=0.25) for n in range(8)]
+    found = compare(better, control, "violation")
+    assert found.value == pytest.approx(-0.25) and (found.won, found.lost) == (0, 8)
+    text = tables(StudyRecipe.from_yaml(SHORT), control + better)
+    assert "| trd | control | violation | -0.250 | [-0.250, -0.250] |" in text
 
 
 def test_laws_count_the_clips_that_they_apply_to() -> None:

@@ -650,7 +650,8 @@ def _measure(seen: Observation) -> dict[str, float | None]:
 
 
 @cache
-def _packaged_tolerances() -> dict[str, float]:
+def packaged_tolerances() -> dict[str, float]:
+    """What each PC check allows by default, in the check's unit."""
     text = importlib.resources.files("videorepa.lab").joinpath(TOLERANCES).read_text("utf-8")
     return json.loads(text)["tolerances"]
 
@@ -663,7 +664,7 @@ def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None 
     """
     request = parse_caption(caption)
     seen = observe(frames)
-    limits = _packaged_tolerances() if tolerances is None else tolerances
+    limits = packaged_tolerances() if tolerances is None else tolerances
     values: dict[str, float | None] = {
         "objects": _objects(seen, request),
         "event": _event(seen, request),

@@ -4,6 +4,7 @@ alignment differs."""
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from videorepa.device import keep_freed_memory
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
 from videorepa.generate import generate
-from videorepa.lab.laws import CHECKS
+from videorepa.lab.laws import CHECKS, packaged_tolerances
 from videorepa.lab.study_recipe import BASE, StudyRecipe
-from videorepa.lab.study_tables import CHECKS_PASSED, Row, read_rows, rows_text, tables
+from videorepa.lab.study_tables import CHECKS_PASSED, VIOLATION, Row, read_rows, rows_text, tables
 from videorepa.prepare import prepare
 from videorepa.progress import console
 from videorepa.recipe import Recipe
@@ -178,14 +179,30 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
                     continue  # Of a study with more prompts, which this folder held before.
                 known = {"arm": arm, "seed": seed, "step": step}
                 known |= {"caption": captions[row["prompt_id"]], CHECKS_PASSED: _passed(row)}
+                known[VIOLATION] = _violation(row)
                 dropped = ("k", "model_digest")
                 yield known | {key: value for key, value in row.items() if key not in dropped}
 
 
 def _passed(row: Row) -> float:
     """Finer than PC, which wants all of them: it moves before that does."""
-    of_pc = (f"{name}_passed" for name, check in CHECKS.items() if check.aspect == "pc")
-    return float(np.mean([row[key] for key in of_pc if key in row]))
+    return float(np.mean([row[f"{name}_passed"] for name in _checks_of_pc(row)]))
+
+
+def _violation(row: Row) -> float:
+    """Finer still: what passes can pass by more, and what fails fail by less."""
+    limits = packaged_tolerances()
+    found = []
+    for name in _checks_of_pc(row):
+        # A tolerance of 0 is met or not.
+        share = row[f"{name}_value"] / limits[name] if limits[name] else math.inf
+        found.append(math.log2(share) if row[f"{name}_value"] > 0 else -math.inf)
+    return float(np.mean(np.clip(found, -2.0, 3.0)))
+
+
+def _checks_of_pc(row: Row) -> list[str]:
+    """Those that apply to the clip."""
+    return [name for name, of in CHECKS.items() if of.aspect == "pc" and f"{name}_passed" in row]
 
 
 def cost(study: Study) -> str:

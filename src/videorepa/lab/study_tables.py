@@ -19,7 +19,10 @@ from videorepa.statistics import holm, paired_bootstrap, sign_flip, wilson
 SCORES = ("sa", "pc", "joint")
 CHECKS_PASSED = "checks"
 """Share of PC's checks that a clip passes, of those that apply to it: 0 to 1."""
-MEASURED = (CHECKS_PASSED, "motion")
+VIOLATION = "violation"
+"""How far a clip is from the laws: log2(value / tolerance), each held between -2 and 3, mean over
+PC's checks that apply. 0 is at the tolerances, 1 at twice these; less is better."""
+MEASURED = (CHECKS_PASSED, VIOLATION, "motion")
 
 Row = dict[str, Any]
 
@@ -64,12 +67,13 @@ def read_rows(path: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm minus the control, in percentage points, over the clips of the same prompt and seed.
+    """An arm minus the control over the clips of the same prompt and seed: in percentage points, of
+    violations in their own unit.
 
     low, high: 95 % interval by bootstrap over captions, so it is about other captions and noise,
         with these trainings; by_seed shows how far the trainings themselves differ. p: by flipping
         the signs of whole captions; p_holm: adjusted for the arms of its table. won, lost: clips
-        that pass here alone, and in the control alone.
+        with a higher value here, and in the control; of shares, those that pass in one alone.
     """
 
     value: float
@@ -87,10 +91,11 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> Differen
     theirs = {_clip(row): float(row[score]) for row in control}
     by_caption: dict[str, list[float]] = defaultdict(list)
     by_seed: dict[int, list[float]] = defaultdict(list)
+    unit = 1.0 if score == VIOLATION else 100.0
     for row in rows:
         other = theirs.get(_clip(row))
         if other is not None:
-            difference = 100.0 * (row[score] - other)
+            difference = unit * (row[score] - other)
             by_caption[row["caption"]].append(difference)
             by_seed[row["seed"]].append(difference)
     clusters = list(by_caption.values())
@@ -149,16 +154,16 @@ class Table:
     def scores(self) -> str:
         """The paper's table, in Markdown: shares with intervals, and PC and SA less control's."""
         lines = [
-            "| arm | what it is | clips | SA | PC | joint | checks | motion, px "
+            "| arm | what it is | clips | SA | PC | joint | checks | violation | motion, px "
             "| PC less control's | SA less control's |",
-            "|---" * 10 + "|",
+            "|---" * 11 + "|",
         ]
         for name, rows in self.rows.items():
             arm = self.recipe.arms.get(name)
             cells = [name, arm.about if arm else "the model all start from", str(len(rows))]
             cells += [_share([bool(row[score]) for row in rows]) for score in SCORES]
-            checks, motion = (np.mean([row[key] for row in rows]) for key in MEASURED)
-            cells += [f"{100 * checks:.1f}", f"{motion:.1f}"]
+            checks, violation, motion = (np.mean([row[key] for row in rows]) for key in MEASURED)
+            cells += [f"{100 * checks:.1f}", f"{violation:.3f}", f"{motion:.1f}"]
             for score in ("pc", "sa"):
                 found = self.against(score).get(name)
                 cells.append(_points(found) if found else "")
@@ -168,17 +173,19 @@ class Table:
     def differences(self) -> str:
         """How its own arms differ from their controls in every score, in Markdown, if any does."""
         lines = [
-            "| arm | against | score | points | 95 % | p | p, Holm | by seed | won, lost |",
+            "| arm | against | score | difference | 95 % | p | p, Holm | by seed | higher, lower |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        for score in (*SCORES, CHECKS_PASSED):
+        for score in (*SCORES, CHECKS_PASSED, VIOLATION):
+            digits = "+.3f" if score == VIOLATION else "+.1f"
             for name, found in self.against(score).items():
                 if name not in self.names:
                     continue
-                seeds = ", ".join(f"{value:+.1f}" for value in found.by_seed)
+                seeds = ", ".join(f"{value:{digits}}" for value in found.by_seed)
                 lines.append(
-                    f"| {name} | {self.recipe.control_of(name)} | {score} | {found.value:+.1f} | "
-                    f"[{found.low:+.1f}, {found.high:+.1f}] | {found.p:.4f} | "
+                    f"| {name} | {self.recipe.control_of(name)} | {score} "
+                    f"| {found.value:{digits}} | [{found.low:{digits}}, {found.high:{digits}}] "
+                    f"| {found.p:.4f} | "
                     f"{found.p_holm:.4f} | {seeds} | {found.won}, {found.lost} |"
                 )
         return "\n".join(lines) if len(lines) > 2 else ""
