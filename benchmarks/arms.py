@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from videorepa.data.cache import Cache
 from videorepa.data.files import atomic_write, csv_text
 from videorepa.data.source import open_source
 from videorepa.data.video import read_all
+from videorepa.lab.study import clips_folder, run_folder
 from videorepa.lab.study_recipe import BASE, StudyRecipe
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
@@ -80,11 +82,11 @@ def logged(run: Path) -> dict[str, float]:
     rows = Run.open(run).logged()
     ends = {"align_first": rows[:WINDOW], "align_last": rows[-WINDOW:]}
     found = {key: float(np.mean([row["align"] for row in part])) for key, part in ends.items()}
-    ratio = np.mean([row["grad_align"] for row in rows]) / np.mean(
-        [r["grad_denoise"] for r in rows]
+    align, denoise, cosine = (
+        float(np.mean([row[key] for row in rows]))
+        for key in ("grad_align", "grad_denoise", "grad_cosine")
     )
-    cosine = np.mean([row["grad_cosine"] for row in rows])
-    return found | {"gradient_ratio": float(ratio), "gradient_cosine": float(cosine)}
+    return found | {"gradient_ratio": align / denoise, "gradient_cosine": cosine}
 
 
 def apart(clips: Path, others: Path) -> float:
@@ -95,29 +97,27 @@ def apart(clips: Path, others: Path) -> float:
 
 
 def measured(study: StudyRecipe, out: Path, clips: int) -> Iterator[dict[str, object]]:
-    def made(arm: str, seed: int) -> Path:
-        return out / "clips" / f"{arm}-{seed}"
-
-    def trained(arm: str, seed: int) -> Path:
-        return out / "runs" / f"{arm}-{seed}"
-
+    made, trained = partial(clips_folder, out), partial(run_folder, out)
     held_out = HeldOut(study.recipe, clips, out / "held-out")
     control = study.control
     seeds = [s for s in study.seeds if (made(control, s) / "scores" / "summary.json").exists()]
-    usual = {seed: held_out.losses(trained(control, seed)) for seed in seeds}
-    of_base = held_out.losses(None)
+    known = {(control, seed): held_out.losses(trained(control, seed)) for seed in seeds}
+    known |= dict.fromkeys(((BASE, seed) for seed in seeds), held_out.losses(None))
     for arm in (BASE, *(name for name, about in study.arms.items() if about.table == "main")):
         done = [s for s in seeds if (made(arm, s) / "scores" / "summary.json").exists()]
         if not done:
             continue
         row: dict[str, object] = {"arm": arm, "seeds": len(done)}
-        found = [of_base if arm == BASE else held_out.losses(trained(arm, seed)) for seed in done]
+        if (arm, done[0]) not in known:
+            known |= {(arm, seed): held_out.losses(trained(arm, seed)) for seed in done}
+        found = [known[arm, seed] for seed in done]
         row["held_out"] = np.mean(found)
         if arm != BASE:
             logs = [logged(trained(arm, seed)) for seed in done]
             row |= {key: np.mean([log[key] for log in logs]) for key in logs[0]}
         if arm != control:
-            less = np.mean([mine - usual[seed] for mine, seed in zip(found, done, strict=True)], 0)
+            pairs = zip(found, done, strict=True)
+            less = np.mean([mine - known[control, seed] for mine, seed in pairs], 0)
             row |= {"less_control": less.mean(), "error": less.std(ddof=1) / len(less) ** 0.5}
             row["apart"] = np.mean([apart(made(arm, s), made(control, s)) for s in done])
         yield row

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
-from videorepa.lab.study import ROWS
+from videorepa.lab.study import ROWS, clips_folder
 from videorepa.lab.study_recipe import BASE, StudyRecipe
 from videorepa.lab.study_tables import (
     VIOLATION,
@@ -47,7 +47,6 @@ NAMES = {
 SHEET_ARMS = (BASE, "control", "repa", "trd")
 SHEET_SCENARIOS = ("catch", "drop", "ramp")
 SHEET_FRAMES = range(0, 17, 2)
-SCALE = 1
 
 
 def probe_table() -> str:
@@ -176,22 +175,22 @@ def differences() -> Figure:
     return figure
 
 
-def sheet(clips: Path) -> Image.Image:
+def sheet(study: Path) -> Image.Image:
     """The same captions and noise by several arms: every second frame, an arm a row."""
     recipe, rows = _study()
-    of_base = [row for row in rows if row["arm"] == BASE and row["seed"] == recipe.seeds[0]]
+    first = recipe.seeds[0]
+    of_base = [row for row in rows if row["arm"] == BASE and row["seed"] == first]
     by_scenario = {row["scenario"]: row for row in reversed(of_base)}
     shown = [by_scenario[name] for name in SHEET_SCENARIOS]
     blocks = []
     for row in shown:
         strips = [
-            _strip(clips / f"{arm}-{recipe.seeds[0]}" / f"{row['prompt_id']}-0.mp4")
+            _strip(clips_folder(study, arm, first) / f"{row['prompt_id']}-0.mp4")
             for arm in SHEET_ARMS
         ]
-        head = Image.new("RGB", (strips[0].shape[1] * SCALE, 18), "white")
+        head = Image.new("RGB", (strips[0].shape[1], 18), "white")
         ImageDraw.Draw(head).text((4, 3), row["caption"], fill="black")
-        image = Image.fromarray(np.concatenate(strips))
-        blocks += [head, image.resize((image.width * SCALE, image.height * SCALE), 0)]
+        blocks += [head, Image.fromarray(np.concatenate(strips))]
     return _labelled(blocks).quantize(128)
 
 
@@ -232,7 +231,7 @@ TABLES = {"probe": probe_table, "study": study_table, "arms": arms_table}
 def main() -> None:
     for study in sys.argv[1:]:
         shutil.copy(Path(study) / ROWS, KEPT / ROWS)
-        sheet(Path(study) / "clips").save(DOCS / "lab-clips.png", optimize=True)
+        sheet(Path(study)).save(DOCS / "lab-clips.png", optimize=True)
     matplotlib.rcParams["svg.hashsalt"] = "the same ids each time"
     page = DOCS / "lab.md"
     page.write_text(filled(page.read_text()))

@@ -105,9 +105,9 @@ def _do(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
         model = out / f"{BASE}.yaml"
         _placed(recipe.recipe, out).to_yaml(model)
     else:
-        model = train(_placed(recipe.trained(arm, seed), out), out / "runs" / f"{arm}-{seed}").path
+        model = train(_placed(recipe.trained(arm, seed), out), run_folder(out, arm, seed)).path
     for step, count in recipe.parts_of(arm, seed):
-        clips = _clips(out, arm, seed, step)
+        clips = clips_folder(out, arm, seed, step)
         begun, more = time.monotonic(), _scored(clips) < count
         generate(model, prompts[:count], clips, seed=seed, step=step)
         evaluate("lab", clips)
@@ -135,13 +135,13 @@ def _announced(
 def _steps_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
     if arm == BASE:
         return 0
-    return recipe.trained(arm, seed).optim.steps - len(_logged(out / "runs" / f"{arm}-{seed}"))
+    return recipe.trained(arm, seed).optim.steps - len(_logged(run_folder(out, arm, seed)))
 
 
 def _clips_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
     """How many are still to be scored."""
     parts = recipe.parts_of(arm, seed)
-    return sum(max(0, count - _scored(_clips(out, arm, seed, step))) for step, count in parts)
+    return sum(max(0, count - _scored(clips_folder(out, arm, seed, step))) for step, count in parts)
 
 
 def _scored(clips: Path) -> int:
@@ -159,7 +159,13 @@ def _seconds(clips: Path) -> float:
     return json.loads(path.read_text()) if path.exists() else 0.0
 
 
-def _clips(out: Path, arm: str, seed: int, step: int | None = None) -> Path:
+def run_folder(out: Path, arm: str, seed: int) -> Path:
+    """Where a study in `out` keeps the training of an arm."""
+    return out / "runs" / f"{arm}-{seed}"
+
+
+def clips_folder(out: Path, arm: str, seed: int, step: int | None = None) -> Path:
+    """Where it keeps the clips of an arm: made at a step, or at the end."""
     return out / "clips" / (f"{arm}-{seed}" if step is None else f"{arm}-{seed}-step-{step}")
 
 
@@ -169,7 +175,7 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
     for arm, seed in jobs:
         for step, count in recipe.parts_of(arm, seed):
             captions = {prompt.id: prompt.text for prompt in prompts[:count]}
-            clips = _clips(out, arm, seed, step)
+            clips = clips_folder(out, arm, seed, step)
             if not _scored(clips):
                 continue
             text = (clips / "scores" / "scores.jsonl").read_text(encoding="utf-8")
@@ -213,9 +219,9 @@ def cost(study: Study) -> str:
         both = [0.0, 0.0]
         for seed in study.recipe.seeds_of(arm):
             for step, _ in study.recipe.parts_of(arm, seed):
-                both[1] += _seconds(_clips(study.out, arm, seed, step)) / 60
+                both[1] += _seconds(clips_folder(study.out, arm, seed, step)) / 60
             if arm != BASE:
-                both[0] += _training_seconds(study.out / "runs" / f"{arm}-{seed}") / 60
+                both[0] += _training_seconds(run_folder(study.out, arm, seed)) / 60
         spent = [a + b for a, b in zip(spent, both, strict=True)]
         lines.append(f"| {arm} | {both[0]:.1f} | {both[1]:.1f} |")
     lines.append(f"| all | {spent[0]:.1f} | {spent[1]:.1f} |")

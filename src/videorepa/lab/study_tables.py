@@ -247,11 +247,11 @@ def on_the_way(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, dict[int, 
     known = {row["prompt_id"] for row in rows if row["step"] is not None}
     found: dict[str, dict[int, list[Row]]] = {}
     for arm in recipe.curve.arms if recipe.curve else ():
+        end = {BASE: 0, arm: recipe.trained(arm, first).optim.steps}
         at_step: dict[int, list[Row]] = defaultdict(list)
         for row in rows:
-            if row["arm"] in (BASE, arm) and row["seed"] == first and row["prompt_id"] in known:
-                last = 0 if row["arm"] == BASE else recipe.trained(arm, first).optim.steps
-                at_step[last if row["step"] is None else row["step"]].append(row)
+            if row["arm"] in end and row["seed"] == first and row["prompt_id"] in known:
+                at_step[end[row["arm"]] if row["step"] is None else row["step"]].append(row)
         if set(at_step) - {0}:
             found[arm] = dict(sorted(at_step.items()))
     return found
