@@ -1,18 +1,20 @@
 """What a teacher's relations hold: how much of them sets a clip apart, what they tell of contact.
 
-Run: python benchmarks/relations.py [--clips 200] [--contact-clips 1000]
+Run: python benchmarks/relations.py [--clips 200] [--contact-clips 1000] [--out FILE.csv]
 
 A relation is the cosine of two of a clip's tokens. Its variance, over pairs and clips of the lab,
 is shared where it is that of the pair's mean over the clips. Contact is what the linear probe of
 `videorepa scan` reads (AUC with its 95 % interval, where a guess is 0.5) from the tokens that it is
 always given, three steps of 4 x 4, and from nothing but the relations of these. `centred`: each
-token less the mean of its place over the clips, as `align.centre` does.
+token less the mean of its place over the clips, as `align.centre: clips` does. `changes`: less that
+over the clip's own time, as `align.centre: time` does.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from videorepa.data.files import atomic_write, csv_text
 from videorepa.encoders import load_encoder
 from videorepa.encoders.untrained import forget
 from videorepa.lab.contact import contact_clip
@@ -49,9 +52,8 @@ def shared(tokens: Float[Tensor, "b n d"]) -> float:
     return (between / (between + within)).item()
 
 
-def contact(features: Float[np.ndarray, "n d"], label: np.ndarray) -> str:
-    found = read_label(features, label)
-    return f"{found.auc:.3f} [{found.low:.3f}, {found.high:.3f}]"
+def tokens_of(known: Float[np.ndarray, "b f"]) -> Float[Tensor, "b n d"]:
+    return torch.from_numpy(known).unflatten(1, (SLICES * SIDE**2, -1))
 
 
 def pairs(tokens: Float[Tensor, "b n d"]) -> Float[np.ndarray, "b p"]:
@@ -71,25 +73,42 @@ def sources() -> Iterator[tuple[str, Callable[[Tensor], TokenGrid]]]:
     yield "video teacher, untrained", teacher
 
 
+def measured(clips: int, contact_clips: int) -> Iterator[dict[str, str]]:
+    """A row for each source and form of its tokens."""
+    drawn = [contact_clip(0, index) for index in range(contact_clips)]
+    shown = _videos([make_clip(7, index).frames for index in range(clips)])
+    asked, label = _videos([clip.frames for clip, _ in drawn]), np.array([c for _, c in drawn])
+    forms: dict[str, Callable[[TokenGrid], TokenGrid]] = {
+        "whole": lambda grid: grid,
+        "centred": TokenGrid.centred,
+        "changes": TokenGrid.changes,
+    }
+    for source, see in sources():
+        grid, grid_asked = _seen(see, shown), _seen(see, asked)
+        for form, of in forms.items():
+            row = {"source": source, "form": form}
+            row["shared"] = f"{shared(of(grid).tokens.float().flatten(1, 3)):.4f}"
+            known = slices(of(grid_asked), SLICES, SIDE)
+            features = {"tokens": known, "relations": pairs(tokens_of(known))}
+            for kind, each in features.items():
+                found = read_label(each, label)
+                aucs = {"": found.auc, "_low": found.low, "_high": found.high}
+                row |= {kind + end: f"{value:.4f}" for end, value in aucs.items()}
+            yield row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--contact-clips", type=int, default=1000)
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    drawn = [contact_clip(0, index) for index in range(given.contact_clips)]
-    shown = _videos([make_clip(7, index).frames for index in range(given.clips)])
-    asked, label = _videos([clip.frames for clip, _ in drawn]), np.array([c for _, c in drawn])
-    print("| teacher | shared | shared, centred | tokens | relations | relations, centred |")
-    print("|---|---|---|---|---|---|")
-    for name, see in sources():
-        grid = _seen(see, shown)
-        shares = [shared(g.tokens.float().flatten(1, 3)) for g in (grid, grid.centred())]
-        cells = [f"{100 * share:.0f} %" for share in shares]
-        known = slices(_seen(see, asked), SLICES, SIDE)
-        tokens = torch.from_numpy(known).unflatten(1, (SLICES * SIDE**2, -1))
-        cells.append(contact(known, label))
-        cells += [contact(pairs(each), label) for each in (tokens, tokens - tokens.mean(0))]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    rows = []
+    for row in measured(given.clips, given.contact_clips):
+        print(row, flush=True)
+        rows.append(row)
+    if given.out:
+        atomic_write(given.out, csv_text(list(rows[0]), rows))
 
 
 def _videos(clips: list[np.ndarray]) -> Tensor:

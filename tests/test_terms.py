@@ -229,16 +229,48 @@ def test_a_centred_term_does_not_see_what_all_clips_share(recipe) -> None:
     )
     moved = teacher.with_tokens(teacher.tokens + 100)  # All its tokens point one way.
     sigma = torch.ones(4)
-    centred = term(recipe, RELATION | {"centre": True}, student, teacher)
+    centred = term(recipe, RELATION | {"centre": "clips"}, student, teacher)
     (one, _), (other, _) = centred(student, teacher, sigma), centred(student, moved, sigma)
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     plain = term(recipe, RELATION, student, teacher)
     assert (plain(student, teacher, sigma)[0] - plain(student, moved, sigma)[0]).abs() > 0.1
 
 
+def test_changes_hold_nothing_that_stands_still() -> None:
+    tokens, still = grid(2, 4, 2, 3, 5).tokens, torch.randn(2, 1, 2, 3, 5)
+    found = TokenGrid(tokens + still).changes()
+    torch.testing.assert_close(found.tokens, TokenGrid(tokens).changes().tokens)
+    torch.testing.assert_close(found.tokens.mean(1), torch.zeros(2, 2, 3, 5), atol=1e-6, rtol=0)
+    length = found.tokens.norm(dim=-1)
+    torch.testing.assert_close(found.saliency, length / length.amax((1, 2, 3), keepdim=True))
+    nothing = TokenGrid(still.expand(2, 4, 2, 3, 5)).changes()
+    assert nothing.saliency is not None and not nothing.saliency.any()
+    own = torch.rand(2, 4, 2, 3)
+    assert torch.equal(TokenGrid(tokens, saliency=own).changes().saliency, own)
+
+
+@pytest.mark.parametrize("loss", [{"name": "relation"}, {"name": "sara", "saliency": "teacher"}])
+def test_a_term_of_changes_does_not_see_what_stands_still(recipe, loss: dict) -> None:
+    student, teacher = (
+        grid(1, 4, 2, 3, 6, start=1, stride=4),
+        grid(1, 8, 2, 3, 5, start=1, stride=2),
+    )
+    moved = teacher.with_tokens(teacher.tokens + torch.randn(1, 1, 2, 3, 5))
+    changes = term(recipe, RELATION | {"centre": "time", "loss": loss}, student, teacher)
+    (one, _), (other, _) = (changes(student, each, torch.ones(1)) for each in (teacher, moved))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert one > 0
+
+
+def test_changes_want_two_steps(recipe) -> None:
+    align = RELATION | {"block": 1, "centre": "time", "interpolate": "teacher_in_time"}
+    with pytest.raises(UserError, match="one step in time"):
+        inspect(with_align(recipe.override("data.frames=5", "encoder.frames=4"), align))
+
+
 def test_centring_a_batch_of_one_is_refused(recipe) -> None:
     with pytest.raises(UserError, match=r"optim\.batch_size 1 leaves nothing"):
-        recipe.override("align.centre=true", "optim.batch_size=1")
+        recipe.override("align.centre=clips", "optim.batch_size=1")
 
 
 def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:

@@ -122,8 +122,9 @@ class Align(Section):
         teacher's, or the teacher's in one respect and the student's in the other.
     standardise: takes this share of their mean over each frame from the target's channels and
         divides by the standard deviation (iREPA's 0.6); None leaves them as they are.
-    centre: takes from each place of both sides its mean there over the batch, so that what is
-        compared is what sets a clip apart from the others.
+    centre: takes from each place of both sides its mean there, over the batch ("clips"), so that
+        what sets a clip apart is compared, or over the clip's own time ("time"), so that what
+        changes is.
     """
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
@@ -140,7 +141,7 @@ class Align(Section):
     hidden: int = Field(default=2048, ge=1)
     interpolate: Literal["student", "teacher", "teacher_in_space", "teacher_in_time"] = "student"
     standardise: float | None = Field(default=None, ge=0, le=1)
-    centre: bool = False
+    centre: Literal["none", "clips", "time"] = "none"
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Align:
@@ -405,10 +406,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _centred_batches_have_others(self) -> Recipe:
-        if self.optim.batch_size < 2 and any(term.centre for term in self._listed):
+        if self.optim.batch_size < 2 and any(term.centre == "clips" for term in self._listed):
             raise ValueError(
-                "align.centre takes the batch's mean away, and optim.batch_size 1 leaves nothing; "
-                "give 2 or more, better 8"
+                "align.centre: clips takes the batch's mean away, and optim.batch_size 1 leaves "
+                "nothing; give 2 or more, better 8"
             )
         return self
 

@@ -22,6 +22,7 @@ from videorepa.align import (
 from videorepa.backbones import Backbone, BackboneShapes
 from videorepa.diffusion import Denoised
 from videorepa.encoders import EncoderSpec
+from videorepa.errors import UserError
 from videorepa.recipe import Align, Recipe
 from videorepa.tokens import TokenGrid
 
@@ -46,7 +47,13 @@ def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
         target = term.encoder.shape(frames)
     else:
         target = of_latents if term.target == "latents" else shapes.grid
-    return Grids(student, target, meeting(student, target, term.interpolate))
+    met = meeting(student, target, term.interpolate)
+    if term.centre == "time" and met.size[0] < 2:
+        raise UserError(
+            f"align.centre: time compares what changes, and the two sides meet on {met}, which has "
+            "one step in time. Give both more frames, or another `centre`."
+        )
+    return Grids(student, target, met)
 
 
 class Term(nn.Module):
@@ -75,8 +82,10 @@ class Term(nn.Module):
             target = target.standardised(self.align.standardise)
         ours = self.projector(student, like=self.met)
         theirs = resample(target, like=self.met)
-        if self.align.centre:
+        if self.align.centre == "clips":
             ours, theirs = ours.centred(), theirs.centred()
+        elif self.align.centre == "time":
+            ours, theirs = ours.changes(), theirs.changes()
         return self._loss(ours, theirs, sigma), centred_similarity(ours, theirs)
 
     def _loss(self, ours: TokenGrid, theirs: TokenGrid, sigma: Float[Tensor, " b"]) -> Tensor:

@@ -171,6 +171,19 @@ class TokenGrid:
         tokens = self.tokens.float()
         return self.with_tokens(tokens - tokens.mean(0, keepdim=True))
 
+    def changes(self) -> TokenGrid:
+        """Each token less the mean of its place over the clip's time, so that what stands still is
+        gone. Its saliency, unless it has one, is its length over the longest of the clip's."""
+        tokens = self.tokens.float()
+        tokens = tokens - tokens.mean(1, keepdim=True)
+        if self.saliency is not None:
+            return self.with_tokens(tokens)
+        length = torch.linalg.vector_norm(tokens.detach(), dim=-1)
+        longest = length.amax((1, 2, 3), keepdim=True)
+        return replace(
+            self, tokens=tokens, saliency=length / torch.where(longest > 0, longest, 1.0)
+        )
+
     def at_size(self, height: int, width: int) -> TokenGrid:
         """Each frame interpolated bilinearly (align_corners=False) to that many rows, columns."""
         if self.size[1:] == (height, width):
