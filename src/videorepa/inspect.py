@@ -196,7 +196,8 @@ def _projector_parameters(recipe: Recipe, shapes: BackboneShapes, found: dict[st
     for (_, term), shape in zip(terms.named(), found.values(), strict=True):
         # What projector or loss would refuse in training is refused here, on a frame of one token.
         projected = term.projector(shape.student, like=shape.met)
-        term.align.loss(_thin(projected), _thin(resample(shape.target, like=shape.met)))
+        sides = (projected, resample(shape.target, like=shape.met))
+        term.align.loss(*(term.centred(_thin(side)) for side in sides))
     return sum(p.numel() for p in terms.parameters())
 
 

@@ -80,13 +80,15 @@ class Term(nn.Module):
         """The unweighted loss, and the mean-centred similarity of the two sides."""
         if self.align.standardise is not None:
             target = target.standardised(self.align.standardise)
-        ours = self.projector(student, like=self.met)
-        theirs = resample(target, like=self.met)
-        if self.align.centre == "clips":
-            ours, theirs = ours.centred(), theirs.centred()
-        elif self.align.centre == "time":
-            ours, theirs = ours.changes(), theirs.changes()
+        ours = self.centred(self.projector(student, like=self.met))
+        theirs = self.centred(resample(target, like=self.met))
         return self._loss(ours, theirs, sigma), centred_similarity(ours, theirs)
+
+    def centred(self, grid: TokenGrid) -> TokenGrid:
+        """A side's grid as the loss sees it."""
+        if self.align.centre == "clips":
+            return grid.centred()
+        return grid.changes() if self.align.centre == "time" else grid
 
     def _loss(self, ours: TokenGrid, theirs: TokenGrid, sigma: Float[Tensor, " b"]) -> Tensor:
         if self.align.when.gate == "none":
