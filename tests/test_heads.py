@@ -182,6 +182,14 @@ def test_a_headed_encoder_tells_its_shape(recipe: Recipe, kind) -> None:
     assert torch.equal(grid.tokens, plain.tokens)
 
 
+def test_the_labs_own_motion_head_fits_its_teacher() -> None:
+    teacher = {"name": "videomae", "weights": "micro", "frames": 16, "height": 64, "width": 64}
+    spec = Headed.model_validate({"name": "headed", "weights": "micro", "of": teacher})
+    assert spec.load(CPU)(torch.rand(1, 17, 3, 64, 64)).width == spec.shape(17).width == 64
+    held_out = read_about(spec.path).held_out
+    assert held_out["error"] < 0.5 * held_out["mean"]
+
+
 def test_heads_stack(recipe: Recipe) -> None:
     """A saliency of motion features, and motion features under a saliency."""
     motion = make_head("motion", recipe.encoder, width=24)

@@ -305,7 +305,7 @@ def _teacher(recipe: Recipe, out: Path) -> EncoderSpec:
         raise UserError(f"The recipe {recipe.name} has no encoder to train a head on.")
     within = spec
     while isinstance(within, Headed):
-        if Path(within.weights).absolute() == out.absolute():
+        if within.path.absolute() == out.absolute():
             return within.of
         within = within.of
     return spec

@@ -18,6 +18,7 @@ from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.encoders._wrapper import WrapperSpec
 from videorepa.errors import UserError
+from videorepa.lab import micro_weights
 from videorepa.tokens import TokenGrid
 
 Kind = Literal["motion", "saliency"]
@@ -28,7 +29,7 @@ MOTION_WIDTH = 64
 class Headed(WrapperSpec):
     """A teacher and a head that `videorepa head` trained on it.
 
-    weights: the head's file.
+    weights: the head's file, or "micro" for the lab's own motion head on its own video teacher.
     of: the teacher. How it is fed is said there alone; the rest of the keys follow.
 
     A motion head puts 64 channels in place of the teacher's, from which optical flow can be told
@@ -37,6 +38,13 @@ class Headed(WrapperSpec):
     """
 
     name: Literal["headed"] = "headed"
+
+    @property
+    def path(self) -> Path:
+        """The head's file."""
+        return (
+            micro_weights("motion.safetensors") if self.weights == "micro" else Path(self.weights)
+        )
 
     def shape(self, clip_frames: int) -> TokenGrid:
         grid, about = self.of.shape(clip_frames), self._about()
@@ -51,16 +59,16 @@ class Headed(WrapperSpec):
         about = self._about()
         if about.fingerprint != of:
             raise UserError(self._misfit(about))
-        return {"encoder": json_digest(of), "weights": weights_digest(Path(self.weights))}
+        return {"encoder": json_digest(of), "weights": weights_digest(self.path)}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
         self.shape(self.frames)
         self.fingerprint()  # The two refuse what does not fit, before weights are read.
-        head = load_head(Path(self.weights)).to(device)
+        head = load_head(self.path).to(device)
         return HeadedEncoder(self, self.of.load(device, dtype), head)
 
     def _about(self) -> About:
-        return read_about(Path(self.weights))
+        return read_about(self.path)
 
     def _misfit(self, about: About) -> str:
         return (
