@@ -26,6 +26,7 @@ from videorepa.lab.study_tables import (
     VIOLATION,
     Row,
     by_table,
+    in_markdown,
     on_the_way,
     read_rows,
     tables,
@@ -70,6 +71,43 @@ def probe_table() -> str:
 def study_table() -> str:
     """The paper's table: SA, PC and both, and how PC and SA differ from the control's."""
     return by_table(*_study())["main"].scores()
+
+
+def further_table() -> str:
+    """Arms of the tables after the main one, each less its own control."""
+    left_out = {"checks", "violation", "motion, px"}
+    rows = []
+    for name, table in by_table(*_study()).items():
+        for arm in table.names if name != "main" else ():
+            cells = {"table": name, **table.scores_of(arm)}
+            rows.append({key: cell for key, cell in cells.items() if key not in left_out})
+    return in_markdown(rows)
+
+
+def relations_table() -> str:
+    """What benchmarks/relations.py found: a line for each teacher."""
+    forms: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    with (KEPT / "relations.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            forms[row["source"]][row["form"]] = row
+
+    def auc(row: dict[str, str], of: str) -> str:
+        value, low, high = (float(row[of + end]) for end in ("", "_low", "_high"))
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    return in_markdown(
+        [
+            {
+                "teacher": source,
+                "shared": f"{100 * float(of['whole']['shared']):.0f} %",
+                "tokens": auc(of["whole"], "tokens"),
+                "relations": auc(of["whole"], "relations"),
+                "relations, centred": auc(of["centred"], "relations"),
+                "relations of changes": auc(of["changes"], "relations"),
+            }
+            for source, of in forms.items()
+        ]
+    )
 
 
 def arms_table() -> str:
@@ -224,7 +262,13 @@ def _probed() -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["scenario"] == "all"]
 
 
-TABLES = {"probe": probe_table, "study": study_table, "arms": arms_table}
+TABLES = {
+    "probe": probe_table,
+    "relations": relations_table,
+    "study": study_table,
+    "further": further_table,
+    "arms": arms_table,
+}
 """What stands on the page between marks of these names."""
 
 

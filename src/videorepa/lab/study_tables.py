@@ -153,22 +153,22 @@ class Table:
 
     def scores(self) -> str:
         """The paper's table, in Markdown: shares with intervals, and PC and SA less control's."""
-        lines = [
-            "| arm | what it is | clips | SA | PC | joint | checks | violation | motion, px "
-            "| PC less control's | SA less control's |",
-            "|---" * 11 + "|",
-        ]
-        for name, rows in self.rows.items():
-            arm = self.recipe.arms.get(name)
-            cells = [name, arm.about if arm else "the model all start from", str(len(rows))]
-            cells += [_share([bool(row[score]) for row in rows]) for score in SCORES]
-            checks, violation, motion = (np.mean([row[key] for row in rows]) for key in MEASURED)
-            cells += [f"{100 * checks:.1f}", f"{violation:.3f}", f"{motion:.1f}"]
-            for score in ("pc", "sa"):
-                found = self.against(score).get(name)
-                cells.append(_points(found) if found else "")
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+        return in_markdown([self.scores_of(name) for name in self.rows])
+
+    def scores_of(self, name: str) -> dict[str, str]:
+        """An arm's row of it, by column."""
+        arm, rows = self.recipe.arms.get(name), self.rows[name]
+        cells = {"arm": name, "what it is": arm.about if arm else "the model all start from"}
+        cells["clips"] = str(len(rows))
+        for title, score in zip(("SA", "PC", "joint"), SCORES, strict=True):
+            cells[title] = _share([bool(row[score]) for row in rows])
+        checks, violation, motion = (np.mean([row[key] for row in rows]) for key in MEASURED)
+        cells |= {"checks": f"{100 * checks:.1f}", "violation": f"{violation:.3f}"}
+        cells["motion, px"] = f"{motion:.1f}"
+        for title, score in {"PC": "pc", "SA": "sa"}.items():
+            found = self.against(score).get(name)
+            cells[f"{title} less control's"] = _points(found) if found else ""
+        return cells
 
     def differences(self) -> str:
         """How its own arms differ from their controls in every score, in Markdown, if any does."""
@@ -203,6 +203,12 @@ class Table:
                 cells.append(f"{100 * np.mean(applies):.0f}" if applies else "")
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
+
+
+def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of one set of columns, as a table."""
+    head = [list(rows[0]), ["---"] * len(rows[0])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *(r.values() for r in rows)))
 
 
 def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, Table]:
