@@ -209,6 +209,14 @@ def test_a_study_is_done_table_by_table_and_seed_by_seed() -> None:
     assert [job for job in jobs if job[0] == "block-2"] == [("block-2", full.seeds[0])]
 
 
+def test_some_arms_get_more_seeds_after_all_have_had_theirs() -> None:
+    more = "more={seeds: [5, 7], arms: [control, trd]}"
+    recipe = StudyRecipe.from_yaml(SHORT, [*SMALL, more])
+    assert recipe.seeds_of("trd") == (0, 1, 5, 7)
+    assert recipe.seeds_of("repa") == recipe.seeds_of("base") == (0, 1)
+    assert recipe.jobs()[-4:] == [("control", 5), ("trd", 5), ("control", 7), ("trd", 7)]
+
+
 def test_only_the_shipped_study_can_be_extended(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("extends: /etc/passwd\nname: own\n")
     with pytest.raises(UserError, match="extends can only be `short`"):
@@ -295,6 +303,8 @@ def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
         ("arms.trd.control=nobody", "there is no arm nobody"),
         ("again=[nobody]", "there is no arm nobody"),
         ("curve={steps: [1], arms: [nobody], prompts: 2}", "there is no arm nobody"),
+        ("more={seeds: [5], arms: [nobody]}", "there is no arm nobody"),
+        ("more={seeds: [1], arms: [trd]}", "repeat one"),
     ],
 )
 def test_a_recipe_that_is_no_study_is_refused(change: str, says: str, capsys) -> None:

@@ -41,6 +41,13 @@ class Curve(Section):
     prompts: int = Field(ge=1)
 
 
+class More(Section):
+    """Further seeds of some arms: what a study is chiefly about can be asked of more trainings."""
+
+    seeds: tuple[int, ...] = Field(min_length=1)
+    arms: tuple[str, ...] = Field(min_length=1)
+
+
 class StudyRecipe(Section):
     """A whole study.
 
@@ -59,16 +66,20 @@ class StudyRecipe(Section):
     control: str = "control"
     again: tuple[str, ...] = ()
     arms: dict[str, Arm]
+    more: More | None = None
     curve: Curve | None = None
 
     @model_validator(mode="after")
     def _arms_are_there(self) -> StudyRecipe:
         if BASE in self.arms:
             raise ValueError(f"`{BASE}` is the untouched model, and no arm can be called so")
-        wanted = [self.control, *self.again, *(self.curve.arms if self.curve else ())]
+        wanted = [self.control, *self.again]
+        wanted += [name for part in (self.more, self.curve) if part for name in part.arms]
         wanted += [arm.control for arm in self.arms.values() if arm.control]
         if missing := [name for name in wanted if name not in self.arms]:
             raise ValueError(f"there is no arm {', '.join(missing)}")
+        if len(set(self._every_seed)) < len(self._every_seed):
+            raise ValueError(f"the seeds {', '.join(map(str, self._every_seed))} repeat one")
         for name in self.arms:
             self.trained(name, self.seeds[0])  # Raises for a change that is none.
         return self
@@ -103,7 +114,13 @@ class StudyRecipe(Section):
         """What an arm trains with a seed."""
         return self.recipe.override(f"name={arm}", f"seed={seed}", *self.arms[arm].set)
 
+    @property
+    def _every_seed(self) -> tuple[int, ...]:
+        return self.seeds + (self.more.seeds if self.more else ())
+
     def seeds_of(self, arm: str) -> tuple[int, ...]:
+        if self.more and arm in self.more.arms:
+            return self._every_seed
         return self.seeds if arm == BASE else self.seeds[: self.arms[arm].seeds]
 
     def jobs(self) -> list[tuple[str, int]]:
@@ -113,7 +130,8 @@ class StudyRecipe(Section):
         for table in dict.fromkeys(arm.table for arm in self.arms.values()):
             names = [name for name, arm in self.arms.items() if arm.table == table]
             asked = [BASE, *names] if not jobs else names
-            jobs += [(a, seed) for seed in self.seeds for a in asked if seed in self.seeds_of(a)]
+            every = self._every_seed
+            jobs += [(a, seed) for seed in every for a in asked if seed in self.seeds_of(a)]
         return jobs
 
     def control_of(self, arm: str) -> str:
