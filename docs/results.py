@@ -1,7 +1,7 @@
 """Makes the tables and figures of docs/lab.md from what docs/study/ keeps: python docs/results.py
 
-With the folder of a study (`python docs/results.py study`), its scores are taken into docs/study/
-first, and clips of some arms are shown side by side.
+With the folder of a study (`python docs/results.py study`), its scores and what it cost are taken
+into docs/study/ first, and clips of some arms are shown side by side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
-from videorepa.lab.study import ROWS, clips_folder
+from videorepa.lab.study import ROWS, clips_folder, cost
 from videorepa.lab.study_recipe import BASE, StudyRecipe
 from videorepa.lab.study_tables import (
     VIOLATION,
@@ -275,6 +275,7 @@ TABLES = {
 def main() -> None:
     for study in sys.argv[1:]:
         shutil.copy(Path(study) / ROWS, KEPT / ROWS)
+        (KEPT / "cost.md").write_text(cost(_study()[0], Path(study)) + "\n")
         sheet(Path(study)).save(DOCS / "lab-clips.png", optimize=True)
     matplotlib.rcParams["svg.hashsalt"] = "the same ids each time"
     page = DOCS / "lab.md"

@@ -586,7 +586,7 @@ def lab(
             print(tables(parsed, read_rows(rows)))
             return
         found = study(parsed, out, shard=_shard(shard))
-        print(f"{found.tables}\n{cost(found)}")
+        print(f"{found.tables}\n{cost(found.recipe, found.out)}")
         for job in found.missing:
             print(f"still to be done: {job}")
         return

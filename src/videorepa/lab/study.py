@@ -211,17 +211,18 @@ def _checks_of_pc(row: Row) -> list[str]:
     return [name for name, of in CHECKS.items() if of.aspect == "pc" and f"{name}_passed" in row]
 
 
-def cost(study: Study) -> str:
-    """Where the time went, in minutes: training and generating each arm, and all of it."""
+def cost(recipe: StudyRecipe, out: Path) -> str:
+    """Where the time of the study in `out` went, in Markdown: training and generating each arm with
+    all its seeds, and all of it. In minutes of one process."""
     lines = ["| arm | training, min | generating and scoring, min |", "|---|---|---|"]
     spent = [0.0, 0.0]
-    for arm in (BASE, *study.recipe.arms):
+    for arm in (BASE, *recipe.arms):
         both = [0.0, 0.0]
-        for seed in study.recipe.seeds_of(arm):
-            for step, _ in study.recipe.parts_of(arm, seed):
-                both[1] += _seconds(clips_folder(study.out, arm, seed, step)) / 60
+        for seed in recipe.seeds_of(arm):
+            for step, _ in recipe.parts_of(arm, seed):
+                both[1] += _seconds(clips_folder(out, arm, seed, step)) / 60
             if arm != BASE:
-                both[0] += _training_seconds(run_folder(study.out, arm, seed)) / 60
+                both[0] += _training_seconds(run_folder(out, arm, seed)) / 60
         spent = [a + b for a, b in zip(spent, both, strict=True)]
         lines.append(f"| {arm} | {both[0]:.1f} | {both[1]:.1f} |")
     lines.append(f"| all | {spent[0]:.1f} | {spent[1]:.1f} |")
