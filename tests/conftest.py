@@ -310,7 +310,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(twins: dict[str, Path], clips: Path, tmp_path: Path) -> Recipe:
-    """A recipe of the tiny models that trains in a second."""
+    """A recipe of the tiny models that trains in a second, in float32 on every machine."""
     return Recipe.parse(recipe_values(twins, clips, tmp_path / "cache"))
 
 
@@ -325,7 +325,7 @@ def recipe_values(twins: dict[str, Path], manifest: Path, cache: Path) -> dict:
         data: {{manifest: "{manifest}", frames: 9, height: 16, width: 16, cache: "{cache}"}}
         optim:
           {{steps: 6, batch_size: 2, accumulate: 2, learning_rate: 1.0e-3, warmup_steps: 2}}
-        train: {{checkpoint_every: 2, keep_checkpoints: 2}}
+        train: {{checkpoint_every: 2, keep_checkpoints: 2, precision: float32}}
         generation: {{steps: 2}}
         """
     )

@@ -241,6 +241,7 @@ def test_held_weights_take_what_their_form_takes(recipe: Recipe) -> None:
 
 
 def test_a_gpu_need_not_be_here_for_its_prediction(recipe: Recipe) -> None:
+    recipe = recipe.override("train.precision=auto")
     cost = predict(recipe, torch.device("cuda"))
     assert cost.dtype == torch.bfloat16 and "process" not in cost.parts
     text = str(inspect(recipe, device="cuda"))
