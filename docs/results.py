@@ -207,6 +207,7 @@ def differences() -> Figure:
         axes.axvline(0, color="gray", linestyle=":")
         axes.errorbar(value, range(len(arms)), xerr=(value - low, high - value), fmt="o", ms=4)
         axes.set_title(title, fontsize=10)
+        axes.locator_params(axis="x", nbins=3)
         axes.set_yticks(range(len(arms)), arms)
     panels[0].invert_yaxis()
     figure.supxlabel("points more than the control; of violations log2 of tolerances", fontsize=10)
