@@ -45,10 +45,9 @@ class Sara(Loss):
 
     def _saliency(self, teacher: TokenGrid) -> Float[Tensor, "b t h w"]:
         if self.saliency == "change":
-            tokens = unit_tokens(teacher)
-            change = torch.linalg.vector_norm(tokens - tokens.mean(1, keepdim=True), dim=-1)
-            largest = change.amax((1, 2, 3), keepdim=True)
-            return change / torch.where(largest > 0, largest, 1.0)
+            changes = TokenGrid(unit_tokens(teacher)).changes()
+            assert changes.saliency is not None
+            return changes.saliency
         if teacher.saliency is None:
             raise UserError(
                 "The loss `sara` with `saliency: teacher` needs an encoder that says how salient "
