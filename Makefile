@@ -23,8 +23,8 @@ lint: $(READY)
 	$(BIN)/pyright --project pyproject.toml
 
 bench: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/simulator.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/relation.py
+	OMP_NUM_THREADS=1 $(BIN)/python timings/simulator.py
+	OMP_NUM_THREADS=1 $(BIN)/python timings/relation.py
 
 # torch first and alone: then nothing else asks for another build of it.
 $(READY): pyproject.toml constraints.txt

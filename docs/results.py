@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
-from videorepa.lab.study import ROWS, clips_folder, cost
-from videorepa.lab.study_recipe import BASE, StudyRecipe
-from videorepa.lab.study_tables import (
+from videorepa.evaluation.statistics import wilson
+from videorepa.lab.study.arms import ROWS, clips_folder, cost
+from videorepa.lab.study.recipe import BASE, StudyRecipe
+from videorepa.lab.study.tables import (
     VIOLATION,
     Row,
     by_table,
@@ -31,7 +32,6 @@ from videorepa.lab.study_tables import (
     read_rows,
     tables,
 )
-from videorepa.statistics import wilson
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "study"
@@ -85,7 +85,7 @@ def further_table() -> str:
 
 
 def relations_table() -> str:
-    """What benchmarks/relations.py found: a line for each teacher."""
+    """What experiments/relations.py found: a line for each teacher."""
     forms: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     with (KEPT / "relations.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -111,7 +111,7 @@ def relations_table() -> str:
 
 
 def arms_table() -> str:
-    """What benchmarks/arms.py found: how alignment trained, and what became of it."""
+    """What experiments/arms.py found: how alignment trained, and what became of it."""
     with (KEPT / "arms.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines = [

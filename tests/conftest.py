@@ -19,9 +19,10 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "videorepa.tokens",
-        "videorepa.align",
+        "videorepa.align.projector",
+        "videorepa.align.resampling",
+        "videorepa.align.taps",
         "videorepa.losses",
-        "videorepa.relations",
         "videorepa.diffusion",
     ],
     "beartype.beartype",
@@ -257,8 +258,8 @@ def make_head(kind: Literal["motion", "saliency"], of: EncoderSpec, width: int) 
     """A `headed` encoder: a random head beside the weights of `of`, whose tokens have a width."""
     import torch
 
-    from videorepa.data.fingerprint import json_digest
     from videorepa.encoders.headed import Head, Headed, save_head
+    from videorepa.system.fingerprint import json_digest
 
     path = Path(of.weights).with_name(f"{kind}-{json_digest(of.fingerprint())}.safetensors")
     if not path.exists():

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from videorepa.align import Projector, centred_similarity, resample, tap
+from videorepa.align.projector import Projector
+from videorepa.align.resampling import centred_similarity, resample
+from videorepa.align.taps import tap
 from videorepa.tokens import TokenGrid
 
 

@@ -18,11 +18,9 @@ import yaml
 from conftest import write_clips
 from test_memory import check_shortcut, deepened
 from twins import TWINS
-from videorepa import plugins
-from videorepa.align import tap
+from videorepa.align.taps import tap
 from videorepa.backbones import BackboneSpec
-from videorepa.backbones._diffusers import DiffusersBackbone
-from videorepa.cost import predict
+from videorepa.backbones._live import DiffusersBackbone
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -32,10 +30,13 @@ from videorepa.generate import generate
 from videorepa.inspect import inspect
 from videorepa.losses.relation import Relation
 from videorepa.prepare import prepare
-from videorepa.recipe import ClipSize, Generation, Lora, Recipe
-from videorepa.student import Student
+from videorepa.recipe import Recipe
+from videorepa.settings import plugins
+from videorepa.settings.sections import ClipSize, Generation, Lora
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
+from videorepa.training.cost import predict
+from videorepa.training.student import Student
 
 CPU = torch.device("cpu")
 CAPTIONS = ["A red ball falls.", 'A sign says "stop".', ""]

@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import recipe_values, write_clips
-from videorepa import checkpoint
-from videorepa.__main__ import VERBS, main
+from videorepa.artifacts import checkpoint
+from videorepa.cli import VERBS, main
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
@@ -791,7 +791,7 @@ def test_evaluating_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path
 
 def lab_clip(folder: Path, index: int) -> None:
     """A clip of the lab as `generate` would leave it."""
-    from videorepa.lab.render import make_clip
+    from videorepa.world.render import make_clip
 
     folder.mkdir(exist_ok=True)
     clip = make_clip(77, index)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from videorepa.__main__ import main
+from videorepa.artifacts.run import Run
+from videorepa.cli import main
 from videorepa.compare import Reference, compare, make_reference
 from videorepa.errors import UserError
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
-from videorepa.run import Run
 from videorepa.train import train
 
 STEPS = 40

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from videorepa.demo import demo
-from videorepa.lab import micro_weights
+from videorepa.system.hub import micro_weights
 
 
 def test_the_quick_demo_leaves_a_report_scores_and_an_export(tmp_path: Path) -> None:
@@ -54,10 +54,10 @@ def test_the_base_model_draws_moving_balls_of_the_named_colour() -> None:
     """Not a matter of taste: coloured pixels of the named hue are there, and move."""
     import torch
 
+    from videorepa.backbones._sampler import Sampler, noise_seed
     from videorepa.backbones.cogvideox import CogVideoX
-    from videorepa.generate import Sampler, noise_seed
-    from videorepa.lab.tracking import observe
-    from videorepa.recipe import Generation
+    from videorepa.benchmarks.laws.tracking import observe
+    from videorepa.settings.sections import Generation
 
     spec = CogVideoX(weights="micro")
     parts = ("transformer", "vae", "text_encoder")

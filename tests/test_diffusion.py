@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videorepa.data.batches import clip_index, sample_numbers, stable_seed
+from videorepa.data.order import clip_index, sample_numbers
 from videorepa.diffusion import FlowMatching, VPrediction
+from videorepa.system.randomness import stable_seed
 
 ALPHAS = torch.cat([torch.linspace(0.9999, 0.01, 999), torch.zeros(1)])
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from videorepa import __main__ as cli
-from videorepa import encoders, losses, plugins
-from videorepa.cost import Cost
+from videorepa import cli, encoders, losses
 from videorepa.inspect import inspect
 from videorepa.recipe import Recipe
+from videorepa.settings import plugins
 from videorepa.train import train
+from videorepa.training.cost import Cost
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 
-from videorepa.drift import Drift, Look, look
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.train import train
+from videorepa.training.drift import Drift, Look, look
 
 
 def grey(luma: np.ndarray) -> np.ndarray:

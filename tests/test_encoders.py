@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conftest import make_head, original_vit
-from videorepa import plugins
 from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, load_encoder
 from videorepa.encoders._image import IMAGES_AT_ONCE
 from videorepa.errors import UserError
+from videorepa.settings import plugins
 
 Teachers = dict[str, Path]
 STRAW_MEN = ("pixels", "untrained")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from videorepa.artifacts.scores import read_scores
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
-from videorepa.evaluate import evaluate, table
-from videorepa.lab.render import make_clip
-from videorepa.lab.scenarios import SCENARIOS
-from videorepa.lab.world import FPS
-from videorepa.report.inputs import read_scores
+from videorepa.evaluate import evaluate
+from videorepa.evaluation.tables import table
+from videorepa.world.render import make_clip
+from videorepa.world.scenarios import SCENARIOS
+from videorepa.world.simulator import FPS
 
 SEED, N = 77, len(SCENARIOS)
 FALL, ROLL = (f"{name}-{[*SCENARIOS].index(name)}" for name in ("fall", "roll"))

@@ -19,17 +19,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conftest import recipe_values
-from videorepa import zero
-from videorepa.align import Projector, tap
-from videorepa.card import model_card
+from videorepa.align.projector import Projector
+from videorepa.align.taps import tap
+from videorepa.artifacts.run import Run
+from videorepa.artifacts.scores import read_scores
 from videorepa.errors import UserError
+from videorepa.exchange import zero_checkpoint as zero
+from videorepa.exchange.lora import Adapter, comfyui_names
+from videorepa.exchange.model_card import model_card
 from videorepa.export import export
 from videorepa.import_weights import import_weights
-from videorepa.lora import Adapter, comfyui_names
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
-from videorepa.report.inputs import read_scores
-from videorepa.run import Run
 from videorepa.train import train
 
 TOLERANCE = 1e-4

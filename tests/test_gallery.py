@@ -12,15 +12,15 @@ import pytest
 from scipy import stats
 
 from pages import FPS, FRAMES, Material, Tags, write_generation, write_scores, write_sidecar
-from videorepa.__main__ import main
+from videorepa.artifacts.clips import clip_digest
+from videorepa.artifacts.scores import read_scores
+from videorepa.cli import main
 from videorepa.data.video import read_all
 from videorepa.errors import UserError
-from videorepa.evaluate import table
+from videorepa.evaluation.ratings import FORMAT, rated
+from videorepa.evaluation.statistics import wilson
+from videorepa.evaluation.tables import table
 from videorepa.report import media, report
-from videorepa.report.inputs import read_scores
-from videorepa.report.media import clip_digest
-from videorepa.report.ratings import FORMAT, rated
-from videorepa.statistics import wilson
 
 PROMPTS = {
     "fall-0": "A red ball drops to the floor.",

@@ -13,14 +13,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from conftest import make_head
-from videorepa import heads
-from videorepa.__main__ import main
+from videorepa import head as heads
+from videorepa.cli import main
 from videorepa.data.cache import Cache
 from videorepa.data.source import open_source
 from videorepa.data.video import write_video
 from videorepa.encoders.headed import Headed, read_about
 from videorepa.errors import UserError
-from videorepa.heads import flow_method, token_motion, train_head
+from videorepa.head import flow_method, token_motion, train_head
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe

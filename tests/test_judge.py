@@ -19,17 +19,19 @@ from sentencepiece import SentencePieceTrainer
 from torch import Tensor
 
 from pages import Tags
-from videorepa import card, plugins
-from videorepa.__main__ import main
+from videorepa.artifacts.scores import read_scores
 from videorepa.benchmarks import videophy, videophy2
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.benchmarks.mplug_owl.judge import Judge, digest, frame_indices, rate
+from videorepa.cli import main
 from videorepa.data.manifest import read_prompts
 from videorepa.data.video import read_squashed, write_video
 from videorepa.errors import UserError
-from videorepa.evaluate import evaluate, table
-from videorepa.report.inputs import read_scores
-from videorepa.statistics import holm
+from videorepa.evaluate import evaluate
+from videorepa.evaluation.statistics import holm
+from videorepa.evaluation.tables import table
+from videorepa.exchange import model_card as card
+from videorepa.settings import plugins
 
 TINY = {
     "vision_config": {

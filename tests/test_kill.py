@@ -19,12 +19,12 @@ import pytest
 
 from conftest import recipe_values
 from test_pipeline import assert_equal_bit_for_bit
-from videorepa.__main__ import main
-from videorepa.data.files import STALE_SECONDS
+from videorepa.artifacts.run import Run
+from videorepa.cli import main
 from videorepa.errors import UserError
 from videorepa.export import export
 from videorepa.recipe import Recipe
-from videorepa.run import Run
+from videorepa.system.files import STALE_SECONDS
 
 CLIPS, STEPS, PROMPTS = 80, 30, 24
 """Enough that a kill soon after the first file finds work left."""

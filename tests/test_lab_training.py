@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from videorepa.lab import training
+from videorepa.lab.models import training
 
 
 def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch) -> None:
@@ -49,7 +49,7 @@ def test_memory_that_is_freed_is_taken_again_without_asking_the_system() -> None
     """Sixty tensors one after the other are 12,800 pages each time, or only the first few times."""
     script = """if True:
         import resource, sys, torch
-        from videorepa.device import keep_freed_memory
+        from videorepa.system.device import keep_freed_memory
         if sys.argv[1] == "keep":
             assert keep_freed_memory()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

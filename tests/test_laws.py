@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections import Counter
 from dataclasses import replace
@@ -16,12 +15,15 @@ import yaml
 from scipy import ndimage
 
 from videorepa.benchmarks import lab
+from videorepa.benchmarks.laws import captions
+from videorepa.benchmarks.laws import checks as laws
+from videorepa.benchmarks.laws.tracking import observe
 from videorepa.errors import UserError
-from videorepa.lab import calibration, corruptions, detection, laws
-from videorepa.lab.render import Clip, make_clip, render
-from videorepa.lab.scenarios import SCENARIOS
-from videorepa.lab.tracking import observe
-from videorepa.lab.world import COLOURS, SIZE, Ball, Box
+from videorepa.lab.calibration import corruptions, detection
+from videorepa.lab.calibration import tolerances as calibration
+from videorepa.world.render import Clip, make_clip, render
+from videorepa.world.scenarios import SCENARIOS
+from videorepa.world.simulator import COLOURS, SIZE, Ball, Box
 
 SEED = 77
 
@@ -126,7 +128,7 @@ def test_a_clip_of_another_kind_is_refused(frames):
 def test_every_caption_of_the_lab_is_understood(scenario):
     for index in range(30):
         clip = make_clip(SEED, index, scenario)
-        request = laws.parse_caption(clip.caption)
+        request = captions.parse_caption(clip.caption)
         assert request.event == scenario
         assert request.colours == tuple(ball.colour for ball in clip.scene.bodies)
         shapes = tuple("box" if isinstance(b, Box) else "ball" for b in clip.scene.bodies)
@@ -138,7 +140,7 @@ def test_every_caption_of_the_lab_is_understood(scenario):
 
 def test_a_strange_caption_is_refused():
     with pytest.raises(UserError, match="A pink ball"):
-        laws.parse_caption("A pink ball rolls to the left.")
+        captions.parse_caption("A pink ball rolls to the left.")
 
 
 # --- laws
@@ -314,7 +316,7 @@ def test_a_passed_screen_that_hides_forever_is_a_vanished_ball():
 
 
 def test_the_packaged_tolerances_fit_the_checks_and_say_where_they_come_from():
-    text = importlib.resources.files("videorepa.lab").joinpath(laws.TOLERANCES).read_text()
+    text = Path(laws.__file__).with_name(laws.TOLERANCES).read_text()
     stored = json.loads(text)
     assert stored["tolerances"].keys() == {n for n, d in laws.CHECKS.items() if d.aspect == "pc"}
     assert {"percentile", "clips", "seed", "autoencoder", "share_pc"} <= stored["provenance"].keys()

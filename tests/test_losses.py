@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from videorepa import plugins
-from videorepa.align import resample
+from videorepa.align.resampling import resample
 from videorepa.errors import UserError
 from videorepa.losses.cosine import Cosine
 from videorepa.losses.crepa import Crepa
@@ -24,6 +23,7 @@ from videorepa.losses.relation import Relation
 from videorepa.losses.relation_l2 import RelationL2
 from videorepa.losses.sara import Sara
 from videorepa.losses.u_repa import URepa
+from videorepa.settings import plugins
 from videorepa.tokens import TokenGrid
 
 PUBLISHED = load_file(Path(__file__).with_name("golden") / "relations.safetensors")

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from videorepa import cost as cost_module
-from videorepa import memory
-from videorepa.cost import predict
+from videorepa.artifacts.run import Run
 from videorepa.errors import UserError
 from videorepa.export import export
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
-from videorepa.run import Run
 from videorepa.train import train
+from videorepa.training import cost as cost_module
+from videorepa.training import memory
+from videorepa.training.cost import predict
 
 CPU = torch.device("cpu")
 LORA = "train.lora={rank: 2, alpha: 4}"

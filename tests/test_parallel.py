@@ -27,13 +27,15 @@ from torch import Tensor, nn
 
 from test_kill import tree
 from test_pipeline import assert_equal_bit_for_bit
-from videorepa import checkpoint
+from videorepa.artifacts import checkpoint
+from videorepa.artifacts.run import Run
 from videorepa.errors import UserError
-from videorepa.parallel import ENGINES, Alone, State, _engine, place
 from videorepa.prepare import prepare
-from videorepa.recipe import Parallel, Recipe
-from videorepa.run import Run
+from videorepa.recipe import Recipe
+from videorepa.settings.sections import Parallel
 from videorepa.train import train
+from videorepa.training.parallel.launch import ENGINES, _engine, join_workers
+from videorepa.training.parallel.workers import Alone, State
 
 # The whole batch is the same 4 clips: 2 in each of two processes, or 4 in one.
 ONE = ("optim.batch_size=4", "optim.accumulate=2")
@@ -225,7 +227,7 @@ def check_engine(recipe: Recipe) -> None:
     wanted = alone.run(range(2, 6))
     assert max(wanted) > LIMIT > min(wanted), "some steps are clipped, and some are not"
 
-    workers = place(recipe, "cpu")
+    workers = join_workers(recipe, "cpu")
     assert recipe.parallel is not None and type(workers) is ENGINES[recipe.parallel.engine]
     shared = SmallTraining(workers, *begun)
     is_sharded = isinstance(next(shared.model.parameters()), DTensor)

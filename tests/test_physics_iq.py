@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from videorepa.__main__ import main
 from videorepa.benchmarks.physics_iq import (
     METRICS,
     Benchmark,
@@ -21,6 +20,7 @@ from videorepa.benchmarks.physics_iq import (
     resized,
     score,
 )
+from videorepa.cli import main
 from videorepa.data.video import write_video
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluate import evaluate

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from videorepa.benchmarks import _phyworld as phyworld
+from videorepa.benchmarks._phyworld import FRAMES, INTERVAL, WORLD, draw_motion, read, render
 from videorepa.benchmarks.phyworld import Benchmark
 from videorepa.data.manifest import read_manifest
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
-from videorepa.evaluate import evaluate, table
-from videorepa.lab import phyworld
-from videorepa.lab.phyworld import FRAMES, INTERVAL, WORLD, draw_motion, read, render
+from videorepa.evaluate import evaluate
+from videorepa.evaluation.tables import table
+from videorepa.lab import datasets
 
 TASKS = ("uniform", "parabola", "collision")
 
@@ -91,8 +93,8 @@ def test_small_balls_are_not_counted() -> None:
 def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
     """Clips as the law has them are right, and those that stand still where the model's part begins
     are not; balls too small to be read are counted apart."""
-    recipe = phyworld.PhyWorldRecipe(out=tmp_path / "true", clips=12, size=64)
-    phyworld.draw_clips(recipe)
+    recipe = datasets.PhyWorldRecipe(out=tmp_path / "true", clips=12, size=64)
+    datasets.draw_clips(recipe)
     entries = read_manifest(recipe.out / "clips.csv", recipe.out)
     assert [entry.id for entry in entries] == phyworld.names(12, 0)
     (tmp_path / "still").mkdir()
@@ -114,8 +116,8 @@ def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
 
 
 def test_groups_can_be_left_out_and_names_that_are_none_are_refused(tmp_path) -> None:
-    recipe = phyworld.PhyWorldRecipe(out=tmp_path, clips=4, groups=("in",), size=16)
-    assert phyworld.draw_clips(recipe) == {"clips": 4}
+    recipe = datasets.PhyWorldRecipe(out=tmp_path, clips=4, groups=("in",), size=16)
+    assert datasets.draw_clips(recipe) == {"clips": 4}
     assert sorted(path.stem for path in tmp_path.glob("*.mp4")) == [
         "collision-in-0-0000",
         "parabola-in-0-0000",

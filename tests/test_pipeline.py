@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import write_clips
+from videorepa.artifacts.run import Run
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -20,7 +21,6 @@ from videorepa.export import export
 from videorepa.generate import generate
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
-from videorepa.run import Run
 from videorepa.train import train
 
 PROMPTS = [Prompt("a", "A ball falls."), Prompt("b", 'A "quoted"\ncaption 🎈')]

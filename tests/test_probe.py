@@ -17,24 +17,27 @@ import torch
 from safetensors.numpy import load_file
 
 from conftest import recipe_values
-from videorepa import benchmarks, physion
-from videorepa.__main__ import main
-from videorepa.align import tap
+from videorepa import benchmarks
+from videorepa.align.taps import tap
 from videorepa.backbones.cogvideox import CogVideoX
-from videorepa.data.batches import generator
+from videorepa.cli import main
 from videorepa.data.video import read_all, read_chosen, write_video
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
-from videorepa.lab.contact import ContactRecipe, contact_clip, draw_contact
-from videorepa.measure import slices
-from videorepa.physion import PROTOCOLS, Stimulus
-from videorepa.probe import Probe, probe, table
-from videorepa.readout import Axes, decide
+from videorepa.evaluation.statistics import mcnemar_exact
+from videorepa.lab.datasets import ContactRecipe, draw_contact
+from videorepa.probe import Probe, probe
+from videorepa.probing import physion
+from videorepa.probing.blocks import slices
+from videorepa.probing.physion import PROTOCOLS, Stimulus
+from videorepa.probing.probe_table import table
+from videorepa.probing.readout import Axes, decide
 from videorepa.recipe import Recipe
 from videorepa.report import report
-from videorepa.statistics import mcnemar_exact
+from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
+from videorepa.world.contact import contact_clip
 
 V1_5, V2021 = PROTOCOLS["v1.5"], PROTOCOLS["2021"]
 CPU = torch.device("cpu")

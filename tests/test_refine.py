@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from conftest import OUTSIDE
-from videorepa.__main__ import main
-from videorepa.data.fingerprint import json_digest
+from videorepa.cli import main
 from videorepa.data.manifest import Prompt, read_prompts
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
 from videorepa.generate import generate
-from videorepa.lab.render import make_clip
 from videorepa.recipe import Recipe
 from videorepa.refine import INSTRUCTION, KEY_VARIABLE, WAITS, refine
+from videorepa.system.fingerprint import json_digest
+from videorepa.world.render import make_clip
 
 PROMPTS = [Prompt("a", "A ball falls."), Prompt("b", 'A "cup",\ntipping.'), Prompt("c", "Rain.")]
 SECRET = "sk-very-secret"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from videorepa import relations
-from videorepa.relations import every_pair, pairs_in_space, pairs_in_time, relation_distance
+from videorepa.losses import _relations as relations
+from videorepa.losses._relations import every_pair, pairs_in_space, pairs_in_time, relation_distance
 
 DISTANCES = ["hinge", "threshold", "squared"]
 

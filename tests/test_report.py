@@ -23,8 +23,8 @@ from pages import (
 )
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
+from videorepa.evaluation.statistics import holm
 from videorepa.report import report
-from videorepa.statistics import holm
 
 NETWORK = re.compile(r"""(?:src|href|action|data|poster)\s*=\s*["']?\s*(?:https?:)?//""", re.I)
 

@@ -17,25 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import recipe_values, write_clips
-from videorepa import readout
-from videorepa.__main__ import main
 from videorepa.backbones.cogvideox import CogVideoX, CogVideoXBackbone
+from videorepa.cli import main
 from videorepa.encoders.untrained import forget
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
-from videorepa.measure import (
-    Clips,
-    Student,
-    closeness,
-    encode,
-    linear_cka,
-    mean_colours,
-    slices,
-)
-from videorepa.readout import read_label
+from videorepa.probing import readout
+from videorepa.probing.blocks import Blocks, encode, slices
+from videorepa.probing.clips import Clips
+from videorepa.probing.closeness import closeness, linear_cka
+from videorepa.probing.readout import read_label
+from videorepa.probing.scan_table import table
+from videorepa.probing.sources import mean_colours, teachers_from
 from videorepa.recipe import Recipe
 from videorepa.report import report
-from videorepa.scan import Scan, scan, table, teachers_from
+from videorepa.scan import Scan, scan
 from videorepa.tokens import TokenGrid
 
 CPU = torch.device("cpu")
@@ -169,7 +165,7 @@ LATENTS = torch.zeros(3, 4, 4, 4)
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_a_noise_level_is_a_share_of_variance(recipe: Recipe, level: float) -> None:
     backbone = recipe.backbone.load((), CPU)
-    timestep = Student(backbone, [1])._timestep(level, LATENTS)
+    timestep = Blocks(backbone, [1])._timestep(level, LATENTS)
     assert 1 - backbone.diffusion.alphas_cumprod[timestep] == pytest.approx(level, abs=0.01)
 
 
@@ -188,7 +184,7 @@ class _Flow:
 
 
 def test_noise_levels_hold_for_other_diffusions_and_may_be_out_of_reach() -> None:
-    student = Student(_Flow(), [1])
+    student = Blocks(_Flow(), [1])
     assert student._timestep(0.5, LATENTS).item() == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(UserError, match=r"nearest is 0\.69"):
         student._timestep(0.9, LATENTS)
@@ -208,7 +204,7 @@ def test_each_blocks_reading_is_of_that_block(recipe: Recipe) -> None:
         for parameter in backbone.transformer.transformer_blocks.parameters():
             parameter.mul_(3)
     encoded = encode(backbone, clips, seed=3)
-    found = Student(backbone, [1, 2, 3]).distances(encoded, 0.5, {"videomae": teacher})
+    found = Blocks(backbone, [1, 2, 3]).distances(encoded, 0.5, {"videomae": teacher})
     errors = [r for r in found["videomae"] if r.measure == "relation_error"]
 
     outputs: list[torch.Tensor] = []
@@ -367,13 +363,13 @@ def test_what_is_finished_is_kept_and_the_rest_is_measured_alike(
     lost = next(name for name in before if name.endswith("noise-0.8.json"))
     (scanned.out / "scan-parts" / lost).unlink()
     levels = []
-    plain = Student.distances
+    plain = Blocks.distances
 
     def noted(self, encoded, level, teachers):
         levels.append(level)
         return plain(self, encoded, level, teachers)
 
-    monkeypatch.setattr(Student, "distances", noted)
+    monkeypatch.setattr(Blocks, "distances", noted)
     again = scan(recipe, scanned.out, clips=4, noise_levels=LEVELS)
     assert again == scanned and levels == [0.8]
     after = parts(again)
@@ -387,19 +383,19 @@ def test_what_is_finished_is_kept_and_the_rest_is_measured_alike(
 
 @pytest.mark.usefixtures("no_page")
 def test_a_stopped_scan_keeps_its_levels(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
-    plain = Student.distances
+    plain = Blocks.distances
 
     def stopped(self, encoded, level, teachers):
         if level > 0.5:
             raise KeyboardInterrupt
         return plain(self, encoded, level, teachers)
 
-    monkeypatch.setattr(Student, "distances", stopped)
+    monkeypatch.setattr(Blocks, "distances", stopped)
     with pytest.raises(KeyboardInterrupt):
         scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS)
     kept = sorted(path.name[-14:] for path in (tmp_path / "scan" / "scan-parts").iterdir())
     assert kept == ["noise-0.2.json", "straw-men.json"]
-    monkeypatch.setattr(Student, "distances", plain)
+    monkeypatch.setattr(Blocks, "distances", plain)
     assert len(scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS).readings) == 16
 
 

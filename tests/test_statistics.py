@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from videorepa.benchmarks import Pairs, compare_flags, mean, share, sweep
 from videorepa.errors import UserError
-from videorepa.statistics import (
+from videorepa.evaluation.pairs import Pairs, compare_flags, mean, share, sweep
+from videorepa.evaluation.statistics import (
     bootstrap,
     clopper_pearson,
     holm,

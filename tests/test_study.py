@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from videorepa.__main__ import main
+from videorepa.benchmarks.laws.checks import packaged_tolerances
+from videorepa.cli import main
 from videorepa.errors import UserError
-from videorepa.lab import study as module
-from videorepa.lab.laws import packaged_tolerances
-from videorepa.lab.study import study
-from videorepa.lab.study_recipe import SHORT, StudyRecipe
-from videorepa.lab.study_tables import by_table, compare, read_rows, rows_text, tables
-from videorepa.statistics import sign_flip
+from videorepa.evaluation.statistics import sign_flip
+from videorepa.lab.study import arms as module
+from videorepa.lab.study.arms import study
+from videorepa.lab.study.recipe import SHORT, StudyRecipe
+from videorepa.lab.study.tables import by_table, compare, read_rows, rows_text, tables
 
 FULL = Path(__file__).parents[1] / "recipes" / "micro" / "study.yaml"
 SMALL = ("prompts=4", "seeds=[0, 1]", "recipe.data.lab.clips=4", "recipe.optim.steps=2")

@@ -12,13 +12,15 @@ import yaml
 from torch import nn
 
 from conftest import make_head
-from videorepa.align import meeting, resample
+from videorepa.align.gradients import Gradients
+from videorepa.align.resampling import common_grid, resample
+from videorepa.align.terms import Grids, Term
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
 from videorepa.losses.drift import Drift
 from videorepa.prepare import prepare
-from videorepa.recipe import Recipe, When
-from videorepa.terms import Gradients, Grids, Term
+from videorepa.recipe import Recipe
+from videorepa.settings.sections import When
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
 
@@ -144,7 +146,7 @@ def grid(*size: int, start: int = 0, stride: int = 1, seed: int = 0) -> TokenGri
 
 def term(recipe: Recipe, align: dict, student: TokenGrid, target: TokenGrid) -> Term:
     own = with_align(recipe, align).terms[align["loss"]["name"]]
-    return Term(own, Grids(student, target, meeting(student, target, own.interpolate)))
+    return Term(own, Grids(student, target, common_grid(student, target, own.interpolate)))
 
 
 def test_a_term_stops_for_good_once_its_gradient_opposed_long_enough(recipe: Recipe) -> None:
@@ -184,7 +186,7 @@ def test_the_four_ways_to_meet(interpolate, size, start) -> None:
     """The published grids: which side is brought over, in time and in space."""
     student = TokenGrid(torch.empty(1, 13, 30, 45, 8, device="meta"), start=-3, stride=4)
     teacher = TokenGrid(torch.empty(1, 24, 10, 15, 6, device="meta"), start=1, stride=2)
-    met = meeting(student, teacher, interpolate)
+    met = common_grid(student, teacher, interpolate)
     assert (met.size, met.start, met.stride) == (size, start, 2 if size[0] == 24 else 4)
     assert resample(teacher, like=met).size == size
 
@@ -194,7 +196,7 @@ def test_a_teacher_brought_to_the_student_is_interpolated_linearly(recipe: Recip
         grid(1, 4, 4, 6, 5, start=1, stride=4),
         grid(1, 8, 2, 3, 5, start=1, stride=2),
     )
-    met = meeting(student, teacher, "teacher")
+    met = common_grid(student, teacher, "teacher")
     expected = nn.functional.interpolate(
         teacher.tokens.permute(0, 4, 1, 2, 3), (4, 4, 6), mode="trilinear"
     )

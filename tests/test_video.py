@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videorepa.data import video
-from videorepa.data.files import atomic_path, atomic_write, file_digest
 from videorepa.data.video import read_all, read_frames, write_video
 from videorepa.errors import ClipError
+from videorepa.system.files import atomic_path, atomic_write, file_digest
 
 CLIPS = Path(__file__).resolve().parents[1].parent / "shared" / "clips"
 STEP = 4

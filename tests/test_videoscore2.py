@@ -21,11 +21,12 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from test_judge import clips_of
+from videorepa.artifacts.scores import read_scores
 from videorepa.benchmarks import videoscore2
 from videorepa.benchmarks.videoscore2 import Judge, frame_indices, patches, score_after
 from videorepa.errors import UserError
-from videorepa.evaluate import evaluate, table
-from videorepa.report.inputs import read_scores
+from videorepa.evaluate import evaluate
+from videorepa.evaluation.tables import table
 
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]

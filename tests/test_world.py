@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videorepa.lab import contact, scenarios
-from videorepa.lab.render import make_clip, render
-from videorepa.lab.scenarios import SCENARIOS, Draw, draw_scene
-from videorepa.lab.world import (
+from videorepa.world import contact, scenarios
+from videorepa.world.render import make_clip, render
+from videorepa.world.scenarios import SCENARIOS, Draw, draw_scene
+from videorepa.world.simulator import (
     COLOURS,
     FLOOR,
     FRAMES,

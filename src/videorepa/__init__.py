@@ -24,7 +24,7 @@ _HOMES = {
     "report": "videorepa.report",
     "compare": "videorepa.compare",
     "demo": "videorepa.demo",
-    "train_head": "videorepa.heads",
+    "train_head": "videorepa.head",
     "Recipe": "videorepa.recipe",
     "TokenGrid": "videorepa.tokens",
     "Projector": "videorepa.align",
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from videorepa.evaluate import evaluate
     from videorepa.export import export
     from videorepa.generate import generate
-    from videorepa.heads import train_head
+    from videorepa.head import train_head
     from videorepa.import_weights import import_weights
     from videorepa.inspect import inspect
     from videorepa.prepare import prepare

@@ -27,23 +27,28 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from videorepa.data.files import atomic_write
-from videorepa.data.fingerprint import json_digest
+from videorepa.artifacts.run import FREE_TO_CHANGE, Run, differences, read_log
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
-from videorepa.report.inputs import read_log
-from videorepa.run import FREE_TO_CHANGE, Run, differences
-from videorepa.section import Section
+from videorepa.settings.section import Section
+from videorepa.system.files import atomic_write
+from videorepa.system.fingerprint import json_digest
 
-SHIPPED = Path(__file__).parent / "lab" / "reference"
+SHIPPED = Path(__file__).parent / "micro" / "reference"
+
 QUANTITIES = ("denoise", "align", "similarity", "grad_norm")
+
 CONFIDENCE = 0.99
+
 POINTS = 20
 """Points of a whole training at which it is compared."""
+
 WINDOW_SHARE = 0.1
 """Share of a training's steps that a point is the mean of."""
+
 FORGIVEN = 0.1
 """Share of the points that may be outside; a single one always may."""
+
 FEWEST = 3
 """Runs for a reference: with two, t is 64 and the band holds everything."""
 
@@ -58,6 +63,7 @@ FREE = (
     "data.cache",
     "data.prepare_batch",
 )
+
 FREE_SECTIONS = ("generation", "validation")
 
 

@@ -5,22 +5,19 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from videorepa import plugins
-from videorepa.data.files import atomic_write, csv_text
 from videorepa.data.manifest import Prompt
-from videorepa.data.video import write_video
-from videorepa.device import keep_freed_memory
-from videorepa.evaluate import evaluate, table
+from videorepa.data.simulated import simulate_clips
+from videorepa.evaluate import evaluate
+from videorepa.evaluation.tables import table
 from videorepa.export import export
 from videorepa.generate import generate
 from videorepa.prepare import prepare
-from videorepa.progress import console, track
 from videorepa.recipe import Recipe
 from videorepa.report import report
+from videorepa.settings import plugins
+from videorepa.system.device import keep_freed_memory
+from videorepa.system.progress import console
 from videorepa.train import train
-
-CLIP_SEED = 77
-"""Series of the clips that the demo fine-tunes on; the base model has not seen them."""
 
 
 def demo(out: Path, *, quick: bool = False) -> Path:
@@ -46,7 +43,7 @@ def demo(out: Path, *, quick: bool = False) -> Path:
     base = out / "base.yaml"
 
     _say("1/6  simulating clips")
-    _simulate(out / "clips", clips)
+    simulate_clips(out / "clips", clips)
     aligned.to_yaml(base)
     _say("2/6  preparing latents, text embeddings and teacher features")
     prepare(aligned)
@@ -83,23 +80,6 @@ def demo(out: Path, *, quick: bool = False) -> Path:
     print(table(found))
     print(f"exported transformer, checked in plain diffusers: {exported / 'transformer'}")
     return page
-
-
-def _simulate(folder: Path, count: int) -> None:
-    """Clips as video files with captions in OpenVid's CSV layout."""
-    from videorepa.lab.render import make_clip
-    from videorepa.lab.world import FPS
-
-    manifest = folder / "clips.csv"
-    if manifest.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index in track(range(count), "simulate"):
-        clip = make_clip(CLIP_SEED, index)
-        write_video(folder / f"{index:04d}.mp4", clip.frames, FPS)
-        rows.append({"video": f"{index:04d}.mp4", "caption": clip.caption})
-    atomic_write(manifest, csv_text(("video", "caption"), rows))
 
 
 def _say(what: str) -> None:

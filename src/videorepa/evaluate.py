@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videorepa import plugins
-from videorepa.benchmarks import Benchmark, Row
-from videorepa.data.files import atomic_write, short_name
-from videorepa.data.manifest import read_manifest
+from videorepa.artifacts.clips import clips_of_folder, clips_of_list
+from videorepa.artifacts.scores import Evaluation, Row, clip_key, known_rows, result_folder
+from videorepa.benchmarks import Benchmark
 from videorepa.errors import ClipError, UserError
-from videorepa.progress import track
-from videorepa.statistics import holm
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """summary: the benchmark's metrics, in all and by scenario, and what could not be scored.
-    comparison: against the other folder, if one was given. Both as they stand in `out`."""
-
-    out: Path
-    summary: dict[str, Any]
-    comparison: dict[str, Any] | None = None
+from videorepa.evaluation.statistics import holm
+from videorepa.settings import plugins
+from videorepa.system.files import atomic_write, short_name
+from videorepa.system.progress import track
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,9 @@ def _compare(bench: Benchmark, rows_a: list[Row], rows_b: list[Row]) -> dict[str
     theirs = _by_scenario(rows_a)
     by_scenario = {}
     for name, rows in _by_scenario(rows_b).items():
-        shared = {_clip(row)[:2] for row in rows} & {_clip(row)[:2] for row in theirs.get(name, ())}
+        shared = {clip_key(row)[:2] for row in rows} & {
+            clip_key(row)[:2] for row in theirs.get(name, ())
+        }
         if shared:
             by_scenario[name] = bench.compare(theirs[name], rows)
             del by_scenario[name]["unpaired"]
@@ -123,28 +116,27 @@ def _by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return dict(sorted(found.items()))
 
 
-def result_folder(videos: Path, name: str) -> Path:
-    """Where what is found about clips is kept: within their folder, or beside their list."""
-    return videos.with_suffix(f".{name}") if videos.is_file() else videos / name
-
-
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
-    clips = list(_listed(videos) if videos.is_file() else bench.clips(videos) or _sidecars(videos))
+    clips = list(
+        clips_of_list(videos)
+        if videos.is_file()
+        else bench.clips(videos) or clips_of_folder(videos)
+    )
     if not clips:
         raise UserError(f"{videos} holds no generated clips (an .mp4 and a .json each).")
     index, count = shard
     out.mkdir(parents=True, exist_ok=True)
     name = "scores.jsonl" if count == 1 else f"scores-{index}-of-{count}.jsonl"
     same = {"benchmark": f"{bench.name} {bench.version}", **bench.about()}
-    known = _known_rows(out, same)
+    known = known_rows(out, same)
     part = clips[index::count]
-    kept = {_clip(about): row for _, about in part if (row := known.get(_clip(about)))}
+    kept = {clip_key(about): row for _, about in part if (row := known.get(clip_key(about)))}
     # Only this process writes this file: what others have written is taken over, in order.
     atomic_write(out / name, "".join(json.dumps(row) + "\n" for row in kept.values()))
     rows, failures = [], []
     with (out / name).open("a", encoding="utf-8") as file:
         for video, about in track(part, f"evaluate {videos.name}"):
-            clip = prompt_id, k, model = _clip(about)
+            clip = prompt_id, k, model = clip_key(about)
             row = kept.get(clip)
             if row is None:
                 try:
@@ -171,114 +163,3 @@ def _missing(bench: Benchmark, clips: list[dict[str, Any]]) -> list[dict[str, An
         for k, there in sorted(prompts.items())
         for prompt in bench.missing(there)
     ]
-
-
-def _clip(about: dict[str, Any]) -> tuple[str, int, Any]:
-    return about["prompt_id"], about["k"], about.get("model_digest")
-
-
-def _listed(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for entry in read_manifest(path):
-        yield entry.path, {"prompt_id": entry.id, "caption": entry.caption, "k": 0}
-
-
-def _sidecars(videos: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in sorted(videos.glob("*.json")):
-        # Hidden names are what a killed process left behind.
-        if path.name == "generation.json" or path.name.startswith("."):
-            continue
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            yield (
-                path.with_suffix(".mp4"),
-                about
-                | {
-                    "prompt_id": str(about["prompt_id"]),
-                    # What it was generated from, unless that was a detailed version of it.
-                    "caption": str(about.get("caption", about["prompt"])),
-                    "k": int(about["k"]),
-                },
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not a sidecar that `generate` wrote ({type(error).__name__}: {error}). "
-                "Remove it, or generate its clip again."
-            ) from None
-
-
-def _known_rows(out: Path, same: dict[str, Any]) -> dict[tuple[str, int, Any], Row]:
-    """The rows of all row files in which these keys have the same values."""
-    known = {}
-    for path in sorted(out.glob("scores*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # A killed process leaves half a line; its clip is scored again.
-            if isinstance(row, dict) and {key: row.get(key) for key in same} == same:
-                known[_clip(row)] = row
-    return known
-
-
-def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
-    """A plain table: a line per model, with every share's 95 % interval; of a benchmark without
-    shares, every mean's.
-
-    by_scenario: and a line for each of the scenarios below it.
-    """
-    lines = []
-    for name, found in evaluations.items():
-        summary = found.summary
-        what = {"could not be read": "failures", "are missing": "missing"}
-        notes = [f"{n} clips {said}" for said, key in what.items() if (n := len(summary[key]))]
-        note = f"  ({', '.join(notes)})" if notes else ""
-        lines.append(f"{name:10s} n={summary['n']:<4d} {_values(summary['metrics'])}{note}")
-        scenarios = summary["by_scenario"] if by_scenario else {}
-        lines += [f"  {of:15s} {_values(metrics)}" for of, metrics in scenarios.items()]
-        if found.comparison is None:
-            continue
-        parts = {"": found.comparison["metrics"]}
-        if by_scenario:
-            parts |= {f"{of} ": m for of, m in found.comparison["by_scenario"].items()}
-        shown = _shown(summary["metrics"])
-        for of, metrics in parts.items():
-            for key, value in metrics.items():
-                if key not in shown:
-                    continue
-                if "p" in value:
-                    lines.append(
-                        f"{'':10s} {of}{key} {value['difference']:+.1f} points "
-                        f"[{value['low']:+.1f}, {value['high']:+.1f}], p = {value['p']:.3f} "
-                        f"({value['p_holm']:.3f} as one of a family), "
-                        f"against {found.comparison['against']}"
-                    )
-                else:
-                    lines.append(
-                        f"{'':10s} {of}{key} {value['difference']:+.4f} "
-                        f"[{value['low']:+.4f}, {value['high']:+.4f}], "
-                        f"against {found.comparison['against']}"
-                    )
-    return "\n".join(lines)
-
-
-def _shown(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The shares, or all of a benchmark that has none."""
-    return {key: value for key, value in metrics.items() if "percent" in value} or metrics
-
-
-def _values(metrics: dict[str, dict[str, Any]]) -> str:
-    return "   ".join(
-        _value(key, value, "percent", ".1f")
-        if "percent" in value
-        else _value(key, value, "mean", ".4f")
-        for key, value in _shown(metrics).items()
-    )
-
-
-def _value(key: str, value: dict[str, Any], kind: str, digits: str) -> str:
-    invalid = f" ({value['invalid']} invalid)" if value.get("invalid") else ""
-    # Without a valid row there is no value, and no interval of a mean.
-    if value[kind] is None:
-        return f"{key} none{invalid}"
-    interval = f" [{value['low']:{digits}}, {value['high']:{digits}}]" if "low" in value else ""
-    return f"{key} {value[kind]:5{digits}}{interval}{invalid}"

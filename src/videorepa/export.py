@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from videorepa.card import model_card
-from videorepa.data.files import atomic_folder
+from videorepa.artifacts.run import Run
+from videorepa.artifacts.scores import read_scores
 from videorepa.errors import UserError
-from videorepa.lora import COMFYUI_FILE, LORA_FILE, Adapter, comfyui_names
+from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE, Adapter, comfyui_names
+from videorepa.exchange.model_card import model_card
+from videorepa.exchange.stock import inputs, output, stock_output
 from videorepa.recipe import Recipe
-from videorepa.report.inputs import read_scores
-from videorepa.run import Run
+from videorepa.system.files import atomic_folder
 
 Format = Literal["diffusers", "comfyui"]
+
 TOLERANCE = 1e-5
 """Largest relative difference between our output and that of the reloaded export, in float32."""
-
-# Runs in a process that knows nothing of videorepa: what a user of the export would write. ComfyUI
-# itself is not at hand; what it does with a LoRA is, given which of diffusers' layers it names.
-_STOCK = """
-import json, sys
-import diffusers, torch
-from safetensors.torch import load_file, save_file
-pipeline_class, model_class, product, base, part, names, inputs, answer = sys.argv[1:]
-pipeline_class, model_class = getattr(diffusers, pipeline_class), getattr(diffusers, model_class)
-if not product.endswith(".safetensors"):
-    transformer = model_class.from_pretrained(product)
-else:
-    transformer = model_class.from_pretrained(base, subfolder=part)
-    names = json.load(open(names))
-    if names:
-        lora = load_file(product)
-        for layer, name in names.items():
-            up, down, alpha = (
-                lora.pop(f"diffusion_model.{name}.{part}").float()
-                for part in ("lora_up.weight", "lora_down.weight", "alpha")
-            )
-            weight = transformer.get_submodule(layer).weight.data
-            change = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-            weight += alpha / down.shape[0] * change
-        assert not lora, "weights without a layer"
-    else:
-        weights, metadata = pipeline_class.lora_state_dict(product, return_lora_metadata=True)
-        pipeline_class.load_lora_into_transformer(weights, transformer, metadata=metadata)
-given = torch.load(inputs, weights_only=True)
-with torch.no_grad():
-    sample = transformer.to(torch.float32).eval()(**given, return_dict=False)[0]
-save_file({"sample": sample.contiguous()}, answer)
-assert "videorepa" not in sys.modules
-"""
 
 
 def export(
@@ -93,13 +55,13 @@ def export(
     evaluations = [read_scores(folder) for folder in scores or _scores_in(run)]
     found, device = run.trained(), torch.device("cpu")
     backbone = recipe.backbone.load(("transformer",), device, torch.float32)
-    given = _inputs(backbone, recipe)
-    plain = _output(backbone.transformer, given)
+    given = inputs(backbone, recipe)
+    plain = output(backbone.transformer, given)
     # Loaded anew, when the untouched one is gone: two models need not be in memory at once.
     del backbone
     backbone = run.backbone(("transformer",), device, torch.float32, found)
     transformer = backbone.transformer
-    ours = _output(transformer, given)
+    ours = output(transformer, given)
     if torch.equal(ours, plain):
         raise UserError(
             "The trained model gives exactly the base model's output, so there is nothing to "
@@ -116,7 +78,7 @@ def export(
         for name, parameter in transformer.named_parameters():
             if whole or name in trained:
                 parameter.data = parameter.data.to(dtype).float()
-        ours = _output(transformer, given)
+        ours = output(transformer, given)
     part, classes = backbone.part, (recipe.backbone.lora_pipeline, type(transformer).__name__)
     names: dict[str, str] = {}
     with atomic_folder(out) as staged:
@@ -133,7 +95,7 @@ def export(
         card = model_card(run, recipe, step, product.name, part, evaluations)
         (staged / "README.md").write_text(card, encoding="utf-8")
         del backbone, transformer
-        theirs = _stock_output(product, classes, (recipe.backbone.source, part), names, given)
+        theirs = stock_output(product, classes, (recipe.backbone.source, part), names, given)
         error = ((theirs - ours).norm() / ours.norm()).item()
         if not error < TOLERANCE:
             raise UserError(
@@ -155,50 +117,3 @@ def _check_kind(recipe: Recipe, format: Format, fuse: bool) -> None:
 
 def _scores_in(run: Run) -> list[Path]:
     return sorted(path.parent for path in run.path.glob("**/scores/summary.json"))
-
-
-def _inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
-    """Fixed arguments of the transformer."""
-    shapes = recipe.backbone.shapes(recipe.data)
-    draw = torch.Generator().manual_seed(0)
-    noisy = torch.randn(1, *shapes.latents, generator=draw)
-    text = {
-        name: torch.randn(1, *like.shape, generator=draw)
-        if like.is_floating_point()
-        else torch.ones(1, *like.shape, dtype=like.dtype)
-        for name, like in shapes.text.items()
-    }
-    return backbone.inputs(noisy, text, torch.tensor([500]))
-
-
-@torch.no_grad()
-def _output(transformer: Any, given: dict[str, Any]) -> Tensor:
-    return transformer.eval()(**given, return_dict=False)[0]
-
-
-def _stock_output(
-    product: Path,
-    classes: tuple[str, str],
-    base: tuple[str, str],
-    names: dict[str, str],
-    given: dict[str, Any],
-) -> Tensor:
-    """What the pipeline's and the transformer's stock classes make of the export.
-
-    base: the base model's folder, and the transformer's in it. names: of the layers in a LoRA for
-    ComfyUI, else empty. given: the transformer's arguments.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = [Path(scratch) / name for name in ("names.json", "inputs", "answer")]
-        paths[0].write_text(json.dumps(names))
-        torch.save(given, paths[1])
-        done = subprocess.run(
-            [sys.executable, "-c", _STOCK, *classes, product, *base, *paths],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            last = "\n".join(done.stderr.strip().splitlines()[-3:])
-            raise UserError(f"Stock diffusers cannot load the export:\n{last}")
-        return load_file(paths[2])["sample"]

@@ -14,18 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from videorepa import plugins, zero
-from videorepa.align import Projector
-from videorepa.data.files import atomic_folder
+from videorepa.align.projector import Projector
 from videorepa.errors import UserError
-from videorepa.hub import local_copy, quieten_libraries
-from videorepa.lora import LORA_FILE, Adapter
+from videorepa.exchange import zero_checkpoint as zero
+from videorepa.exchange.lora import LORA_FILE, Adapter
+from videorepa.settings import plugins
+from videorepa.system.files import atomic_folder
+from videorepa.system.hub import local_copy, quieten_libraries
 
 PUBLISHED_ALPHA = 64
+
 PUBLISHED_BASE = "zai-org/CogVideoX-2b"
+
 PROJECTOR_FILE = "projector.safetensors"
+
 _CLASSES = ("CogVideoXTransformer3DModelAlign", "CogVideoXTransformer3DModel")
+
 _ALIGNMENT_SETTINGS = ("align_layer", "align_dims", "projector_dim")
+
 _LORA_KEY = re.compile(r"transformer\.(.+)\.lora_([AB])\.weight")
 
 

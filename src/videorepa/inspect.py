@@ -8,15 +8,16 @@ from functools import cached_property
 
 import torch
 
-from videorepa.align import resample
+from videorepa.align.resampling import resample
+from videorepa.align.terms import Grids, Terms, grids
 from videorepa.backbones import BackboneShapes
-from videorepa.cost import Cost, predict
 from videorepa.data.source import open_source
-from videorepa.device import pick_device
 from videorepa.errors import UserError
-from videorepa.recipe import Align, ClipSize, Recipe
-from videorepa.terms import Grids, Terms, grids
+from videorepa.recipe import Align, Recipe
+from videorepa.settings.sections import ClipSize
+from videorepa.system.device import pick_device
 from videorepa.tokens import TokenGrid
+from videorepa.training.cost import Cost, predict
 
 BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE, BYTES_SALIENCY = 2, 2, 1, 4, 2
 

@@ -10,11 +10,11 @@ import torch
 from videorepa.backbones import Text
 from videorepa.data.cache import Cache
 from videorepa.data.source import open_source
-from videorepa.device import compute_dtype, pick_device
 from videorepa.errors import ClipError, UserError
 from videorepa.inspect import inspect
-from videorepa.progress import track
 from videorepa.recipe import Recipe
+from videorepa.system.device import compute_dtype, pick_device
+from videorepa.system.progress import track
 
 
 @dataclass(frozen=True)

@@ -4,69 +4,41 @@ two objects will touch (Physion), in models over timesteps and blocks, and in te
 from __future__ import annotations
 
 import json
-import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-
-from videorepa.benchmarks import compare_flags
-from videorepa.data.batches import generator
-from videorepa.data.files import atomic_write, csv_text, short_name
-from videorepa.data.fingerprint import file_sample_digest, json_digest
-from videorepa.data.parts import read_part, take, write_part
-from videorepa.data.video import read_chosen
-from videorepa.device import compute_dtype, pick_device
+from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
+from videorepa.artifacts.model import Model as ModelSource
 from videorepa.diffusion import STEPS
 from videorepa.encoders import EncoderSpec
-from videorepa.encoders.untrained import Untrained
-from videorepa.errors import ClipError, UserError
-from videorepa.generate import Source as ModelSource
-from videorepa.measure import (
-    SLICES,
-    Clips,
-    Encoded,
-    Student,
-    check_finite,
-    draw_latents,
-    draw_noise,
-    mean_colours,
-    slices,
+from videorepa.errors import UserError
+from videorepa.probing.blocks import SLICES
+from videorepa.probing.clips import ShownFrames
+from videorepa.probing.comparison import (
+    Decisions,
+    ReadoutKey,
+    accuracies,
+    differences,
+    prediction_rows,
 )
-from videorepa.physion import PROTOCOLS, Stimulus
-from videorepa.progress import track
-from videorepa.readings import Accuracy, Difference
-from videorepa.recipe import ClipSize, Recipe
-from videorepa.run import environment
-from videorepa.scan import all_teachers
-from videorepa.statistics import clopper_pearson, holm
-from videorepa.tokens import TokenGrid
+from videorepa.probing.features import CHUNK, FeatureStore, extract
+from videorepa.probing.physion import PROTOCOLS, Stimulus
+from videorepa.probing.records import Accuracy, Difference
+from videorepa.probing.sources import BASE, Condition, all_teachers, feature_key, probed_sources
+from videorepa.recipe import Recipe
+from videorepa.settings.sections import ClipSize
+from videorepa.system.device import compute_dtype, pick_device
+from videorepa.system.environment import environment
+from videorepa.system.files import atomic_write, csv_text
+from videorepa.system.fingerprint import file_sample_digest, json_digest
+from videorepa.system.progress import track
 
 FORMAT = 1
 """Raised whenever the same clips and models would give other features or another readout."""
+
 PARTS = "probe-parts"
-CHUNK = 16
-"""Clips whose features are kept in one file."""
-LARGEST = float(np.finfo(np.float16).max)
-BASE, PIXELS, UNTRAINED = "base", "pixels", "untrained"
-
-
-class Condition(NamedTuple):
-    """The noise that a model is given: its timestep, and the how-many-th draw it is. Both None for
-    what is given the clean clip."""
-
-    timestep: int | None = None
-    draw: int | None = None
-
-    def __str__(self) -> str:
-        return "clean" if self.timestep is None else f"t{self.timestep:03d}-draw{self.draw}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +109,7 @@ def probe(
     base = ModelSource(
         recipe.name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision
     )
-    sources = _sources(recipe, base, models or {}, known, numbers, conditions, steps, sides)
+    sources = probed_sources(recipe, base, models or {}, known, numbers, conditions, steps, sides)
     if against not in sources:
         raise UserError(f"There is no source {against!r} to compare with: {', '.join(sources)}.")
     stimuli, notes = kind.read(data)
@@ -160,23 +132,23 @@ def probe(
         "seed": recipe.seed,
     }
     chunks = [stimuli[first : first + CHUNK] for first in range(0, len(stimuli), CHUNK)]
-    cut = _Cut(size, shown, recipe.data.prepare_batch, recipe.seed)
+    cut = ShownFrames(size, shown, recipe.data.prepare_batch, recipe.seed)
     stores = {
-        name: _Store(out / PARTS / "features", name, source, clips | source.made_with())
+        name: FeatureStore(out / PARTS / "features", name, source, clips | source.made_with())
         for name, source in sources.items()
     }
-    take(out, PARTS, "probe")
+    claim_folder(out, PARTS, "probe")
     for store in stores.values():
         store.open()
     for name, store in stores.items():
-        _extract(name, store, chunks, cut, where, dtype)
+        extract(name, store, chunks, cut, where, dtype)
 
     readouts = {}
     for name, store in stores.items():
         for condition in store.source.conditions:
             for block in store.source.blocks:
                 for pool in sides:
-                    key = _Key(name, block, condition, pool)
+                    key = ReadoutKey(name, block, condition, pool)
                     readouts[key] = _Readout(
                         out / PARTS / "readouts", key, store, kind.name, left_out, stimuli
                     )
@@ -187,7 +159,7 @@ def probe(
     notes += sorted({note for store in stores.values() for note in store.failures(chunks)})
 
     of = {stimulus.id: stimulus for stimulus in stimuli}
-    rows = [row for key, found in decided.items() for row in _rows(key, found, of)]
+    rows = [row for key, found in decided.items() for row in prediction_rows(key, found, of)]
     found = Probe(
         out=out,
         protocol=kind.name,
@@ -197,22 +169,12 @@ def probe(
         timesteps=times,
         pools=sides,
         against=against,
-        accuracies=[a for key, found in decided.items() for a in _accuracies(key, found, of)],
-        differences=_differences(decided, of, against),
+        accuracies=[a for key, found in decided.items() for a in accuracies(key, found, of)],
+        differences=differences(decided, of, against),
         notes=notes,
     )
     _write(found, rows, recipe)
     return found
-
-
-def named(models: Sequence[Path]) -> dict[str, Path]:
-    """Models by the names of their folders or files, or by their whole paths where names are the
-    same."""
-    names = [short_name(path) for path in models]
-    return {
-        name if names.count(name) == 1 else str(path): path
-        for name, path in zip(names, models, strict=True)
-    }
 
 
 def read_names(path: Path) -> list[str]:
@@ -222,187 +184,6 @@ def read_names(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}") from None
     return [line.strip() for line in lines if line.strip()]
-
-
-# What is read from.
-
-
-class Source(Protocol):
-    """A model or teacher, described."""
-
-    @property
-    def blocks(self) -> Sequence[int | None]:
-        """Those that are read; (None,) for a teacher."""
-        ...
-
-    @property
-    def conditions(self) -> Sequence[Condition]: ...
-
-    def made_with(self) -> dict[str, Any]:
-        """What its features depend on beside the clips."""
-        ...
-
-    def load(self, where: torch.device, dtype: torch.dtype) -> Live: ...
-
-
-class Live(Protocol):
-    """A loaded source."""
-
-    def see(
-        self, clips: Clips, ids: Sequence[str], conditions: Sequence[Condition], cut: _Cut
-    ) -> Iterator[tuple[Condition, dict[str, Float[np.ndarray, "n d"]]]]:
-        """Features of the clips by their keys (`_key`), for each condition."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Model:
-    """path: a run, recipe or diffusers folder; None for the base model that `base` is. It is opened
-    when it is needed: a run's checkpoint is large."""
-
-    path: Path | None
-    base: ModelSource
-    blocks: Sequence[int]
-    conditions: Sequence[Condition]
-    steps: int
-    pools: Sequence[int]
-
-    def _open(self) -> ModelSource:
-        source = self.base if self.path is None else ModelSource.of(self.path)
-        source.spec.check_clip(self.base.size)
-        existing = source.spec.shapes(self.base.size).blocks
-        if self.blocks[-1] > existing:
-            raise UserError(
-                f"{source.name} has the blocks 1 to {existing}; got "
-                f"{', '.join(map(str, self.blocks))}."
-            )
-        return replace(source, precision=self.base.precision)
-
-    def made_with(self) -> dict[str, Any]:
-        model = self._open().about()["model_digest"]
-        return {
-            "model": model,
-            "blocks": list(self.blocks),
-            "steps": self.steps,
-            "pools": list(self.pools),
-        }
-
-    def load(self, where: torch.device, dtype: torch.dtype) -> Live:
-        source = self._open()
-        text = source.spec.load(("text_encoder",), where, dtype).encode_text([""])
-        backbone = source.load(where, ("transformer", "vae"))
-        return _LiveModel(self, Student(backbone, self.blocks), text)
-
-
-@dataclass(frozen=True)
-class _LiveModel:
-    model: _Model
-    student: Student
-    text: dict[str, torch.Tensor]
-
-    def see(
-        self, clips: Clips, ids: Sequence[str], conditions: Sequence[Condition], cut: _Cut
-    ) -> Iterator[tuple[Condition, dict[str, Float[np.ndarray, "n d"]]]]:
-        backbone, model = self.student.backbone, self.model
-        latents = draw_latents(
-            backbone, clips, lambda n: generator(cut.seed, "probe latents", ids[n])
-        )
-        for condition in conditions:
-            draw = condition.draw or 0
-            noise = draw_noise(
-                latents, lambda n, draw=draw: generator(cut.seed, "probe noise", ids[n], draw)
-            )
-            encoded = Encoded(clips, latents, noise, [self.text] * len(latents))
-            # Of the kind that the model counts in: whole numbers or not.
-            like = backbone.sample_timesteps(latents[0][None], torch.Generator())
-            assert condition.timestep is not None
-            timestep = torch.full_like(like, condition.timestep)
-            features = defaultdict(list)
-            for _, block, grid in self.student.outputs(encoded, timestep):
-                for key, values in _features(grid, block, model.steps, model.pools).items():
-                    features[key].append(values)
-            yield condition, {key: np.concatenate(parts) for key, parts in features.items()}
-
-
-@dataclass(frozen=True)
-class _Teacher:
-    """A teacher; or raw pixels, averaged over what its tokens cover."""
-
-    spec: EncoderSpec
-    size: ClipSize
-    steps: int
-    pools: Sequence[int]
-    pixels: bool = False
-    blocks: Sequence[None] = (None,)
-    conditions: Sequence[Condition] = (Condition(),)
-
-    def made_with(self) -> dict[str, Any]:
-        like = {"pixels like": str(self.spec.shape(self.size.frames))}
-        teacher = like if self.pixels else {"name": self.spec.name} | self.spec.fingerprint()
-        return {"teacher": teacher, "steps": self.steps, "pools": list(self.pools)}
-
-    def load(self, where: torch.device, dtype: torch.dtype) -> Live:
-        like = self.spec.shape(self.size.frames)
-        if self.pixels:
-            return _LiveTeacher(self, lambda video: mean_colours(video, like))
-        return _LiveTeacher(self, self.spec.load(where, dtype))
-
-
-@dataclass(frozen=True)
-class _LiveTeacher:
-    teacher: _Teacher
-    look: Any
-
-    def see(
-        self, clips: Clips, ids: Sequence[str], conditions: Sequence[Condition], cut: _Cut
-    ) -> Iterator[tuple[Condition, dict[str, Float[np.ndarray, "n d"]]]]:
-        features = defaultdict(list)
-        for which in clips.batches():
-            grid = self.look(clips.video(which))
-            found = _features(grid, None, self.teacher.steps, self.teacher.pools)
-            for key, values in found.items():
-                features[key].append(values)
-        for condition in conditions:
-            yield condition, {key: np.concatenate(parts) for key, parts in features.items()}
-
-
-def _features(
-    grid: TokenGrid, block: int | None, steps: int, pools: Sequence[int]
-) -> dict[str, Float[np.ndarray, "n d"]]:
-    return {_key(block, pool): slices(grid, steps, pool) for pool in pools}
-
-
-def _key(block: int | None, pool: int) -> str:
-    return f"pool {pool}" if block is None else f"block {block}, pool {pool}"
-
-
-def _sources(
-    recipe: Recipe,
-    base: ModelSource,
-    models: Mapping[str, Path],
-    teachers: Mapping[str, EncoderSpec],
-    blocks: Sequence[int],
-    conditions: Sequence[Condition],
-    steps: int,
-    pools: Sequence[int],
-) -> Mapping[str, Source]:
-    paths = {BASE: None} | dict(models)
-    straw = {}
-    if recipe.encoder is not None:
-        straw = {
-            PIXELS: _Teacher(recipe.encoder, recipe.data, steps, pools, pixels=True),
-            UNTRAINED: _Teacher(Untrained(of=recipe.encoder), recipe.data, steps, pools),
-        }
-    names = [BASE, *models, *teachers, *straw]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(
-            f"Two sources are called {', '.join(sorted(twice))}. Give each a name of its own."
-        )
-    return (
-        {name: _Model(path, base, blocks, conditions, steps, pools) for name, path in paths.items()}
-        | {name: _Teacher(spec, recipe.data, steps, pools) for name, spec in teachers.items()}
-        | straw
-    )
 
 
 def _aligned(recipe: Recipe) -> list[int]:
@@ -435,173 +216,24 @@ def _check(
         )
 
 
-# Features, kept as they come.
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """What of a clip is shown. shown: numbers of frames by scenario. batch: clips that go through a
-    model at once. seed: of latents and noise."""
-
-    size: ClipSize
-    shown: Mapping[str, Sequence[int]]
-    batch: int
-    seed: int
-
-    def read(self, chunk: Sequence[Stimulus]) -> tuple[Clips | None, list[str], dict[str, str]]:
-        """The clips that can be read, their ids, and why others cannot."""
-        frames, ids, failed = [], [], {}
-        for stimulus in chunk:
-            try:
-                numbers = self.shown[stimulus.scenario]
-                frames.append(
-                    read_chosen(stimulus.path, numbers, self.size.height, self.size.width)
-                )
-                ids.append(stimulus.id)
-            except ClipError as error:
-                failed[stimulus.id] = str(error)
-        clips = Clips(np.stack(frames), [""] * len(ids), "", self.batch) if ids else None
-        return clips, ids, failed
-
-
-class _Store:
-    """A source's features: a folder for each condition, a file for each chunk of clips."""
-
-    def __init__(self, root: Path, name: str, source: Source, made_with: dict[str, Any]) -> None:
-        self.path = root / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-        self.source, self.made_with = source, made_with
-
-    def open(self) -> None:
-        """Raises UserError if it is another source's, or of other clips."""
-        about = self.path / "made-with.json"
-        if read_part(about, self.made_with, lambda _: True) is None:
-            if any(self.path.rglob("*.safetensors")):
-                raise UserError(
-                    f"{self.path} holds features but not what they were made with. Delete it; the "
-                    "same command makes them again."
-                )
-            write_part(about, self.made_with, None)
-
-    def file(self, condition: Condition, chunk: Sequence[Stimulus]) -> Path:
-        # Named by the clips in it, as digests are short.
-        return self.path / str(condition) / f"{json_digest([s.id for s in chunk])}.safetensors"
-
-    def missing(self, chunk: Sequence[Stimulus]) -> list[Condition]:
-        return [c for c in self.source.conditions if not self.file(c, chunk).exists()]
-
-    def write(
-        self,
-        condition: Condition,
-        chunk: Sequence[Stimulus],
-        ids: Sequence[str],
-        failed: Mapping[str, str],
-        features: Mapping[str, Float[np.ndarray, "n d"]],
-    ) -> None:
-        path = self.file(condition, chunk)
-        path.parent.mkdir(exist_ok=True)
-        about = json.dumps({"ids": list(ids), "failed": dict(failed)})
-        # As v1.5 does; what does not fit becomes the largest that does.
-        half = {
-            key: values.clip(-LARGEST, LARGEST).astype(np.float16)
-            for key, values in features.items()
-        }
-        atomic_write(path, save(half, metadata={"about": about}))
-
-    def read(
-        self, condition: Condition, key: str, chunks: Sequence[Sequence[Stimulus]]
-    ) -> tuple[list[str], Float[np.ndarray, "n d"]]:
-        """Ids, and features in their order."""
-        ids: list[str] = []
-        parts = []
-        for chunk in chunks:
-            with self._opened(condition, chunk) as file:
-                there = _about(file)["ids"]
-                if there:
-                    parts.append(file.get_tensor(key))
-                ids += there
-        if not parts:
-            raise UserError("None of Physion's clips can be read.")
-        return ids, np.concatenate(parts).astype(np.float32)
-
-    def failures(self, chunks: Sequence[Sequence[Stimulus]]) -> list[str]:
-        notes = []
-        for chunk in chunks:
-            with self._opened(self.source.conditions[0], chunk) as file:
-                failed = _about(file)["failed"]
-            notes += [f"The clip {name} was left out: {why}." for name, why in failed.items()]
-        return notes
-
-    def _opened(self, condition: Condition, chunk: Sequence[Stimulus]) -> Any:
-        path = self.file(condition, chunk)
-        try:
-            return safe_open(path, framework="np")
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}). Delete it; the same command makes it again."
-            ) from None
-
-
-def _about(file: Any) -> dict[str, Any]:
-    return json.loads(file.metadata()["about"])
-
-
-def _extract(
-    name: str,
-    store: _Store,
-    chunks: Sequence[Sequence[Stimulus]],
-    cut: _Cut,
-    where: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    todo = [chunk for chunk in chunks if store.missing(chunk)]
-    if not todo:
-        return
-    live = store.source.load(where, dtype)
-    for chunk in track(todo, name, done=len(chunks) - len(todo)):
-        clips, ids, failed = cut.read(chunk)
-        conditions = store.missing(chunk)
-        if clips is None:
-            for condition in conditions:
-                store.write(condition, chunk, [], failed, {})
-            continue
-        for condition, features in live.see(clips, ids, conditions, cut):
-            for key, values in features.items():
-                check_finite(values, f"{name}, {key}, {condition}")
-            store.write(condition, chunk, ids, failed, features)
-
-
-# Readouts.
-
-
-class _Key(NamedTuple):
-    source: str
-    block: int | None
-    condition: Condition
-    pool: int
-
-
-@dataclass(frozen=True)
-class _Decided:
-    """score: of each test clip by id, above 0 for a yes. strengths: by scenario."""
-
-    score: dict[str, float]
-    strengths: dict[str, float]
-
-
 @dataclass(frozen=True)
 class _Readout:
     """One fit, or one for each scenario, kept when it is done."""
 
     folder: Path
-    key: _Key
-    store: _Store
+    key: ReadoutKey
+    store: FeatureStore
     protocol: str
     left_out: set[str]
     stimuli: Sequence[Stimulus]
 
     @property
     def _path(self) -> Path:
-        pieces = (self.store.path.name, _key(self.key.block, self.key.pool), self.key.condition)
+        pieces = (
+            self.store.path.name,
+            feature_key(self.key.block, self.key.pool),
+            self.key.condition,
+        )
         name = "-".join(str(piece).replace(", ", "-").replace(" ", "") for piece in pieces)
         return self.folder / f"{name}.json"
 
@@ -614,16 +246,16 @@ class _Readout:
             "left out": sorted(self.left_out),
         }
 
-    def read(self) -> _Decided | None:
-        return read_part(self._path, self._made_with, lambda found: _Decided(**found))
+    def read(self) -> Decisions | None:
+        return read_finished(self._path, self._made_with, lambda found: Decisions(**found))
 
-    def decided(self) -> _Decided:
+    def decided(self) -> Decisions:
         found = self.read()
         assert found is not None
         return found
 
     def do(self, chunks: Sequence[Sequence[Stimulus]]) -> None:
-        key = _key(self.key.block, self.key.pool)
+        key = feature_key(self.key.block, self.key.pool)
         ids, features = self.store.read(self.key.condition, key, chunks)
         of = {stimulus.id: stimulus for stimulus in self.stimuli}
         clips = [of[name] for name in ids]
@@ -640,176 +272,7 @@ class _Readout:
             [clips[n] for n in unseen],
         )
         scores = {ids[n]: float(value) for n, value in zip(unseen, score, strict=True)}
-        write_part(self._path, self._made_with, asdict(_Decided(scores, strengths)))
-
-
-def _rows(key: _Key, found: _Decided, of: Mapping[str, Stimulus]) -> Iterator[dict[str, Any]]:
-    """A row for each test clip, as predictions.csv has it."""
-    for name, score in found.score.items():
-        yield {
-            "source": key.source,
-            "block": key.block,
-            "timestep": key.condition.timestep,
-            "draw": key.condition.draw,
-            "pool": key.pool,
-            "clip": of[name].stem,
-            "scenario": of[name].scenario,
-            "touches": of[name].touches,
-            "score": score,
-            "right": (score > 0) == of[name].touches,
-        }
-
-
-def _accuracies(key: _Key, found: _Decided, of: Mapping[str, Stimulus]) -> Iterator[Accuracy]:
-    rows = list(_rows(key, found, of))
-    by_scenario = defaultdict(list)
-    for row in rows:
-        by_scenario[row["scenario"]].append(row)
-    where = Accuracy(
-        key.source, key.block, key.condition.timestep, key.condition.draw, key.pool, "", 0.0
-    )
-    percents = []
-    for scenario, mine in [*sorted(by_scenario.items()), ("all", rows)]:
-        right, n = sum(row["right"] for row in mine), len(mine)
-        low, high = clopper_pearson(right, n)
-        percents.append(100.0 * right / n)
-        yield replace(
-            where,
-            scenario=scenario,
-            percent=percents[-1],
-            low=100 * low,
-            high=100 * high,
-            right=right,
-            n=n,
-            touch=sum(row["touches"] for row in mine),
-            strength=found.strengths.get(scenario),
-        )
-    yield replace(where, scenario="mean", percent=float(np.mean(percents[:-1])))
-
-
-def _differences(
-    decided: Mapping[_Key, _Decided], of: Mapping[str, Stimulus], against: str
-) -> list[Difference]:
-    """Every source minus the one to compare with, at the same block, timestep, draw and pool; a
-    source without noise is the same in all draws."""
-    flags: dict[tuple[str, int | None, int | None, int], dict[int | None, list]] = defaultdict(dict)
-    for key, found in decided.items():
-        place = (key.source, key.block, key.condition.timestep, key.pool)
-        flags[place][key.condition.draw] = list(_rows(key, found, of))
-    found = []
-    for place, ours in flags.items():
-        for other, theirs in flags.items():
-            if other[0] == against != place[0] and _meet(place, other):
-                found += _compare(place, ours, other, theirs)
-    return _adjusted(found)
-
-
-def _meet(a: tuple, b: tuple) -> bool:
-    """Whether two places differ in the source alone, or in what one of them does not have."""
-    return a[3] == b[3] and all(
-        mine == theirs or None in (mine, theirs)
-        for mine, theirs in zip(a[1:3], b[1:3], strict=True)
-    )
-
-
-def _compare(
-    place: tuple, ours: Mapping[int | None, list], other: tuple, theirs: Mapping[int | None, list]
-) -> Iterator[Difference]:
-    draws = sorted({draw for draw in (*ours, *theirs) if draw is not None}) or [0]
-
-    def clips(sides: Mapping[int | None, list], scenario: str) -> list[dict[str, Any]]:
-        return [
-            row | {"prompt_id": row["clip"], "k": draw}
-            for draw in draws
-            for row in sides[draw if draw in sides else None]
-            if scenario in ("all", row["scenario"])
-        ]
-
-    source, block, timestep, pool = place
-    against, their_block, their_timestep, _ = other
-    for scenario in [*sorted({row["scenario"] for rows in ours.values() for row in rows}), "all"]:
-        # The other is A: the difference is ours minus theirs.
-        both = compare_flags(clips(theirs, scenario), clips(ours, scenario), ["right"])["right"]
-        yield Difference(
-            source=source,
-            against=against,
-            block=block or their_block,
-            timestep=timestep if timestep is not None else their_timestep,
-            pool=pool,
-            scenario=scenario,
-            difference=both["difference"],
-            low=both["low"],
-            high=both["high"],
-            n=both["n"],
-            only_source=both["only_b"],
-            only_against=both["only_a"],
-            p=both["p"],
-            p_holm=float("nan"),
-        )
-
-
-def _adjusted(differences: Sequence[Difference]) -> list[Difference]:
-    families: dict[tuple, list[Difference]] = defaultdict(list)
-    for found in differences:
-        families[found.source, found.block, found.pool].append(found)
-    return [
-        replace(found, p_holm=p)
-        for family in families.values()
-        for found, p in zip(family, holm([found.p for found in family]), strict=True)
-    ]
-
-
-# What is said and written of it.
-
-
-def table(found: Probe) -> str:
-    """For each pool and scenario: a line per source with its accuracy over timesteps, the mean of
-    the draws, and one with what it differs by from the source to compare with. What is given no
-    noise stands in the last column."""
-    lines = []
-    for pool in found.pools:
-        for scenario in [*found.scenarios, "all", "mean"]:
-            lines += _panel(found, pool, scenario)
-    return "\n".join([*lines, *found.notes])
-
-
-def _panel(found: Probe, pool: int, scenario: str) -> Iterator[str]:
-    here = [a for a in found.accuracies if (a.pool, a.scenario) == (pool, scenario)]
-    differences = [d for d in found.differences if (d.pool, d.scenario) == (pool, scenario)]
-    counted = f": {here[0].n} clips, of which {here[0].touch} touch"
-    yield f"{scenario}, {pool}x{pool}{counted if scenario != 'mean' else ' over scenarios'}"
-    columns = [*found.timesteps, None]
-    yield _line("timestep", ["clean" if column is None else str(column) for column in columns])
-    for source, block in dict.fromkeys((a.source, a.block) for a in here):
-        name = source if block is None else f"{source}, block {block}"
-        mine = [(a.timestep, a.percent) for a in here if (a.source, a.block) == (source, block)]
-        yield _line(name, _cells(columns, "{:.1f}", mine))
-        apart = [d for d in differences if d.source == source and block in (None, d.block)]
-        for other in sorted({d.block or 0 for d in apart}):
-            of = [d for d in apart if (d.block or 0) == other]
-            name = f"  less {found.against}" + (
-                f", block {other}" if block is None and other else ""
-            )
-            yield _line(name, _cells(columns, "{:+.1f}", [(d.timestep, d.difference) for d in of]))
-            yield _line("  p", _cells(columns, "{:.3f}", [(d.timestep, d.p) for d in of]))
-    widths = [a.high - a.low for a in here if a.low is not None and a.high is not None]
-    if widths:
-        yield f"Exact 95 % intervals are up to {max(widths):.1f} points wide."
-    yield ""
-
-
-def _cells(
-    columns: Sequence[int | None], form: str, values: Sequence[tuple[int | None, float]]
-) -> list[str]:
-    """The mean of the values at each timestep."""
-    at: dict[int | None, list[float]] = defaultdict(list)
-    for timestep, value in values:
-        at[timestep].append(value)
-    return [form.format(np.mean(at[column])) if column in at else "" for column in columns]
-
-
-def _line(name: str, cells: Sequence[str]) -> str:
-    return f"{name:<24}{''.join(f'{cell:>7}' for cell in cells)}".rstrip()
+        write_finished(self._path, self._made_with, asdict(Decisions(scores, strengths)))
 
 
 def _write(found: Probe, rows: Sequence[dict[str, Any]], recipe: Recipe) -> None:

@@ -15,11 +15,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from videorepa.data.files import atomic_write, csv_text
-from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
-from videorepa.progress import track
+from videorepa.system.files import atomic_write, csv_text
+from videorepa.system.fingerprint import json_digest, weights_digest
+from videorepa.system.progress import track
 
 INSTRUCTION = """\
 You write captions for a text-to-video model that was trained on long, literal descriptions. \
@@ -39,13 +39,19 @@ Answer with the paragraph alone."""
 
 KEY_VARIABLE = "VIDEOREPA_API_KEY"
 """Environment variable with the endpoint's key. It goes into a header and nowhere else."""
+
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each further try."""
+
 LONGEST_WAIT = 60.0
+
 TIMEOUT = 120.0
+
 STOPPING = (301, 302, 303, 307, 308, 401, 403, 404, 405)
 """Answers that any other prompt would get too."""
+
 NEW_TOKENS = 300
+
 COLUMNS = ("id", "caption", "detailed", "model", "instruction")
 
 Ask = Callable[[str], str]
@@ -228,7 +234,7 @@ def _content(body: bytes, said: Callable[[str], str]) -> str:
 
 
 def _local(model: str) -> tuple[Ask, str]:
-    from videorepa.hub import local_copy, quieten_libraries
+    from videorepa.system.hub import local_copy, quieten_libraries
 
     folder = local_copy(model)
     quieten_libraries()
@@ -238,7 +244,7 @@ def _local(model: str) -> tuple[Ask, str]:
         """When it is first asked: a finished file needs no model."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from videorepa.device import compute_dtype, pick_device
+        from videorepa.system.device import compute_dtype, pick_device
 
         if not loaded:
             where = pick_device()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from videorepa.diffusion import Denoised
 from videorepa.errors import UserError
-from videorepa.recipe import ClipSize, Generation, Lora
-from videorepa.section import Section
+from videorepa.settings.section import Section
+from videorepa.settings.sections import ClipSize, Generation, Lora
 from videorepa.tokens import TokenGrid
 
 Part = Literal["transformer", "vae", "text_encoder"]

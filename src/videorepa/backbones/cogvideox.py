@@ -10,9 +10,10 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from videorepa.backbones import Part, Text
-from videorepa.backbones._diffusers import Config, DiffusersBackbone, DiffusersSpec, Geometry
+from videorepa.backbones._live import DiffusersBackbone
+from videorepa.backbones._spec import Config, DiffusersSpec, Geometry
 from videorepa.diffusion import VPrediction
-from videorepa.recipe import ClipSize, Generation
+from videorepa.settings.sections import ClipSize, Generation
 
 _FIVE_BILLION = {
     "num_attention_heads": 48,
@@ -49,7 +50,7 @@ class CogVideoX(DiffusersSpec):
     @property
     def source(self) -> str:
         if self.weights == "micro":
-            from videorepa.lab import micro_weights
+            from videorepa.system.hub import micro_weights
 
             return str(micro_weights("cogvideox"))
         return self.weights

@@ -11,15 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from videorepa.backbones import Part, Text
-from videorepa.backbones._diffusers import (
-    TWO_STREAMS,
-    Config,
-    DiffusersBackbone,
-    DiffusersSpec,
-    Geometry,
-)
+from videorepa.backbones._live import DiffusersBackbone
+from videorepa.backbones._spec import TWO_STREAMS, Config, DiffusersSpec, Geometry
 from videorepa.diffusion import STEPS, FlowMatching
-from videorepa.recipe import ClipSize
+from videorepa.settings.sections import ClipSize
 
 
 class HunyuanVideo(DiffusersSpec):

@@ -10,18 +10,14 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from videorepa.backbones import Part, Text
-from videorepa.backbones._diffusers import (
-    TWO_STREAMS,
-    Config,
-    DiffusersBackbone,
-    DiffusersSpec,
-    Geometry,
-)
+from videorepa.backbones._live import DiffusersBackbone
+from videorepa.backbones._spec import TWO_STREAMS, Config, DiffusersSpec, Geometry
 from videorepa.diffusion import FlowMatching
-from videorepa.recipe import ClipSize, Generation
+from videorepa.settings.sections import ClipSize, Generation
 
 IMAGE_TOKENS = 729
 """What the pipeline gives for an image, all zero where there is none."""
+
 GLYPH_TOKENS = 256
 
 

@@ -14,12 +14,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from videorepa.backbones import Part, Text
-from videorepa.backbones._diffusers import Config, DiffusersBackbone, DiffusersSpec, Geometry
+from videorepa.backbones._live import DiffusersBackbone
+from videorepa.backbones._spec import Config, DiffusersSpec, Geometry
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
-from videorepa.recipe import ClipSize, Generation
+from videorepa.settings.sections import ClipSize, Generation
 
 _THIRTEEN_BILLION = {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}
+
 _LATER_VAE = {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
 
 

@@ -15,11 +15,12 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from videorepa.backbones import Part, Text
-from videorepa.backbones._diffusers import Config, DiffusersBackbone, DiffusersSpec, Geometry
-from videorepa.data.fingerprint import json_digest, weights_digest
+from videorepa.backbones._live import DiffusersBackbone
+from videorepa.backbones._spec import Config, DiffusersSpec, Geometry
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
-from videorepa.recipe import ClipSize
+from videorepa.settings.sections import ClipSize
+from videorepa.system.fingerprint import json_digest, weights_digest
 
 
 class Wan(DiffusersSpec):

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from videorepa.benchmarks import Pairs, Row, mean, share, sweep
+from videorepa.artifacts.scores import Row
 from videorepa.benchmarks._listed import Listed
-from videorepa.device import Precision, compute_dtype, pick_device
-from videorepa.hub import local_copy
+from videorepa.evaluation.pairs import Pairs, mean, share, sweep
+from videorepa.system.device import Precision, compute_dtype, pick_device
+from videorepa.system.hub import local_copy
 
 
 class Judged(Listed):

@@ -11,7 +11,7 @@ from typing import ClassVar
 from videorepa.benchmarks import Benchmark, Prompt
 from videorepa.data.manifest import read_prompts
 from videorepa.errors import UserError
-from videorepa.hub import local_copy
+from videorepa.system.hub import local_copy
 
 
 @dataclass(frozen=True)

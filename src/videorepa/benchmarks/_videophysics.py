@@ -11,7 +11,7 @@ import numpy as np
 from videorepa.benchmarks._judged import Judged
 from videorepa.benchmarks.mplug_owl.judge import Judge, digest, frame_indices
 from videorepa.data.video import read_squashed
-from videorepa.device import pick_device
+from videorepa.system.device import pick_device
 
 
 class Videophysics(Judged):

@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from videorepa import benchmarks
-from videorepa.benchmarks import Prompt, Row, compare_flags, share
-from videorepa.lab import laws
-from videorepa.lab.scenarios import SCENARIOS, draw_scene
+from videorepa.artifacts.scores import Row
+from videorepa.benchmarks import Prompt
+from videorepa.benchmarks.laws import checks as laws
+from videorepa.evaluation.pairs import compare_flags, share
+from videorepa.world.scenarios import SCENARIOS, draw_scene
 
 FLAGS = ("sa", "pc", "joint")
 
@@ -24,7 +26,7 @@ class Benchmark(benchmarks.Benchmark):
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """`count` captions, the scenarios in turn. A scenario repeats a caption only when it has
         no other left. The first n of a longer list are the shorter list."""
-        from videorepa.lab.autoencoder import HELD_OUT_SEED
+        from videorepa.world.scenarios import HELD_OUT_SEED
 
         series = {
             scenario: self._captions(scenario, HELD_OUT_SEED + 1 + seed) for scenario in SCENARIOS

@@ -22,23 +22,32 @@ from jaxtyping import Bool, Float, UInt8
 from torch.nn import functional as F
 
 from videorepa import benchmarks
-from videorepa.benchmarks import Pairs, Prompt, Row
+from videorepa.artifacts.scores import Row
+from videorepa.benchmarks import Prompt
 from videorepa.data.video import iterate, read_all
 from videorepa.errors import ClipError, UserError
-from videorepa.statistics import bootstrap, swap
+from videorepa.evaluation.pairs import Pairs
+from videorepa.evaluation.statistics import bootstrap, swap
 
 SECONDS = 5.0
+
 TOLERANCE = 0.001
+
 FILMED_FPS = 30
+
 SHRUNK = 4
 """Everything is compared at a quarter of the filmed height and width."""
+
 MOVED = 10.0
 """Grey levels from the running mean beyond which a pixel moves."""
+
 KEPT = 0.7
 """Of the running mean, at each frame."""
+
 METRICS = ("mse", "spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou")
 
 _GENERATED = re.compile(r"(?P<id>\d+)_(?P<view>[^_]+)_trimmed-(?P<name>.+)")
+
 _REAL = re.compile(
     r"(?P<id>\d+)_[^_]+_(?P<fps>\d+)FPS_(?P<view>[^_]+)_(?P<take>take-[12])_trimmed-(?P<name>.+)"
 )

@@ -13,10 +13,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from videorepa import benchmarks
-from videorepa.benchmarks import Pairs, Prompt, Row, mean
+from videorepa.artifacts.scores import Row
+from videorepa.benchmarks import Prompt
+from videorepa.benchmarks._phyworld import FRAMES, NAME, drawn, names, parsed, velocity_error
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError
-from videorepa.lab.phyworld import FRAMES, NAME, drawn, names, parsed, velocity_error
+from videorepa.evaluation.pairs import Pairs, mean
 
 ERROR = "velocity_error"
 

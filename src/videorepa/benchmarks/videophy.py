@@ -14,6 +14,7 @@ PROMPT = (
     "helpful, detailed, and polite answers to the user's questions.\n"
     "Human: <|video|>\nHuman: {question}\nAI: "
 )
+
 # Each of these is encoded by itself: a tokenizer that sees the whole gives other ids.
 SPLIT = r"<image>|<\|video\|>|AI: |\nHuman: "
 

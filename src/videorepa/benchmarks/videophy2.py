@@ -15,8 +15,10 @@ PROMPT = (
     "gives helpful, detailed, and polite answers to the user's questions.\n"
     "Human: <|video|>\nHuman: {question}\nAI: "
 )
+
 # The published scoring encodes "AI:" in running text, unlike VideoPhy's and its own training.
 SPLIT = r"<image>|<\|video\|>"
+
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 

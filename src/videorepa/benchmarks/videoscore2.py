@@ -19,29 +19,38 @@ from torch import Tensor
 from videorepa.benchmarks._judged import Judged
 from videorepa.benchmarks._listed import Item
 from videorepa.benchmarks.mplug_owl.judge import Rating
-from videorepa.data.fingerprint import file_sample_digest, json_digest
 from videorepa.data.video import read_all
-from videorepa.device import pick_device
 from videorepa.errors import ClipError, UserError
-from videorepa.hub import quieten_libraries
-from videorepa.progress import console
+from videorepa.system.device import pick_device
+from videorepa.system.fingerprint import file_sample_digest, json_digest
+from videorepa.system.hub import quieten_libraries
+from videorepa.system.progress import console
 
 # What the published code leaves to qwen-vl-utils: frames a second, frames, pixels of a frame, and
 # pixels of all frames that a token covers once.
 FPS = 2.0
+
 FEWEST_FRAMES, MOST_FRAMES = 4, 768
+
 FEWEST_PIXELS, MOST_PIXELS = 128 * 28**2, 768 * 28**2
+
 MOST_PIXELS_OF_ALL = 115_200 * 28**2
+
 # A token covers two frames.
 PAIR = 2
+
 ANSWER_LENGTH = 1024
+
 DIGITS = ("1", "2", "3", "4", "5")
+
 PLACE = "{caption}"
+
 MARKERS = {
     "vq": "visual quality",
     "sa": "text-to-video alignment",
     "pc": "physical/common-sense consistency",
 }
+
 # Asks for the published format; the wording is this project's own.
 INSTRUCTION = (
     f"A model made this video from the following text.\n\nText: {PLACE}\n\n"

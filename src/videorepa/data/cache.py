@@ -18,16 +18,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from videorepa.backbones import Text
-from videorepa.data.files import atomic_write, is_vacant, sweep
-from videorepa.data.fingerprint import json_digest
 from videorepa.data.source import Item
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.system.files import atomic_write, is_vacant, sweep
+from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
 FORMAT = 2
+
 EMPTY_CAPTION = "empty-caption.safetensors"
+
 TEXT = "text."
 
 

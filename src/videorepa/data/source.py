@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from videorepa.data.fingerprint import file_sample_digest
 from videorepa.data.manifest import Entry, read_manifest
 from videorepa.data.video import read_frames
 from videorepa.errors import ClipError, UserError
-from videorepa.recipe import Data
+from videorepa.settings.sections import Data
+from videorepa.system.fingerprint import file_sample_digest
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class LabSource:
     """Clips that the lab's simulator draws when they are asked for."""
 
     def __init__(self, data: Data) -> None:
-        from videorepa.lab.scenarios import draw_scene
-        from videorepa.lab.world import SIZE
+        from videorepa.world.scenarios import draw_scene
+        from videorepa.world.simulator import SIZE
 
         assert data.lab is not None
         if (data.height, data.width) != (SIZE, SIZE):
@@ -85,12 +85,12 @@ class LabSource:
         ]
 
     def frames(self, index: int) -> np.ndarray:
-        from videorepa.lab.render import make_clip
+        from videorepa.world.render import make_clip
 
         lab = self.lab
         return make_clip(lab.seed, index, frames=self.count, split=lab.split).frames
 
     def digest(self, index: int) -> str:
-        from videorepa.lab.world import VERSION
+        from videorepa.world.simulator import VERSION
 
         return f"{self.series}-{index} of version {VERSION}"

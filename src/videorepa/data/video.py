@@ -19,11 +19,12 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from videorepa.data.files import atomic_path
 from videorepa.errors import ClipError
+from videorepa.system.files import atomic_path
 
 BT709 = 1
 """The number that H.264 and ffmpeg give to BT.709's matrix, primaries and transfer curve."""
+
 LIMITED_RANGE = 1
 """Luma from 16 to 235: what every player expects of H.264."""
 

@@ -11,12 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from videorepa import plugins
 from videorepa.errors import UserError
-from videorepa.section import Section
+from videorepa.settings import plugins
+from videorepa.settings.section import Section
 from videorepa.tokens import TokenGrid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Pixels = Annotated[int, Field(ge=1)]

@@ -12,14 +12,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError
-from videorepa.hub import local_copy, plain_weights, quieten_libraries
+from videorepa.system.fingerprint import json_digest, weights_digest
+from videorepa.system.hub import local_copy, plain_weights, quieten_libraries
 from videorepa.tokens import TokenGrid
 
 # What original files hold besides the encoder. Final norms are among it: see each teacher.
 _IGNORED = re.compile(r"(head|norm|fc_norm|decoder|encoder_to_decoder|mask_token)(\.|$)")
+
 # Original files do not say how many heads there are. The published models have 64 channels a head,
 # these two excepted.
 _HEADS = {1280: 16, 1408: 16}
@@ -66,7 +67,7 @@ class ViTSpec(EncoderSpec):
     def source(self) -> str:
         """The file, folder or Hub id."""
         if self.weights == "micro":
-            from videorepa.lab import micro_weights
+            from videorepa.system.hub import micro_weights
 
             return str(micro_weights(self.name))
         return self.weights

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from videorepa.encoders import EncoderSpec
-from videorepa.recipe import EncoderField
+from videorepa.settings.fields import EncoderField
 
 _FED = ("frames", "height", "width", "normalized", "group", "crop")
 

@@ -13,15 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from videorepa.data.files import atomic_write
-from videorepa.data.fingerprint import json_digest, weights_digest
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.encoders._wrapper import WrapperSpec
 from videorepa.errors import UserError
-from videorepa.lab import micro_weights
+from videorepa.system.files import atomic_write
+from videorepa.system.fingerprint import json_digest, weights_digest
+from videorepa.system.hub import micro_weights
 from videorepa.tokens import TokenGrid
 
 Kind = Literal["motion", "saliency"]
+
 MOTION_WIDTH = 64
 """Channels of MoAlign's motion features (arXiv 2510.19022)."""
 

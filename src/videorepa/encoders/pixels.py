@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from videorepa.data.fingerprint import json_digest
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError
+from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
 

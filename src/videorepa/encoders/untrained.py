@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from videorepa.data.fingerprint import json_digest
 from videorepa.encoders import Encoder
 from videorepa.encoders._wrapper import WrapperSpec
+from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from videorepa.errors import UserError
-from videorepa.relations import unit_length
-from videorepa.section import Section
+from videorepa.losses._relations import unit_length
+from videorepa.settings.section import Section
 from videorepa.tokens import TokenGrid
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from videorepa.losses import Loss, check_same_grid
-from videorepa.relations import pairs_in_space, pairs_in_time, relation_distance
+from videorepa.losses._relations import pairs_in_space, pairs_in_time, relation_distance
 from videorepa.tokens import TokenGrid
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from videorepa.losses import Loss, check_same_grid
-from videorepa.relations import every_pair, pairs_in_space, pairs_in_time, relation_distance
+from videorepa.losses._relations import every_pair, pairs_in_space, pairs_in_time, relation_distance
 from videorepa.tokens import TokenGrid
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from videorepa.losses import Loss, check_same_grid
-from videorepa.relations import every_pair, relation_distance
+from videorepa.losses._relations import every_pair, relation_distance
 from videorepa.tokens import TokenGrid
 
 

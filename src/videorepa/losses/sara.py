@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videorepa.errors import UserError
 from videorepa.losses import Loss, check_same_grid, unit_tokens
-from videorepa.relations import every_pair, relation_distance
+from videorepa.losses._relations import every_pair, relation_distance
 from videorepa.tokens import TokenGrid
 
 

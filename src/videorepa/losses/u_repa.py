@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from videorepa.losses import Loss, check_same_grid
+from videorepa.losses._relations import every_pair, relation_distance
 from videorepa.losses.cosine import Cosine
-from videorepa.relations import every_pair, relation_distance
 from videorepa.tokens import TokenGrid
 
 REPA = Cosine()

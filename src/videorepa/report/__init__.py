@@ -14,29 +14,21 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from videorepa.data.files import atomic_write
+from videorepa.artifacts.clips import Key, Sidecar, read_generation
+from videorepa.artifacts.run import LoggedRun, read_run
+from videorepa.artifacts.scores import read_scores
 from videorepa.errors import UserError
-from videorepa.report import wording
-from videorepa.report.curves import COLOURS, SHOWN_SHARE, SMOOTHED_SHARE
+from videorepa.evaluation.ratings import FORMAT, QUESTIONS
+from videorepa.probing.records import Probe, Scan, read_probe, read_scan
 from videorepa.report.gallery import clip_gallery, sample_rows
-from videorepa.report.inputs import (
-    Key,
-    Probe,
-    Run,
-    Scan,
-    Sidecar,
-    read_generation,
-    read_probe,
-    read_run,
-    read_scan,
-    read_scores,
-)
 from videorepa.report.media import Media
+from videorepa.report.plots import COLOURS, SHOWN_SHARE, SMOOTHED_SHARE
 from videorepa.report.probes import draw_probe
-from videorepa.report.ratings import FORMAT, QUESTIONS
 from videorepa.report.scans import draw_scan
 from videorepa.report.scores import FEWEST_PROMPTS, Table, draw_tables
 from videorepa.report.training import draw_training, recipe_differences
+from videorepa.system import wording
+from videorepa.system.files import atomic_write
 
 __all__ = ["report"]
 
@@ -167,7 +159,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _sentence(
-    runs: Sequence[Run],
+    runs: Sequence[LoggedRun],
     clips: Mapping[str, Mapping[Key, Sidecar]],
     tables: Iterable[Table],
     scans: Mapping[str, Scan],
@@ -211,7 +203,7 @@ def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
     return [("clips", str(len(found))), *((name, said) for name, said in facts if said)]
 
 
-def _commands(runs: Sequence[Run], command: str | None) -> list[str]:
+def _commands(runs: Sequence[LoggedRun], command: str | None) -> list[str]:
     train = [shlex.join(["videorepa", "train", str(run.folder / "recipe.yaml")]) for run in runs]
     return [*train, *([command] if command else [])]
 
@@ -228,7 +220,7 @@ class Source:
 
 def _sources(
     out: Path,
-    runs: Sequence[Run],
+    runs: Sequence[LoggedRun],
     generations: Mapping[str, Path],
     tables: Sequence[Table],
     scans: Mapping[str, Path],

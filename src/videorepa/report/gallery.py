@@ -9,8 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from videorepa.report.inputs import Key, Run, Sample, Scores, Sidecar
-from videorepa.report.wording import count, label, number
+from videorepa.artifacts.clips import Key, Sidecar
+from videorepa.artifacts.run import LoggedRun, Sample
+from videorepa.artifacts.scores import Scores
+from videorepa.system.wording import count, label, number
 
 SAMPLE_STEPS = 4
 """How many moments of a training its validation clips are shown at."""
@@ -203,7 +205,7 @@ def _badges(found: _Judged) -> list[Badge]:
     return flags + values
 
 
-def sample_rows(run: Run, most: int | None) -> list[Row]:
+def sample_rows(run: LoggedRun, most: int | None) -> list[Row]:
     """A row per validation clip, at a few moments of the training."""
     names = sorted({name for clips in run.samples.values() for name in clips})
     steps = _spread(list(run.samples), SAMPLE_STEPS)

@@ -10,17 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from videorepa.data.files import atomic_path, file_digest
+from videorepa.artifacts.clips import DIGEST, clip_digest
+from videorepa.system.files import atomic_path
 
 EMBEDDED_BYTES = 4 << 20
 """Clips of so many bytes in all stay within the page."""
-DIGEST = 16
-
-
-def clip_digest(clip: Path) -> str:
-    """What a clip is called beside a page and in ratings of it: the first 16 hexadecimal digits of
-    its content's SHA-256."""
-    return file_digest(clip)[:DIGEST]
 
 
 class Media:

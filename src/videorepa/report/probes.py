@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from videorepa.readings import Accuracy, Difference
-from videorepa.report.curves import Group, Interval, Plot, draw_columns
-from videorepa.report.inputs import Probe
-from videorepa.report.wording import BEYOND_CHANCE, count, number
+from videorepa.probing.records import Accuracy, Difference, Probe
+from videorepa.report.plots import Group, Interval, Plot, draw_columns
+from videorepa.system.wording import BEYOND_CHANCE, count, number
 
 EVEN = 50.0
 """Percent; panels show it even where all that is found lies above."""

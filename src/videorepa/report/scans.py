@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from videorepa.readings import Reading
-from videorepa.report.curves import COLOURS, Plot, Profile, draw_profiles
-from videorepa.report.inputs import Scan
+from videorepa.probing.records import Reading, Scan
+from videorepa.report.plots import COLOURS, Plot, Profile, draw_profiles
 
 MEASURES = {
     "relation_error": (
@@ -29,6 +28,7 @@ MEASURES = {
         "How well a linear probe foretells whether two things will touch. Higher is better.",
     ),
 }
+
 SOURCES = {
     "teacher": ("-", "Solid: the teacher"),
     "pixels": ("--", "Dashed: raw pixels"),

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from videorepa.artifacts.scores import Difference, Metric, Scores
 from videorepa.errors import UserError
-from videorepa.report.curves import Group, Interval, draw_groups, draw_intervals
-from videorepa.report.inputs import Difference, Metric, Scores
-from videorepa.report.wording import BEYOND_CHANCE, label
-from videorepa.statistics import holm
+from videorepa.evaluation.statistics import holm
+from videorepa.report.plots import Group, Interval, draw_groups, draw_intervals
+from videorepa.system.wording import BEYOND_CHANCE, label
 
 FEWEST_PROMPTS = 6
 """With fewer a category's difference is not shown: even if all agree, McNemar's p is above 0.06."""
+
 LEAST_REACH = 10.0
 """Points that a plot of differences shows to either side of 0, or more."""
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from videorepa.drift import Look
-from videorepa.report.curves import Line, draw_curve
-from videorepa.report.inputs import Run
+from videorepa.artifacts.run import LoggedRun
+from videorepa.report.plots import Line, draw_curve
+from videorepa.training.drift import Look
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ PANELS = (
 )
 
 
-def draw_training(runs: Sequence[Run], colours: Mapping[str, int]) -> list[tuple[Panel, Markup]]:
+def draw_training(
+    runs: Sequence[LoggedRun], colours: Mapping[str, int]
+) -> list[tuple[Panel, Markup]]:
     """The panels of which any run has logged something, each with its plot."""
     drawn = []
     for place, panel in enumerate(_panels(runs)):
@@ -96,7 +98,7 @@ def draw_training(runs: Sequence[Run], colours: Mapping[str, int]) -> list[tuple
     return drawn
 
 
-def _band(panel: Panel, runs: Sequence[Run]) -> tuple[list[float], str]:
+def _band(panel: Panel, runs: Sequence[LoggedRun]) -> tuple[list[float], str]:
     """Both edges of the panel's band, of each width that the runs' recipes say, and in words which
     runs have left theirs."""
     edges, said = set[float](), ""
@@ -113,7 +115,7 @@ def _band(panel: Panel, runs: Sequence[Run]) -> tuple[list[float], str]:
     return sorted(edges), said
 
 
-def _panels(runs: Sequence[Run]) -> Iterable[Panel]:
+def _panels(runs: Sequence[LoggedRun]) -> Iterable[Panel]:
     """The plots; where a run has several alignment terms, logged as `align.relation` and so on,
     one for each term."""
     logged = {key for run in runs for row in run.log for key in row}
@@ -124,7 +126,7 @@ def _panels(runs: Sequence[Run]) -> Iterable[Panel]:
             yield replace(panel, keys=keys, title=panel.title + (f": {term}" if term else ""))
 
 
-def recipe_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def recipe_differences(runs: Sequence[LoggedRun]) -> list[tuple[str, list[str]]]:
     """The settings that are not the same in all runs, with each run's value."""
     settings = [run.settings() for run in runs]
     names = dict.fromkeys(name for each in settings for name in each)

@@ -57,6 +57,7 @@ _PUBLISHED = {
 
 # Names of the modules here, and the published names.
 _CROSS = r"abstractor.encoder.layers.\1.crossattention."
+
 _NAMES = {
     r"vision_model\.(cls_token|position_embedding|patch_embed|pre_layernorm)": (
         r"vision_model.embeddings.\1"
@@ -71,7 +72,9 @@ _NAMES = {
     r"abstractor\.layers\.(\d+)\.(out_proj|norm2)": _CROSS + r"output.\2",
     r"abstractor\.layers\.(\d+)\.(w1|w2|w3|ffn_ln)": _CROSS + r"output.mlp.\2",
 }
+
 _JOINT = re.compile(r"(vision_model\..*)\.([qkv])_proj\.(weight|bias)")
+
 # Old versions of transformers stored what follows from the configuration.
 _IGNORED = re.compile(r"language_model\..*\.rotary_emb\.inv_freq")
 

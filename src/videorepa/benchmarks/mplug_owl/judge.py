@@ -18,16 +18,22 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
-from videorepa.data.fingerprint import file_sample_digest, json_digest
 from videorepa.errors import UserError
-from videorepa.hub import plain_weights, quieten_libraries
+from videorepa.system.fingerprint import file_sample_digest, json_digest
+from videorepa.system.hub import plain_weights, quieten_libraries
 
 FRAMES = 32
+
 VIDEO_TEXT = "<|video|>"
+
 ANSWER_LENGTH = 4
+
 PUBLISHED_LENGTH = 256
+
 _WORDS = ("zero", "one", "two", "three", "four", "five")
+
 _SCANNED = [(word, n) for n, word in enumerate(_WORDS)] + [(str(n), n) for n in range(6)]
+
 _ADVICE = (
     "Expected a folder with config.json, tokenizer.model and pytorch_model*.bin or *.safetensors, "
     "as the judges are published."

@@ -1,0 +1,125 @@
+"""What a teacher's relations hold: how much of them sets a clip apart, what they tell of contact.
+
+Run: python experiments/relations.py [--clips 200] [--contact-clips 1000] [--out FILE.csv]
+
+A relation is the cosine of two of a clip's tokens. Its variance, over pairs and clips of the lab,
+is shared where it is that of the pair's mean over the clips. Contact is what the linear probe of
+`videorepa scan` reads (AUC with its 95 % interval, where a guess is 0.5) from the tokens that it is
+always given, three steps of 4 x 4, and from nothing but the relations of these. `centred`: each
+token less the mean of its place over the clips, as `align.centre: clips` does. `changes`: less that
+over the clip's own time, as `align.centre: time` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from videorepa.encoders import load_encoder
+from videorepa.encoders.untrained import forget
+from videorepa.probing.blocks import SLICES, slices
+from videorepa.probing.readout import read_label
+from videorepa.probing.sources import mean_colours
+from videorepa.system.files import atomic_write, csv_text
+from videorepa.tokens import TokenGrid
+from videorepa.world.contact import contact_clip
+from videorepa.world.render import make_clip
+
+BATCH = 20
+SIDE = 4
+
+
+def relations(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
+    unit = F.normalize(tokens, dim=-1)
+    return unit @ unit.transpose(1, 2)
+
+
+def shared(tokens: Float[Tensor, "b n d"]) -> float:
+    """The share of the relations' variance that is the same in every clip."""
+    total = squared = torch.zeros(())
+    for batch in tokens.split(BATCH):
+        found = relations(batch)
+        total, squared = total + found.sum(0), squared + found.square().sum(0)
+    mean = total / len(tokens)
+    within = (squared / len(tokens) - mean.square()).mean()
+    between = mean.var(unbiased=False)
+    return (between / (between + within)).item()
+
+
+def tokens_of(known: Float[np.ndarray, "b f"]) -> Float[Tensor, "b n d"]:
+    return torch.from_numpy(known).unflatten(1, (SLICES * SIDE**2, -1))
+
+
+def pairs(tokens: Float[Tensor, "b n d"]) -> Float[np.ndarray, "b p"]:
+    row, column = torch.triu_indices(tokens.shape[1], tokens.shape[1], 1)
+    return relations(tokens)[:, row, column].numpy()
+
+
+def sources() -> Iterator[tuple[str, Callable[[Tensor], TokenGrid]]]:
+    """Each by its name; what it makes of videos (b, f, 3, h, w) from 0 to 1."""
+    size = {"weights": "micro", "frames": 16, "height": 64, "width": 64}
+    teacher = load_encoder("videomae", **size)
+    yield "video teacher", teacher
+    yield "image teacher", load_encoder("dinov2", **size)
+    like = teacher(torch.zeros(1, 17, 3, 64, 64))
+    yield "raw pixels", lambda video: mean_colours(video, like)
+    forget(teacher)
+    yield "video teacher, untrained", teacher
+
+
+def measured(clips: int, contact_clips: int) -> Iterator[dict[str, str]]:
+    """A row for each source and form of its tokens."""
+    drawn = [contact_clip(0, index) for index in range(contact_clips)]
+    shown = _videos([make_clip(7, index).frames for index in range(clips)])
+    asked, label = _videos([clip.frames for clip, _ in drawn]), np.array([c for _, c in drawn])
+    forms: dict[str, Callable[[TokenGrid], TokenGrid]] = {
+        "whole": lambda grid: grid,
+        "centred": TokenGrid.centred,
+        "changes": TokenGrid.changes,
+    }
+    for source, see in sources():
+        grid, grid_asked = _seen(see, shown), _seen(see, asked)
+        for form, of in forms.items():
+            row = {"source": source, "form": form}
+            row["shared"] = f"{shared(of(grid).tokens.float().flatten(1, 3)):.4f}"
+            known = slices(of(grid_asked), SLICES, SIDE)
+            features = {"tokens": known, "relations": pairs(tokens_of(known))}
+            for kind, each in features.items():
+                found = read_label(each, label)
+                aucs = {"": found.auc, "_low": found.low, "_high": found.high}
+                row |= {kind + end: f"{value:.4f}" for end, value in aucs.items()}
+            yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--contact-clips", type=int, default=1000)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows = []
+    for row in measured(given.clips, given.contact_clips):
+        print(row, flush=True)
+        rows.append(row)
+    if given.out:
+        atomic_write(given.out, csv_text(list(rows[0]), rows))
+
+
+def _videos(clips: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
+
+
+def _seen(see: Callable[[Tensor], TokenGrid], videos: Tensor) -> TokenGrid:
+    with torch.no_grad():
+        return TokenGrid.batch([see(part / 255.0) for part in videos.split(BATCH)])
+
+
+if __name__ == "__main__":
+    main()

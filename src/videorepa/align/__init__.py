@@ -1,0 +1,12 @@
+"""Brings a student's tokens and a teacher's onto one grid, and compares them while a model trains.
+
+The steps are: tap a block (`taps`), bring both sides to one grid (`resampling`) and one width
+(`projector`), and compare them by the recipe's terms (`terms`), measuring what gradient arrives
+(`gradients`).
+"""
+
+from videorepa.align.projector import Projector
+from videorepa.align.resampling import resample
+from videorepa.align.taps import tap
+
+__all__ = ["Projector", "resample", "tap"]

@@ -1,0 +1,60 @@
+"""TODO one sentence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from videorepa.errors import UserError
+from videorepa.world.scenarios import BYSTANDERS, CAPTIONS
+from videorepa.world.simulator import COLOURS
+
+# --- captions
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caption asks for.
+
+    colours: of the named bodies, those that the event is about first. shapes: "ball" or "box" of
+    each. sign: +1 to the right, -1 to the left, 0 if it names no side.
+    """
+
+    event: str
+    colours: tuple[str, ...]
+    shapes: tuple[str, ...]
+    sign: int
+
+
+_NAMED = re.compile(f"({'|'.join(COLOURS)}) (ball|box)")
+
+
+@cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    """For each event, what its captions look like, whatever the colours and the side."""
+    colour, found = f"(?:{'|'.join(COLOURS)})", {}
+    blanks = dict.fromkeys("abc", colour)
+    also = "|".join(text.format(**blanks) for text in BYSTANDERS)
+    for event, templates in CAPTIONS.items():
+        # A group has to have a name of its own in every way to say it.
+        ways = [
+            text.format(**blanks, s=f"(?P<s{number}>left|right)")
+            for number, text in enumerate(templates)
+        ]
+        found[event] = re.compile(f"(?:{'|'.join(ways)})(?:{also})?".replace(".", r"\."))
+    return found
+
+
+def parse_caption(caption: str) -> Request:
+    """Read one of the lab's captions. Raises UserError for any other."""
+    for event, pattern in _patterns().items():
+        match = pattern.fullmatch(caption.strip())
+        if match:
+            colours, shapes = zip(*_NAMED.findall(caption), strict=True)
+            side = next((side for side in match.groupdict().values() if side), None)
+            return Request(event, colours, shapes, {"right": 1, "left": -1, None: 0}[side])
+    raise UserError(
+        f"Found the caption {caption!r}; the lab can judge its own captions only, such as "
+        "'A red ball rolls to the left.' Take prompts from the lab benchmark."
+    )

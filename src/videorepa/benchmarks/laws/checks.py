@@ -1,0 +1,130 @@
+"""Measures whether a clip shows what its caption says, and whether it obeys the lab's laws.
+
+Semantic adherence (SA) is about the caption, physical commonsense (PC) about the clip alone: PC
+never reads the caption, so a clip of the wrong ball that moves rightly is physical. Every check is
+one number, bad when large, against one tolerance. SA's thresholds define its words and stand
+here; PC's tolerances are what real clips need after the autoencoder, and `calibration` finds them.
+
+What these checks cannot know: a roll has no direction in time, so a reversed one is physical (SA's
+`direction` catches it). Nor do they judge light, texture, or the shapes of the screen and the
+planks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from videorepa.benchmarks.laws.adherence import direction, event, objects
+from videorepa.benchmarks.laws.captions import parse_caption
+from videorepa.benchmarks.laws.physics import measured, path_length
+from videorepa.benchmarks.laws.tracking import observe
+
+TOLERANCES = "tolerances.json"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a check measures: its aspect, the unit of its value, and what the value is.
+
+    resolution: in the same unit; no tolerance is smaller, however well real clips do.
+    """
+
+    aspect: Literal["sa", "pc"]
+    unit: str
+    meaning: str
+    resolution: float = 0.0
+
+
+CHECKS: dict[str, Definition] = {
+    "objects": Definition("sa", "count", "named things missing, and others too many"),
+    "event": Definition("sa", "px", "how much movement the named event lacks"),
+    "direction": Definition("sa", "px", "how much movement to the named side is lacking"),
+    "presence": Definition(
+        "pc", "px", "how much movement is lacking for anything to be tested by it"
+    ),
+    "gravity": Definition("pc", "px/frame^2", "free flight's acceleration, distance from g", 0.05),
+    "arc": Definition("pc", "px", "free flight's distance from a parabola of acceleration g", 0.25),
+    "energy": Definition(
+        "pc", "px of height", "growth of kinetic plus potential energy over g", 0.25
+    ),
+    "permanence": Definition("pc", "frames", "body not there, neither behind nor out of frame"),
+    "extras": Definition("pc", "px^2", "largest thing that is neither a body nor the room", 6.0),
+    "size": Definition("pc", "fraction", "change of a body's radius", 0.05),
+    "shape": Definition("pc", "fraction", "change of a body's long to its short axis", 0.05),
+    "one_piece": Definition(
+        "pc", "px^2", "largest piece of a body's colour away from the body", 6.0
+    ),
+    "floor": Definition("pc", "px", "how deep a body is in the floor", 0.25),
+    "momentum": Definition(
+        "pc", "px/frame", "change of horizontal velocity that nothing caused", 0.25
+    ),
+    "continuity": Definition("pc", "px", "a step that the steps around it leave no room for", 0.25),
+    "coasting": Definition(
+        "pc", "px", "an untouched rolling ball's distance from even motion", 0.25
+    ),
+    "exchange": Definition(
+        "pc", "px/frame", "change of all balls' mean momentum by collisions", 0.25
+    ),
+    "overlap": Definition("pc", "px", "how deep two balls are in each other", 0.25),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurement; unit and meaning are in CHECKS. One that does not apply has the value 0
+    and passes."""
+
+    value: float
+    tolerance: float
+    passed: bool
+    applies: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """sa, pc: whether all checks of that aspect pass. motion: see `path_length`."""
+
+    sa: bool
+    pc: bool
+    checks: dict[str, Check]
+    motion: float
+
+
+@cache
+def packaged_tolerances() -> dict[str, float]:
+    """What each PC check allows by default, in the check's unit."""
+    text = Path(__file__).with_name(TOLERANCES).read_text("utf-8")
+    return json.loads(text)["tolerances"]
+
+
+def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None = None) -> Verdict:
+    """Judge one clip.
+
+    frames: (F, SIZE, SIZE, 3) uint8 RGB. caption: one of the lab's own, else UserError.
+    tolerances: of the PC checks, in their units; those of the package by default.
+    """
+    request = parse_caption(caption)
+    seen = observe(frames)
+    limits = packaged_tolerances() if tolerances is None else tolerances
+    values: dict[str, float | None] = {
+        "objects": objects(seen, request),
+        "event": event(seen, request),
+        "direction": direction(seen, request),
+    } | measured(seen)
+    checks = {}
+    for name, value in values.items():
+        # What SA measures is a shortfall already; its thresholds are part of the definition.
+        limit = 0.0 if CHECKS[name].aspect == "sa" else limits[name]
+        number = 0.0 if value is None else float(value)
+        checks[name] = Check(number, limit, number <= limit, value is not None)
+    passed = {
+        aspect: all(c.passed for name, c in checks.items() if CHECKS[name].aspect == aspect)
+        for aspect in ("sa", "pc")
+    }
+    return Verdict(passed["sa"], passed["pc"], checks, path_length(seen))

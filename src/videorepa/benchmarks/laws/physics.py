@@ -1,0 +1,349 @@
+"""TODO one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from videorepa.benchmarks.laws.tracking import NEAR_FLOOR, Observation, Track, observe
+from videorepa.world.simulator import GRAVITY, SIZE
+
+NEAR_BODY = 2.0
+"""The same between two bodies."""
+
+BRAKE = 0.45
+"""Pixels per frame squared that friction takes from a sliding box at most."""
+
+STIRRED = 2.0
+"""Pixels that something has to move for a clip to test anything: one in which all lies still breaks
+no law, and obeys none."""
+
+
+# --- physical commonsense: each function returns a value, or None if the clip cannot be asked
+
+
+def _runs(flags: np.ndarray) -> Iterator[slice]:
+    """The stretches of True."""
+    edges = np.flatnonzero(np.diff(np.r_[False, flags, False].astype(int)))
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        yield slice(int(start), int(stop))
+
+
+def _touching(track: Track, others: Sequence[Track]) -> np.ndarray:
+    """(F,) bool, frames in which a plank or another body may be touched, or just was, or is about
+    to be."""
+    near = track.at_plank.copy()
+    for other in others:
+        if other is track:
+            continue
+        gap = np.linalg.norm(track.position - other.position, axis=1) - track.size - other.size
+        # What approaches at 3 px a frame touches between two frames.
+        near |= np.nan_to_num(gap, nan=np.inf) < NEAR_BODY + 3.0
+    return near
+
+
+def _free_triples(track: Track, untouched: np.ndarray) -> np.ndarray:
+    """(F,) bool: the body is in free flight from the frame before to the frame after.
+
+    A body bounces between frames, unseen. So a triple counts only if the floor is out of reach:
+    if neither from its first two frames on, nor from its last two back, would the body get there.
+    """
+    height = np.where(track.whole & untouched, track.height, np.nan)
+    free = np.zeros(len(height), bool)
+    before, now, after = height[:-2], height[1:-1], height[2:]
+    reach = np.minimum(2 * now - before - GRAVITY, 2 * now - after - GRAVITY)
+    lowest = np.minimum.reduce([before, now, after, reach])
+    free[1:-1] = np.nan_to_num(lowest, nan=-np.inf) > NEAR_FLOOR
+    return free
+
+
+def _flights(bodies: Sequence[Track]) -> Iterator[np.ndarray]:
+    """Positions (n, 2) of every stretch of free flight of at least four frames."""
+    for track in bodies:
+        for run in _runs(_free_triples(track, ~_touching(track, bodies))):
+            if run.stop - run.start >= 2:
+                yield track.position[run.start - 1 : run.stop + 1]
+
+
+def _gravity(bodies: Sequence[Track]) -> float | None:
+    """One acceleration is fitted to all flights, each with its own start and velocity."""
+    along = information = 0.0
+    for flight in _flights(bodies):
+        time = np.arange(len(flight)) - (len(flight) - 1) / 2
+        curve = time**2 / 2 - (time**2 / 2).mean()
+        along += curve @ flight[:, 1]
+        information += curve @ curve
+    # 3.5 is one flight of five frames; with less, half a pixel of noise drowns gravity.
+    return abs(along / information - GRAVITY) if information >= 3.5 else None
+
+
+def _arc(bodies: Sequence[Track]) -> float | None:
+    worst = []
+    for flight in _flights(bodies):
+        time = np.arange(len(flight)) - (len(flight) - 1) / 2
+        path = flight.copy()
+        path[:, 1] -= GRAVITY * time**2 / 2
+        worst.append(_off_line(time, path))
+    return max(worst) if worst else None
+
+
+def _off_line(time: np.ndarray, path: np.ndarray) -> float:
+    """Largest distance from even motion, the best fitting one; path is (n,) or (n, 2)."""
+    design = np.stack([np.ones_like(time), time], 1)
+    return float(np.abs(path - design @ np.linalg.lstsq(design, path, rcond=None)[0]).max())
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A stretch in which no ball hits anything. energy: mean over its steps of kinetic plus
+    potential energy by weight, in pixels of height; velocity: of the bodies' common centre."""
+
+    start: int
+    energy: float
+    velocity: float
+
+
+def _phases(bodies: Sequence[Track]) -> list[_Phase]:
+    """Where all bodies are in full view and either in free flight or on the floor."""
+    if not bodies:
+        return []
+    steps = len(bodies[0].visible) - 1
+    valid, kind = np.ones(steps, bool), np.zeros(steps, int)
+    energy, velocity, mass = np.zeros(steps), np.zeros(steps), 0.0
+    for number, track in enumerate(bodies):
+        untouched = ~_touching(track, bodies)
+        triples = _free_triples(track, untouched)
+        flying = triples[:-1] | triples[1:]
+        low = np.abs(np.nan_to_num(track.height, nan=np.inf)) < NEAR_FLOOR
+        low &= track.whole & untouched
+        rolling = low[:-1] & low[1:] & ~flying
+        valid &= flying | rolling
+        kind += flying * 2**number
+        speed = np.diff(track.position, axis=0)
+        # At the middle of a step a flying ball is g/8 above the mean of the two ends.
+        height = (track.height[1:] + track.height[:-1]) / 2 + flying * GRAVITY / 8
+        weight = track.size**2
+        energy += weight * ((speed**2).sum(1) / 2 / GRAVITY + height)
+        velocity += weight * speed[:, 0]
+        mass += weight
+    found = []
+    for run in _runs(valid):
+        cuts = np.flatnonzero(np.diff(kind[run])) + 1
+        for part in np.split(np.arange(run.start, run.stop), cuts):
+            if len(part) >= 2:
+                found.append(
+                    _Phase(
+                        int(part[0]),
+                        float(np.median(energy[part]) / mass),
+                        float(np.median(velocity[part]) / mass),
+                    )
+                )
+    return found
+
+
+def _energy(bodies: Sequence[Track]) -> float | None:
+    phases = _phases(bodies)
+    if len(phases) < 2:
+        return None
+    return max(
+        0.0, max(later.energy - earlier.energy for earlier, later in combinations(phases, 2))
+    )
+
+
+def _exchange(bodies: Sequence[Track]) -> float | None:
+    """Only balls that stay on the floor can be asked: friction takes momentum too."""
+    touching = np.flatnonzero(np.any([_touching(track, bodies) for track in bodies], axis=0))
+    phases = _phases(bodies)
+    if not len(touching) or any(track.is_box for track in bodies):
+        return None
+    before = [phase for phase in phases if phase.start < touching[0]]
+    after = [phase for phase in phases if phase.start > touching[-1]]
+    if not before or not after:
+        return None
+    return abs(after[0].velocity - before[-1].velocity)
+
+
+def _momentum(bodies: Sequence[Track]) -> float | None:
+    """Largest change of horizontal velocity from one step to the next, of a body that touches no
+    other. A bounce may take up to a third of it: that is what starts a sliding disc spinning. A box
+    on the floor may brake, and one that tips over there is not asked."""
+    worst = []
+    for track in bodies:
+        x = np.where(track.whole & ~_touching(track, bodies), track.position[:, 0], np.nan)
+        speed = np.diff(x)
+        change = np.diff(speed)
+        height = track.height
+        hit = ~_free_triples(track, np.ones(len(x), bool))[1:-1]
+        hit &= np.fmax(height[:-2], height[2:]) > NEAR_FLOOR
+        slower = np.sign(speed[:-1]) * change < 0
+        allowed = np.where(hit & slower, np.abs(speed[:-1]) / 3, 0.0)
+        if track.is_box:
+            low = height < NEAR_FLOOR
+            steady = np.ptp([height[:-2], height[1:-1], height[2:]], axis=0) < 1.0
+            allowed = np.where(low[1:-1] & slower, BRAKE, allowed)
+            allowed[low[1:-1] & ~steady] = np.inf
+        excess = np.abs(change) - allowed
+        worst.extend(excess[~np.isnan(excess)])
+    return max(0.0, float(max(worst))) if worst else None
+
+
+def _continuity(bodies: Sequence[Track]) -> float | None:
+    """A ball that hits something within a step moves on with one velocity before the hit and
+    another after it, so the step lies between the step before and the step after, whatever was
+    hit; in height give or take gravity. What is seen of a ball that the frame's edge or the screen
+    cuts has its centroid somewhere within the ball."""
+    worst = []
+    for track in bodies:
+        steps = np.diff(track.position, axis=0)
+        before, now, after = steps[:-2], steps[1:-1], steps[2:]
+        cut = np.convolve(track.visible & ~track.whole, np.ones(4), "valid") > 0
+        room = np.array([0.0, GRAVITY]) + np.where(cut, track.size, 0.0)[:, None]
+        excess = np.maximum(now - np.maximum(before, after), np.minimum(before, after) - now) - room
+        worst.extend(excess[~np.isnan(excess)])
+    return max(0.0, float(max(worst))) if worst else None
+
+
+def _coasting(bodies: Sequence[Track]) -> float | None:
+    """Also across the screen: what comes out has to be where and when it was due."""
+    worst = []
+    for track in bodies:
+        if track.is_box:
+            continue
+        touching = _touching(track, bodies)
+        untouched = np.cumsum(touching) == 0
+        low = np.abs(np.nan_to_num(track.height, nan=np.inf)) < NEAR_FLOOR
+        flown = np.cumsum(track.whole & ~low) > 0
+        frames = np.flatnonzero(track.whole & untouched & low & ~flown)
+        if len(frames) >= 3:
+            worst.append(_off_line(frames.astype(float), track.position[frames, 0]))
+    return max(worst) if worst else None
+
+
+def _presence(bodies: Sequence[Track]) -> float:
+    ways = [track.position[track.visible] for track in bodies if track.visible.any()]
+    farthest = [np.linalg.norm(way - way[0], axis=1).max() for way in ways]
+    return max(0.0, STIRRED - float(max(farthest, default=0.0)))
+
+
+def _permanence(seen: Observation) -> float:
+    return float(max((_missing(track, seen).sum() for track in seen.bodies), default=0))
+
+
+def _missing(track: Track, seen: Observation) -> np.ndarray:
+    """(F,) bool, frames in which the ball should be seen and is not.
+
+    It may be away where it was about to be out of the frame or behind the screen when last seen,
+    or was so shortly before it was seen again, taking its velocity for constant.
+    """
+    count = len(track.visible)
+    missing = np.zeros(count, bool)
+    for gap in _runs(~track.visible):
+        frames = np.arange(gap.start, gap.stop)
+        excused = np.zeros(len(frames), bool)
+        for known, step in ((gap.start - 1, -1), (gap.stop, 1)):
+            if not 0 <= known < count:
+                continue
+            excused |= _may_be_hidden(track, seen, known, step, frames)
+        missing[gap] = ~excused
+    return missing
+
+
+def _may_be_hidden(
+    track: Track, seen: Observation, known: int, step: int, frames: np.ndarray
+) -> np.ndarray:
+    """For each of the frames: whether a ball seen in frame `known`, and before in the direction
+    `step`, could be out of sight in it."""
+    history = [known + step * back for back in range(8)]
+    history = [f for f in history if 0 <= f < len(track.visible) and track.visible[f]]
+    # A body that is cut seems to move at half its speed: rather ask the frames that show it all.
+    whole = [f for f in history if track.whole[f]]
+    base = (whole if len(whole) >= 2 else history)[:4]
+    if len(base) < 2:
+        return np.full(len(frames), bool(track.at_edge[known] or track.at_screen[known]))
+    velocity = (track.position[base[0]] - track.position[base[-1]]) / (base[0] - base[-1])
+    time = frames - base[0]
+    x = track.position[base[0], 0] + velocity[0] * time
+    slack = 3.0 + 0.1 * np.abs(velocity[0] * time)
+    hidden = (x < slack) | (x > SIZE - slack)
+    # Over the top edge it goes only in flight.
+    hidden |= track.position[base[0], 1] + velocity[1] * time + GRAVITY * time**2 / 2 < slack
+    if seen.screen is not None and track.position[base[0], 1] - track.size > seen.screen.top - 2:
+        inside = track.size - 2.0 - slack
+        hidden |= (x > seen.screen.left + inside) & (x < seen.screen.right - inside)
+    return hidden
+
+
+def _size(bodies: Sequence[Track]) -> float | None:
+    changes = [np.abs(t.radius[t.whole] / t.size - 1).max() for t in bodies if t.whole.any()]
+    return float(max(changes)) if changes else None
+
+
+def _shape(bodies: Sequence[Track]) -> float | None:
+    shapes = [track.elongation[track.whole] for track in bodies if track.whole.any()]
+    changes = [np.abs(shape / np.median(shape) - 1).max() for shape in shapes]
+    return float(max(changes)) if changes else None
+
+
+def _one_piece(bodies: Sequence[Track]) -> float | None:
+    # In front of a narrow screen a ball shows on both sides at once.
+    pieces = [track.stray[~track.at_screen].max(initial=0.0) for track in bodies]
+    return float(max(pieces)) if pieces else None
+
+
+def _floor(bodies: Sequence[Track]) -> float | None:
+    # A ball cut by a side still shows its lowest point, but its centroid is off.
+    depths = [-track.height[track.whole].min() for track in bodies if track.whole.any()]
+    return max(0.0, float(max(depths))) if depths else None
+
+
+def _overlap(bodies: Sequence[Track]) -> float | None:
+    depths = []
+    for one, two in combinations([track for track in bodies if not track.is_box], 2):
+        both = one.whole & two.whole
+        distance = np.linalg.norm(one.position - two.position, axis=1)[both]
+        depths.extend(one.size + two.size - distance)
+    return max(0.0, float(max(depths))) if depths else None
+
+
+# --- scoring
+
+
+def path_length(seen: Observation) -> float:
+    """Mean over the bodies of the length of the path that each is seen on, in pixels."""
+    lengths = [
+        np.linalg.norm(np.diff(track.position[track.visible], axis=0), axis=1).sum()
+        for track in seen.bodies
+    ]
+    return float(np.mean(lengths)) if lengths else 0.0
+
+
+def measure(frames: np.ndarray) -> dict[str, float | None]:
+    """The values of all PC checks, in the units of CHECKS; None where one does not apply.
+
+    frames: (F, SIZE, SIZE, 3) uint8 RGB.
+    """
+    return measured(observe(frames))
+
+
+def measured(seen: Observation) -> dict[str, float | None]:
+    bodies = seen.bodies
+    return {
+        "presence": _presence(bodies),
+        "gravity": _gravity(bodies),
+        "arc": _arc(bodies),
+        "energy": _energy(bodies),
+        "permanence": _permanence(seen) if bodies else None,
+        "extras": float(seen.foreign_area(bodies).max()),
+        "size": _size(bodies),
+        "shape": _shape(bodies),
+        "one_piece": _one_piece(bodies),
+        "floor": _floor(bodies),
+        "momentum": _momentum(bodies),
+        "continuity": _continuity(bodies),
+        "coasting": _coasting(bodies),
+        "exchange": _exchange(bodies),
+        "overlap": _overlap(bodies),
+    }

@@ -1,0 +1,124 @@
+"""TODO one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from videorepa.cli.options import Overrides, RecipeFile
+
+
+def scan(
+    recipe: RecipeFile,
+    out: Path,
+    clips: int = 12,
+    noise: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    blocks: tuple[int, ...] = (),
+    teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    probe_clips: int = 256,
+    set: Overrides = (),
+) -> None:
+    """Measure how close each block already is to the teacher, before choosing which to align.
+
+    Also how well a linear probe reads contact from them, where the clips are of the lab's size.
+    Trains nothing, and nothing need be prepared; goes on where it stopped.
+
+    For example:
+      videorepa scan recipes/videorepa-2b.yaml --out scans/2b
+      videorepa scan recipes/videorepa-2b.yaml --out scans/2b --teacher videomae=other.pth
+
+    Args:
+      out: Folder of the table (scan.json, scan.csv) and its page (report.html).
+      clips: How many of the recipe's clips to measure on.
+      noise: Noise levels: the share of the noisy latents' variance that is noise.
+      blocks: Which blocks, counted from 1; by default all.
+      teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
+      probe_clips: Clips that contact is read from; 0 leaves it out.
+    """
+    from videorepa.probing.scan_table import table
+    from videorepa.probing.sources import teachers_from
+    from videorepa.recipe import Recipe
+    from videorepa.scan import scan
+
+    parsed = Recipe.from_yaml(recipe, set)
+    found = scan(
+        parsed,
+        out,
+        teachers=teachers_from(teacher, parsed),
+        clips=clips,
+        noise_levels=noise,
+        blocks=blocks or None,
+        probe_clips=probe_clips,
+    )
+    print(table(found))
+    print(f"scan: {out / 'report.html'}")
+
+
+def probe(
+    recipe: RecipeFile,
+    data: Path,
+    out: Path,
+    protocol: Literal["v1.5", "2021", "lab"] = "v1.5",
+    models: tuple[Path, ...] = (),
+    teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    blocks: tuple[int, ...] = (),
+    timesteps: tuple[int, ...] = tuple(range(0, 501, 50)),
+    draws: int = 3,
+    steps: int = 3,
+    pools: tuple[int, ...] = (1, 4),
+    frames: Literal["resampled", "published"] = "resampled",
+    leave_out: Path | None = None,
+    against: str = "base",
+    set: Overrides = (),
+) -> None:
+    """Measure how much physics features hold: does a linear readout foresee contact (Physion)?
+
+    The recipe's untouched base model, its teacher and straw men are read, and further models and
+    teachers beside them. Trains nothing but the readout; goes on where it stopped.
+
+    For example:
+      videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out probes/2b
+      videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out p --models runs/aligned
+      videorepa probe src/videorepa/lab/demo.yaml --data build/contact --protocol lab --out p
+
+    Args:
+      data: Folder with Physion's `train` and `test`, or what `videorepa lab contact` drew.
+      out: Folder of the tables (probe.json, accuracies.csv, differences.csv, predictions.csv).
+      protocol: The release, and how its authors read features out; `lab` for the lab's own clips.
+      models: Runs, recipes or diffusers folders, called by the names of their folders or files.
+      teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
+      blocks: Which blocks, counted from 1; by default those that the recipe aligns.
+      timesteps: Of the noise that models are given.
+      draws: Noises that each clip is read with.
+      steps: Steps in time that are read, evenly spaced.
+      pools: Rows and columns that each step is averaged to; each is a readout of its own.
+      frames: Evenly from all that is shown, or only those that published extractors are given.
+      leave_out: A text file with the name of a test clip a line, such as the buggy ones.
+      against: The source that others are compared with.
+    """
+    from videorepa.probe import probe, read_names
+    from videorepa.probing.probe_table import table
+    from videorepa.probing.sources import named, teachers_from
+    from videorepa.recipe import Recipe
+
+    parsed = Recipe.from_yaml(recipe, set)
+    found = probe(
+        parsed,
+        data,
+        out,
+        protocol=protocol,
+        models=named(models),
+        teachers=teachers_from(teacher, parsed),
+        blocks=blocks or None,
+        timesteps=timesteps,
+        draws=draws,
+        steps=steps,
+        pools=pools,
+        frames=frames,
+        leave_out=read_names(leave_out) if leave_out else (),
+        against=against,
+    )
+    print(table(found))
+    print(f"probe: {out}")

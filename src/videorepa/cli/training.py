@@ -1,0 +1,137 @@
+"""TODO one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from videorepa.cli.options import Overrides, Positional, RecipeFile, Shard, parse_shard
+from videorepa.errors import UserError
+
+
+def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> None:
+    """Turn videos and captions into a cache of latents, text embeddings and teacher features.
+
+    Goes on where it stopped. A clip that cannot be used is reported and costs that clip alone.
+    Any key of the recipe can be changed on the command line: --train.precision float32.
+
+    For example:
+      videorepa prepare recipes/videorepa-2b.yaml
+      videorepa prepare recipes/videorepa-2b.yaml --shard 1/4
+    """
+    from videorepa.prepare import prepare
+    from videorepa.recipe import Recipe
+
+    done = prepare(Recipe.from_yaml(recipe, set), shard=parse_shard(shard))
+    print(f"prepared {done.made}, found {done.found} done before, failed {len(done.failed)}")
+    if done.failed:
+        raise UserError(
+            f"{len(done.failed)} clips cannot be used; training goes without them. Mend them and "
+            "run the same command again, or leave them out.\n"
+            + "\n".join(f"  {name!r}: {reason}" for name, reason in done.failed.items())
+        )
+
+
+def head(
+    recipe: RecipeFile,
+    kind: Literal["motion", "saliency"],
+    out: Path,
+    clips: int = 200,
+    set: Overrides = (),
+) -> None:
+    """Train a small head on the recipe's teacher: features of motion, or a saliency of each token.
+
+    It learns from the optical flow of the recipe's clips, and says how well it predicts that of
+    clips held out. The recipe's `encoder` can be the plain teacher, or the `headed` one that is to
+    have this head. Stopped, it starts over.
+
+    For example:
+      videorepa head recipes/videorepa-2b.yaml --kind motion --out heads/motion.safetensors
+
+    Args:
+      kind: "motion" for the loss moalign, "saliency" for sara.
+      out: The file to write; must not exist yet.
+      clips: Use at most so many clips.
+    """
+    from videorepa.head import train_head
+    from videorepa.recipe import Recipe
+
+    trained = train_head(Recipe.from_yaml(recipe, set), kind, out, clips=clips)
+    print(trained)
+    if trained.failed:
+        raise UserError(
+            f"{len(trained.failed)} clips could not be used; the head was trained without them.\n"
+            + "\n".join(f"  {name!r}: {reason}" for name, reason in trained.failed.items())
+        )
+
+
+def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> None:
+    """Fine-tune with the recipe's alignment loss; the same command resumes exactly.
+
+    Any key of the recipe can be changed on the command line: `--align.weight 0` is the control.
+
+    For example:
+      videorepa train recipes/videorepa-2b.yaml
+      videorepa train recipes/videorepa-2b.yaml --align.weight 0 --out runs/control
+
+    Args:
+      out: Folder of the run; by default runs/NAME, with the recipe's name.
+    """
+    from videorepa.recipe import Recipe
+    from videorepa.train import train
+
+    parsed = Recipe.from_yaml(recipe, set)
+    run = train(parsed, out or Path("runs") / parsed.name)
+    print(f"trained: {run.path}")
+
+
+def inspect(recipe: RecipeFile, set: Overrides = (), device: str | None = None) -> None:
+    """Print shapes, parameters, disk space, peak memory and work of a recipe; loads nothing.
+
+    Memory is predicted for the device, cpu or cuda, which need not be here.
+
+    For example:
+      videorepa inspect recipes/videorepa-2b.yaml --device cuda
+      videorepa inspect recipes/videorepa-2b.yaml --data.frames 25 --encoder.frames 24
+    """
+    from videorepa.inspect import inspect
+    from videorepa.recipe import Recipe
+
+    print(inspect(Recipe.from_yaml(recipe, set), device=device))
+
+
+def compare(
+    runs: Positional[tuple[Path, ...]], reference: Path | None = None, make: Path | None = None
+) -> None:
+    """Say whether a training's curves are normal: inside what other seeds of its recipe give.
+
+    The exit code is 0 if they are and 1 if not. References of the demo's two runs are shipped.
+
+    For example:
+      videorepa compare demo/runs/aligned
+      videorepa compare runs/seed-0 runs/seed-1 runs/seed-2 --make normal.json
+      videorepa compare runs/seed-3 --reference normal.json
+
+    Args:
+      runs: Folders that `train` wrote.
+      reference: A file that --make wrote; by default the shipped one of the run's recipe.
+      make: Write the runs' bands to this file instead, from three runs or more.
+    """
+    from videorepa.compare import compare, make_reference
+
+    if not runs:
+        raise UserError("compare needs at least one run: a folder that `videorepa train` wrote.")
+    if make is not None:
+        found = make_reference(runs, make)
+        print(f"reference of {len(found.seeds)} runs: {make}")
+        return
+    outside = []
+    for run in runs:
+        comparison = compare(run, reference)
+        print(comparison)
+        if comparison.is_normal:
+            print(comparison.sentence)
+        else:
+            outside.append(comparison.sentence)
+    if outside:
+        raise UserError("\n".join(outside))

@@ -1,0 +1,125 @@
+"""LoRA files in the layouts that diffusers and ComfyUI read, with rank and alpha inside."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from videorepa.errors import UserError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls a LoRA in a folder."""
+
+COMFYUI_FILE = "comfyui_lora.safetensors"
+
+_COMFYUI_NAMES: dict[str, dict[str, str]] = {
+    "CogVideoXTransformer3DModel": {
+        r"transformer_blocks\.(\d+)\.attn1\.to_([qkv])": r"blocks.\1.\2",
+        r"transformer_blocks\.(\d+)\.attn1\.to_out\.0": r"blocks.\1.attn_out",
+        r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj": r"blocks.\1.ff_proj",
+        r"transformer_blocks\.(\d+)\.ff\.net\.2": r"blocks.\1.ff_out",
+    },
+    "WanTransformer3DModel": {
+        r"blocks\.(\d+)\.attn1\.to_([qkv])": r"blocks.\1.self_attn.\2",
+        r"blocks\.(\d+)\.attn1\.to_out\.0": r"blocks.\1.self_attn.o",
+        r"blocks\.(\d+)\.attn2\.to_([qkv])": r"blocks.\1.cross_attn.\2",
+        r"blocks\.(\d+)\.attn2\.to_out\.0": r"blocks.\1.cross_attn.o",
+        r"blocks\.(\d+)\.ffn\.net\.0\.proj": r"blocks.\1.ffn.0",
+        r"blocks\.(\d+)\.ffn\.net\.2": r"blocks.\1.ffn.2",
+    },
+    "LTXVideoTransformer3DModel": {
+        r"transformer_blocks\.\d+\.attn[12]\.to_([qkv]|out\.0)": r"\g<0>",
+        r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)": r"\g<0>",
+    },
+}
+"""A transformer's layers: pattern of diffusers' name -> name in ComfyUI's own class of that model
+(its folder comfy/ldm). Models whose query, key and value are one layer there are left out."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA: each layer's weight grows by alpha / rank * up @ down.
+
+    layers: name of the layer -> (down, (rank, in, ...)) and (up, (out, rank, ...)).
+    """
+
+    rank: int
+    alpha: float
+    layers: dict[str, tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, transformer: Any) -> Adapter:
+        """What `add_lora` has put into a transformer."""
+        from peft.utils import get_peft_model_state_dict
+
+        state, config = get_peft_model_state_dict(transformer), transformer.peft_config["default"]
+        names = [key.removesuffix(".lora_A.weight") for key in state if ".lora_A." in key]
+        layers = {
+            name: (state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]) for name in names
+        }
+        return cls(config.r, config.lora_alpha, layers)
+
+    def to(self, dtype: torch.dtype) -> Adapter:
+        layers = {name: (down.to(dtype), up.to(dtype)) for name, (down, up) in self.layers.items()}
+        return Adapter(self.rank, self.alpha, layers)
+
+    def save_for_diffusers(self, path: Path) -> None:
+        """The layout of diffusers' own writer, whose loader reads rank and alpha from the header.
+
+        The header holds these two and the layers' names, not all of peft's settings, which peft
+        of another version would refuse.
+        """
+        weights = {
+            f"transformer.{name}.lora_{part}.weight": matrix.detach().contiguous()
+            for name, pair in self.layers.items()
+            for part, matrix in zip("AB", pair, strict=True)
+        }
+        settings = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": list(self.layers)}
+        about = json.dumps({f"transformer.{key}": value for key, value in settings.items()})
+        save_file(weights, path, {"lora_adapter_metadata": about})
+
+    def save_for_comfyui(self, path: Path, names: dict[str, str]) -> None:
+        """The layout that ComfyUI's loader takes for any model; names: as `comfyui_names` gives.
+
+        Alpha stands beside each layer's two matrices, whose shape is the rank; there is no header,
+        or diffusers, which reads this layout for some models, would apply alpha twice.
+        """
+        weights = {}
+        for name, (down, up) in self.layers.items():
+            prefix = f"diffusion_model.{names[name]}"
+            weights[f"{prefix}.lora_down.weight"] = down.detach().contiguous()
+            weights[f"{prefix}.lora_up.weight"] = up.detach().contiguous()
+            weights[f"{prefix}.alpha"] = torch.tensor(float(self.alpha))
+        save_file(weights, path)
+
+
+def comfyui_names(kind: str, layers: Iterable[str]) -> dict[str, str]:
+    """What ComfyUI calls these layers of a diffusers transformer of the class `kind`.
+
+    Raises UserError for a model, or a layer of one, whose name there is not known.
+    """
+    patterns = _COMFYUI_NAMES.get(kind)
+    if patterns is None:
+        raise UserError(
+            f"ComfyUI's names for the layers of {kind} are not known here; they are for "
+            f"{', '.join(_COMFYUI_NAMES)}. Export in the format diffusers."
+        )
+    names = {}
+    for layer in layers:
+        matches = ((re.fullmatch(pattern, layer), name) for pattern, name in patterns.items())
+        named = [match.expand(name) for match, name in matches if match]
+        if not named:
+            raise UserError(
+                f"ComfyUI's name for the layer {layer} of {kind} is not known here. Export in the "
+                "format diffusers, or train on attention and feed-forward layers of blocks alone."
+            )
+        names[layer] = named[0]
+    return names

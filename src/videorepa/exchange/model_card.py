@@ -1,0 +1,128 @@
+"""Writes the model card that goes with exported weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from videorepa.artifacts.run import Run
+from videorepa.artifacts.scores import Difference, Metric, Scores
+from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
+from videorepa.recipe import Recipe
+
+
+def model_card(
+    run: Run, recipe: Recipe, step: int, product: str, part: str, evaluations: Sequence[Scores]
+) -> str:
+    """Markdown with the Hub's header: what was trained from what, on what, how it scores, how to
+    use it, the recipe and the environment.
+
+    product: name of the exported file or folder. part: of the base model's pipeline, that it is
+    for. evaluations: what `evaluate` found.
+    """
+    base = recipe.backbone.weights
+    header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-video"}
+    if base.count("/") == 1 and not Path(base).exists():
+        header["base_model"] = base
+    header["tags"] = ["videorepa"] if recipe.train.lora is None else ["videorepa", "lora"]
+    optim, data = recipe.optim, recipe.data
+    parts = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# {recipe.name}",
+        recipe.about or "Fine-tuned with videorepa.",
+        "\n".join(
+            [
+                f"- base model: {base}",
+                f"- trained: {_trained(recipe)}, step {step} of {optim.steps}, "
+                f"{optim.batch_size * optim.accumulate} clips a step",
+                f"- alignment: {_alignment(recipe)}",
+                f"- data: {data.manifest or data.lab}, "
+                f"{data.frames} frames of {data.height}x{data.width}",
+                f"- in this folder: {_in_the_folder(product, part)}",
+            ]
+        ),
+        "## Scores",
+        *(map(_scores, evaluations) if evaluations else ["None were measured."]),
+        "## License",
+        f"These weights are made from {base}, and its license holds for them too. What the clips "
+        "they were trained on allow has to be looked up where those came from.",
+        "## Made with",
+        f"The recipe, whole:\n\n```yaml\n{recipe.text().rstrip()}\n```",
+        f"```json\n{_environment(run)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_the_folder(product: str, part: str) -> str:
+    if product == COMFYUI_FILE:
+        return f"`{product}`, for ComfyUI's LoRA loader at strength 1; rank and alpha are in it"
+    if product == LORA_FILE:
+        into = "" if part == "transformer" else f", with `load_into_{part}=True`"
+        return (
+            f"`{product}`, for `load_lora_weights` of the base model's diffusers pipeline{into}; "
+            "rank and alpha are in it"
+        )
+    return (
+        f"`{product}`, for the `{part}` of the base model's diffusers pipeline; `from_pretrained` "
+        "of its stock class loads it"
+    )
+
+
+def _trained(recipe: Recipe) -> str:
+    lora = recipe.train.lora
+    return "all weights" if lora is None else f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}"
+
+
+def _alignment(recipe: Recipe) -> str:
+    return (
+        "; ".join(
+            f"{name}, weight {term.weight:g}, block {term.block}, target "
+            + (term.encoder.name if term.encoder else str(term.target))
+            for name, term in recipe.terms.items()
+        )
+        or "none"
+    )
+
+
+def _environment(run: Run) -> str:
+    return json.dumps(json.loads((run.path / "environment.json").read_text()), indent=1)
+
+
+def _scores(found: Scores) -> str:
+    """A table of one evaluation, with the comparison if there is one."""
+    summary, comparison = found.summary, found.comparison
+    rows = ["| metric | value | 95 % interval | clips |", "|---|---|---|---|"]
+    rows += [f"| {name} | {_metric(metric)} |" for name, metric in summary.metrics.items()]
+    failed = f"; {len(summary.failures)} clips could not be scored" if summary.failures else ""
+    clips = found.folder.resolve().parent.name
+    lines = [
+        f"{summary.benchmark} {summary.version}, on the clips in `{clips}`{failed}:",
+        "",
+        *rows,
+    ]
+    if comparison is not None:
+        lines += ["", f"Against `{comparison.against}`, clip by clip:", ""]
+        lines += ["| metric | difference | 95 % interval | p |", "|---|---|---|---|"]
+        lines += [f"| {name} | {_difference(d)} |" for name, d in comparison.metrics.items()]
+    return "\n".join(lines)
+
+
+def _metric(metric: Metric) -> str:
+    if metric.percent is None:
+        value = "none" if metric.mean is None else f"{metric.mean:.4g}"
+        return f"{value} | {_interval(metric, '.3g')} | {metric.n}"
+    return f"{metric.percent:.1f} % | {_interval(metric)} | {metric.n}"
+
+
+def _difference(difference: Difference) -> str:
+    if difference.p is None:  # No share: the difference is in the metric's own unit.
+        return f"{difference.difference:+.3g} | {_interval(difference, '.3g')} |"
+    return f"{difference.difference:+.1f} | {_interval(difference)} | {difference.p:.3f}"
+
+
+def _interval(of: Metric | Difference, form: str = ".1f") -> str:
+    return "" if of.low is None or of.high is None else f"[{of.low:{form}}, {of.high:{form}}]"

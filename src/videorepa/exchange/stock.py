@@ -1,0 +1,98 @@
+"""TODO one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from videorepa.errors import UserError
+from videorepa.recipe import Recipe
+
+# Runs in a process that knows nothing of videorepa: what a user of the export would write. ComfyUI
+# itself is not at hand; what it does with a LoRA is, given which of diffusers' layers it names.
+_STOCK = """
+import json, sys
+import diffusers, torch
+from safetensors.torch import load_file, save_file
+pipeline_class, model_class, product, base, part, names, inputs, answer = sys.argv[1:]
+pipeline_class, model_class = getattr(diffusers, pipeline_class), getattr(diffusers, model_class)
+if not product.endswith(".safetensors"):
+    transformer = model_class.from_pretrained(product)
+else:
+    transformer = model_class.from_pretrained(base, subfolder=part)
+    names = json.load(open(names))
+    if names:
+        lora = load_file(product)
+        for layer, name in names.items():
+            up, down, alpha = (
+                lora.pop(f"diffusion_model.{name}.{part}").float()
+                for part in ("lora_up.weight", "lora_down.weight", "alpha")
+            )
+            weight = transformer.get_submodule(layer).weight.data
+            change = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+            weight += alpha / down.shape[0] * change
+        assert not lora, "weights without a layer"
+    else:
+        weights, metadata = pipeline_class.lora_state_dict(product, return_lora_metadata=True)
+        pipeline_class.load_lora_into_transformer(weights, transformer, metadata=metadata)
+given = torch.load(inputs, weights_only=True)
+with torch.no_grad():
+    sample = transformer.to(torch.float32).eval()(**given, return_dict=False)[0]
+save_file({"sample": sample.contiguous()}, answer)
+assert "videorepa" not in sys.modules
+"""
+
+
+def inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
+    """Fixed arguments of the transformer."""
+    shapes = recipe.backbone.shapes(recipe.data)
+    draw = torch.Generator().manual_seed(0)
+    noisy = torch.randn(1, *shapes.latents, generator=draw)
+    text = {
+        name: torch.randn(1, *like.shape, generator=draw)
+        if like.is_floating_point()
+        else torch.ones(1, *like.shape, dtype=like.dtype)
+        for name, like in shapes.text.items()
+    }
+    return backbone.inputs(noisy, text, torch.tensor([500]))
+
+
+@torch.no_grad()
+def output(transformer: Any, given: dict[str, Any]) -> Tensor:
+    return transformer.eval()(**given, return_dict=False)[0]
+
+
+def stock_output(
+    product: Path,
+    classes: tuple[str, str],
+    base: tuple[str, str],
+    names: dict[str, str],
+    given: dict[str, Any],
+) -> Tensor:
+    """What the pipeline's and the transformer's stock classes make of the export.
+
+    base: the base model's folder, and the transformer's in it. names: of the layers in a LoRA for
+    ComfyUI, else empty. given: the transformer's arguments.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(scratch) / name for name in ("names.json", "inputs", "answer")]
+        paths[0].write_text(json.dumps(names))
+        torch.save(given, paths[1])
+        done = subprocess.run(
+            [sys.executable, "-c", _STOCK, *classes, product, *base, *paths],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = "\n".join(done.stderr.strip().splitlines()[-3:])
+            raise UserError(f"Stock diffusers cannot load the export:\n{last}")
+        return load_file(paths[2])["sample"]

@@ -1,0 +1,315 @@
+"""Trains the small heads of MoAlign and SARA, on any teacher, from the optical flow of clips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from videorepa.data.source import open_source
+from videorepa.encoders import EncoderSpec
+from videorepa.encoders.headed import MOTION_WIDTH, Head, Headed, Kind, save_head
+from videorepa.errors import ClipError, UserError
+from videorepa.recipe import Recipe
+from videorepa.system.device import compute_dtype, pick_device
+from videorepa.system.progress import track
+from videorepa.system.randomness import generator, stable_seed
+from videorepa.tokens import TokenGrid
+
+HALF_MOVING = 0.5
+"""Pixels a frame, against the background, at which a pixel counts as moving by half."""
+
+HELD_OUT = 0.2
+"""Share of the clips that the error is measured on."""
+
+STEPS, BATCH, LEARNING_RATE = 600, 8, 5e-3
+
+DAMPING = 1e-2
+"""Share of the mean variance that is added to every direction's before it is whitened."""
+
+LEARNT = 0.95
+"""A head whose error is a larger part of the best constant's has learnt nothing to speak of."""
+
+Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Two grey frames (h, w) to how far each pixel of the first moves, (2, h, w): down, and right."""
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head and what it is worth: root mean squared errors on clips held out of its training.
+
+    error: the head's own. mean, zero: of the two predictions that need no head, the mean over the
+    training clips, and nothing. Motion is in pixels of the encoder's input a frame, saliency from
+    0 to 1. clips, held_out: how many it was trained on and measured on. failed: clips that could
+    not be used, each with its reason.
+    """
+
+    path: Path
+    kind: Kind
+    clips: int
+    held_out: int
+    error: float
+    mean: float
+    zero: float
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether it predicts better than what needs no head, by 5 % at least."""
+        return self.error < LEARNT * min(self.mean, self.zero)
+
+    def __str__(self) -> str:
+        unit = " pixels a frame" if self.kind == "motion" else ""
+        said = (
+            f"{self.kind} head: {self.path}, trained on {self.clips} clips\n"
+            f"held-out error, {self.held_out} clips: {self.error:.3g}{unit}; "
+            f"always the mean {self.mean:.3g}, always zero {self.zero:.3g}"
+        )
+        if not self.has_learnt:
+            said += (
+                "\nThe head has learnt nothing: a constant predicts as well. Give it more clips, "
+                "clips that move more, or another teacher."
+            )
+        return said
+
+
+def train_head(
+    recipe: Recipe, kind: Kind, out: Path, *, clips: int = 200, device: str | None = None
+) -> TrainedHead:
+    """Train a head on the recipe's teacher and clips, and write it to `out`.
+
+    The teacher is the recipe's encoder, or its first term's; where that is a `headed` one whose
+    head is `out`, it is what that head is of. So one recipe says both trainings.
+
+    kind: "motion" learns features from which each token's optical flow can be told, and keeps the
+        features (MoAlign, arXiv 2510.19022). "saliency" learns how much of a token moves against
+        the background (SARA, arXiv 2605.07800, has a text-conditioned part here).
+    clips: at most so many are used, drawn by the recipe's seed. Their features are held in memory,
+        two bytes a channel.
+
+    A clip that cannot be used costs that clip alone. Raises UserError if `out` exists, if
+    scikit-image is not installed, or if fewer than two clips can be used.
+    """
+    if kind not in get_args(Kind):
+        raise UserError(f"There is no {kind!r} head; expected {' or '.join(get_args(Kind))}.")
+    if out.exists():
+        raise UserError(f"{out} exists already. Delete it, or choose another file.")
+    spec = _teacher(recipe, out)
+    if spec.frames < 2:
+        raise UserError("The teacher sees one frame, which has no motion. Raise encoder.frames.")
+    spec.shape(recipe.data.frames)  # Refuses what cannot work, before anything is made.
+    flow = flow_method()
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    source, where = open_source(recipe.data), pick_device(device)
+    encoder = spec.load(where, compute_dtype(recipe.train.precision, where))
+    examples: list[_Example] = []
+    failed: dict[str, str] = {}
+    drawn = generator(recipe.seed, "head")
+    chosen = torch.randperm(len(source.items), generator=drawn)[: max(clips, 0)].tolist()
+    for number in track(chosen, "features and flow"):
+        try:
+            frames = source.frames(number)
+        except ClipError as error:
+            failed[source.items[number].id] = str(error)
+            continue
+        video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()[None] / 255.0
+        grid = encoder(video)
+        if not grid.tokens.isfinite().all():
+            raise UserError(
+                f"The clip {source.items[number].id!r} gives features that are not finite. The "
+                "teacher's weights are damaged, or the precision is too low: try "
+                "--train.precision float32."
+            )
+        target = token_motion(kind, video[0], grid, (spec.height, spec.width), flow)
+        kept = grid.with_tokens(grid.tokens.to("cpu", torch.bfloat16))
+        examples.append(_Example(kept, target))
+    if len(examples) < 2:
+        reasons = "".join(f"\n  {name!r}: {reason}" for name, reason in failed.items())
+        raise UserError(
+            f"A head needs two clips at least, one to be measured on; {len(examples)} of "
+            f"{len(chosen)} can be used.{reasons}"
+        )
+    held_out = max(1, round(HELD_OUT * len(examples)))
+    head, errors = _fit(kind, examples[held_out:], examples[:held_out], recipe.seed, where)
+    save_head(out, head, spec, errors)
+    return TrainedHead(out, kind, len(examples) - held_out, held_out, **errors, failed=failed)
+
+
+def flow_method() -> Flow:
+    """TV-L1 (Zach, Pock and Bischof 2007) as scikit-image has it. Raises UserError without it."""
+    try:
+        from skimage.registration import optical_flow_tvl1
+    except ImportError:
+        raise UserError(
+            "Optical flow needs scikit-image, which is not installed: "
+            "pip install 'videorepa[flow]'."
+        ) from None
+
+    def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        # Held closer to the images than the library's default, which in a flat background lets an
+        # object's motion spread over the frame.
+        return optical_flow_tvl1(first, second, attachment=100, tightness=0.1)
+
+    return flow
+
+
+def token_motion(
+    kind: Kind,
+    video: Float[Tensor, "f 3 h w"],
+    grid: TokenGrid,
+    size: tuple[int, int],
+    flow: Flow,
+) -> Float[Tensor, "t h w c"]:
+    """What a head has to predict of each token of a grid, from the clip that the grid is of.
+
+    size: height and width that the encoder sees the clip at.
+
+    motion: mean flow over the token's footprint and the frames of its step, in pixels of that size
+        a frame: down, and right. saliency: mean over the same of d^2 / (d^2 + 0.5^2), where d is
+        how far a pixel's flow is from the frame's median flow, which stands for the background:
+        about the share of the footprint that moves against it.
+
+    A frame's flow is that to the next one; the last has none and takes that of the frame before.
+    """
+    first = max(grid.start, 0)
+    seen = F.interpolate(video[first:], size, mode="bicubic", align_corners=False)
+    grey = seen.mean(1).numpy()
+    pairs = [flow(grey[i], grey[i + 1]) for i in range(len(grey) - 1)]
+    pixels = torch.from_numpy(np.stack([*pairs, pairs[-1]])).float()
+    if kind == "saliency":
+        background = pixels.flatten(2).median(-1).values[..., None, None]
+        square = (pixels - background).square().sum(1, keepdim=True)
+        pixels = square / (square + HALF_MOVING**2)
+    steps, rows, columns = grid.size
+    tokens = F.adaptive_avg_pool2d(pixels, (rows, columns)).permute(0, 2, 3, 1)
+    spans = [[frame - first for frame in grid.frames(step)] for step in range(steps)]
+    return torch.stack([tokens[span].mean(0) for span in spans])
+
+
+class _Example(NamedTuple):
+    """A clip: the teacher's grid of it, and what is to be predicted, (t, h, w, c)."""
+
+    grid: TokenGrid
+    target: Tensor
+
+
+class _Whitened(nn.Module):
+    """A weight (out, width) for the directions in which tokens vary, all made to vary by 1.
+
+    A teacher's tokens vary a hundred times more in some directions than in others, and motion is
+    in the small ones: without this, gradient descent does not get there (docs/log.md).
+    """
+
+    def __init__(self, covariance: Float[Tensor, "d d"]) -> None:
+        super().__init__()
+        variance, directions = torch.linalg.eigh(covariance)
+        damped = variance.clamp(min=0) + DAMPING * variance.mean()
+        self.register_buffer("directions", (directions / damped.sqrt()).float())
+
+    def forward(self, weight: Float[Tensor, "o d"]) -> Float[Tensor, "o d"]:
+        return weight @ self.get_buffer("directions").T
+
+
+class _Predictor(nn.Module):
+    """A head and what it is trained through: for motion a convolution on each frame, which is left
+    behind."""
+
+    def __init__(self, kind: Kind, examples: list[_Example]) -> None:
+        super().__init__()
+        targets = torch.stack([example.target for example in examples])
+        self.mean = targets.mean((0, 1, 2, 3))
+        self.scale = targets.std(unbiased=False).clamp(min=1e-6).item()
+        self.head = Head(kind, examples[0].grid.width)
+        self.conv = nn.Conv2d(MOTION_WIDTH, 2, 3, padding=1) if kind == "motion" else None
+        self._start([example.grid.tokens for example in examples])
+
+    def _start(self, tokens: list[Float[Tensor, "1 t h w d"]]) -> None:
+        norm, linear = self.head.norm.requires_grad_(False), self.head.linear
+        with torch.no_grad():
+            count, total, products = 0, torch.zeros(()), torch.zeros(())
+            for clip in tokens:
+                rows = norm(clip.float()).flatten(0, 3).double()
+                count, total = count + len(rows), total + rows.sum(0)
+                products = products + rows.T @ rows
+            mean = total / count
+            norm.bias.copy_(-mean)
+            # Started from noise, a linear layer keeps it in all that the flow does not ask for,
+            # and relations would be of that.
+            linear.weight.zero_()
+            linear.bias.zero_()
+            if self.head.kind == "saliency":
+                linear.bias.copy_(torch.logit(self.mean, eps=1e-4))
+        whitened = _Whitened(products / count - mean.outer(mean))
+        parametrize.register_parametrization(linear, "weight", whitened)
+
+    def forward(self, grid: TokenGrid) -> Float[Tensor, "b t h w c"]:
+        found = self.head(grid)
+        if self.conv is None:
+            assert found.saliency is not None
+            return found.saliency[..., None]
+        bent = found.with_tokens(F.gelu(found.tokens))
+        return bent.convolved(self.conv, *grid.size[1:]).tokens * self.scale
+
+    def finished(self) -> Head:
+        """The head, as an ordinary one."""
+        parametrize.remove_parametrizations(self.head.linear, "weight")
+        return self.head
+
+
+def _fit(
+    kind: Kind, train: list[_Example], held_out: list[_Example], seed: int, device: torch.device
+) -> tuple[Head, dict[str, float]]:
+    """Train by squared error; the head, and errors on the clips held out."""
+    torch.manual_seed(stable_seed(seed, "head", kind))
+    model = _Predictor(kind, train).to(device)
+    mean = model.mean.to(device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    drawn = generator(seed, "head", "batches")
+    for _ in track(range(STEPS), f"train the {kind} head"):
+        batch = [train[i] for i in torch.randperm(len(train), generator=drawn)[:BATCH].tolist()]
+        grid, target = _batch(batch, device)
+        loss = (model(grid) - target).square().mean() / model.scale**2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+    squares = {"error": 0.0, "mean": 0.0, "zero": 0.0}
+    with torch.no_grad():
+        for example in held_out:
+            grid, target = _batch([example], device)
+            guesses = {"error": model(grid), "mean": mean, "zero": torch.zeros_like(mean)}
+            for name, guess in guesses.items():
+                # The length of a flow's error: summed over its two directions.
+                squares[name] += (target - guess).square().sum(-1).mean().item()
+    errors = {name: math.sqrt(square / len(held_out)) for name, square in squares.items()}
+    return model.finished(), errors
+
+
+def _batch(examples: list[_Example], device: torch.device) -> tuple[TokenGrid, Tensor]:
+    grid = TokenGrid.batch([example.grid for example in examples]).to(device)
+    return grid, torch.stack([example.target for example in examples]).to(device)
+
+
+def _teacher(recipe: Recipe, out: Path) -> EncoderSpec:
+    spec = next((term.encoder for term in recipe.terms.values() if term.encoder), None)
+    if spec is None:
+        raise UserError(f"The recipe {recipe.name} has no encoder to train a head on.")
+    within = spec
+    while isinstance(within, Headed):
+        if within.path.absolute() == out.absolute():
+            return within.of
+        within = within.of
+    return spec

@@ -1,0 +1,262 @@
+"""Ways to break a clip's physics on purpose, one law at a time and by degrees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from videorepa.world.render import Clip, render
+from videorepa.world.simulator import FLOOR, GRAVITY, SIZE, Ball, Body, Box, Scene, simulate
+
+IN_THE_AIR = ("fall", "drop", "throw", "catch")
+"""Events in which gravity has a ball to itself."""
+
+ON_THE_FLOOR = ("roll", "slide", "collide", "chain", "hide")
+
+LEAST = 0.5
+"""Pixels that something has to be off by, at one time at least, for a clip to count as broken."""
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A way to break a clip.
+
+    apply: a clip and a strength to the broken frames, or None for a clip that cannot be broken so.
+    strengths: from the least to the most. unit: of a strength. what: in words. caught_by: the check
+    that is there to find it, and when.
+    """
+
+    apply: Callable[[Clip, np.random.Generator, float], np.ndarray | None]
+    strengths: tuple[float, ...]
+    unit: str
+    what: str
+    caught_by: str
+
+
+# The time
+
+
+def _shuffled(clip: Clip, rng: np.random.Generator, window: float) -> np.ndarray:
+    frames = np.arange(len(clip.frames))
+    parts = np.split(frames, range(int(window), len(frames), int(window)))
+    return clip.frames[np.concatenate([rng.permutation(part) for part in parts])]
+
+
+def _reversed(clip: Clip, rng: np.random.Generator, strength: float) -> np.ndarray:
+    return clip.frames[::-1]
+
+
+def _frozen(clip: Clip, rng: np.random.Generator, frames: float) -> np.ndarray:
+    last = len(clip.frames) - 1 - int(frames)
+    return clip.frames[np.arange(len(clip.frames)).clip(max=last)]
+
+
+# What is there
+
+
+def _vanishing(clip: Clip, rng: np.random.Generator, frames: float) -> np.ndarray | None:
+    start = _seen_from(clip, rng)
+    if start is None:
+        return None
+    positions = clip.trajectory.positions.copy()
+    positions[start : start + int(frames), 0, 0] -= 10.0 * SIZE
+    return _with_positions(clip, positions)
+
+
+def _swelling(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray | None:
+    start = _seen_from(clip, rng)
+    body = clip.scene.bodies[0]
+    if start is None:
+        return None
+    bodies = (_scaled(body, 1 + share), *clip.scene.bodies[1:])
+    positions = clip.trajectory.positions.copy()
+    # It stands as it did: what swells is not to sink into the floor, which is another law.
+    assert isinstance(body, Ball | Box)
+    positions[:, 0, 1] -= share * (body.radius if isinstance(body, Ball) else body.height / 2)
+    swollen = render(
+        replace(clip.scene, bodies=bodies), replace(clip.trajectory, positions=positions)
+    )
+    return np.concatenate([clip.frames[:start], swollen[start:]])
+
+
+def _scaled(body: Body, by: float) -> Body:
+    if isinstance(body, Ball):
+        return replace(body, radius=by * body.radius)
+    assert isinstance(body, Box)
+    return replace(body, width=by * body.width, height=by * body.height)
+
+
+# How it moves
+
+
+def _teleporting(clip: Clip, rng: np.random.Generator, pixels: float) -> np.ndarray | None:
+    start = _seen_from(clip, rng)
+    if start is None:
+        return None
+    positions = clip.trajectory.positions.copy()
+    on_its_way = np.sign(positions[-1, 0, 0] - positions[0, 0, 0]) or 1.0
+    positions[start:, 0, 0] -= on_its_way * pixels
+    return _with_positions(clip, positions)
+
+
+def _pushed(clip: Clip, rng: np.random.Generator, speed: float) -> np.ndarray | None:
+    start = _seen_from(clip, rng)
+    if start is None or clip.scene.event not in ("roll", "throw", "hide"):
+        return None
+    positions = clip.trajectory.positions.copy()
+    on_its_way = np.sign(positions[-1, 0, 0] - positions[0, 0, 0]) or 1.0
+    since = np.arange(len(positions) - start, dtype=np.float32)
+    positions[start:, 0, 0] += on_its_way * speed * since
+    return _with_positions(clip, positions)
+
+
+def _light(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray | None:
+    if clip.scene.event not in IN_THE_AIR:
+        return None
+    return _simulated(clip, clip.scene, GRAVITY * (1 - share))
+
+
+def _heavy(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray | None:
+    return _light(clip, rng, -share)
+
+
+def _bouncy(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray | None:
+    if clip.scene.event not in ("fall", "drop"):
+        return None
+    first, *others = clip.scene.bodies
+    return _simulated(
+        clip, replace(clip.scene, bodies=(replace(first, elasticity=1 + share), *others)), GRAVITY
+    )
+
+
+# Where it goes through
+
+
+def _sunken(clip: Clip, rng: np.random.Generator, pixels: float) -> np.ndarray | None:
+    if clip.scene.event not in ON_THE_FLOOR:
+        return None
+    positions = clip.trajectory.positions.copy()
+    positions[:, 0, 1] += pixels
+    return _with_positions(clip, positions)
+
+
+def _overlapping(clip: Clip, rng: np.random.Generator, pixels: float) -> np.ndarray | None:
+    if clip.scene.event not in ("collide", "chain") or not clip.trajectory.touched[-1, 0, 1]:
+        return None
+    positions = clip.trajectory.positions.copy()
+    towards = np.sign(positions[0, 1, 0] - positions[0, 0, 0])
+    positions[:, 0, 0] += towards * pixels
+    return _with_positions(clip, positions)
+
+
+def _seen_from(clip: Clip, rng: np.random.Generator) -> int | None:
+    """A frame, not among the first or last four, from which on all of the first body is in view
+    for three frames and nowhere near the screen; None if there is none."""
+    positions, body = clip.trajectory.positions[:, 0], clip.scene.bodies[0]
+    x, radius = positions[:, 0], np.sqrt(body.area / np.pi)
+    seen = (x > radius + 2) & (x < SIZE - radius - 2) & (positions[:, 1] < FLOOR)
+    if (screen := clip.scene.screen) is not None:
+        seen &= (x < screen.left - radius - 2) | (x > screen.right + radius + 2)
+    for_three = seen[:-2] & seen[1:-1] & seen[2:]
+    frames = np.flatnonzero(for_three[4:-2]) + 4
+    return int(rng.choice(frames)) if len(frames) else None
+
+
+def _with_positions(clip: Clip, positions: np.ndarray) -> np.ndarray:
+    return render(clip.scene, replace(clip.trajectory, positions=positions))
+
+
+def _simulated(clip: Clip, scene: Scene, gravity: float) -> np.ndarray | None:
+    moved = simulate(scene, len(clip.frames), gravity)
+    off = np.linalg.norm(moved.positions - clip.trajectory.positions, axis=-1)
+    return render(scene, moved) if off.max() > LEAST else None
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "shuffled": Corruption(
+        _shuffled,
+        (2, 4, 17),
+        "frames",
+        "the frames in random order within windows of so many",
+        "`continuity`, and `event` with it",
+    ),
+    "reversed": Corruption(
+        _reversed,
+        (1,),
+        "",
+        "the frames from the last to the first",
+        "`direction` where the caption names a side; `energy` where a bounce gains height by it",
+    ),
+    "frozen": Corruption(
+        _frozen,
+        (4, 8, 12, 16),
+        "frames",
+        "nothing moves any more for so many frames at the end; 16 are the whole clip",
+        "`presence` and `event` where it is the whole; else `momentum`, `gravity` and `arc`",
+    ),
+    "vanishing": Corruption(
+        _vanishing,
+        (1, 2, 4, 8),
+        "frames",
+        "the first body is not there for so many frames in which it would be seen",
+        "`permanence`",
+    ),
+    "swelling": Corruption(
+        _swelling,
+        (0.1, 0.2, 0.4, 0.8),
+        "of its size",
+        "from one frame on the first body is larger by so much, and stands where it stood",
+        "`size`",
+    ),
+    "teleporting": Corruption(
+        _teleporting,
+        (2, 4, 8, 12),
+        "px",
+        "from one frame on the first body is so much farther back on its way",
+        "`continuity`",
+    ),
+    "pushed": Corruption(
+        _pushed,
+        (0.5, 1, 2, 4),
+        "px/frame",
+        "from one frame on a ball that nothing touches is so much faster",
+        "`momentum` and `coasting`",
+    ),
+    "light": Corruption(
+        _light,
+        (0.1, 0.25, 0.5, 0.75, 1),
+        "of gravity",
+        "a ball falls or flies with so much less gravity",
+        "`gravity` and `arc`",
+    ),
+    "heavy": Corruption(
+        _heavy,
+        (0.1, 0.25, 0.5, 1),
+        "of gravity",
+        "a ball falls or flies with so much more gravity",
+        "`gravity` and `arc`",
+    ),
+    "bouncy": Corruption(
+        _bouncy,
+        (0.05, 0.1, 0.2, 0.4),
+        "of its speed",
+        "a ball bounces with so much more speed than it came with",
+        "`energy`",
+    ),
+    "sunken": Corruption(
+        _sunken,
+        (1, 2, 4, 8),
+        "px",
+        "the first body moves so deep in the floor",
+        "`floor`",
+    ),
+    "overlapping": Corruption(
+        _overlapping,
+        (1, 2, 4, 8),
+        "px",
+        "two balls push each other off when they are so deep in each other",
+        "`overlap`",
+    ),
+}

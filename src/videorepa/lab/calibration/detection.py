@@ -1,0 +1,174 @@
+"""What the law checks are worth: how they judge real clips, and clips that break one law each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from videorepa.benchmarks.laws.checks import CHECKS, score
+from videorepa.evaluation.statistics import wilson
+from videorepa.lab.calibration.corruptions import CORRUPTIONS
+from videorepa.system import progress
+from videorepa.world.render import Clip, make_clip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+Reconstruct = Callable[[np.ndarray], np.ndarray]
+"""Clips through an autoencoder and back: (N, F, SIZE, SIZE, 3) uint8 to the same."""
+
+BATCH = 4
+"""Clips that are reconstructed at once. One by one, each takes a CPU three times as long; from 8
+on it gets slower again, and 16 take twice the memory."""
+
+ASPECTS = ("sa", "pc", "joint")
+
+Row = dict[str, Any]
+
+
+def reconstructed(clips: Iterable[np.ndarray], reconstruct: Reconstruct) -> Iterator[np.ndarray]:
+    """Each clip, (F, SIZE, SIZE, 3) uint8, as the autoencoder shows it; few are held at a time."""
+    waiting = iter(clips)
+    while batch := list(islice(waiting, BATCH)):
+        yield from reconstruct(np.stack(batch))
+
+
+def judge(
+    reconstruct: Reconstruct,
+    clips: int,
+    seed: int,
+    tolerances: dict[str, float] | None = None,
+    *,
+    by_degrees: bool = True,
+) -> list[Row]:
+    """How the checks judge real clips and broken ones; by how badly each is broken, or each at its
+    worst alone.
+
+    Every row but "real" goes through `reconstruct` after it was broken, so that what fails is due
+    to the law. A row holds: kind; strength, None if it is not broken; n; sa, pc, joint, shares in
+    [0, 1] that pass; failing, for each check the share of the row's clips that fail it, most
+    frequent first.
+    """
+    drawn = [make_clip(seed, index) for index in range(clips)]
+    real = [clip.frames for clip in drawn]
+    rows = [_judged("real", None, drawn, real, tolerances, lambda batch: batch)]
+    rows.append(_judged("reconstructed", None, drawn, real, tolerances, reconstruct))
+    for kind, corruption in CORRUPTIONS.items():
+        for strength in corruption.strengths if by_degrees else corruption.strengths[-1:]:
+            # The same draw at all strengths, so that a curve is of the same clips.
+            broken = [
+                corruption.apply(clip, np.random.default_rng([seed, index]), strength)
+                for index, clip in enumerate(drawn)
+            ]
+            rows.append(_judged(kind, strength, drawn, broken, tolerances, reconstruct))
+    return rows
+
+
+def _judged(
+    kind: str,
+    strength: float | None,
+    clips: Sequence[Clip],
+    frames: Sequence[np.ndarray | None],
+    tolerances: dict[str, float] | None,
+    reconstruct: Reconstruct,
+) -> Row:
+    captions = [clip.caption for clip, kept in zip(clips, frames, strict=True) if kept is not None]
+    shown = reconstructed((kept for kept in frames if kept is not None), reconstruct)
+    name = kind if strength is None else f"{kind} {strength:g}"
+    verdicts = [
+        score(clip, caption, tolerances)
+        for clip, caption in progress.track(
+            zip(shown, captions, strict=True), f"judging {name}", total=len(captions)
+        )
+    ]
+    n = len(verdicts)
+    fails = {check: sum(not v.checks[check].passed for v in verdicts) for check in CHECKS}
+    often = sorted(fails.items(), key=lambda item: -item[1])
+    return {
+        "kind": kind,
+        "strength": strength,
+        "n": n,
+        "sa": sum(v.sa for v in verdicts) / max(n, 1),
+        "pc": sum(v.pc for v in verdicts) / max(n, 1),
+        "joint": sum(v.sa and v.pc for v in verdicts) / max(n, 1),
+        "failing": {check: count / n for check, count in often if count},
+    }
+
+
+def strongest(rows: Sequence[Row]) -> list[Row]:
+    """Those that are not broken, and each corruption at its most."""
+    return [row for row in rows if row["strength"] is None or row["strength"] == most(row["kind"])]
+
+
+def most(kind: str) -> float:
+    return CORRUPTIONS[kind].strengths[-1]
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table that also reads well in a terminal; shares are in percent."""
+    lines = [
+        f"| {'kind':<13} | {'n':>4} | {'SA':>5} | {'PC':>5} | {'joint':>5} | fails |",
+        f"| {'-' * 13} | {'-' * 3}: | {'-' * 4}: | {'-' * 4}: | {'-' * 4}: | ----- |",
+    ]
+    for row in rows:
+        shares = " | ".join(f"{100 * row[key]:5.1f}" for key in ASPECTS)
+        failing = ", ".join(f"{name} {100 * part:.0f}" for name, part in row["failing"].items())
+        lines.append(f"| {row['kind']:<13} | {row['n']:>4} | {shares} | {failing} |")
+    return "\n".join(lines)
+
+
+def format_degrees(rows: Sequence[Row]) -> str:
+    """How many of the clips that are broken so much fail PC, in percent with Wilson's 95 %
+    interval, as a Markdown table."""
+    lines = [
+        "| kind | strength | n | fail PC | fail PC or SA |",
+        "| --- | ---: | ---: | --- | --- |",
+    ]
+    for row in rows:
+        if row["strength"] is None:
+            continue
+        unit = CORRUPTIONS[row["kind"]].unit
+        cells = [row["kind"], f"{row['strength']:g} {unit}".strip(), str(row["n"])]
+        for key in ("pc", "joint"):
+            found, low, high = _detected(row, key)
+            cells.append(f"{100 * found:.0f} [{100 * low:.0f}, {100 * high:.0f}]")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _detected(row: Row, key: str) -> tuple[float, float, float]:
+    """The share that fails, and from where to where it may be."""
+    failed = round((1 - row[key]) * row["n"])
+    return (failed / max(row["n"], 1), *wilson(failed, row["n"]))
+
+
+def draw_degrees(rows: Sequence[Row]) -> Figure:
+    """A plot for each corruption: the share of clips that fail PC over how badly they are broken.
+    The dotted line is the share of unbroken clips that fail."""
+    from matplotlib.figure import Figure
+
+    of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in CORRUPTIONS}
+    curves = {kind: found for kind, found in of_kind.items() if len(found) > 1}
+    (unbroken,) = (row for row in rows if row["kind"] == "reconstructed")
+    columns = 4
+    figure = Figure(figsize=(10, 2.3 * -(-len(curves) // columns)), layout="constrained")
+    axes = figure.subplots(-(-len(curves) // columns), columns, sharey=True, squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    for axis, (kind, found) in zip(axes.flat, curves.items(), strict=False):
+        shares = np.array([_detected(row, "pc") for row in found]) * 100
+        place = np.arange(len(found))
+        axis.axhline(100 * (1 - unbroken["pc"]), color="gray", linestyle=":")
+        axis.fill_between(place, shares[:, 1], shares[:, 2], alpha=0.2, color="#1f6fb4", lw=0)
+        axis.plot(place, shares[:, 0], marker="o", markersize=4, color="#1f6fb4")
+        axis.set_xticks(place, [f"{row['strength']:g}" for row in found])
+        axis.set_title(kind, fontsize=10)
+        axis.set_xlabel(CORRUPTIONS[kind].unit, fontsize=9)
+        axis.set_ylim(-4, 104)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("fail PC, %", fontsize=9)
+    return figure

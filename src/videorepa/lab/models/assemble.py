@@ -1,0 +1,124 @@
+"""Puts the lab's parts together: a pipeline to train, and the trained one to ship."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from videorepa.lab.models.text_encoder import TEXT_TOKENS
+from videorepa.settings.section import Section
+from videorepa.system.files import atomic_write
+from videorepa.world.simulator import FRAMES
+
+
+class AssembleRecipe(Section):
+    """parts: folder with `tokenizer`, `text_encoder` and `vae`. out: the pipeline's folder.
+    start: a transformer to go on from, instead of a new one."""
+
+    parts: Path
+    out: Path
+    start: Path | None = None
+    layers: int = 6
+    heads: int = 8
+    head_width: int = 32
+    patch: int = 4
+    seed: int = 0
+
+
+def assemble(recipe: AssembleRecipe) -> dict[str, float]:
+    """Write the folder; gives the transformer's millions of parameters."""
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDPMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(recipe.parts / "tokenizer")
+    text_encoder = T5EncoderModel.from_pretrained(recipe.parts / "text_encoder")
+    vae: Any = AutoencoderKLCogVideoX.from_pretrained(recipe.parts / "vae")
+    side = vae.config.sample_height // 2 ** (len(vae.config.block_out_channels) - 1)
+    torch.manual_seed(recipe.seed)
+    transformer: Any = CogVideoXTransformer3DModel(
+        num_attention_heads=recipe.heads,
+        attention_head_dim=recipe.head_width,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        time_embed_dim=128,
+        text_embed_dim=text_encoder.config.d_model,
+        num_layers=recipe.layers,
+        sample_width=side,
+        sample_height=side,
+        sample_frames=FRAMES,
+        patch_size=recipe.patch,
+        max_text_seq_length=TEXT_TOKENS,
+        spatial_interpolation_scale=1.0,
+    )
+    if recipe.start is not None:
+        # Its weights alone: the captions may have grown longer since.
+        older: Any = CogVideoXTransformer3DModel.from_pretrained(recipe.start)
+        transformer.load_state_dict(older.state_dict())
+    # The schedule of CogVideoX, without the SNR shift that is meant for large frames.
+    scheduler = CogVideoXDPMScheduler(
+        snr_shift_scale=1.0,
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        beta_start=0.00085,
+        beta_end=0.0120,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=True,
+    )
+    shutil.rmtree(recipe.out, ignore_errors=True)
+    pipeline = CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    pipeline.save_pretrained(recipe.out)
+    return {"parameters_millions": sum(p.numel() for p in transformer.parameters()) / 1e6}
+
+
+class ShipRecipe(Section):
+    """run: the base model's training. vae: its autoencoder, perhaps with a better decoder.
+    teacher: the VideoMAE's folder. teacher_layers: how many of its blocks are kept, since the last
+    ones foretell pixels; all unless said. image_teacher: the DINOv2's folder. out: gets the folders
+    `cogvideox`, `videomae` and `dinov2`."""
+
+    run: Path
+    vae: Path
+    teacher: Path
+    teacher_layers: int | None = Field(None, ge=1)
+    image_teacher: Path
+    out: Path
+
+
+def ship(recipe: ShipRecipe) -> dict[str, float]:
+    """Write what the package ships, in bfloat16; gives the megabytes of all weights."""
+    from diffusers import AutoencoderKLCogVideoX
+    from transformers import Dinov2Model, VideoMAEModel
+
+    from videorepa.artifacts.run import Run
+
+    parts = ("transformer", "vae", "text_encoder")
+    backbone = Run.open(recipe.run).backbone(parts, torch.device("cpu"), torch.float32)
+    pipeline = backbone.pipeline()
+    vae: Any = AutoencoderKLCogVideoX.from_pretrained(recipe.vae)
+    pipeline.register_modules(vae=vae)
+    shutil.rmtree(recipe.out, ignore_errors=True)
+    pipeline.to(torch.bfloat16).save_pretrained(recipe.out / "cogvideox")
+    teacher: Any = VideoMAEModel.from_pretrained(recipe.teacher)
+    teacher.encoder.layer = teacher.encoder.layer[: recipe.teacher_layers]
+    teacher.config.num_hidden_layers = len(teacher.encoder.layer)
+    teacher.to(torch.bfloat16).save_pretrained(recipe.out / "videomae")
+    image_teacher: Any = Dinov2Model.from_pretrained(recipe.image_teacher)
+    image_teacher.to(torch.bfloat16).save_pretrained(recipe.out / "dinov2")
+    for path in recipe.out.rglob("config.json"):
+        # Where a part was trained is nobody's business, and is there no more.
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        atomic_write(path, json.dumps(config, indent=2) + "\n")
+    sizes = [path.stat().st_size for path in recipe.out.rglob("*.safetensors")]
+    return {"megabytes": sum(sizes) / 1e6}

@@ -1,0 +1,125 @@
+"""Files that are either whole or absent, whenever a run is stopped."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from videorepa.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+
+STALE_SECONDS = 3600.0
+"""A temporary file that nobody has written to for so long belongs to no living process."""
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, to be written as one file inside the `with` block.
+
+    When the block ends well the file is synced to disk and takes the place of `path` in one step;
+    when it fails or is interrupted the file is removed and `path` stays as it was. The temporary
+    name starts with ".tmp-", which is how leftovers of a killed process are recognised, and ends
+    with the suffix of `path`, from which writers guess the format. Raises OSError, also when the
+    folder does not exist or the block wrote nothing.
+    """
+    path = Path(path)
+    # Not tempfile: its files are readable by their owner alone, and the rename would keep that.
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, to be filled inside the `with` block.
+
+    When the block ends well, all is synced to disk and the folder becomes `path`, which must not
+    exist; when it fails or is interrupted, the folder is removed. Its name starts with ".tmp-" and
+    is the same every time, so what a killed process has left is removed by the next one. Raises
+    OSError, and UserError where safetensors finds the disk full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "r+b") as content:
+                    os.fsync(content.fileno())
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} could not be written: {error}. Make room and run the same command again."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in `folder`, not below it.
+
+    Those of the last hour stay: another process may be writing them now.
+    """
+    for path in folder.glob(".tmp-*"):
+        try:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+        except OSError:
+            continue  # Another process has swept it, or it is not ours to remove.
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether `folder` can be taken: it does not exist, or holds leftovers of killed processes
+    alone."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name.startswith(".tmp-") for path in folder.iterdir())
+
+
+def atomic_write(path: str | Path, data: bytes | str) -> None:
+    """Write `data`, text as UTF-8 with its newlines as they are, so that a reader of `path` finds
+    the old content or the new one, never a part. Raises OSError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def short_name(path: Path) -> str:
+    """What a folder, or a file, is called in tables: its name, a file's without the ending."""
+    return path.resolve().stem if path.is_file() else path.resolve().name
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """A CSV file's text: a header and a line for each row; None is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of the file's content, 64 hexadecimal digits, read in parts. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

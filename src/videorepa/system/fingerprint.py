@@ -1,0 +1,58 @@
+"""Fingerprints: short texts that change when what they stand for changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from videorepa.errors import UserError
+
+WINDOWS = 16
+
+WINDOW_BYTES = 1 << 16
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256, 16 hexadecimal digits, of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def weights_digest(path: Path) -> str:
+    """A digest, 16 hexadecimal digits, of a weights file or of all files of a folder but JSON
+    configuration (whose relevant keys the caller adds).
+
+    Files are sampled, not read whole: other weights differ nearly everywhere, so this tells models
+    apart, though not a single flipped bit.
+    Raises UserError if there is no such file or folder.
+    """
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_config(p))
+    if not files:
+        raise UserError(f"There are no weights at {path}.")
+    digests = {file.name: file_sample_digest(file) for file in files}
+    return json_digest(digests if path.is_dir() else list(digests.values()))
+
+
+def file_sample_digest(path: Path) -> str:
+    """A digest, 16 hexadecimal digits, of a file's size and of 16 windows spread over it.
+
+    Raises OSError.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        for window in range(WINDOWS):
+            stream.seek(window * max(0, size - WINDOW_BYTES) // (WINDOWS - 1))
+            digest.update(stream.read(WINDOW_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _is_config(path: Path) -> bool:
+    return path.suffix in (".json", ".md") and path.name != "tokenizer.json"

@@ -1,0 +1,61 @@
+"""Progress bars with the time left, and plain lines where no terminal is watching."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+console = Console(stderr=True)
+
+PLAIN_EVERY_SECONDS = 10.0
+
+
+def track(
+    items: Iterable[T], what: str, total: int | None = None, done: int = 0, shown: bool = True
+) -> Iterator[T]:
+    """Yield the items, showing how far along they are unless another process does.
+
+    total counts all the work, `done` what an earlier run had finished already.
+    """
+    if not shown:
+        yield from items
+        return
+    if total is None:
+        total = (len(items) if isinstance(items, Sized) else 0) + done
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(what, total=total, completed=done)
+            for item in items:
+                yield item
+                bar.advance(task)
+        return
+    start = last = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last > PLAIN_EVERY_SECONDS or done + count == total:
+            left = (now - start) / count * (total - done - count)
+            print(f"{what}: {done + count}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+            last = now

@@ -1,0 +1,23 @@
+"""TODO one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def generator(seed: int, *what: str | int) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    return torch.Generator().manual_seed(stable_seed(seed, *what))
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of torch's global generator for a step (dropout), or for the start, -1 (weights)."""
+    return generator(seed, "step", step, rank).initial_seed()
+
+
+def stable_seed(*what: str | int) -> int:
+    """A 63-bit seed from any words and numbers, the same on every machine."""
+    text = "\x1f".join(str(part) for part in what)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,40 @@
+"""How a report words numbers and names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+NAMES = {"sa": "SA", "pc": "PC", "vq": "VQ"}
+
+BEYOND_CHANCE = 0.05
+"""A difference is called so when its p, by Holm's method, is below this."""
+
+
+def label(metric: str) -> str:
+    """A metric's name, word by word as readers know it."""
+    return " ".join(NAMES.get(word, word) for word in metric.replace("_", " ").split())
+
+
+def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """The number as text, with a true minus; a dash if there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def probability(p: float | None) -> str:
+    return "< 0.001" if p is not None and p < 0.001 else number(p, 3)
+
+
+def count(how_many: int, noun: str) -> str:
+    return f"{how_many} {noun}{'' if how_many == 1 else 's'}"
+
+
+def listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

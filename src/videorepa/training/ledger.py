@@ -1,0 +1,166 @@
+"""TODO one sentence."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+PARTS = ("weights", "gradients", "optimiser", "averages", "activations", "alignment")
+"""What bytes can be for. Activations include what comes and goes within a layer; the alignment's
+are its projectors with gradients and moments, features, and what its losses keep."""
+
+
+def size_in_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+BETWEEN = "between the forward pass and the backward pass"
+
+
+class Ledger(TorchDispatchMode):
+    """Enters every storage that comes to be, and crosses it out when it is gone.
+
+    The step is divided into spans, so that the entries of one can be made once more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[int, str, Any, Any]] = {}
+        self.now: Counter[str] = Counter()
+        self.operations = 0.0
+        self._part = "activations"
+        self.start()
+
+    def start(self) -> None:
+        """Forget what the peak was until now."""
+        self.at_peak = self.now.copy()
+        self.operations = 0.0
+        self._spans: dict[Any, tuple[Counter[str], Counter[str], float]] = {}
+        self._repeated: Counter[Any] = Counter()
+        self._open(None)
+
+    def _open(self, span: Any) -> None:
+        self._span, self._before, self._operations = span, self.now.copy(), self.operations
+        self._highest = self.now.copy()
+
+    def begin(self, span: Any) -> None:
+        """End a span and begin the next."""
+        rise, change = self._highest.copy(), self.now.copy()
+        rise.subtract(self._before)
+        change.subtract(self._before)
+        self._spans[self._span] = rise, change, self.operations - self._operations
+        self._open(span)
+
+    def repeat(self, span: Any) -> None:
+        """Enter all that happened in a span, again."""
+        rise, change, operations = self._spans[span]
+        self._repeated[span] += 1
+        highest = self.now.copy()
+        highest.update(rise)
+        self._note(highest)
+        self.now.update(change)
+        self.operations += operations
+
+    def _note(self, amounts: Counter[str]) -> None:
+        total = amounts.total()
+        if total > self._highest.total():
+            self._highest = amounts.copy()
+        if total > self.at_peak.total():
+            self.at_peak = amounts.copy()
+
+    def within(self, part: str) -> None:
+        """What comes to be from here on is for that part."""
+        self._part = part
+
+    def add(self, part: str, size: int) -> None:
+        """Enter bytes that stay, without a tensor."""
+        self.now[part] += size
+
+    def enter(self, part: str, *tensors: Tensor | None) -> None:
+        """Say what tensors are for."""
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self.live:
+                size, before, span, reference = self.live[key]
+                self.now[before] -= size
+            else:
+                size, span = storage.nbytes(), self._span
+                reference = weakref.ref(storage, lambda _, key=key: self._gone(key))
+            self.live[key] = size, part, span, reference
+            self.now[part] += size
+        self._note(self.now)
+
+    def _gone(self, key: int) -> None:
+        size, part, span, _ = self.live.pop(key, (0, self._part, None, None))
+        # What goes when no block runs, such as the weights that autocast has cast, goes for all
+        # blocks at once.
+        times = 1 + self._repeated[span] if self._span == BETWEEN else 1
+        self.now[part] -= size * times
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1  # There is no content to read; values are for the log alone.
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device  # Most calls are this one, which is slow otherwise.
+        if func is torch.ops.aten.nonzero.default:
+            return torch.empty(_selected(args[0]), args[0].dim(), dtype=torch.long)
+        if func is torch.ops.aten.index.Tensor:
+            args = args[0], _as_numbers(args[1])
+        result = func(*args, **kwargs)
+        if func is torch.ops.aten.bitwise_not.default:
+            result.is_false = not getattr(args[0], "is_false", False)
+        count = OPERATIONS.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.operations += count(*args, **kwargs, out_val=result)
+        for value in tree_leaves(result):
+            # Tensors on the meta device are shapes and no more in the training too.
+            is_real = isinstance(value, Tensor) and value.device.type != "meta"
+            if is_real and value.untyped_storage()._cdata not in self.live:
+                self.enter(self._part, value)
+        return result
+
+
+def _selected(mask: Tensor) -> int:
+    """How many elements a mask chooses. It has no content: masks say which tokens of the text are
+    there, and the most that can be is all of them."""
+    return 0 if getattr(mask, "is_false", False) else mask.numel()
+
+
+def _as_numbers(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Indices for `x[indices]` without masks."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            found += [torch.empty(_selected(index), dtype=torch.long)] * index.dim()
+        else:
+            found.append(index)
+    return found
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+
+
+OPERATIONS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Operators that torch.utils.flop_counter does not know."""

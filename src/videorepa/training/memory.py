@@ -1,0 +1,169 @@
+"""How a training takes less memory: what weights are held in, and the optimiser's moments.
+
+On the meta device layers are stood for by others that take as many bytes, held and at work, so that
+videorepa.cost can run them without content.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from videorepa.backbones import Backbone
+from videorepa.errors import UserError
+from videorepa.recipe import Recipe
+from videorepa.training.stand_ins import Held, cast_when_used
+
+
+def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Backbone:
+    """The recipe's backbone with its transformer alone, frozen weights held as the recipe says.
+
+    dtype: what is computed in. On the meta device nothing is read.
+    Raises UserError if what the recipe chooses is not installed, or cannot work on the device.
+    """
+    memory = recipe.memory
+    is_offloaded = memory.offload == "group" and device.type != "meta"
+    if is_offloaded and device.type == "cpu":
+        raise UserError(
+            "memory.offload is group, and the training is on the CPU, where there is nowhere else "
+            "to keep weights. Set it to none."
+        )
+    loaded_in = torch.float32 if memory.frozen == "float32" else torch.bfloat16
+    home = torch.device("cpu") if is_offloaded else device
+    backbone = recipe.backbone.load(("transformer",), home, loaded_in)
+    backbone.device = device
+    transformer = backbone.transformer
+    # A file stays mapped beside what its weights were turned into until all of them have been: so
+    # all are turned in the order in which they lie there.
+    if memory.is_quantised:
+        for number in range(recipe.backbone.shapes(recipe.data).blocks):
+            _quantise(backbone.block(number + 1), memory.frozen, dtype)
+            _cast(backbone.block(number + 1), dtype)
+        _cast(transformer, dtype)
+    elif memory.frozen == "float8" or loaded_in == torch.bfloat16 != dtype:
+        storage = torch.float8_e4m3fn if memory.frozen == "float8" else loaded_in
+        _hold_layerwise(transformer, storage, dtype)
+    if loaded_in == torch.bfloat16:
+        backbone.dtype = dtype
+    if is_offloaded:
+        offload_layers(transformer, device)
+    return backbone
+
+
+def offload_layers(transformer: Any, device: torch.device) -> None:
+    """Keep each layer in the machine's memory and bring it to the device when it runs.
+
+    Has to come before adapters are added, which then stay on the device: layers are moved one by
+    one, and an adapter is a layer beside the one that it adapts.
+    """
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        transformer,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+    )
+
+
+def make_optimizer(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:
+    """AdamW over the parameters, its moments held as the recipe says."""
+    optim = recipe.optim
+    kind = torch.optim.AdamW
+    if recipe.memory.optimizer == "adamw8bit":
+        kind = _extra("bitsandbytes", "optim", "memory.optimizer adamw8bit").AdamW8bit
+    return kind(
+        parameters,
+        optim.learning_rate,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def moment_bytes(recipe: Recipe, parameter: Tensor) -> int:
+    """Bytes that the recipe's optimiser keeps of a parameter."""
+    count = parameter.numel()
+    # bitsandbytes leaves the moments of small tensors as they are.
+    if recipe.memory.optimizer == "adamw" or count < 4096:
+        return 2 * count * parameter.element_size()
+    return 2 * (count + 4 * math.ceil(count / 256))
+
+
+def _extra(package: str, module: str, wanted_by: str) -> Any:
+    try:
+        return importlib.import_module(f"{package}.{module}")
+    except ImportError as error:
+        raise UserError(
+            f"{wanted_by} needs {package}, which cannot be imported ({error}). Install it with "
+            f"`pip install 'videorepa[{package}]'`."
+        ) from None
+
+
+def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
+    """Hold the weights of a block's linear layers as integers with scales."""
+    if next(block.parameters()).is_meta:
+        _swap_linear(block, lambda linear: Held(linear, frozen))
+    elif frozen == "int8":
+        quantization = _extra("torchao", "quantization", "memory.frozen int8")
+        # Products are formed in what the weights are in here.
+        block.to(dtype)
+        quantization.quantize_(block, quantization.Int8WeightOnlyConfig())
+    else:
+        layers = _extra("bitsandbytes", "nn", "memory.frozen nf4")
+
+        def packed(linear: nn.Linear) -> nn.Module:
+            layer = layers.Linear4bit(
+                linear.in_features, linear.out_features, compute_dtype=dtype, device="meta"
+            )
+            weight = layers.Params4bit(
+                linear.weight.data, requires_grad=False, quant_type="nf4", module=layer
+            )
+            layer.weight, layer.bias = weight.to(linear.weight.device), linear.bias
+            return layer
+
+        _swap_linear(block, packed)
+
+
+def _swap_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, make(child))
+        else:
+            _swap_linear(child, make)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Bring what is not held as integers to the dtype that is computed in."""
+    for part in module.modules():
+        if not isinstance(part, Held):
+            for tensor in _own(part):
+                if tensor.is_floating_point() and tensor.dtype != dtype:
+                    tensor.data = tensor.data.to(dtype)
+
+
+def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) -> None:
+    """Hold layers in `storage` and have them brought to `dtype` when they run. Those that diffusers
+    leaves out (norms, embeddings, the last projection) are few, and become `dtype`."""
+    # In what they were loaded, so that hooking alone reads none of them.
+    transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=dtype)
+    for module in list(transformer.modules()):
+        hooks = getattr(module, "_diffusers_hook", None)
+        if hooks is not None:
+            hooks.get_hook("layerwise_casting").storage_dtype = storage
+        for tensor in _own(module):
+            if tensor.is_floating_point():
+                # Copied where nothing changes as well, to be out of the file.
+                tensor.data = tensor.data.to(dtype if hooks is None else storage, copy=True)
+        if hooks is not None and any(tensor.is_meta for tensor in _own(module)):
+            cast_when_used(module, dtype)
+
+
+def _own(module: nn.Module) -> tuple[Tensor, ...]:
+    return *module.parameters(recurse=False), *module.buffers(recurse=False)

@@ -1,0 +1,61 @@
+"""TODO one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+
+def cast_when_used(module: nn.Module, dtype: torch.dtype) -> None:
+    """What diffusers' hook does, in a way that tensors without content can take: the hook puts
+    other tensors into parameters."""
+    del module.forward  # pyright: ignore[reportAttributeAccessIssue]
+    for name in [name for name, _ in module.named_parameters(recurse=False)]:
+        register_parametrization(module, name, _Cast(dtype), unsafe=True)
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, held: Tensor) -> Tensor:
+        return held.to(self.dtype)
+
+
+class Held(nn.Linear):
+    """Stands for a layer whose weight is held as integers with scales, on tensors without content:
+    its bytes, and what its backward pass keeps."""
+
+    def __init__(self, linear: nn.Linear, frozen: str) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias, self.frozen = linear.weight, linear.bias, frozen
+        count = linear.weight.numel()
+        # Scales are float32: one for each row, or for each 64 weights.
+        size = count + 4 * self.out_features if frozen == "int8" else count // 2 + count // 16
+        packed = torch.empty(size, dtype=torch.uint8, device="meta")
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.frozen == "nf4":
+            return _UnpackedTwice.apply(input, self.weight, self.bias, self.out_features)
+        weight = input.new_empty(self.out_features, self.in_features)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return nn.functional.linear(input, weight, bias)
+
+
+class _UnpackedTwice(torch.autograd.Function):
+    """As bitsandbytes does it: unpacked in the forward pass, and in the backward pass once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, held: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+        ctx.rows, ctx.columns = rows, x.shape[-1]
+        return nn.functional.linear(x, x.new_empty(rows, x.shape[-1]), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor):
+        return gradient @ gradient.new_empty(ctx.rows, ctx.columns), None, None, None

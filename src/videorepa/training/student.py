@@ -1,0 +1,84 @@
+"""What is trained: a diffusion transformer with its alignment terms, one pass through both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from videorepa.align.gradients import Aligned
+from videorepa.align.terms import Terms
+from videorepa.artifacts.checkpoint import Checkpoint, copy_into
+from videorepa.data.loader import Batch
+from videorepa.diffusion import Denoised
+from videorepa.recipe import Recipe
+from videorepa.system.device import autocast, compute_dtype
+from videorepa.system.randomness import step_seed
+from videorepa.training.memory import load_transformer
+
+
+class Student(nn.Module):
+    """The backbone's transformer, as a recipe trains it, and the projectors beside it.
+
+    dtype: to compute in, where it is not the device's own choice. On the meta device nothing is
+    read, and weights are shapes alone.
+    """
+
+    def __init__(
+        self, recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.recipe, self.device = recipe, device
+        self.dtype = dtype or compute_dtype(recipe.train.precision, device)
+        self.backbone = load_transformer(recipe, device, self.dtype)
+        self.transformer = transformer = self.backbone.transformer
+        transformer.train()
+        if recipe.memory.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+
+        torch.manual_seed(step_seed(recipe.seed, -1))
+        if recipe.train.lora is None:
+            transformer.requires_grad_(True)
+        else:
+            recipe.backbone.add_lora(transformer, recipe.train.lora)
+            for parameter in transformer.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(device, torch.float32)
+        self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
+
+    def forward(self, step: int, batch: Batch) -> tuple[Denoised, Aligned]:
+        """Both losses of a micro-batch; the transformer runs once."""
+        frames = self.recipe.data.frames
+        with autocast(self.device, self.dtype):
+            denoised = self.backbone.denoising_loss(
+                batch.latents, batch.text, batch.noise, batch.timestep
+            )
+            aligned = self.terms(
+                step, self.backbone, batch.latents, denoised, batch.teachers, frames
+            )
+        return denoised, aligned
+
+    @contextmanager
+    def tapped(self) -> Iterator[None]:
+        """Keep the outputs of the blocks that the terms compare, for as long as it lasts."""
+        with self.terms.tapped(self.backbone):
+            yield
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The transformer's trained parameters, by their names in it."""
+        return {k: p for k, p in self.transformer.named_parameters() if p.requires_grad}
+
+    def block_classes(self) -> set[str]:
+        """Names of the classes that make up most of the transformer, and of its own."""
+        count = self.recipe.backbone.shapes(self.recipe.data).blocks
+        blocks = {type(self.backbone.block(number + 1)).__name__ for number in range(count)}
+        return blocks | {type(self.transformer).__name__}
+
+    def load(self, found: Checkpoint) -> None:
+        """Take up a checkpoint's weights. Raises UserError if it is of another model."""
+        copy_into(found.trained, self.trained)
+        copy_into(found.projector, self.terms.state_dict())
+        self.terms.remember(found.stopping)

@@ -1,0 +1,223 @@
+"""The renderer: a scene's trajectory to anti-aliased RGB frames, all frames of a clip at once.
+
+Wall and floor are nearly gray, with smooth textures and light; only bodies have strong colours, so
+that they can be told from all else by hue. The screen and the planks are told by their brightness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from videorepa.world.scenarios import Split, draw_scene
+from videorepa.world.simulator import (
+    COLOURS,
+    FLOOR,
+    FRAMES,
+    SIZE,
+    Ball,
+    Box,
+    Look,
+    Plank,
+    Scene,
+    Screen,
+    Trajectory,
+    simulate,
+)
+
+WALL = (0.74, 0.88)
+
+GROUND = (0.40, 0.50)
+"""From and to which brightness their means are."""
+
+SCREEN = 0.5
+
+PLANK = 0.22
+
+TINT = 0.04
+"""Length of the wall's and the floor's colour off gray; a body's is 0.35 to 0.65."""
+
+TEXTURE, LIGHT, CLUTTER = 0.03, 0.04, 0.05
+"""Largest changes of brightness: by texture, from one side of a frame to the other, by clutter."""
+
+SHADOW = 0.25
+"""Share of the floor's light that a body right above it takes."""
+
+_MARGIN = 8
+"""Pixels of the room around the frame, for a camera that shakes."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A captioned clip with its ground truth.
+
+    frames: (FRAMES, SIZE, SIZE, 3) uint8 RGB.
+    """
+
+    frames: np.ndarray
+    scene: Scene
+    trajectory: Trajectory
+
+    @property
+    def caption(self) -> str:
+        return self.scene.caption
+
+
+def make_clip(
+    seed: int,
+    index: int,
+    scenario: str | None = None,
+    frames: int = FRAMES,
+    split: Split = "within",
+) -> Clip:
+    """The clip of that scene; see `draw_scene`."""
+    scene = draw_scene(seed, index, scenario, split)
+    trajectory = simulate(scene, frames)
+    return Clip(render(scene, trajectory), scene, trajectory)
+
+
+def render(scene: Scene, trajectory: Trajectory) -> np.ndarray:
+    """Draw the scene: (frames, SIZE, SIZE, 3) uint8. A pixel's coverage by a shape is taken from
+    its centre's signed distance to the edge, which is exact to a few percent for these sizes."""
+    camera = _camera(scene.look, len(trajectory.positions))
+    rows = np.arange(SIZE, dtype=np.float32) + 0.5 + camera[:, 1, None]
+    columns = np.arange(SIZE, dtype=np.float32) + 0.5 + camera[:, 0, None]
+    frames = _room(scene.look, camera)
+    _cast_shadows(frames, scene, trajectory, rows, columns)
+    dark = np.full(3, PLANK, np.float32)
+    for plank in scene.planks:
+        _mix(frames, _plank_distance(plank, rows, columns), dark)
+    for index, body in enumerate(scene.bodies):
+        x, y = trajectory.positions[:, index].T
+        dx, dy = columns - x[:, None], rows - y[:, None]
+        if isinstance(body, Ball):
+            away = np.sqrt((dy**2)[:, :, None] + (dx**2)[:, None, :]) - body.radius
+        else:
+            assert isinstance(body, Box)
+            away = _box_distance(body, trajectory.angles[:, index], dx, dy)
+        _mix(frames, away, np.array(COLOURS[body.colour], np.float32))
+    if scene.screen is not None:
+        _mix(frames, _screen_distance(scene.screen, rows, columns), np.full(3, SCREEN, np.float32))
+    return (np.clip(frames, 0, 1) * 255.0 + 0.5).astype(np.uint8)
+
+
+def _mix(frames: np.ndarray, distance: np.ndarray, colour: np.ndarray) -> None:
+    """Paint where the signed distance to a shape's edge, (F, SIZE, SIZE), is negative."""
+    # Only the pixels that the shape touches are mixed: they are a small part of the clip.
+    hit = np.nonzero(distance < 0.5)
+    cover = np.minimum(0.5 - distance[hit], 1.0)[:, None]
+    frames[hit] += cover * (colour - frames[hit])
+
+
+def _box_distance(box: Box, angle: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    along = np.abs((cos * dx)[:, None, :] + (sin * dy)[:, :, None]) - box.width / 2
+    across = np.abs((cos * dy)[:, :, None] - (sin * dx)[:, None, :]) - box.height / 2
+    return np.maximum(along, across)
+
+
+def _plank_distance(plank: Plank, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    start, end = np.array(plank.start, np.float32), np.array(plank.end, np.float32)
+    direction = (end - start) / ((end - start) ** 2).sum()
+    dx, dy = (columns - start[0])[:, None, :], (rows - start[1])[:, :, None]
+    along = np.clip(dx * direction[0] + dy * direction[1], 0.0, 1.0)
+    x, y = dx - along * (end - start)[0], dy - along * (end - start)[1]
+    away = np.sqrt(x**2 + y**2) - plank.radius
+    # What reaches into the ground is not seen.
+    return np.maximum(away, (rows - FLOOR)[:, :, None])
+
+
+def _screen_distance(screen: Screen, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    across = np.maximum(screen.left - columns, columns - screen.right)
+    down = np.maximum(screen.top - rows, rows - FLOOR)
+    return np.maximum(across[:, None, :], down[:, :, None])
+
+
+def _cast_shadows(
+    frames: np.ndarray, scene: Scene, trajectory: Trajectory, rows: np.ndarray, columns: np.ndarray
+) -> None:
+    """A soft spot on the floor below each body, fainter the higher it is."""
+    depth = np.where(rows > FLOOR, np.exp(-(((rows - FLOOR) / 4) ** 2)), 0.0)
+    for index, body in enumerate(scene.bodies):
+        x, y = trajectory.positions[:, index].T
+        half = np.sqrt(body.area / np.pi)
+        height = np.maximum(FLOOR - y - half, 0.0)
+        strength = SHADOW * np.exp(-height / 14)
+        spread = half * (1 + height / 40)
+        across = np.exp(-(((columns - x[:, None]) / spread[:, None]) ** 2))
+        below = slice(int(FLOOR) - _MARGIN, None)
+        dark = (strength[:, None] * depth)[:, below, None] * across[:, None, :]
+        frames[:, below] *= 1 - dark[..., None]
+
+
+def _camera(look: Look, frames: int) -> np.ndarray:
+    """(F, 2) pixels that the camera is off, to the right and down: a smooth random path."""
+    if not look.shake:
+        return np.zeros((frames, 2), np.float32)
+    rng = np.random.default_rng([look.seed, 1])
+    path = _smooth(frames, 6) @ rng.normal(size=(6, 2))
+    path *= look.shake / np.sqrt((path**2).sum(1).mean())
+    return np.clip(path, 1 - _MARGIN, _MARGIN - 1).astype(np.float32)
+
+
+def _room(look: Look, camera: np.ndarray) -> np.ndarray:
+    """The empty room as the camera sees it, (F, SIZE, SIZE, 3)."""
+    room = _whole_room(look)
+    if not look.shake:
+        inner = slice(_MARGIN, _MARGIN + SIZE)
+        return np.broadcast_to(room[inner, inner], (len(camera), SIZE, SIZE, 3)).copy()
+    seen = np.empty((len(camera), SIZE, SIZE, 3), np.float32)
+    for frame, (x, y) in enumerate(camera + _MARGIN):
+        left, top = int(x), int(y)
+        window = room[top : top + SIZE + 1, left : left + SIZE + 1]
+        window = window[:-1] + (y - top) * (window[1:] - window[:-1])
+        seen[frame] = window[:, :-1] + (x - left) * (window[:, 1:] - window[:, :-1])
+    return seen
+
+
+def _whole_room(look: Look) -> np.ndarray:
+    """(SIZE + 2 margins, same, 3) in [0, 1]."""
+    rng = np.random.default_rng([look.seed, 0])
+    side = SIZE + 2 * _MARGIN
+    axis = np.arange(side, dtype=np.float32) + 0.5 - _MARGIN
+    slope = rng.uniform(-LIGHT, LIGHT, 2)
+    light = 1 + (slope[0] * axis[:, None] + slope[1] * axis[None, :] - slope.sum() * 32) / SIZE
+    wall, ground = (
+        (rng.uniform(*level) + _texture(rng, side))[..., None] + _tint(rng)
+        for level in (WALL, GROUND)
+    )
+    for _ in range(look.clutter):
+        _hang(wall, rng, axis)
+    above = np.clip(FLOOR - axis + 0.5, 0.0, 1.0)[:, None, None]
+    return ((ground + above * (wall - ground)) * light[..., None]).astype(np.float32)
+
+
+def _hang(wall: np.ndarray, rng: np.random.Generator, axis: np.ndarray) -> None:
+    """A rectangle or disc on the wall, a little darker or lighter."""
+    x, y, half = rng.uniform(0, SIZE), rng.uniform(0, FLOOR - 14), rng.uniform(4, 11, 2)
+    dx, dy = np.abs(axis - x)[None, :] / half[0], np.abs(axis - y)[:, None] / half[1]
+    away = np.maximum(dx, dy) if rng.random() < 0.5 else np.sqrt(dx**2 + dy**2)
+    cover = np.clip((1 - away) * half.mean() + 0.5, 0.0, 1.0)
+    wall += (rng.uniform(0.4, 1) * rng.choice([-1, 1]) * CLUTTER * cover)[..., None]
+
+
+def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Smooth noise, in waves of 8 pixels or more."""
+    knots = int(rng.integers(4, 11))
+    field = _smooth(side, knots) @ rng.normal(size=(knots, knots)) @ _smooth(side, knots).T
+    return rng.uniform(0.3, 1) * TEXTURE * field / np.abs(field).max()
+
+
+def _tint(rng: np.random.Generator) -> np.ndarray:
+    """A colour off gray, of no brightness."""
+    colour = rng.normal(size=3)
+    colour -= colour.mean()
+    return rng.uniform(0, TINT) * colour / np.linalg.norm(colour)
+
+
+def _smooth(count: int, knots: int) -> np.ndarray:
+    """(count, knots): weights that draw a smooth curve of `count` points through `knots` values."""
+    at = np.linspace(0, knots - 1, count)[:, None] - np.arange(knots)
+    weights = np.exp(-(at**2))
+    return weights / weights.sum(1, keepdims=True)

@@ -1,0 +1,205 @@
+"""The simulator: balls and boxes on a floor with planks, moved by a 2-D physics engine.
+
+Lengths are in pixels of a 64 x 64 frame, y points down, times are in frames (8 frames make a
+second), so a velocity is in pixels per frame and gravity in pixels per frame squared.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+import pymunk
+
+VERSION = 2
+"""Raised whenever the same seed gives other clips than before."""
+
+SIZE = 64
+"""Width and height of a frame, in pixels."""
+
+FRAMES = 17
+"""Frames in a clip: one, then four for every further latent frame."""
+
+FPS = 8
+
+FLOOR = 54.0
+"""Height of the floor's surface, in pixels from the top."""
+
+GRAVITY = 0.45
+"""Pixels per frame squared, the same in every clip: a fall over half a frame takes 12 frames."""
+
+SUBSTEPS = 8
+"""Engine steps per frame: what falls from the top of the frame moves 0.8 pixels in the last one."""
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.86, 0.16, 0.16),
+    "yellow": (0.93, 0.85, 0.12),
+    "green": (0.14, 0.62, 0.25),
+    "cyan": (0.10, 0.74, 0.80),
+    "blue": (0.16, 0.33, 0.86),
+    "purple": (0.58, 0.20, 0.72),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body(ABC):
+    """Something that moves: its colour's name, and where and how it starts.
+
+    position: of its centre. spin: in radians per frame, clockwise as seen.
+    elasticity: share of its speed that it keeps when it bounces on the floor.
+    friction: coefficient on the floor. Of two bodies that touch, either number is the product.
+    """
+
+    colour: str
+    position: tuple[float, float]
+    velocity: tuple[float, float] = (0.0, 0.0)
+    spin: float = 0.0
+    elasticity: float = 0.6
+    friction: float = 0.3
+
+    @property
+    @abstractmethod
+    def area(self) -> float:
+        """Square pixels, which are its mass too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ball(Body):
+    """A disc. It rolls without loss."""
+
+    radius: float
+
+    @property
+    def area(self) -> float:
+        return float(np.pi * self.radius**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box(Body):
+    """A rectangle that starts upright. It slides, and friction stops it."""
+
+    width: float
+    height: float
+
+    @property
+    def area(self) -> float:
+        return self.width * self.height
+
+
+@dataclass(frozen=True)
+class Plank:
+    """A dark rail that never moves, from `start` to `end`, round at both ends: ramps, shelves and
+    the sides of an open box are made of it."""
+
+    start: tuple[float, float]
+    end: tuple[float, float]
+    radius: float = 2.0
+
+
+@dataclass(frozen=True)
+class Screen:
+    """An upright opaque board standing on the floor, in front of the bodies."""
+
+    left: float
+    right: float
+    top: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a clip looks, which its physics does not depend on.
+
+    seed: of the wall's and floor's texture and light. clutter: gray patches on the wall.
+    shake: pixels that the camera is off, as a root mean square over a clip.
+    """
+
+    seed: int = 0
+    clutter: int = 0
+    shake: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that decides a clip, with the caption that describes it. The bodies that a caption says
+    something of come first, in its order."""
+
+    event: str
+    caption: str
+    bodies: tuple[Body, ...]
+    planks: tuple[Plank, ...] = ()
+    screen: Screen | None = None
+    look: Look = Look()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What happened in a scene.
+
+    positions: (F, bodies, 2), centres in pixels, x to the right and y down.
+    angles: (F, bodies), radians, clockwise as seen.
+    touched: (F, bodies, bodies) bool, whether two of them have touched by then.
+    """
+
+    positions: np.ndarray
+    angles: np.ndarray = field(repr=False)
+    touched: np.ndarray = field(repr=False)
+
+
+def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Trajectory:
+    """Move the scene for `frames` frames; the first is the starting state. gravity: in pixels per
+    frame squared; only clips that are wrong on purpose have another."""
+    space = pymunk.Space()
+    space.gravity = (0.0, gravity)
+    space.collision_slop = 0.02
+    floor = pymunk.Segment(space.static_body, (-1000, FLOOR + 10), (1000, FLOOR + 10), 10)
+    floor.elasticity, floor.friction = 1.0, 1.0
+    space.add(floor)
+    for plank in scene.planks:
+        rail = pymunk.Segment(space.static_body, plank.start, plank.end, plank.radius)
+        rail.elasticity, rail.friction = 0.6, 1.0
+        space.add(rail)
+
+    count = len(scene.bodies)
+    touching = np.zeros((count, count), bool)
+    number = {}
+
+    def touch(arbiter: pymunk.Arbiter, _space: pymunk.Space, _data: object) -> None:
+        one, two = (number.get(shape) for shape in arbiter.shapes)
+        if one is not None and two is not None:
+            touching[one, two] = touching[two, one] = True
+
+    space.on_collision(begin=touch)
+    moving = []
+    for index, body in enumerate(scene.bodies):
+        moved, shape = _engine_body(body)
+        space.add(moved, shape)
+        number[shape] = index
+        moving.append(moved)
+
+    positions = np.empty((frames, count, 2), np.float32)
+    angles = np.empty((frames, count), np.float32)
+    touched = np.empty((frames, count, count), bool)
+    for frame in range(frames):
+        for _ in range(SUBSTEPS if frame else 0):
+            space.step(1.0 / SUBSTEPS)
+        positions[frame] = [moved.position for moved in moving]
+        angles[frame] = [moved.angle for moved in moving]
+        touched[frame] = touching
+    return Trajectory(positions, angles, touched)
+
+
+def _engine_body(body: Body) -> tuple[pymunk.Body, pymunk.Shape]:
+    """Of unit density, so that mass is the area that is seen."""
+    if isinstance(body, Ball):
+        moment = pymunk.moment_for_circle(body.area, 0, body.radius)
+        moved = pymunk.Body(body.area, moment)
+        shape: pymunk.Shape = pymunk.Circle(moved, body.radius)
+    else:
+        assert isinstance(body, Box)
+        sides = (body.width, body.height)
+        moved = pymunk.Body(body.area, pymunk.moment_for_box(body.area, sides))
+        shape = pymunk.Poly.create_box(moved, sides)
+    moved.position, moved.velocity, moved.angular_velocity = body.position, body.velocity, body.spin
+    shape.elasticity, shape.friction = body.elasticity, body.friction
+    return moved, shape
