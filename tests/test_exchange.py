@@ -300,7 +300,7 @@ def test_a_fused_lora_is_a_stock_transformer_and_nothing_else(
         with torch.no_grad():
             return CogVideoXTransformer3DModel.from_pretrained(product)(**given).sample
 
-    monkeypatch.setattr(importlib.import_module("videorepa.export"), "_stock_output", stock_output)
+    monkeypatch.setattr(importlib.import_module("videorepa.export"), "stock_output", stock_output)
     product = export(lora_run.path, tmp_path / "out", fuse=True, dtype=dtype)
     assert files(tmp_path / "out") == [
         "README.md",

@@ -233,7 +233,7 @@ def test_leftovers_of_a_killed_save_and_export(
         assert product.exists() and not (half / "half").exists()
         raise UserError("Enough.")
 
-    monkeypatch.setattr(importlib.import_module("videorepa.export"), "_stock_output", look)
+    monkeypatch.setattr(importlib.import_module("videorepa.export"), "stock_output", look)
     with pytest.raises(UserError, match="Enough"):
         export(run, tmp_path / "out")
     assert not leftovers(tmp_path) and not (tmp_path / "out").exists()

@@ -109,7 +109,7 @@ def test_offloaded_layers_train_as_others_do(recipe: Recipe, tmp_path: Path, mon
         memory.offload_layers(backbone.transformer, CPU)
         return backbone
 
-    monkeypatch.setattr("videorepa.student.load_transformer", offloaded)
+    monkeypatch.setattr("videorepa.training.student.load_transformer", offloaded)
     found = train(plain, tmp_path / "offloaded").trained().trained
     for key, value in expected.trained().trained.items():
         assert torch.equal(value, found[key]), key

@@ -358,7 +358,7 @@ def test_export_of_a_lora_carries_its_alpha(prepared: Recipe, tmp_path: Path) ->
 def test_an_export_that_does_not_match_fails_loudly(
     prepared: Recipe, tmp_path: Path, monkeypatch
 ) -> None:
-    module = importlib.import_module("videorepa.export")
+    module = importlib.import_module("videorepa.exchange.stock")
     run = train(prepared, tmp_path / "run")
     wrong = module._STOCK.replace("return_dict=False)[0]", "return_dict=False)[0] * 1.001")
     monkeypatch.setattr(module, "_STOCK", wrong)

@@ -17,13 +17,13 @@ import torch
 from safetensors.numpy import load_file
 
 from conftest import recipe_values
-from videorepa import benchmarks
 from videorepa.align.taps import tap
 from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.cli import main
 from videorepa.data.video import read_all, read_chosen, write_video
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
+from videorepa.evaluation import pairs
 from videorepa.evaluation.statistics import mcnemar_exact
 from videorepa.lab.datasets import ContactRecipe, draw_contact
 from videorepa.probe import Probe, probe
@@ -71,7 +71,7 @@ def quick() -> Iterator[None]:
     """Fewer strengths to choose from, and fewer draws of each interval."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PROTOCOLS, "v1.5", dataclasses.replace(V1_5, strengths=(0.01, 1.0)))
-        patch.setattr(benchmarks, "paired_bootstrap", lambda _: (-100.0, 100.0))
+        patch.setattr(pairs, "paired_bootstrap", lambda _: (-100.0, 100.0))
         yield
 
 

@@ -14,7 +14,7 @@ from videorepa.settings.section import Section, change, read_values
 BASE = "base"
 """The model that all arms start from, untouched: no arm can be called so."""
 
-SHORT = Path(__file__).with_name("study.yaml")
+SHORT = Path(__file__).parents[1] / "study.yaml"
 """The shipped study: the main arms, with few prompts and seeds."""
 
 
