@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Measures each term's gradient at the tapped block while the backward pass runs."""
 
 from __future__ import annotations
 

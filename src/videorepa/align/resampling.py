@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Brings one token grid to another's places in time and space."""
 
 from __future__ import annotations
 

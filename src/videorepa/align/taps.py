@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Keeps the output of a block while the model runs, without changing the block."""
 
 from __future__ import annotations
 

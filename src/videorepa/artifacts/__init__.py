@@ -1,0 +1,1 @@
+"""What the verbs leave behind, one module for each kind of artifact."""

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Generated clips and their sidecars, as `generate` leaves them in a folder."""
 
 from __future__ import annotations
 

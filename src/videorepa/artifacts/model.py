@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""A model to sample from or to look into: a run, a recipe or a diffusers folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""The scores of clips as `evaluate` leaves them in a folder."""
 
 from __future__ import annotations
 

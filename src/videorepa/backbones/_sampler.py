@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Samples clips from prompts through the stock diffusers pipeline."""
 
 from __future__ import annotations
 

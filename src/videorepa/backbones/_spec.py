@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""What a recipe holds of a diffusers pipeline: its configuration, read without loading weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Commands that make, score and show clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Commands that bring weights in and out."""
 
 from __future__ import annotations
 

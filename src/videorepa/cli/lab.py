@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Commands of the lab and the demo."""
 
 from __future__ import annotations
 

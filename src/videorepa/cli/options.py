@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 

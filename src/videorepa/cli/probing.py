@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Commands that measure what features hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Commands that prepare, train and look at a recipe or a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Turns sample numbers into training batches, from the cache and from online teachers."""
 
 from __future__ import annotations
 

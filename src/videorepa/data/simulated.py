@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Writes simulated clips as video files with a manifest."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""From scored clips to tables: statistics, paired comparisons, blind ratings."""

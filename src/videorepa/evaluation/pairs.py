@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Shares and means over scored clips, and paired differences between two sets of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Prints evaluations as a plain table with intervals."""
 
 from __future__ import annotations
 

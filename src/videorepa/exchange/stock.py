@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Checks an export: stock diffusers has to compute the same output, in its own process."""
 
 from __future__ import annotations
 

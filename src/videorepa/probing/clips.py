@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""The clips that a scan or a probe measures on."""
 
 from __future__ import annotations
 

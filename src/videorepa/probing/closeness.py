@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""How close two token grids are: relation error and linear CKA."""
 
 from __future__ import annotations
 

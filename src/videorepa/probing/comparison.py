@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Accuracies of a probe's readouts, and paired differences between its sources."""
 
 from __future__ import annotations
 

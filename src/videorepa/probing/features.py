@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Extracts the features that a probe reads, and keeps them on disk as they come."""
 
 from __future__ import annotations
 

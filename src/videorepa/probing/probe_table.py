@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Prints a probe as plain tables, one for each pool and scenario."""
 
 from __future__ import annotations
 

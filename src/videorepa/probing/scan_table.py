@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Prints a scan as a plain table, and says in sentences what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""What a probe reads from: models, teachers, and the straw men that stand beside them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What recipes are made of: typed sections, and fields that hold plugins."""

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Fields of a recipe that hold the description of a plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""The sections of a recipe that name no plugin."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The machine: device, files, fingerprints, the Hub, progress and wording."""

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Versions, commit and machine, as they are written beside results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Seeds and generators that depend on their arguments alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Counts the memory and the operations of a step that runs on shapes alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Layers that take the memory of quantised ones, for predictions on the meta device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""The state of a training: student, optimiser, averaged weights and learning rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Generates validation clips during training and measures how far they drift."""
 
 from __future__ import annotations
 

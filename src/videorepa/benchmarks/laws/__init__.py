@@ -1,0 +1,1 @@
+"""The laws of the simulated world, measured in a clip."""

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Semantic adherence: whether a clip shows the objects, event and direction of its caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Reads one of the lab's captions back into what it asks for."""
 
 from __future__ import annotations
 

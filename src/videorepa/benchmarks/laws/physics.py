@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Physical commonsense: how far a clip's bodies depart from each law."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Sets the tolerances of the law checks and measures what they find."""

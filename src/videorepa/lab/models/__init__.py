@@ -1,0 +1,1 @@
+"""Trains and assembles the lab's micro models."""

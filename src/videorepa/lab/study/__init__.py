@@ -1,0 +1,1 @@
+"""The study: arms trained, generated from and scored, and their tables."""

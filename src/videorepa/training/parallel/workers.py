@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""The processes of a training: one alone, replicas (DDP), or shards (FSDP2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO one sentence."""
+"""Shares a training by DeepSpeed's ZeRO-2."""
 
 from __future__ import annotations
 
