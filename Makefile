@@ -21,6 +21,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --project pyproject.toml
+	$(BIN)/lint-imports
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python timings/simulator.py

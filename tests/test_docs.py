@@ -123,7 +123,7 @@ def test_the_extension_guides_plugins_work_from_outside(
         "align.loss={name: distance, scale: 2.0}",
         "align.teacher=online",
     )
-    assert inspect(own).terms["distance"].target.size == (8, 2, 2)
+    assert inspect(own).contract.terms["distance"].target.size == (8, 2, 2)
     grid = own.encoder.load(torch.device("cpu"))(torch.full((1, 9, 3, 16, 16), 0.485))
     torch.testing.assert_close(grid.tokens[..., 0], torch.zeros(1, 8, 2, 2), atol=1e-6, rtol=0)
     from videorepa.prepare import prepare

@@ -146,7 +146,7 @@ def test_a_missing_package_is_named(
 def test_the_prediction_counts_what_there_is(recipe: Recipe) -> None:
     cost = predict(recipe.override("train.ema=0.9"), CPU)
     assert cost.peak == sum(cost.parts.values()) >= cost.loading > cost.parts["process"] > 1e8
-    parameters = inspect(recipe).transformer_parameters
+    parameters = inspect(recipe).contract.shapes.parameters
     # The positions are a buffer beside the parameters.
     assert 4 * parameters <= cost.parts["weights"] < 4.5 * parameters
     assert cost.parts["averages"] == 4 * parameters
@@ -157,7 +157,7 @@ def test_the_prediction_counts_what_there_is(recipe: Recipe) -> None:
 @pytest.mark.slow
 def test_the_prediction_knows_how_much_loading_takes(recipe: Recipe) -> None:
     plain = predict(recipe, CPU)
-    held = 4 * inspect(recipe).transformer_parameters
+    held = 4 * inspect(recipe).contract.shapes.parameters
     assert plain.loading - plain.parts["process"] == held, "they stay in the file, mapped"
     less = predict(recipe.override(LORA, "memory.frozen=bfloat16"), CPU)
     (file,) = recipe.backbone.weight_files()

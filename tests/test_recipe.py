@@ -29,7 +29,8 @@ def test_the_published_shapes() -> None:
     assert places == sorted(places)
     assert "48x160x240" in text and "1.69 billion" in text and "after block 18" in text
     larger = inspect(Recipe.from_yaml(SHIPPED[0].parent / "videorepa-5b.yaml"))
-    assert (larger.student.width, larger.blocks) == (3072, 42)
+    shapes = larger.contract.shapes
+    assert (shapes.grid.width, shapes.blocks) == (3072, 42)
     # Rank 128 on four square layers of 42 blocks: 2 * 128 * 3072 * 4 * 42.
     assert larger.trained_parameters == 2 * 128 * 3072 * 4 * 42
 

@@ -13,6 +13,7 @@ from videorepa.artifacts.clips import check_clip_folder
 from videorepa.artifacts.model import Model
 from videorepa.backbones._sampler import Sampler, noise_seed
 from videorepa.data.manifest import Prompt
+from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.device import pick_device
@@ -72,7 +73,7 @@ def generate(
         for job in track(todo, "generate", done=len(jobs) - len(todo)):
             frames = sampler.sample(job.prompt.text, job.seed)
             sidecar = job.sidecar(out)
-            sampler.write(sidecar.with_suffix(".mp4"), frames)
+            write_video(sidecar.with_suffix(".mp4"), frames, settings.fps)
             # The sidecar comes last: a clip without one is not done.
             known = {"prompt_id": job.prompt.id, "prompt": job.prompt.text}
             known |= {"caption": job.prompt.caption, "k": job.k, "seed": job.seed}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from videorepa.align.resampling import resample
-from videorepa.align.terms import Grids, Terms, grids
-from videorepa.backbones import BackboneShapes
+from videorepa.align.contract import Contract, check
+from videorepa.align.terms import Grids
 from videorepa.data.source import open_source
 from videorepa.errors import UserError
 from videorepa.recipe import Align, Recipe
@@ -26,18 +25,12 @@ BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE, BYTES_SALIENCY = 2, 2, 1
 class Inspection:
     """What a recipe comes to. Byte counts are of one clip in the cache.
 
-    student: a block's grid. terms: what each alignment term compares; shapes only.
-    device: what the training's cost is predicted for.
+    contract: the shapes that training will meet. device: what its cost is predicted for.
     """
 
     recipe: Recipe
-    latents: tuple[int, int, int, int]
-    student: TokenGrid
-    terms: dict[str, Grids]
-    blocks: int
-    transformer_parameters: int
+    contract: Contract
     trained_parameters: int
-    projector_parameters: int
     bytes_per_clip: int
     feature_bytes_per_clip: int
     device: torch.device
@@ -59,24 +52,26 @@ class Inspection:
 
     def __str__(self) -> str:
         recipe, size = self.recipe, self.recipe.data
-        frames, channels, height, width = self.latents
+        shapes = self.contract.shapes
+        frames, channels, height, width = shapes.latents
         lines = [
             f"{recipe.name}: {recipe.backbone.name} from {recipe.backbone.weights}",
             "",
             "student",
             f"  clip             {size.frames}x{size.height}x{size.width} RGB",
             f"  latents          {frames}x{height}x{width} x {channels}",
-            f"  block output     {_shape(self.student)}, after each of {self.blocks} blocks",
+            f"  block output     {_shape(shapes.grid)}, after each of {shapes.blocks} blocks",
         ]
         for name, term in recipe.terms.items():
-            lines += ["", f"alignment: {name}", *self._term(term, self.terms[name])]
+            lines += ["", f"alignment: {name}", *self._term(term, self.contract.terms[name])]
         lines += [
             "",
             "parameters",
-            f"  transformer      {_count(self.transformer_parameters)}",
+            f"  transformer      {_count(shapes.parameters)}",
             f"  trained          {_count(self.trained_parameters)}"
             + ("" if recipe.train.lora is None else f" (LoRA, rank {recipe.train.lora.rank})"),
-            f"  projector        {_count(self.projector_parameters)}, left behind at export",
+            f"  projector        {_count(self.contract.projector_parameters)}, "
+            "left behind at export",
             "",
             "cache, per clip",
             f"  latents and text {_size(self.bytes_per_clip)}",
@@ -133,22 +128,14 @@ class Inspection:
 def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
     """Work out shapes and sizes from configuration alone; nothing is loaded or written.
 
-    device: what memory is predicted for, "cpu" or "cuda"; it need not be here. By default the one
+    Args:
+      device: What memory is predicted for, "cpu" or "cuda"; it need not be here. By default the one
         that a training would run on.
+
     Raises UserError, naming both grids, if a term's two sides cannot meet.
     """
-    shapes = recipe.backbone.shapes(recipe.data)
-    recipe.backbone.check_generation(recipe.generation)
-    if recipe.backbone.prepared_with is not None:
-        _check_prepared(recipe, shapes)
-    for name, term in recipe.terms.items():
-        for side in (term.block, term.target):
-            if isinstance(side, int) and side > shapes.blocks:
-                raise UserError(
-                    f"The alignment {name} taps block {side}, counted from 1; "
-                    f"{recipe.backbone.weights} has {shapes.blocks} blocks."
-                )
-    found = {name: grids(term, shapes, recipe.data.frames) for name, term in recipe.terms.items()}
+    contract = check(recipe)
+    shapes = contract.shapes
     stored = [encoder.shape(recipe.data.frames) for encoder in recipe.stored_encoders]
     features = sum(
         math.prod(grid.size) * (grid.width * BYTES_FEATURES + BYTES_SCALE)
@@ -165,47 +152,12 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
         trained = recipe.backbone.lora_parameters(recipe.train.lora)
     return Inspection(
         recipe=recipe,
-        latents=shapes.latents,
-        student=shapes.grid,
-        terms=found,
-        blocks=shapes.blocks,
-        transformer_parameters=shapes.parameters,
+        contract=contract,
         trained_parameters=trained,
-        projector_parameters=_projector_parameters(recipe, shapes, found),
         bytes_per_clip=moments + text,
         feature_bytes_per_clip=features,
         device=pick_device(device),
     )
-
-
-def _check_prepared(recipe: Recipe, shapes: BackboneShapes) -> None:
-    prepared = recipe.backbone.preparing.shapes(recipe.data)
-    theirs, ours = (
-        ", ".join("x".join(map(str, size)) for size in (s.latents, *(t.shape for t in texts)))
-        for s, texts in ((prepared, prepared.text.values()), (shapes, shapes.text.values()))
-    )
-    if theirs != ours:
-        raise UserError(
-            f"backbone.prepared_with is {recipe.backbone.prepared_with}, whose latents and text "
-            f"are {theirs}; {recipe.backbone.weights} takes {ours}. Leave it out."
-        )
-
-
-def _projector_parameters(recipe: Recipe, shapes: BackboneShapes, found: dict[str, Grids]) -> int:
-    with torch.device("meta"):
-        terms = Terms(recipe, shapes)
-    for (_, term), shape in zip(terms.named(), found.values(), strict=True):
-        # What projector or loss would refuse in training is refused here, on a frame of one token.
-        projected = term.projector(shape.student, like=shape.met)
-        sides = (projected, resample(shape.target, like=shape.met))
-        term.align.loss(*(term.centred(_thin(side)) for side in sides))
-    return sum(p.numel() for p in terms.parameters())
-
-
-def _thin(grid: TokenGrid) -> TokenGrid:
-    steps = grid.size[0]
-    saliency = None if grid.saliency is None else torch.zeros(1, steps, 1, 1)
-    return replace(grid, tokens=torch.zeros(1, steps, 1, 1, grid.width), saliency=saliency)
 
 
 def _shape(grid: TokenGrid) -> str:

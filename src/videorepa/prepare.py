@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from videorepa.align.contract import check
 from videorepa.backbones import Text
 from videorepa.data.cache import Cache
 from videorepa.data.source import open_source
 from videorepa.errors import ClipError, UserError
-from videorepa.inspect import inspect
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import track
@@ -42,7 +42,7 @@ def prepare(
     index, count = shard
     if not 0 <= index < count:
         raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
-    inspect(recipe)  # Refuses what cannot work, before anything is made.
+    check(recipe)  # Refuses what cannot work, before anything is made.
     source = open_source(recipe.data)
     cache = Cache(recipe, create=True)
     where = pick_device(device)

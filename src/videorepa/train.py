@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from videorepa.align.contract import check
 from videorepa.artifacts import checkpoint
 from videorepa.artifacts.checkpoint import Checkpoint
 from videorepa.artifacts.run import Run
 from videorepa.data.loader import Loader, read_ahead
 from videorepa.errors import UserError
-from videorepa.inspect import inspect
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
 from videorepa.system.progress import console, track
@@ -34,7 +34,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     seed and the sample's number. Raises UserError for a folder that holds something else, a cache
     that does not fit, and a loss that is not finite, with the step named.
     """
-    inspect(recipe)  # Refuses what cannot work, before anything is made.
+    check(recipe)  # Refuses what cannot work, before anything is made.
     workers = join_workers(recipe, device)
     run, found = _begin(recipe, out, workers)
     start = found.step if found else 0

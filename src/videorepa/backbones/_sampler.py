@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from videorepa.backbones import Backbone
-from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.randomness import stable_seed
@@ -33,7 +31,6 @@ class Sampler:
         self.pipeline = backbone.pipeline(transformer)
         self.pipeline.set_progress_bar_config(disable=True)
         self.arguments = backbone.sampling(size, settings)
-        self.settings = settings
 
     def sample(self, prompt: str, seed: int) -> np.ndarray:
         """One clip, (frames, height, width, 3) uint8, from the noise of that seed."""
@@ -49,8 +46,3 @@ class Sampler:
                 "damaged, or the precision is too low for it: try float32."
             )
         return (frames * 255.0).round().clip(0, 255).astype(np.uint8)
-
-    def write(self, path: Path, frames: np.ndarray) -> None:
-        """Keep a clip as an mp4 file, at the settings' frame rate."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, frames, self.settings.fps)

@@ -1,4 +1,4 @@
-"""What a recipe holds of a diffusers pipeline: its configuration, read without loading weights."""
+"""What a recipe holds of a diffusers pipeline: its configuration, without any weights."""
 
 from __future__ import annotations
 

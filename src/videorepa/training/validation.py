@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from videorepa.artifacts.run import Run
-from videorepa.data.video import read_all
+from videorepa.data.video import read_all, write_video
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
 from videorepa.training.drift import Drift, Look, look
@@ -46,7 +46,8 @@ def validation(
             if is_own or workers.is_sharded:
                 clip = sampler.sample(prompt, noise_seed(prompt, 0))
                 if is_own:
-                    sampler.write(path(step, number), clip)
+                    path(step, number).parent.mkdir(parents=True, exist_ok=True)
+                    write_video(path(step, number), clip, recipe.generation.fps)
         student.transformer.train()
         workers.wait()
 

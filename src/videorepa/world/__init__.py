@@ -1,1 +1,1 @@
-"""The simulator: scenes of moving bodies, rendered, with ground truth. It knows nothing of the rest."""
+"""The simulator: scenes of moving bodies, rendered, with ground truth. It knows nothing of us."""

@@ -1,0 +1,86 @@
+"""The shape contract of a recipe: what each alignment term compares, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from videorepa.align.resampling import resample
+from videorepa.align.terms import Grids, Terms, grids
+from videorepa.backbones import BackboneShapes
+from videorepa.errors import UserError
+from videorepa.recipe import Recipe
+from videorepa.tokens import TokenGrid
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a recipe's clips become in its backbone, and what its terms compare.
+
+    Args:
+      shapes: Of the backbone, for the recipe's clips.
+      terms: The grids of each alignment term, by its name; shapes only.
+      projector_parameters: Weights of all projectors together.
+    """
+
+    shapes: BackboneShapes
+    terms: dict[str, Grids]
+    projector_parameters: int
+
+
+def check(recipe: Recipe) -> Contract:
+    """Work out the shapes of a recipe from configuration alone; nothing is loaded or written.
+
+    Raises UserError for what cannot work in training, such as two sides that cannot meet; the
+    message names both grids.
+    """
+    backbone = recipe.backbone
+    shapes = backbone.shapes(recipe.data)
+    backbone.check_generation(recipe.generation)
+    if backbone.prepared_with is not None:
+        _check_prepared(recipe, shapes)
+    for name, term in recipe.terms.items():
+        for side in (term.block, term.target):
+            if isinstance(side, int) and side > shapes.blocks:
+                raise UserError(
+                    f"The alignment {name} taps block {side}, counted from 1; "
+                    f"{backbone.weights} has {shapes.blocks} blocks."
+                )
+    compared = {
+        name: grids(term, shapes, recipe.data.frames) for name, term in recipe.terms.items()
+    }
+    return Contract(shapes, compared, _projector_parameters(recipe, shapes, compared))
+
+
+def _check_prepared(recipe: Recipe, shapes: BackboneShapes) -> None:
+    prepared = recipe.backbone.preparing.shapes(recipe.data)
+    theirs, ours = (
+        ", ".join("x".join(map(str, size)) for size in (s.latents, *(t.shape for t in texts)))
+        for s, texts in ((prepared, prepared.text.values()), (shapes, shapes.text.values()))
+    )
+    if theirs != ours:
+        raise UserError(
+            f"backbone.prepared_with is {recipe.backbone.prepared_with}, whose latents and text "
+            f"are {theirs}; {recipe.backbone.weights} takes {ours}. Leave it out."
+        )
+
+
+def _projector_parameters(
+    recipe: Recipe, shapes: BackboneShapes, compared: dict[str, Grids]
+) -> int:
+    with torch.device("meta"):
+        terms = Terms(recipe, shapes)
+    for (_, term), shape in zip(terms.named(), compared.values(), strict=True):
+        # What projector or loss would refuse in training is refused here, on a frame of one token.
+        projected = term.projector(shape.student, like=shape.met)
+        sides = (projected, resample(shape.target, like=shape.met))
+        term.align.loss(*(term.centred(_thin(side)) for side in sides))
+    return sum(p.numel() for p in terms.parameters())
+
+
+def _thin(grid: TokenGrid) -> TokenGrid:
+    """A grid of zeros with the same steps in time and one token a frame."""
+    steps = grid.size[0]
+    saliency = None if grid.saliency is None else torch.zeros(1, steps, 1, 1)
+    return replace(grid, tokens=torch.zeros(1, steps, 1, 1, grid.width), saliency=saliency)
