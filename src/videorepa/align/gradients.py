@@ -28,7 +28,7 @@ class Aligned(NamedTuple):
     @property
     def loss(self) -> Tensor | float:
         """What goes backward. A probe's graph is cut off, so that its weight here is free."""
-        return sum((part.weight or 1.0) * part.loss for part in self.parts)
+        return sum(((part.weight or 1.0) * part.loss for part in self.parts), 0.0)
 
     @property
     def losses(self) -> dict[str, Tensor]:
