@@ -25,6 +25,7 @@ from videorepa.system.device import pick_device
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.progress import console
+from videorepa.system.weights import Misfit
 
 # What the published code leaves to qwen-vl-utils: frames a second, frames, pixels of a frame, and
 # pixels of all frames that a token covers once.
@@ -121,7 +122,7 @@ class Judge:
                 json.loads(chat.read_text("utf-8"))["chat_template"] if chat.exists() else None
             )
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            model, found = kind.from_pretrained(
+            model, info = kind.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:
@@ -130,11 +131,11 @@ class Judge:
                 f"{str(error)[:500]}. Expected a Qwen2.5-VL folder as VideoScore2 is published: "
                 "config.json, *.safetensors and the tokenizer's files."
             ) from None
-        # Left to itself, transformers makes up those that are missing.
-        if missing := sorted(found["missing_keys"]):
+        # Left to itself, transformers makes up weights that are missing.
+        misfit = Misfit.reported(info)
+        if misfit.missing:
             raise UserError(
-                f"{folder} lacks {len(missing)} of the judge's weights, such as "
-                f"{', '.join(missing[:4])}. Copy or download the folder again."
+                f"{folder} does not fit the judge; {misfit}. Copy or download the folder again."
             )
         encoded = [tokenizer.encode(digit, add_special_tokens=False) for digit in DIGITS]
         if any(len(ids) != 1 for ids in encoded):
