@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from videorepa.align.contract import check
 from videorepa.backbones import Text
 from videorepa.data.cache import Cache
 from videorepa.data.source import open_source
+from videorepa.data.video import to_video
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype, pick_device
@@ -98,7 +98,7 @@ def prepare(
         if not clips:
             continue
         items = [source.items[number] for number, _ in clips]
-        video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255.0
+        video = to_video(np.stack(frames))
         moments = backbone.encode_video(video)
         texts = backbone.encode_text([item.caption for item in items])
         features = {spec: encoder(video) for spec, encoder in encoders.items()}

@@ -14,6 +14,7 @@ from videorepa.backbones import Backbone, Text
 from videorepa.data.cache import Cache
 from videorepa.data.order import clip_index
 from videorepa.data.source import Item, open_source
+from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
@@ -77,7 +78,7 @@ class Loader:
                 f"The clip {item.id!r} can no longer be read ({error}), and the teacher is online. "
                 "Run `videorepa prepare` again, or set align.teacher to cached."
             ) from None
-        video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255.0
+        video = to_video(frames)[None]
         return stored | {spec: encoder(video) for spec, encoder in self.online.items()}
 
 

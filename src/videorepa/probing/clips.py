@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from videorepa.data.source import open_source
-from videorepa.data.video import read_chosen
+from videorepa.data.video import read_chosen, to_video
 from videorepa.errors import ClipError, UserError
 from videorepa.probing.physion import Stimulus
 from videorepa.recipe import Recipe
@@ -105,4 +104,4 @@ class Clips:
         return [slice(first, first + self.batch) for first in range(0, count, self.batch)]
 
     def video(self, which: slice) -> Float[Tensor, "b f 3 h w"]:
-        return torch.from_numpy(self.frames[which]).permute(0, 1, 4, 2, 3).float() / 255.0
+        return to_video(self.frames[which])

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
+from videorepa.data.video import to_video
 from videorepa.errors import UserError
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import plain_weights, quieten_libraries
@@ -107,7 +108,7 @@ class Judge:
     @torch.no_grad()
     def see(self, frames: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "1 m d"]:
         """What the judge has seen of a clip, to be asked about."""
-        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 255.0
+        video = to_video(frames).movedim(1, 0)[None]
         mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (self.mean, self.std))
         return self.model.see(((video - mean) / std).to(self.model.query_tokens.device))
 

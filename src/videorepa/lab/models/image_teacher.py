@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from videorepa.data.video import to_video
 from videorepa.lab.models.training import normalised, train_a_teacher
 from videorepa.settings.section import Section
 from videorepa.world.contact import unlabelled_clip
@@ -73,6 +74,6 @@ def train_image_teacher(recipe: ImageTeacherRecipe) -> dict[str, float]:
         frames = np.stack(
             [unlabelled_clip(recipe.seed, first + item, 1)[0] for item in range(recipe.batch)]
         )
-        return guesser(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
+        return guesser(to_video(frames))
 
     return train_a_teacher(guesser, loss, recipe)

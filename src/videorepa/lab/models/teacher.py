@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from videorepa.data.video import to_video
 from videorepa.lab.models.training import normalised, train_a_teacher
 from videorepa.settings.section import Section
 from videorepa.world.contact import unlabelled_clip
@@ -122,6 +123,6 @@ def train_teacher(recipe: TeacherRecipe) -> dict[str, float]:
             unlabelled_clip(recipe.seed, first + number, 1 + TEACHER_FRAMES + AFTER)[1:]
             for number in range(recipe.batch)
         ]
-        return foreteller(torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).float() / 255)
+        return foreteller(to_video(np.stack(clips)))
 
     return train_a_teacher(foreteller, loss, recipe)
