@@ -1,7 +1,12 @@
-"""Teachers: frozen video encoders, each adapted in one file to give a token grid."""
+"""Teachers: frozen video encoders, each adapted in one file to give a token grid.
+
+An encoder is two classes. Its `EncoderSpec` is the description that a recipe holds, which knows the
+grid's shape without loading weights. Its `Encoder` is the live network.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,18 +29,23 @@ Pixels = Annotated[int, Field(ge=1)]
 
 
 class EncoderSpec(Section):
-    """What a recipe holds of an encoder: cheap to make, loads nothing.
+    """The description of an encoder in a recipe; making one loads nothing.
 
-    weights: a checkpoint in a published layout, a transformers folder, a Hub id, or "micro".
-    frames: how many frames it sees, the last ones of the clip it is given.
-    height, width: what each frame is resized to, in pixels.
-    normalized: the video has mean and deviation taken out already.
+    A teacher made for small, short clips can see a large one whole, at a small size, as VideoREPA
+    does. Or it can see the clip at full size, cut into pieces along time (`group`) or space
+    (`crop`): each piece is encoded by itself, and the tokens are put together again.
 
-    A teacher made for small, short clips can be fed a large one in three ways (VideoREPA's
-    ablation): whole, at a small size, as VideoREPA does; or at its full size cut into pieces, each
-    encoded by itself and the tokens put together again:
-    group: how many frames make a piece; by default all.
-    crop: height and width of a piece in pixels; by default the whole frame.
+    Args:
+      name: The encoder: the name of its file.
+      weights: A checkpoint in a published layout, a transformers folder, a Hub id, or "micro" for
+        the lab's own model.
+      frames: Frames that the encoder sees: the last ones of the clip.
+      height: Pixels that each frame is resized to.
+      width: Pixels that each frame is resized to.
+      normalized: The video is normalised already: the encoder's mean and standard deviation are
+        not applied.
+      group: Frames in a piece; all by default.
+      crop: Height and width of a piece in pixels; the whole frame by default.
     """
 
     name: str
@@ -49,42 +59,54 @@ class EncoderSpec(Section):
 
     @property
     def relation_margin(self) -> float:
-        """The margin of a relation loss that suits this teacher. Where nobody has published one,
-        it is the published code's default."""
+        """The published relation margin for this teacher, else the published code's default."""
         return 0.1
 
     @property
     def piece(self) -> tuple[int, int, int]:
         """Frames, height and width of what is encoded at once.
 
-        Raises UserError unless the clip divides into such pieces.
+        Raises:
+          UserError: The clip does not divide into such pieces.
         """
         crop = self.crop or (self.height, self.width)
         piece = (self.group or self.frames, *crop)
         whole = (self.frames, self.height, self.width)
-        for key, own, part in zip(("frames", "height", "width"), whole, piece, strict=True):
-            if own % part:
+        for key, size, part in zip(("frames", "height", "width"), whole, piece, strict=True):
+            if size % part:
                 cut = "group" if key == "frames" else "crop"
                 raise UserError(
-                    f"encoder.{key} is {own}, which is no multiple of {part} as encoder.{cut} "
+                    f"encoder.{key} is {size}, which is no multiple of {part} as encoder.{cut} "
                     "wants: pieces must fill the clip. Change one of the two."
                 )
         return piece
 
+    @abstractmethod
     def shape(self, clip_frames: int) -> TokenGrid:
-        """The grid for a clip of that many frames, without its tokens (on the meta device)."""
-        raise NotImplementedError
+        """The grid of a clip of `clip_frames` frames, with tokens on the meta device.
 
+        Raises:
+          UserError: The encoder cannot see such clips.
+        """
+
+    @abstractmethod
     def fingerprint(self) -> dict[str, str]:
-        """What stored features depend on."""
-        raise NotImplementedError
+        """Digests of everything that stored features depend on."""
 
+    @abstractmethod
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
-        """The live encoder."""
-        raise NotImplementedError
+        """Load the live encoder.
+
+        Raises:
+          UserError: The weights are missing, damaged or another model's.
+        """
 
     def first_frame(self, clip_frames: int) -> int:
-        """The first frame that the encoder sees. Raises UserError if the clip is too short."""
+        """The first frame that the encoder sees of a clip of `clip_frames` frames.
+
+        Raises:
+          UserError: The clip is too short.
+        """
         if clip_frames < self.frames:
             raise UserError(
                 f"The encoder {self.name} wants {self.frames} frames and the clip has "
@@ -96,9 +118,17 @@ class EncoderSpec(Section):
 class Encoder(nn.Module):
     """A frozen encoder: video (B, F, 3, H, W) in [0, 1] to a grid of tokens.
 
-    Of a longer clip it sees the last `frames` frames, as VideoREPA's teacher sees 48 of 49: the
-    grid's start says so. Resizing is bicubic without antialias, as published. Pieces are cut after
-    resizing.
+    It sees the last `spec.frames` frames of a longer clip, as VideoREPA's teacher sees 48 of 49,
+    and the grid's start says so. Frames are resized bicubically without antialias, as published,
+    and cut into pieces afterwards.
+
+    Args:
+      spec: The encoder's description.
+      stride: Frames that a step of the grid covers.
+
+    Attributes:
+      mean: Mean of the pixels that the model was trained on, by channel.
+      std: Their standard deviation.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -136,7 +166,7 @@ class Encoder(nn.Module):
         return torch.cat(groups, 1)
 
     def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w d"]:
-        """Tokens of one piece of a clip (`EncoderSpec.piece`; by default the whole), normalised."""
+        """The tokens of one resized and normalised piece of a clip, of the size `spec.piece`."""
         raise NotImplementedError
 
 
@@ -147,10 +177,18 @@ def load_encoder(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Encoder:
-    """The encoder of that name with weights of any layout it knows; sizes are read from them.
+    """Load an encoder; the model's sizes are read from the weights.
 
-    options: `frames`, `height`, `width`, `normalized` and the encoder's own, as in a recipe.
-    Raises UserError for weights that are missing, another model's, or a pickle with code in it.
+    Args:
+      name: "videomae" (VideoMAE and VideoMAEv2), "vjepa", "vjepa2", "omnimae", "dinov2" or any
+        other file of this folder.
+      weights: A checkpoint in any layout that the encoder knows, a folder, or a Hub id.
+      device: Where the encoder runs.
+      dtype: The dtype of its weights and features.
+      **options: `frames`, `height`, `width`, `normalized` and the encoder's own, as in a recipe.
+
+    Raises:
+      UserError: The weights are missing, another model's, or a pickle that would run code.
     """
     spec = plugins.description("encoders", name)(name=name, weights=str(weights), **options)
     return spec.load(torch.device(device), dtype)

@@ -1,4 +1,4 @@
-"""What image teachers share: frames are encoded one by one and averaged over time afterwards."""
+"""Image teachers: frames are encoded one by one, and their tokens may be averaged over time."""
 
 from __future__ import annotations
 
@@ -17,30 +17,8 @@ IMAGES_AT_ONCE = 8
 """Frames in memory at a time: 49 frames of 420 x 630 pixels have 66,150 tokens."""
 
 
-class ImageSpec(ViTSpec):
-    """An image model: it sees every frame by itself.
-
-    pool: how many frames are averaged into a step; the clip's first one stays by itself where it
-        is left over. VideoREPA's REPA row has 49 frames and pool 4: the 13 steps of CogVideoX.
-    """
-
-    pool: int = Field(default=1, ge=1)
-    kernel: ClassVar[int] = 2
-
-    @property
-    def piece(self) -> tuple[int, int, int]:
-        if self.group is not None:
-            raise UserError(
-                f"The encoder {self.name} sees every frame by itself: leave out encoder.group."
-            )
-        return super().piece
-
-    def shape(self, clip_frames: int) -> TokenGrid:
-        return super().shape(clip_frames).pooled(self.pool)
-
-
 class ImageViT(ViT):
-    """The live one. Its model gives the patches' tokens after others, such as the class token."""
+    """A live image teacher, whose model gives the patches' tokens last, after its class token."""
 
     def __init__(self, spec: ImageSpec, model: Any) -> None:
         super().__init__(spec, model)
@@ -56,3 +34,28 @@ class ImageViT(ViT):
             for images in video.flatten(0, 1).split(IMAGES_AT_ONCE)
         ]
         return torch.cat(tokens).unflatten(1, (rows, columns)).unflatten(0, video.shape[:2])
+
+
+class ImageSpec(ViTSpec):
+    """An image model, which sees every frame by itself.
+
+    Args:
+      pool: Frames that are averaged into a step; a first frame that is left over keeps a step of
+        its own. VideoREPA's REPA baseline has 49 frames and pool 4: CogVideoX's 13 steps.
+    """
+
+    live: ClassVar = ImageViT
+    kernel: ClassVar[int] = 2
+
+    pool: int = Field(default=1, ge=1)
+
+    @property
+    def piece(self) -> tuple[int, int, int]:
+        if self.group is not None:
+            raise UserError(
+                f"The encoder {self.name} sees every frame by itself: leave out encoder.group."
+            )
+        return super().piece
+
+    def shape(self, clip_frames: int) -> TokenGrid:
+        return super().shape(clip_frames).pooled(self.pool)

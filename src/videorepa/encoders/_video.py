@@ -1,4 +1,4 @@
-"""What video teachers with tubelets and a position table share: the stock VideoMAEModel."""
+"""Video teachers with tubelets and a position table, on the stock VideoMAEModel."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from videorepa.encoders._vit import ViT, ViTSpec, heads_of, layers_of, load_stock, renamed
+from videorepa.encoders._vit import Sizes, ViT, ViTSpec, heads_of, layers_of, load_stock, renamed
 from videorepa.errors import UserError
 
 TRAINED_FRAMES, TRAINED_SIDE = 16, 224
-"""Frames and pixels that the published models were trained on, where their file does not say."""
+"""Frames, and pixels along a side, that the models of original files were trained on."""
 
 _NAMES = {
     r"patch_embed\.proj\.(1\.)?": "embeddings.patch_embeddings.projection.",
@@ -31,27 +31,38 @@ _NAMES = {
 }
 
 
+class VideoViT(ViT):
+    """A live video teacher: the stock VideoMAEModel."""
+
+    def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w d"]:
+        return self.model(video).last_hidden_state.unflatten(1, self.size)
+
+
 class VideoSpec(ViTSpec):
     """A video transformer that cuts a clip into tubelets and adds a table of positions.
 
-    heads: how many attention heads the model of an original file has; by default as many as the
-        published ones of its width.
-    spatial: how the family resizes its table: "bicubic" in space, then linearly in time, or
-        "trilinear" in one.
+    Attributes:
+      heads: Attention heads of an original file's model; by default as many as the published
+        models of its width have.
+      spatial: How the family resizes its table: "bicubic" in space and then linearly in time, or
+        "trilinear" in one step.
     """
 
-    heads: int | None = Field(default=None, ge=1)
+    live: ClassVar = VideoViT
     kernel: ClassVar[int] = 3
     spatial: ClassVar[Literal["bicubic", "trilinear"]] = "bicubic"
 
-    def live(self, path: Path, dtype: torch.dtype) -> VideoViT:
+    heads: int | None = Field(default=None, ge=1)
+
+    def stock_model(self, path: Path, dtype: torch.dtype) -> Any:
         from transformers import VideoMAEConfig, VideoMAEModel
 
+        config: Any
         if path.is_file():
             original = self.original(path)
             config = self._config(original, path)
-            # The stock keys have no bias, and need none: a bias b adds q.b to the scores of all
-            # keys that a query q sees, and softmax takes out what they have in common.
+            # The stock class has no bias for keys and needs none: a bias b adds q.b to all scores
+            # of a query q, and softmax cancels what they share.
             weights = {
                 key: value
                 for key, value in renamed(original, _NAMES).items()
@@ -62,21 +73,25 @@ class VideoSpec(ViTSpec):
             config = VideoMAEConfig.from_pretrained(path)
         table = self.positions(config, original, path)
         config.image_size = list(self.piece[1:])
-        # The stock class works a table out number by number, for it to be replaced below: the
-        # shorter the better.
+        # The stock class computes a table number by number. It is replaced below, so it is kept
+        # as short as possible.
         config.num_frames = config.tubelet_size
         # Features are the residual stream after the last block: no final norm.
         config.use_mean_pooling = True
         model: Any = load_stock(VideoMAEModel, self, path, config, dtype, weights)
-        live = VideoViT(self, model)
-        resized = resize_positions(table, live.size, self.spatial)
+        size = Sizes(config.hidden_size, config.patch_size, config.tubelet_size).grid(*self.piece)
+        resized = resize_positions(table, size, self.spatial)
         model.embeddings.position_embeddings = resized.flatten(0, 2)[None]
-        return live
+        return model
 
     def positions(
         self, config: Any, original: dict[str, Tensor], path: Path
     ) -> Float[Tensor, "t h w d"]:
-        """The position table as trained; here the one that the original file holds."""
+        """The position table of the trained grid; by default the one in the original file.
+
+        Raises:
+          UserError: The file holds no table of the expected size.
+        """
         stored = original.get("pos_embed", torch.empty(0))
         steps = config.num_frames // config.tubelet_size
         side = math.isqrt(stored.numel() // (steps * config.hidden_size))
@@ -113,19 +128,18 @@ class VideoSpec(ViTSpec):
         )
 
 
-class VideoViT(ViT):
-    """The live one."""
-
-    def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w d"]:
-        return self.model(video).last_hidden_state.unflatten(1, self.size)
-
-
 def resize_positions(
     table: Float[Tensor, "t h w d"],
     size: tuple[int, int, int],
     spatial: Literal["bicubic", "trilinear"],
 ) -> Float[Tensor, "t2 h2 w2 d"]:
-    """A position table on another grid, as the published code does it for the family."""
+    """Resize a position table to another grid, as the family's published code does.
+
+    Args:
+      table: The table of the trained grid.
+      size: Steps, rows and columns of the new grid.
+      spatial: "bicubic" in space and then linearly in time, or "trilinear" in one step.
+    """
     frames = table.permute(0, 3, 1, 2)
     if spatial == "bicubic":
         frames = F.interpolate(frames, size[1:], mode="bicubic", align_corners=False)

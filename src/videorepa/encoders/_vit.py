@@ -1,10 +1,11 @@
-"""What teachers that are vision transformers share: sizes, files, and names of weights."""
+"""Teachers that are vision transformers: their sizes, files, and names of weights."""
 
 from __future__ import annotations
 
 import json
 import re
 import zipfile
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,41 +20,65 @@ from videorepa.system.hub import local_copy, plain_weights, quieten_libraries
 from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
 
-# What original files hold besides the encoder. Final norms are among it: see each teacher.
+# Weights of original files that the features do not need; see each teacher about final norms.
 _IGNORED = re.compile(r"(head|norm|fc_norm|decoder|encoder_to_decoder|mask_token)(\.|$)")
 
-# Original files do not say how many heads there are. The published models have 64 channels a head,
-# these two excepted.
+# Original files do not tell the number of heads. Published models have 64 channels a head, except
+# those of these widths.
 _HEADS = {1280: 16, 1408: 16}
 
 
 class Sizes(NamedTuple):
-    """What a model's grid follows from: the width of a token, and the pixels along a side of its
-    patch and the frames that it covers."""
+    """The sizes that decide a model's grid.
+
+    Args:
+      width: Channels of a token.
+      patch: Pixels along a side that a token covers.
+      tubelet: Frames that a token covers.
+    """
 
     width: int
     patch: int
     tubelet: int = 1
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Steps in time, rows, columns."""
+        """Steps, rows and columns for a video of that size."""
         return frames // self.tubelet, height // self.patch, width // self.patch
 
 
-class ViTSpec(EncoderSpec):
-    """A teacher whose tokens are patches. A family says what it loads in the class variables:
+class ViT(Encoder):
+    """A live vision transformer: a stock model, frozen, in evaluation mode.
 
-    family: its name, in messages. accepts: in words, what its weights may be.
-    model_types: what the config.json of its transformers folders may say.
-    published: sizes by Hub id or file name, for a look before the weights are on this machine.
-    wrappers: keys under which original files may hold the table of weights.
-    prefix: pattern that is cut off the names in original files; names without it are not the
-        encoder's. None where original files are not loaded.
-    patches: name of the patch embedding in original files.
-    kernel: dimensions of its kernel, 3 for video and 2 for images.
-    ignored: pattern of the other names that are not used.
+    Attributes:
+      model: The stock model.
+      size: Steps, rows and columns of the tokens of one piece of a clip.
     """
 
+    def __init__(self, spec: ViTSpec, model: Any) -> None:
+        sizes = spec.sizes()
+        super().__init__(spec, sizes.tubelet)
+        self.model: Any = model.eval().requires_grad_(False)
+        self.size = sizes.grid(*spec.piece)
+
+
+class ViTSpec(EncoderSpec):
+    """A teacher whose tokens are patches. A family declares what it loads in class variables.
+
+    Attributes:
+      live: The class of the live encoder.
+      family: The family's name, for messages.
+      accepts: The weights that the family loads, in words, for messages.
+      model_types: Values of model_type in the config.json of its transformers folders.
+      published: Sizes by Hub id or file name, for weights that are not on this machine.
+      wrappers: Keys under which original files may hold the table of weights.
+      prefix: Pattern to strip from the names in original files; other names are not the
+        encoder's. None where original files are not loaded.
+      patches: Name of the patch embedding in original files.
+      ignored: Pattern of further names in original files that are not used.
+      kernel: Dimensions of the patch embedding's kernel: 3 for video, 2 for images.
+    """
+
+    live: ClassVar[type[ViT]]
     family: ClassVar[str]
     accepts: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -74,22 +99,23 @@ class ViTSpec(EncoderSpec):
         return self.weights
 
     def sizes(self) -> Sizes:
-        """From a file's header, a folder's config.json, or else by the published name.
+        """The model's sizes, from its file or config.json, else by its published name.
 
-        Raises UserError for files and folders of another model.
+        Raises:
+          UserError: The file or folder is another model's.
         """
         path = Path(self.source)
         if not path.exists():
-            for known in (self.source, path.name):
-                if known in self.published:
-                    return self.published[known]
+            for name in (self.source, path.name):
+                if name in self.published:
+                    return self.published[name]
             path = local_copy(self.source)
         if path.is_file():
             return self.original_sizes(self.original(path))
         config = self.config(path)
         try:
-            keys = config["hidden_size"], config["patch_size"], config.get("tubelet_size", 1)
-            return Sizes(*map(int, keys))
+            values = config["hidden_size"], config["patch_size"], config.get("tubelet_size", 1)
+            return Sizes(*map(int, values))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"The config.json in {path} does not say the model's sizes "
@@ -109,8 +135,8 @@ class ViTSpec(EncoderSpec):
         return TokenGrid(tokens, self.first_frame(clip_frames), sizes.tubelet)
 
     def fingerprint(self) -> dict[str, str]:
-        # Ways to feed a teacher count only where they are used: so features that were stored
-        # before there was such a way stay valid. A version tells margins apart, not features.
+        # Options added later count only where they are used, so that features stored before stay
+        # valid. The version decides a margin, not features.
         unused = {key for key in ("group", "crop") if getattr(self, key) is None}
         values = self.model_dump(exclude={"weights", "version"} | unused)
         weights = weights_digest(local_copy(self.source))
@@ -118,33 +144,45 @@ class ViTSpec(EncoderSpec):
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
         quieten_libraries()
-        self.shape(self.frames)  # Refuses what cannot work, before weights are read.
-        return self.live(local_copy(self.source), dtype).to(device)
+        self.shape(self.frames)  # Raises for what cannot work, before weights are read.
+        return self.live(self, self.stock_model(local_copy(self.source), dtype)).to(device)
 
-    def live(self, path: Path, dtype: torch.dtype) -> ViT:
-        """The live encoder from a file or folder on this machine."""
-        raise NotImplementedError
+    @abstractmethod
+    def stock_model(self, path: Path, dtype: torch.dtype) -> Any:
+        """Load the stock model from a file or folder on this machine.
+
+        Raises:
+          UserError: The weights do not fit.
+        """
 
     def config(self, folder: Path) -> dict[str, Any]:
-        """A transformers folder's config.json. Raises UserError for another model's."""
+        """The config.json of a transformers folder.
+
+        Raises:
+          UserError: It is not readable or another model's.
+        """
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            found = config.get("model_type")
+            model_type = config.get("model_type")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{folder} holds no readable config.json: {error}. The encoder {self.name} loads "
                 f"{self.accepts}."
             ) from None
-        if found not in self.model_types:
+        if model_type not in self.model_types:
             raise UserError(
-                f"{folder} holds a {found!r} model; the encoder {self.name} loads {self.accepts}."
+                f"{folder} holds a {model_type!r} model; the encoder {self.name} loads "
+                f"{self.accepts}."
             )
         return config
 
     def original(self, path: Path) -> dict[str, Tensor]:
-        """The encoder's tensors of an original file, without wrapping and prefixes.
+        """The encoder's tensors in an original file, by their names without the prefix.
 
-        Nothing is run that a pickle may hold, and tensors are not read before they are used.
+        No code in a pickle is run, and tensors are read only when they are used.
+
+        Raises:
+          UserError: The file is no checkpoint of this family.
         """
         if self.prefix is None:
             raise UserError(f"{path} is a file; the encoder {self.name} loads {self.accepts}.")
@@ -163,7 +201,7 @@ class ViTSpec(EncoderSpec):
                 f"{self.accepts}."
             )
         prefixed = ((re.match(self.prefix, str(key)), value) for key, value in content.items())
-        weights = {found.string[found.end() :]: value for found, value in prefixed if found}
+        weights = {match.string[match.end() :]: value for match, value in prefixed if match}
         patches = weights.get(f"{self.patches}.weight")
         if patches is None or patches.dim() != 2 + self.kernel:
             what = "no" if patches is None else f"a {patches.dim()}-dimensional"
@@ -175,35 +213,31 @@ class ViTSpec(EncoderSpec):
         return {key: value for key, value in weights.items() if not self.ignored.match(key)}
 
     def original_sizes(self, weights: dict[str, Tensor]) -> Sizes:
-        """Sizes of the model that `original` gave."""
+        """The sizes of a model from the weights that `original` returned."""
         width, _, *tubelet, patch, _ = weights[f"{self.patches}.weight"].shape
         return Sizes(width, patch, *tubelet)
 
 
-class ViT(Encoder):
-    """A live one: a stock model, frozen. size: its grid for one piece of a clip."""
-
-    def __init__(self, spec: ViTSpec, model: Any) -> None:
-        sizes = spec.sizes()
-        super().__init__(spec, sizes.tubelet)
-        self.model: Any = model.eval().requires_grad_(False)
-        self.size = sizes.grid(*spec.piece)
-
-
 def layers_of(weights: dict[str, Tensor]) -> int:
-    """How many blocks an original file holds."""
-    return len({found[1] for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))})
+    """The number of blocks in an original file."""
+    return len({match[1] for key in weights if (match := re.match(r"blocks\.(\d+)\.", key))})
 
 
 def heads_of(width: int) -> int:
-    """How many attention heads the published models of a width have."""
-    # Small files for tests have widths of their own; four heads is the doubtful default.
+    """The number of attention heads of the published models of a width."""
+    # Widths that are no multiple of 64 occur in small test files; four heads is a guess.
     return _HEADS.get(width) or (width // 64 if width % 64 == 0 else 4)
 
 
 def renamed(weights: dict[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Weights under a stock class's names, joint queries, keys and values taken apart first: the
-    three are called q, k and v then. names: patterns at the start of a name, and replacements."""
+    """An original file's weights under a stock class's names.
+
+    Joint projections `*.qkv.*` are first split into `*.q.*`, `*.k.*` and `*.v.*`.
+
+    Args:
+      weights: The original weights by name.
+      names: Replacements by the pattern that they replace at the start of a name, in order.
+    """
     apart = {}
     for key, value in weights.items():
         block, joint, rest = key.partition(".qkv.")

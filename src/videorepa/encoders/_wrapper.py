@@ -1,4 +1,4 @@
-"""What encoders share that have another one within."""
+"""Encoders that wrap another one."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ _FED = ("frames", "height", "width", "normalized", "group", "crop")
 
 
 class WrapperSpec(EncoderSpec):
-    """An encoder around another. of: that one; how it is fed is said there alone, and followed."""
+    """An encoder around another, with its frames, sizes and pieces.
+
+    Args:
+      of: The wrapped encoder. How it is fed is set there alone.
+    """
 
     of: EncoderField
 
     @model_validator(mode="after")
     def _follows(self) -> WrapperSpec:
         for key in _FED:
-            theirs = getattr(self.of, key)
-            if key in self.model_fields_set and getattr(self, key) != theirs:
-                raise ValueError(f"`{key}` is what `of.{key}` says, {theirs}: set it there")
-            object.__setattr__(self, key, theirs)
+            value = getattr(self.of, key)
+            if key in self.model_fields_set and getattr(self, key) != value:
+                raise ValueError(f"`{key}` is what `of.{key}` says, {value}: set it there")
+            object.__setattr__(self, key, value)
         return self
 
     @model_serializer(mode="wrap")
     def _own_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What follows `of` is not written, so that a copy can change it there.
+        # The keys that follow `of` are left out, so that a changed `of` is followed again.
         return {key: value for key, value in handler(self).items() if key not in _FED}
 
     @property

@@ -1,4 +1,4 @@
-"""DINOv2, with and without registers: Hub folders and the original files."""
+"""DINOv2, with and without registers, from Hub folders and original files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from videorepa.encoders._image import ImageSpec, ImageViT
+from videorepa.encoders._image import ImageSpec
 from videorepa.encoders._vit import Sizes, heads_of, layers_of, load_stock, renamed
 
-# The names that the Hub's folders have.
+# Patterns of original names, and the names in the Hub's folders.
 _NAMES = {
     r"(cls_token|mask_token|register_tokens)$": r"embeddings.\1",
     r"pos_embed$": "embeddings.position_embeddings",
@@ -33,9 +33,9 @@ _NAMES = {
 class DINOv2(ImageSpec):
     """DINOv2 (arXiv 2304.07193), any size, with or without registers.
 
-    Features are the patches' tokens after the final norm (`x_norm_patchtokens`), as REPA takes
-    them; class and register tokens are left out. The position table is resized by the stock class,
-    bicubically; the original code's extra scale by a tenth of a patch is not copied.
+    Features are the patches' tokens after the final norm (`x_norm_patchtokens`), as in REPA,
+    without class and register tokens. The stock class resizes the position table bicubically,
+    without the original code's extra scale by a tenth of a patch.
     """
 
     name: Literal["dinov2"] = "dinov2"
@@ -64,7 +64,7 @@ class DINOv2(ImageSpec):
     prefix = ""
     ignored = re.compile(r"head\.")
 
-    def live(self, path: Path, dtype: torch.dtype) -> ImageViT:
+    def stock_model(self, path: Path, dtype: torch.dtype) -> Any:
         from transformers import Dinov2Model, Dinov2WithRegistersModel
 
         if path.is_file():
@@ -73,20 +73,19 @@ class DINOv2(ImageSpec):
         else:
             original = None
             has_registers = self.config(path)["model_type"] == "dinov2_with_registers"
-        made: Any = Dinov2WithRegistersModel if has_registers else Dinov2Model
+        stock_class: Any = Dinov2WithRegistersModel if has_registers else Dinov2Model
         if original is None:
-            config, weights = made.config_class.from_pretrained(path), None
+            config, weights = stock_class.config_class.from_pretrained(path), None
         else:
-            config = made.config_class(**self._config(original))
+            config = stock_class.config_class(**self._config(original))
             weights = renamed(original, _NAMES)
-        return ImageViT(self, load_stock(made, self, path, config, dtype, weights))
+        return load_stock(stock_class, self, path, config, dtype, weights)
 
     def _config(self, weights: dict[str, Tensor]) -> dict[str, Any]:
         width, patch, _ = self.original_sizes(weights)
 
         def count(name: str, default: int) -> int:
-            """How many tokens' widths of numbers a tensor holds. A wrong one is named later, when
-            it does not fit."""
+            """How many tokens a tensor's numbers make; `load_stock` names it if it misfits."""
             return max(1, weights[name].numel() // width) if name in weights else default
 
         config = {

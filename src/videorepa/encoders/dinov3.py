@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from videorepa.encoders._image import ImageSpec, ImageViT
+from videorepa.encoders._image import ImageSpec
 from videorepa.encoders._vit import Sizes, load_stock
 
 
@@ -15,7 +15,7 @@ class DINOv3(ImageSpec):
     """DINOv3 (arXiv 2508.10104), the vision transformers of any size.
 
     Features are the patches' tokens after the final norm (`x_norm_patchtokens`), as REPA takes
-    DINOv2's; class and register tokens are left out.
+    DINOv2's, without class and register tokens.
     """
 
     name: Literal["dinov3"] = "dinov3"
@@ -32,8 +32,8 @@ class DINOv3(ImageSpec):
         "facebook/dinov3-vit7b16-pretrain-lvd1689m": Sizes(4096, 16),
     }
 
-    def live(self, path: Path, dtype: torch.dtype) -> ImageViT:
+    def stock_model(self, path: Path, dtype: torch.dtype) -> Any:
         from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
         config = DINOv3ViTConfig.from_pretrained(path)
-        return ImageViT(self, load_stock(DINOv3ViTModel, self, path, config, dtype))
+        return load_stock(DINOv3ViTModel, self, path, config, dtype)

@@ -1,4 +1,4 @@
-"""Any teacher with a small trained head on top: features of motion, or a saliency of each token."""
+"""Any teacher with a small trained head: motion features, or a saliency of each token."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ MOTION_WIDTH = 64
 class Headed(WrapperSpec):
     """A teacher and a head that `videorepa head` trained on it.
 
-    weights: the head's file, or "micro" for the lab's own motion head on its own video teacher.
-    of: the teacher. How it is fed is said there alone; the rest of the keys follow.
+    A motion head replaces the teacher's channels with 64 that predict optical flow (MoAlign,
+    arXiv 2510.19022). A saliency head keeps them and adds a saliency for the loss `sara` (SARA,
+    arXiv 2605.07800): how much of each token moves against the background, 0 to 1.
 
-    A motion head puts 64 channels in place of the teacher's, from which optical flow can be told
-    (MoAlign, arXiv 2510.19022). A saliency head leaves them and adds how much of each token moves
-    against the background, 0 to 1, for the loss `sara` (SARA, arXiv 2605.07800).
+    Args:
+      weights: The head's file, or "micro" for the lab's motion head on the lab's video teacher.
+      of: The teacher. How it is fed is set there alone.
     """
 
     name: Literal["headed"] = "headed"
@@ -63,8 +64,9 @@ class Headed(WrapperSpec):
         return {"encoder": json_digest(of), "weights": weights_digest(self.path)}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
+        # Both raise for what does not fit, before weights are read.
         self.shape(self.frames)
-        self.fingerprint()  # The two refuse what does not fit, before weights are read.
+        self.fingerprint()
         head = load_head(self.path).to(device)
         return HeadedEncoder(self, self.of.load(device, dtype), head)
 
@@ -80,7 +82,12 @@ class Headed(WrapperSpec):
 
 
 class Head(nn.Module):
-    """The trained part: layer norm and a linear layer, with a sigmoid for a saliency."""
+    """The trained part: layer norm and a linear layer, followed by a sigmoid for a saliency.
+
+    Args:
+      kind: "motion" or "saliency".
+      width: Channels of the teacher's tokens.
+    """
 
     def __init__(self, kind: Kind, width: int) -> None:
         super().__init__()
@@ -89,7 +96,7 @@ class Head(nn.Module):
         self.linear = nn.Linear(width, MOTION_WIDTH if kind == "motion" else 1)
 
     def forward(self, grid: TokenGrid) -> TokenGrid:
-        """A teacher's grid with motion features in place of its own, or with a saliency."""
+        """The teacher's grid with motion features for its tokens, or with a saliency added."""
         values = self.linear(self.norm(grid.tokens.float()))
         if self.kind == "motion":
             return grid.with_tokens(values.to(grid.tokens.dtype))
@@ -97,7 +104,7 @@ class Head(nn.Module):
 
 
 class HeadedEncoder(Encoder):
-    """The live one."""
+    """The live teacher, followed by the head."""
 
     def __init__(self, spec: Headed, of: Encoder, head: Head) -> None:
         super().__init__(spec, of.stride)
@@ -110,10 +117,14 @@ class HeadedEncoder(Encoder):
 
 @dataclass(frozen=True)
 class About:
-    """What a head's file says of itself without its weights being read.
+    """The header of a head's file.
 
-    width: of the tokens it takes. encoder, fingerprint: the encoder it was trained on, in words
-    and exactly. held_out: errors on clips that it was not trained on.
+    Args:
+      kind: "motion" or "saliency".
+      width: Channels of the tokens that the head takes.
+      encoder: The encoder that the head was trained on, in words.
+      fingerprint: That encoder's fingerprint.
+      held_out: Errors on clips that the head was not trained on, by name.
     """
 
     kind: Kind
@@ -129,7 +140,14 @@ def described(spec: EncoderSpec) -> str:
 
 
 def save_head(path: Path, head: Head, of: EncoderSpec, held_out: dict[str, float]) -> None:
-    """Write a head that was trained on the encoder `of`, whole or not at all."""
+    """Write a head's file, whole or not at all.
+
+    Args:
+      path: The file to write.
+      head: The trained head.
+      of: The encoder that it was trained on.
+      held_out: Errors on clips that it was not trained on, by name.
+    """
     about = {
         "kind": head.kind,
         "encoder": described(of),
@@ -137,12 +155,16 @@ def save_head(path: Path, head: Head, of: EncoderSpec, held_out: dict[str, float
         "held_out": held_out,
     }
     tensors = {key: value.cpu().contiguous() for key, value in head.state_dict().items()}
-    # One entry: safetensors writes several in no fixed order.
+    # A single entry, because safetensors writes several in no fixed order.
     atomic_write(path, save(tensors, metadata={"about": json.dumps(about, sort_keys=True)}))
 
 
 def read_about(path: Path) -> About:
-    """A head's file, its header alone. Raises UserError for what is no such file."""
+    """Read the header of a head's file.
+
+    Raises:
+      UserError: There is no such file, or it is not a head's.
+    """
     if not path.exists():
         raise UserError(
             f"There is no head {path}. Train it: `videorepa head RECIPE --kind KIND --out {path}`."
@@ -159,8 +181,9 @@ def read_about(path: Path) -> About:
             expected = Head(kind, width).state_dict()
         if sizes != {key: list(value.shape) for key, value in expected.items()}:
             raise ValueError(f"its tensors are {sizes}")
-        found = about["encoder"], dict(about["fingerprint"]), dict(about["held_out"])
-        return About(kind, width, *found)
+        return About(
+            kind, width, about["encoder"], dict(about["fingerprint"]), dict(about["held_out"])
+        )
     except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no head that can be read ({type(error).__name__}: {error}). Train it anew "
@@ -169,7 +192,11 @@ def read_about(path: Path) -> About:
 
 
 def load_head(path: Path) -> Head:
-    """The head of a file. Raises UserError for what is no such file."""
+    """Load a head.
+
+    Raises:
+      UserError: There is no such file, or it is not a head's.
+    """
     about = read_about(path)
     head = Head(about.kind, about.width)
     with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""OmniMAE, from its original files."""
+"""OmniMAE, from original files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A straw man: no network, only the mean colours of what each token covers."""
+"""A straw man: no network, only the mean colour of what each token covers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from videorepa.tokens import TokenGrid
 
 
 class Pixels(EncoderSpec):
-    """Raw pixels on a teacher's grid: what a teacher tells beyond this, it has understood.
+    """Mean colours on a teacher's grid: whatever the teacher knows beyond this is not plain colour.
 
-    patch, tubelet: pixels along a side and frames that a token covers, as the teacher's.
+    Args:
+      patch: Pixels along a side that a token covers.
+      tubelet: Frames that a token covers.
     """
 
     name: Literal["pixels"] = "pixels"
@@ -42,20 +44,20 @@ class Pixels(EncoderSpec):
         return {"encoder": json_digest(self.model_dump())}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
-        self.shape(self.frames)  # Refuses what cannot work.
+        self.shape(self.frames)  # Raises for what cannot work.
         return PixelEncoder(self).to(device)
 
 
 class PixelEncoder(Encoder):
-    """The live one. Colours are -1 to 1."""
+    """The live encoder. Its tokens are red, green and blue, -1 to 1."""
 
     mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self, spec: Pixels) -> None:
         super().__init__(spec, spec.tubelet)
         self.cell = spec.tubelet, spec.patch, spec.patch
-        # Says where the encoder is, as others' weights do.
-        self.register_parameter("place", torch.nn.Parameter(torch.zeros(()), requires_grad=False))
+        # `Encoder` reads device and dtype off a parameter.
+        self.register_parameter("anchor", torch.nn.Parameter(torch.zeros(()), requires_grad=False))
 
     def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w 3"]:
         return F.avg_pool3d(video.transpose(1, 2), self.cell).permute(0, 2, 3, 4, 1)

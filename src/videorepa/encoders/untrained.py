@@ -1,4 +1,4 @@
-"""A straw man: any teacher's network with weights that have learnt nothing."""
+"""A straw man: any teacher's network with random weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from videorepa.tokens import TokenGrid
 
 
 class Untrained(WrapperSpec):
-    """The teacher `of` with weights drawn anew: what it tells beyond this, it has learnt.
+    """A teacher with weights drawn anew: whatever the trained one knows beyond this, it learnt.
 
-    of: the teacher. How it is fed is said there alone. draw: another number gives other weights.
+    Args:
+      of: The teacher. How it is fed is set there alone.
+      draw: Seed of the weights.
     """
 
     name: Literal["untrained"] = "untrained"
@@ -35,7 +37,7 @@ class Untrained(WrapperSpec):
 
 
 class UntrainedEncoder(Encoder):
-    """The live one."""
+    """A live encoder whose weights are forgotten when it is made."""
 
     def __init__(self, spec: Untrained, of: Encoder) -> None:
         super().__init__(spec, of.stride)
@@ -48,8 +50,14 @@ class UntrainedEncoder(Encoder):
 
 
 def forget(encoder: torch.nn.Module, draw: int = 0) -> None:
-    """Draw the weights anew, as the layers themselves do; parameters that belong to no such layer,
-    such as position tables, are shuffled."""
+    """Draw the weights of all layers anew, by the layers' own initialisation.
+
+    Parameters outside such layers, for instance position tables, are shuffled.
+
+    Args:
+      encoder: Changed in place.
+      draw: Seed of the weights.
+    """
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(draw)
         for module in encoder.modules():

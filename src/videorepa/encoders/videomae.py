@@ -1,4 +1,4 @@
-"""VideoMAE and VideoMAEv2: Hub folders and the original files."""
+"""VideoMAE and VideoMAEv2, from Hub folders and original files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class VideoMAE(VideoSpec):
 
     Features are the residual stream after the last block, without a final norm.
 
-    version: 1 or 2. The two share their files' layout, so by default it is told from the name of
-        the weights: 1 if that holds "videomae" and neither "v2", "k710" nor "giant", else 2, as
-        the published runs have it. Only the default margin depends on it.
+    Args:
+      version: 1 or 2; only the default margin depends on it. The two share their files' layout, so
+        by default the name of the weights decides: 1 if it contains "videomae" and neither "v2",
+        "k710" nor "giant", else 2, as in the published runs.
     """
 
     name: Literal["videomae"] = "videomae"
@@ -53,15 +54,18 @@ class VideoMAE(VideoSpec):
     def positions(
         self, config: Any, original: dict[str, Tensor], path: Path
     ) -> Float[Tensor, "t h w d"]:
-        """The fixed sinusoid table of the trained grid; no file holds it."""
+        """The fixed sinusoid table of the trained grid; it is in no file."""
         side = config.image_size // config.patch_size
         size = (config.num_frames // config.tubelet_size, side, side)
         return sinusoid_table(int(np.prod(size)), config.hidden_size).unflatten(0, size)
 
 
 def sinusoid_table(positions: int, width: int) -> Float[Tensor, "n d"]:
-    """Sines in even channels and cosines in odd ones of position / 10000^(channel / width), the
-    channel rounded down to even. What the stock class works out, but at once."""
+    """The sinusoid table of VideoMAE, computed at once instead of number by number.
+
+    With c the channel rounded down to even, the angle is position / 10000^(c / width). Even
+    channels hold its sine and odd ones its cosine.
+    """
     channel = np.arange(width)
     angle = np.arange(positions)[:, None] / np.power(10000, 2 * (channel // 2) / width)
     return torch.from_numpy(np.where(channel % 2, np.cos(angle), np.sin(angle))).float()

@@ -1,4 +1,4 @@
-"""V-JEPA, from its original files."""
+"""V-JEPA, from original files."""
 
 from __future__ import annotations
 

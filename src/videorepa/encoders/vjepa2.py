@@ -12,40 +12,13 @@ from torch import Tensor
 from videorepa.encoders._vit import Sizes, ViT, ViTSpec, load_stock
 
 
-class VJEPA2(ViTSpec):
-    """V-JEPA 2 (arXiv 2506.09985), any size.
-
-    Features are the encoder's residual stream after the last block: neither the final norm nor the
-    predictor is run.
-    """
-
-    name: Literal["vjepa2"] = "vjepa2"
-
-    family = "V-JEPA 2"
-    accepts = "folders of model_type 'vjepa2' such as facebook/vjepa2-vitl-fpc64-256"
-    model_types = ("vjepa2",)
-    published = {
-        "facebook/vjepa2-vitl-fpc64-256": Sizes(1024, 16, 2),
-        "facebook/vjepa2-vith-fpc64-256": Sizes(1280, 16, 2),
-        "facebook/vjepa2-vitg-fpc64-256": Sizes(1408, 16, 2),
-        "facebook/vjepa2-vitg-fpc64-384": Sizes(1408, 16, 2),
-    }
-
-    def live(self, path: Path, dtype: torch.dtype) -> VJEPA2ViT:
-        from transformers import VJEPA2Config, VJEPA2Model
-
-        config = VJEPA2Config.from_pretrained(path)
-        # The stock class counts rows and columns on a square of this size: see VJEPA2ViT.
-        config.crop_size = max(self.piece[1:])
-        config.pred_num_hidden_layers = 0
-        model: Any = load_stock(VJEPA2Model, self, path, config, dtype, unused="predictor.")
-        return VJEPA2ViT(self, model.encoder)
-
-
 class VJEPA2ViT(ViT):
-    """The live one. Its positions are rotary: each token's step, row and column, which the stock
-    class reads off the token's number on a square. So that frames need not be square, tokens get
-    the numbers that they have on the smallest square around the frame."""
+    """A live V-JEPA 2 on frames that need not be square.
+
+    Positions are rotary: the stock class computes a token's step, row and column from its number on
+    a square grid. Here tokens get the numbers that they have on the smallest square around the
+    frame.
+    """
 
     numbers: Tensor
 
@@ -62,3 +35,34 @@ class VJEPA2ViT(ViT):
         for layer in self.model.layer:
             tokens, _ = layer(tokens, numbers)
         return tokens.unflatten(1, self.size)
+
+
+class VJEPA2(ViTSpec):
+    """V-JEPA 2 (arXiv 2506.09985), any size.
+
+    Features are the encoder's residual stream after the last block, before the final norm. The
+    predictor is not run.
+    """
+
+    name: Literal["vjepa2"] = "vjepa2"
+
+    live = VJEPA2ViT
+    family = "V-JEPA 2"
+    accepts = "folders of model_type 'vjepa2' such as facebook/vjepa2-vitl-fpc64-256"
+    model_types = ("vjepa2",)
+    published = {
+        "facebook/vjepa2-vitl-fpc64-256": Sizes(1024, 16, 2),
+        "facebook/vjepa2-vith-fpc64-256": Sizes(1280, 16, 2),
+        "facebook/vjepa2-vitg-fpc64-256": Sizes(1408, 16, 2),
+        "facebook/vjepa2-vitg-fpc64-384": Sizes(1408, 16, 2),
+    }
+
+    def stock_model(self, path: Path, dtype: torch.dtype) -> Any:
+        from transformers import VJEPA2Config, VJEPA2Model
+
+        config = VJEPA2Config.from_pretrained(path)
+        # The side of the square on which the stock class numbers tokens; see VJEPA2ViT.
+        config.crop_size = max(self.piece[1:])
+        config.pred_num_hidden_layers = 0
+        model: Any = load_stock(VJEPA2Model, self, path, config, dtype, unused="predictor.")
+        return model.encoder
