@@ -14,15 +14,25 @@ from videorepa.system.randomness import stable_seed
 
 
 def noise_seed(prompt: str, k: int, nth: int = 0, seed: int = 0) -> int:
-    """What the noise of a clip is drawn from: its prompt's text, its number k, the how-many-th
-    time the text occurs among the prompts, from 0, and the seed of all of them."""
+    """The seed of a clip's noise.
+
+    Args:
+      prompt: The prompt's text.
+      k: The clip's number among those of one prompt.
+      nth: How many earlier prompts have the same text.
+      seed: The seed of the whole set of clips.
+    """
     return stable_seed("generate", prompt, k, nth, seed)
 
 
 class Sampler:
-    """A stock pipeline with its settings; one clip at a time, so that none depends on the others.
+    """A stock pipeline with its settings. It samples clips one by one, so none depends on another.
 
-    transformer: used in place of the backbone's own, for models in training.
+    Args:
+      backbone: The model, with all its parts loaded.
+      size: The clips' size.
+      settings: The sampling settings.
+      transformer: Used in place of the backbone's own, for models in training.
     """
 
     def __init__(
@@ -33,7 +43,11 @@ class Sampler:
         self.arguments = backbone.sampling(size, settings)
 
     def sample(self, prompt: str, seed: int) -> np.ndarray:
-        """One clip, (frames, height, width, 3) uint8, from the noise of that seed."""
+        """Sample a clip, (frames, height, width, 3) uint8, from the noise of a seed.
+
+        Raises:
+          UserError: The model gives values that are not finite.
+        """
         frames = self.pipeline(
             prompt=prompt,
             generator=torch.Generator().manual_seed(seed),
