@@ -7,17 +7,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from videorepa import benchmarks
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks import Prompt
+from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks.laws import checks as laws
+from videorepa.data.manifest import Prompt
 from videorepa.evaluation.pairs import compare_flags, share
 from videorepa.world.scenarios import SCENARIOS, draw_scene
 
 FLAGS = ("sa", "pc", "joint")
 
 
-class Benchmark(benchmarks.Benchmark):
+class Lab(Benchmark):
     """Semantic adherence (sa), physical commonsense (pc) and both at once (joint)."""
 
     name: Literal["lab"] = "lab"
