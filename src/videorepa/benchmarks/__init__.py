@@ -28,7 +28,6 @@ class Benchmark(Section):
 
     name: str
     version: ClassVar[str]
-    higher_is_better: ClassVar[bool] = True
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         raise NotImplementedError

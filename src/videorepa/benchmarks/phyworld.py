@@ -34,7 +34,6 @@ class PhyWorld(Benchmark):
 
     name: Literal["phyworld"] = "phyworld"
     version: ClassVar[str] = "1"
-    higher_is_better: ClassVar[bool] = False
     compat: bool = False
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
