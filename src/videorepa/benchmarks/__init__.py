@@ -10,19 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
 from videorepa.artifacts.scores import Row
+from videorepa.data.manifest import Prompt
 from videorepa.settings.section import Section
-
-
-class Prompt(NamedTuple):
-    """What a clip is to show; the id is unique within a benchmark and never changes."""
-
-    id: str
-    caption: str
 
 
 class Benchmark(Section):
@@ -34,7 +28,6 @@ class Benchmark(Section):
 
     name: str
     version: ClassVar[str]
-    higher_is_better: ClassVar[bool] = True
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         raise NotImplementedError

@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 from videorepa.benchmarks._judged import Judged
-from videorepa.benchmarks.mplug_owl.judge import Judge, digest, frame_indices
+from videorepa.benchmarks.mplug_owl.judge import OwlJudge, digest, frame_indices
 from videorepa.data.video import read_squashed
 from videorepa.system.device import pick_device
 
@@ -24,9 +24,9 @@ class Videophysics(Judged):
         return frames[frame_indices(len(frames))]
 
     @cached_property
-    def live(self) -> Judge:
+    def live(self) -> OwlJudge:
         """The judge, loaded when it is first asked for."""
-        return Judge.load(self._folder, pick_device(), self._dtype)
+        return OwlJudge.load(self._folder, pick_device(), self._dtype)
 
     @cached_property
     def _judge_about(self) -> dict[str, str]:

@@ -7,17 +7,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from videorepa import benchmarks
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks import Prompt
+from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks.laws import checks as laws
-from videorepa.evaluation.pairs import compare_flags, share
+from videorepa.data.manifest import Prompt
+from videorepa.evaluation.pairs import Pairs, share
 from videorepa.world.scenarios import SCENARIOS, draw_scene
 
 FLAGS = ("sa", "pc", "joint")
 
 
-class Benchmark(benchmarks.Benchmark):
+class Lab(Benchmark):
     """Semantic adherence (sa), physical commonsense (pc) and both at once (joint)."""
 
     name: Literal["lab"] = "lab"
@@ -65,8 +65,8 @@ class Benchmark(benchmarks.Benchmark):
         return flags | {"motion": {"mean": motion, "n": len(rows)}}
 
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
-        """B minus A, in percentage points, paired by prompt and k: see `compare_flags`."""
-        return compare_flags(rows_a, rows_b, FLAGS)
+        """B minus A, in percentage points, paired by prompt and k: see `Pairs`."""
+        return Pairs.of(rows_a, rows_b).compare(FLAGS)
 
     @staticmethod
     def _captions(scenario: str, seed: int) -> Iterator[str]:

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch.nn import functional as F
 
-from videorepa import benchmarks
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks import Prompt
+from videorepa.benchmarks import Benchmark
+from videorepa.data.manifest import Prompt
 from videorepa.data.video import iterate, read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs
@@ -167,7 +167,7 @@ def at_rate(frames: Iterable[np.ndarray], rate: float, count: int) -> Iterator[n
 # The benchmark.
 
 
-class Benchmark(benchmarks.Benchmark):
+class PhysicsIQ(Benchmark):
     """data: the folder that Physics-IQ's files were downloaded to. Used are the test videos,
     split-videos/testing/30FPS/*.mp4 and those of other rates if they are there; masks in
     video-masks/real, which are made anew where there is none; and descriptions.csv.

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from videorepa import benchmarks
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks import Prompt
+from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks._phyworld import FRAMES, NAME, drawn, names, parsed, velocity_error
+from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError
 from videorepa.evaluation.pairs import Pairs, mean
@@ -23,7 +23,7 @@ from videorepa.evaluation.pairs import Pairs, mean
 ERROR = "velocity_error"
 
 
-class Benchmark(benchmarks.Benchmark):
+class PhyWorld(Benchmark):
     """The error of velocity, in world units a second, by task and by what is beyond the range.
 
     A prompt is the name of a motion, such as collision-v_out-0-0012, and so is the name of its
@@ -34,7 +34,6 @@ class Benchmark(benchmarks.Benchmark):
 
     name: Literal["phyworld"] = "phyworld"
     version: ClassVar[str] = "1"
-    higher_is_better: ClassVar[bool] = False
     compat: bool = False
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:

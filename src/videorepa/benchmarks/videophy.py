@@ -19,7 +19,7 @@ PROMPT = (
 SPLIT = r"<image>|<\|video\|>|AI: |\nHuman: "
 
 
-class Benchmark(Videophysics):
+class VideoPhy(Videophysics):
     """The flags say whether the judge finds "Yes" at least as likely as "No".
 
     caption: "cut" asks about the caption up to its first period, as VideoREPA does; "whole" keeps
@@ -40,7 +40,7 @@ class Benchmark(Videophysics):
 
     def scenario(self, prompt: str) -> str | None:
         """The states of matter that meet, where the list has them."""
-        state = self.item(prompt).row.get("states_of_matter")
+        state = self.find(prompt).row.get("states_of_matter")
         return str(state) if state else None
 
     def readout(self) -> dict[str, str]:
@@ -50,7 +50,7 @@ class Benchmark(Videophysics):
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
         """Of 32 frames (32, side, side, 3) uint8: for sa and pc the flag, NAME_score (the share of
         "Yes" in "Yes" and "No", 0 to 1) and NAME_logits; and joint."""
-        caption = self.item(prompt).caption
+        caption = self.find(prompt).caption
         if self.caption == "cut":
             caption = caption.split(".")[0]
         questions = {

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from videorepa.benchmarks._videophysics import Videophysics
-from videorepa.benchmarks.mplug_owl.judge import Rating, rate
+from videorepa.benchmarks.mplug_owl.judge import DigitAnswer, rate
 from videorepa.errors import UserError
 
 PROMPT = (
@@ -22,7 +22,7 @@ SPLIT = r"<image>|<\|video\|>"
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-class Benchmark(Videophysics):
+class VideoPhy2(Videophysics):
     """The flags say whether the judge's rating, 1 to 5, is 4 or 5. The hard subset is a scenario.
 
     compat_parser: read the judge's answers as the published code does. See `mplug_owl.judge.rate`.
@@ -39,7 +39,7 @@ class Benchmark(Videophysics):
 
     def scenario(self, prompt: str) -> str | None:
         """ "hard", for prompts that the list marks as `is_hard`."""
-        said = self.item(prompt).row.get("is_hard", False)
+        said = self.find(prompt).row.get("is_hard", False)
         hard = _TRUTH.get(str(said).strip().lower())
         if hard is None:
             raise UserError(f"{self.captions} says is_hard: {said!r}; expected True or False.")
@@ -51,7 +51,7 @@ class Benchmark(Videophysics):
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
         """Of 32 frames (32, side, side, 3) uint8: for sa and pc the flag, NAME_rating, NAME_answer,
         NAME_probabilities and NAME_expected, their mean; and joint."""
-        caption = self.item(prompt).caption
+        caption = self.find(prompt).caption
         questions = {
             "sa": (
                 f'Does this video match the description: "{caption}"? Please rate the video on a '
@@ -78,7 +78,7 @@ class Benchmark(Videophysics):
         row["joint"] = None if None in both else all(both)
         return row | {"invalid": invalid}
 
-    def follows(self, frames: np.ndarray, rule: str) -> Rating:
+    def follows(self, frames: np.ndarray, rule: str) -> DigitAnswer:
         """Whether a clip, as `read` gives it, follows a physical rule: 0 if not, 1 if so, 2 if that
         cannot be told."""
         question = (
@@ -87,6 +87,6 @@ class Benchmark(Videophysics):
         )
         return self._rate(self.live.see(frames), question, "012")
 
-    def _rate(self, seen: Any, question: str, digits: str) -> Rating:
+    def _rate(self, seen: Any, question: str, digits: str) -> DigitAnswer:
         ids = self.live.ids(PROMPT.format(question=question), SPLIT)
         return rate(self.live, seen, ids, digits, self.compat_parser)

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from videorepa.benchmarks._judged import Judged
-from videorepa.benchmarks._listed import Item
-from videorepa.benchmarks.mplug_owl.judge import Rating
+from videorepa.benchmarks.mplug_owl.judge import DigitAnswer
+from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.system.device import pick_device
@@ -91,7 +91,7 @@ def patches(
 
 
 @dataclass(frozen=True)
-class Judge:
+class QwenJudge:
     """A live judge.
 
     template: how a conversation is put into words. processor: of images. digits: ids of "1" to "5".
@@ -104,7 +104,7 @@ class Judge:
     digits: list[int]
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Judge:
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> QwenJudge:
         """Read a published folder, with stock code alone. Raises UserError."""
         from transformers import (
             AutoTokenizer,
@@ -208,20 +208,20 @@ class Judge:
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def rate(self, tokens: list[int], logits: Float[Tensor, "l 5"], marker: str) -> Rating:
+    def rate(self, tokens: list[int], logits: Float[Tensor, "l 5"], marker: str) -> DigitAnswer:
         """The score after the marker, and how likely each digit was in its place."""
         said = score_after(self.decode(tokens), marker)
         if said is None:
-            return Rating(None, "nothing", {})
+            return DigitAnswer(None, "nothing", {})
         number, start = said
         if number not in DIGITS:
-            return Rating(None, number, {})
+            return DigitAnswer(None, number, {})
         ends = range(len(tokens) + 1)
         token = bisect_right(ends, start, key=lambda end: len(self.decode(tokens[:end]))) - 1
         if not logits[token].isfinite().all():
-            return Rating(None, f"{number} (its logits are not finite)", {})
+            return DigitAnswer(None, f"{number} (its logits are not finite)", {})
         shares = logits[token].softmax(-1).tolist()
-        return Rating(int(number), number, dict(zip(DIGITS, shares, strict=True)))
+        return DigitAnswer(int(number), number, dict(zip(DIGITS, shares, strict=True)))
 
 
 def score_after(answer: str, marker: str) -> tuple[str, int] | None:
@@ -239,7 +239,7 @@ def score_after(answer: str, marker: str) -> tuple[str, int] | None:
     return (number[1], number.start(1)) if number else None
 
 
-class Benchmark(Judged):
+class VideoScore2(Judged):
     """The flags say whether a score, 1 to 5, is 4 or 5: of visual quality (vq), alignment with the
     text (sa) and physical consistency (pc).
 
@@ -267,8 +267,8 @@ class Benchmark(Judged):
             "answer": f"likeliest tokens, at most {ANSWER_LENGTH}",
         }
 
-    def item(self, prompt: str) -> Item:
-        return super().item(prompt) if self.captions else Item(prompt, prompt, {})
+    def find(self, text: str) -> Prompt:
+        return super().find(text) if self.captions else Prompt(text, text)
 
     def read(self, video: Path) -> np.ndarray:
         """The frames that the judge sees, of their own size."""
@@ -281,7 +281,7 @@ class Benchmark(Judged):
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
         """Of an even number of frames (F, H, W, 3) uint8, two a second: for vq, sa and pc the flag,
         NAME_rating, NAME_probabilities and NAME_expected, their mean; joint, and the answer."""
-        asked = self._instruction.replace(PLACE, self.item(prompt).caption)
+        asked = self._instruction.replace(PLACE, self.find(prompt).caption)
         tokens, logits = self.live.answer(frames, asked)
         row: dict[str, Any] = {}
         invalid = {}
@@ -298,7 +298,7 @@ class Benchmark(Judged):
         return row | {"answer": self.live.decode(tokens), "invalid": invalid}
 
     @cached_property
-    def live(self) -> Judge:
+    def live(self) -> QwenJudge:
         """The judge, loaded when it is first asked for."""
         if self.instruction is None:
             console.print(
@@ -308,7 +308,7 @@ class Benchmark(Judged):
                 markup=False,
                 highlight=False,
             )
-        return Judge.load(self._folder, pick_device(), self._dtype)
+        return QwenJudge.load(self._folder, pick_device(), self._dtype)
 
     @cached_property
     def _instruction(self) -> str:
@@ -328,8 +328,8 @@ class Benchmark(Judged):
         return text
 
     @cached_property
-    def _items(self) -> dict[str, Item]:
-        return super()._items if self.captions else {}
+    def _by_text(self) -> dict[str, Prompt]:
+        return super()._by_text if self.captions else {}
 
     @cached_property
     def _judge_about(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videorepa.evaluation.pairs import compare_flags
+from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import clopper_pearson, holm
 from videorepa.probing.physion import Stimulus
 from videorepa.probing.records import Accuracy, Difference
@@ -121,7 +121,7 @@ def _compare(
     against, their_block, their_timestep, _ = other
     for scenario in [*sorted({row["scenario"] for rows in ours.values() for row in rows}), "all"]:
         # The other is A: the difference is ours minus theirs.
-        both = compare_flags(clips(theirs, scenario), clips(ours, scenario), ["right"])["right"]
+        both = Pairs.of(clips(theirs, scenario), clips(ours, scenario)).flag("right")
         yield Difference(
             source=source,
             against=against,

@@ -73,7 +73,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Difference:
-    """A source minus another over the same clips, in percentage points: `compare_flags`' values.
+    """A source minus another over the same clips, in percentage points: `Pairs.flag`'s values.
 
     p: McNemar's exact test, in every draw alone, the smallest after Holm's adjustment; p_holm:
     adjusted also for all scenarios and timesteps of these two sources, at this pool and block.

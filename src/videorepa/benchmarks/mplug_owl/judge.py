@@ -49,7 +49,7 @@ def frame_indices(count: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Judge:
+class OwlJudge:
     """A live judge.
 
     mean, std: of the colours, 0 to 1. side: pixels along a side of a frame.
@@ -62,7 +62,7 @@ class Judge:
     side: int
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Judge:
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> OwlJudge:
         """Read a published checkpoint, of which nothing is run. Raises UserError."""
         quieten_libraries()
         config = _json(folder / "config.json")
@@ -146,7 +146,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Rating:
+class DigitAnswer:
     """A digit that the judge answered. value: None if it answered anything else; answer: its words.
 
     probabilities: of each digit that it may answer, where it answered, as shares of all of them.
@@ -164,8 +164,8 @@ class Rating:
 
 
 def rate(
-    judge: Judge, seen: Float[Tensor, "1 m d"], ids: list[int], digits: str, compat: bool = False
-) -> Rating:
+    judge: OwlJudge, seen: Float[Tensor, "1 m d"], ids: list[int], digits: str, compat: bool = False
+) -> DigitAnswer:
     """Have the judge answer with one of these digits.
 
     The answer counts if it holds exactly one digit and that is one of these. compat: as the
@@ -175,7 +175,7 @@ def rate(
     tokens, logits = judge.answer(seen, ids, PUBLISHED_LENGTH if compat else ANSWER_LENGTH)
     answer = judge.tokenizer.decode(tokens)
     if not logits.isfinite().all():
-        return Rating(None, f"{answer} (its logits are not finite)", {})
+        return DigitAnswer(None, f"{answer} (its logits are not finite)", {})
     legal = [judge.token(digit) for digit in digits]
     if compat:
         lowered = answer.lower()
@@ -189,7 +189,7 @@ def rate(
     others = [place for place, token in enumerate(tokens) if token != empty]
     place = (places or others or [0])[0]
     shares = logits[place, legal].float().softmax(-1).tolist()
-    return Rating(value, answer, dict(zip(digits, shares, strict=True)))
+    return DigitAnswer(value, answer, dict(zip(digits, shares, strict=True)))
 
 
 def digest(folder: Path) -> str:
