@@ -19,9 +19,7 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "videorepa.tokens",
-        "videorepa.align.projector",
-        "videorepa.align.resampling",
-        "videorepa.align.taps",
+        "videorepa.align",
         "videorepa.losses",
         "videorepa.diffusion",
     ],

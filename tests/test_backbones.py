@@ -19,8 +19,7 @@ from conftest import write_clips
 from test_memory import check_shortcut, deepened
 from twins import TWINS
 from videorepa.align.taps import tap
-from videorepa.backbones import BackboneSpec
-from videorepa.backbones._live import DiffusersBackbone
+from videorepa.backbones import Backbone, BackboneSpec
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -396,7 +395,7 @@ def test_what_training_takes_is_predicted_from_configuration_alone(
     def refused(*_: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(DiffusersBackbone, "whole", refused)
+    monkeypatch.setattr(Backbone, "whole", refused)
     meta = lora.backbone.load(("transformer",), torch.device("meta")).transformer
     assert size_of(meta) == plain and all(parameter.is_meta for parameter in meta.parameters())
     cost = predict(lora, CPU)
