@@ -26,15 +26,6 @@ def test_the_help_has_a_line_for_each_verb(capsys, monkeypatch) -> None:
         assert not any(line.strip() in text for line in rest.splitlines() if len(line) > 40)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_is_whole(verb: str, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit):
-        main([verb, "--help"])
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "For example: videorepa" in text and f"videorepa {verb}" in text
-
-
 def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys; from videorepa.cli import main\n"
