@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -305,6 +306,15 @@ def write_clips(folder: Path, count: int = 5, size: int = 16, frames: int = 9) -
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder, but what killed processes left, with its content's digest."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".tmp-")
+    }
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import random
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import recipe_values
+from conftest import recipe_values, tree
 from test_pipeline import assert_equal_bit_for_bit
 from videorepa.artifacts.run import Run
 from videorepa.cli import main
@@ -30,15 +29,6 @@ CLIPS, STEPS, PROMPTS = 80, 30, 24
 """Enough that a kill soon after the first file finds work left."""
 PATIENCE = 120.0
 """Seconds until a process must have shown its first file."""
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder, but what killed processes left, with its content's digest."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith(".tmp-")
-    }
 
 
 def leftovers(folder: Path) -> list[Path]:
