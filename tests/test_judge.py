@@ -216,14 +216,8 @@ def make_judge(folder: Path, shards: int = 2) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_judge(tmp_path_factory.mktemp("judge") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def live(judge: Path) -> OwlJudge:
-    return OwlJudge.load(judge, torch.device("cpu"), torch.float32)
+def load_judge(folder: Path) -> OwlJudge:
+    return OwlJudge.load(folder, torch.device("cpu"), torch.float32)
 
 
 def test_frames_are_chosen_as_published():
@@ -490,7 +484,7 @@ def test_a_folder_that_is_no_judge_is_refused(judge, tmp_path, fault, says):
     folder = shutil.copytree(judge, tmp_path / "judge")
     fault(folder)
     with pytest.raises(UserError, match=says):
-        OwlJudge.load(folder, torch.device("cpu"), torch.float32)
+        load_judge(folder)
 
 
 def test_a_judges_digest_is_of_what_decides_its_answers(judge, tmp_path):
@@ -505,7 +499,7 @@ def test_a_judges_digest_is_of_what_decides_its_answers(judge, tmp_path):
     path = folder / "pytorch_model-00001-of-00002.bin"
     torch.save({k: v + 1 for k, v in torch.load(path).items()}, path)
     assert digest(folder) not in (other, digest(judge))
-    live = OwlJudge.load(folder, torch.device("cpu"), torch.float32)
+    live = load_judge(folder)
     assert live.mean == (0.5, 0.5, 0.5)
 
 
