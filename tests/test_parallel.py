@@ -25,7 +25,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from test_kill import tree
+from conftest import tree
 from test_pipeline import assert_equal_bit_for_bit
 from videorepa.artifacts import checkpoint
 from videorepa.artifacts.run import Run

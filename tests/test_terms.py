@@ -186,9 +186,9 @@ def test_the_four_ways_to_meet(interpolate, size, start) -> None:
     """The published grids: which side is brought over, in time and in space."""
     student = TokenGrid(torch.empty(1, 13, 30, 45, 8, device="meta"), start=-3, stride=4)
     teacher = TokenGrid(torch.empty(1, 24, 10, 15, 6, device="meta"), start=1, stride=2)
-    met = common_grid(student, teacher, interpolate)
-    assert (met.size, met.start, met.stride) == (size, start, 2 if size[0] == 24 else 4)
-    assert resample(teacher, like=met).size == size
+    common = common_grid(student, teacher, interpolate)
+    assert (common.size, common.start, common.stride) == (size, start, 2 if size[0] == 24 else 4)
+    assert resample(teacher, like=common).size == size
 
 
 def test_a_teacher_brought_to_the_student_is_interpolated_linearly(recipe: Recipe) -> None:
@@ -196,11 +196,11 @@ def test_a_teacher_brought_to_the_student_is_interpolated_linearly(recipe: Recip
         grid(1, 4, 4, 6, 5, start=1, stride=4),
         grid(1, 8, 2, 3, 5, start=1, stride=2),
     )
-    met = common_grid(student, teacher, "teacher")
+    common = common_grid(student, teacher, "teacher")
     expected = nn.functional.interpolate(
         teacher.tokens.permute(0, 4, 1, 2, 3), (4, 4, 6), mode="trilinear"
     )
-    found = resample(teacher, like=met).tokens.permute(0, 4, 1, 2, 3)
+    found = resample(teacher, like=common).tokens.permute(0, 4, 1, 2, 3)
     torch.testing.assert_close(found, expected)
     live = term(recipe, RELATION | {"interpolate": "teacher"}, student, teacher)
     loss, _ = live(student, teacher, torch.ones(1))

@@ -20,6 +20,7 @@ from videorepa.encoders import EncoderSpec
 from videorepa.encoders.headed import MOTION_WIDTH, Head, Headed, Kind, save_head
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
+from videorepa.system.checks import check_finite
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator, stable_seed
@@ -124,12 +125,8 @@ def train_head(
             continue
         video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()[None] / 255.0
         grid = encoder(video)
-        if not grid.tokens.isfinite().all():
-            raise UserError(
-                f"The clip {source.items[number].id!r} gives features that are not finite. The "
-                "teacher's weights are damaged, or the precision is too low: try "
-                "--train.precision float32."
-            )
+        what = f"The features that {spec.name} gives of the clip {source.items[number].id!r}"
+        check_finite(what, grid.tokens)
         target = token_motion(kind, video[0], grid, (spec.height, spec.width), flow)
         kept = grid.with_tokens(grid.tokens.to("cpu", torch.bfloat16))
         examples.append(_Example(kept, target))

@@ -137,9 +137,9 @@ class Cache:
             )
         return tensors["moments"], _text(tensors)
 
-    def has_features(self, item: Item) -> bool:
-        """Whether the features of all encoders that the recipe stores are there."""
-        return all(self._file(folder, item).exists() for folder in self.features.values())
+    def has_features(self, item: Item, encoder: EncoderSpec) -> bool:
+        """Whether an encoder's features of the clip are there."""
+        return self._file(self.features[encoder], item).exists()
 
     def write_features(self, item: Item, encoder: EncoderSpec, grid: TokenGrid) -> None:
         """A grid of one clip, in 8 bits: half of bfloat16's room, and the relation loss moves by
@@ -162,8 +162,7 @@ class Cache:
         return (self.root / EMPTY_CAPTION).exists()
 
     def write_empty_caption(self, text: Text) -> None:
-        if not self.has_empty_caption():
-            self._write(self.root / EMPTY_CAPTION, _stored(text), {})
+        self._write(self.root / EMPTY_CAPTION, _stored(text), {})
 
     def read_empty_caption(self) -> Text:
         return _text(_read(self.root / EMPTY_CAPTION)[0])
@@ -184,10 +183,11 @@ class Cache:
         failed = [item for item in items if self._failure(item).exists()]
         lost = {item.id for item in failed}
         rest = [item for item in items if item.id not in lost]
+        folders = (self.clips, *self.features.values())
         missing = [
             item
             for item in rest
-            if not self._file(self.clips, item).exists() or not self.has_features(item)
+            if not all(self._file(folder, item).exists() for folder in folders)
         ]
         if missing:
             raise UserError(

@@ -14,7 +14,6 @@ from videorepa.evaluation.statistics import (
     holm,
     mcnemar_exact,
     paired_bootstrap,
-    two_shares,
     wilson,
 )
 
@@ -95,25 +94,16 @@ class Pairs(NamedTuple):
         difference in percentage points; low and high of its bootstrap over prompts; n pairs, of so
         many prompts, and how many more are invalid; only_a and only_b, pairs in which one side
         alone has the flag; p, McNemar's exact p-value. That test wants independent pairs, so it is
-        done for each k alone, and p is the smallest of those after Holm's adjustment. p_unpaired is
-        that of the z test which published tables, without their rows, leave one: for the record.
+        done for each k alone, and p is the smallest of those after Holm's adjustment.
         """
-        valid = self._valid(key)
         discordant: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-        for a, b in valid:
+        for a, b in self._valid(key):
             discordant[a["k"]][0] += bool(a[key]) and not b[key]
             discordant[a["k"]][1] += bool(b[key]) and not a[key]
-        alone = two_shares(
-            sum(bool(a[key]) for a, _ in valid),
-            len(valid),
-            sum(bool(b[key]) for _, b in valid),
-            len(valid),
-        )
         return self._difference(key, 100.0) | {
             "only_a": sum(only_a for only_a, _ in discordant.values()),
             "only_b": sum(only_b for _, only_b in discordant.values()),
             "p": min(holm([mcnemar_exact(*pair) for pair in discordant.values()])),
-            "p_unpaired": alone.p,
         }
 
     def mean(self, key: str) -> dict[str, Any]:
@@ -134,13 +124,6 @@ class Pairs(NamedTuple):
         invalid = len(self.pairs) - len(valid)
         counts = {"n": len(valid), "prompts": len(clusters), "invalid": invalid}
         return {"difference": difference, "low": low, "high": high, **counts}
-
-
-def compare_flags(
-    rows_a: Sequence[Row], rows_b: Sequence[Row], keys: Sequence[str]
-) -> dict[str, Any]:
-    """`Pairs.compare` of flags alone. Raises UserError as `Pairs.of` does."""
-    return Pairs.of(rows_a, rows_b).compare(keys)
 
 
 def _by_clip(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:

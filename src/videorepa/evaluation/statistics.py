@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -55,39 +54,6 @@ def paired_bootstrap(
         raise ValueError("Found no differences; expected at least one cluster that holds one.")
     sums = np.array([(cluster.sum(), len(cluster)) for cluster in clusters], float)
     return bootstrap(sums, lambda m: m[..., 0] / m[..., 1], resamples, seed, confidence)
-
-
-class TwoShares(NamedTuple):
-    """B minus A as a fraction, its interval, and the test of whether the two are equal."""
-
-    difference: float
-    low: float
-    high: float
-    z: float
-    p: float
-
-
-def two_shares(
-    successes_a: int, n_a: int, successes_b: int, n_b: int, confidence: float = 0.95
-) -> TwoShares:
-    """Two-proportion z test (pooled, two-sided) and Wald's interval of the difference.
-
-    For counts out of independent trials: what can be said of two published shares without the
-    rows. Where the same prompts were scored twice, pairing tells more.
-    Raises ValueError unless 0 <= successes <= n.
-    """
-    for successes, n in ((successes_a, n_a), (successes_b, n_b)):
-        if not 0 <= successes <= n:
-            raise ValueError(f"Found {successes} successes in {n} trials; expected 0 to {n}.")
-    if not (n_a and n_b):
-        return TwoShares(0.0, -1.0, 1.0, 0.0, 1.0)
-    a, b = successes_a / n_a, successes_b / n_b
-    pooled = (successes_a + successes_b) / (n_a + n_b)
-    spread = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
-    z = (b - a) / spread if spread else 0.0
-    apart = math.sqrt(a * (1 - a) / n_a + b * (1 - b) / n_b)
-    half = float(stats.norm.isf((1 - confidence) / 2)) * apart
-    return TwoShares(b - a, b - a - half, b - a + half, z, 2 * float(stats.norm.sf(abs(z))))
 
 
 def mcnemar_exact(b: int, c: int) -> float:

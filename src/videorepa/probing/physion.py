@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from videorepa.errors import UserError
 from videorepa.probing.readout import FOLDS, decide
+from videorepa.world.contact import KINDS
 
 LABELS = "all_video_labels.json"
 """The file with v1.5's answers, in either split's folder."""
@@ -295,7 +296,7 @@ PROTOCOLS = {
         # The lab's own clips (`videorepa lab contact`), in v1.5's layout and read as it is.
         Protocol(
             name="lab",
-            names={kind: kind for kind in ("meet", "push", "brake", "land", "descend")},
+            names={kind: kind for kind in KINDS},
             load=_load_v1_5,
             frames=tuple(range(17)),
             strengths=(1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0),

@@ -22,7 +22,7 @@ import numpy as np
 
 from videorepa.benchmarks.laws.adherence import direction, event, objects
 from videorepa.benchmarks.laws.captions import parse_caption
-from videorepa.benchmarks.laws.physics import measured, path_length
+from videorepa.benchmarks.laws.physics import deviations, path_length
 from videorepa.benchmarks.laws.tracking import observe
 
 TOLERANCES = "tolerances.json"
@@ -87,7 +87,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClipVerdict:
     """sa, pc: whether all checks of that aspect pass. motion: see `path_length`."""
 
     sa: bool
@@ -103,7 +103,9 @@ def packaged_tolerances() -> dict[str, float]:
     return json.loads(text)["tolerances"]
 
 
-def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None = None) -> Verdict:
+def score(
+    frames: np.ndarray, caption: str, tolerances: dict[str, float] | None = None
+) -> ClipVerdict:
     """Judge one clip.
 
     frames: (F, SIZE, SIZE, 3) uint8 RGB. caption: one of the lab's own, else UserError.
@@ -116,7 +118,7 @@ def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None 
         "objects": objects(seen, request),
         "event": event(seen, request),
         "direction": direction(seen, request),
-    } | measured(seen)
+    } | deviations(seen)
     checks = {}
     for name, value in values.items():
         # What SA measures is a shortfall already; its thresholds are part of the definition.
@@ -127,4 +129,4 @@ def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None 
         aspect: all(c.passed for name, c in checks.items() if CHECKS[name].aspect == aspect)
         for aspect in ("sa", "pc")
     }
-    return Verdict(passed["sa"], passed["pc"], checks, path_length(seen))
+    return ClipVerdict(passed["sa"], passed["pc"], checks, path_length(seen))

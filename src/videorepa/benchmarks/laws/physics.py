@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from videorepa.benchmarks.laws.tracking import NEAR_FLOOR, Observation, Track, observe
+from videorepa.benchmarks.laws.tracking import NEAR_FLOOR, Observation, Track
 from videorepa.world.simulator import GRAVITY, SIZE
 
 NEAR_BODY = 2.0
@@ -320,15 +320,9 @@ def path_length(seen: Observation) -> float:
     return float(np.mean(lengths)) if lengths else 0.0
 
 
-def measure(frames: np.ndarray) -> dict[str, float | None]:
-    """The values of all PC checks, in the units of CHECKS; None where one does not apply.
-
-    frames: (F, SIZE, SIZE, 3) uint8 RGB.
-    """
-    return measured(observe(frames))
-
-
-def measured(seen: Observation) -> dict[str, float | None]:
+def deviations(seen: Observation) -> dict[str, float | None]:
+    """How far the clip departs from each law: the value of every PC check, in the unit that
+    `checks.CHECKS` names, or None for a check that does not apply to the clip."""
     bodies = seen.bodies
     return {
         "presence": _presence(bodies),
