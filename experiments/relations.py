@@ -5,9 +5,9 @@ Run: python experiments/relations.py [--clips 200] [--contact-clips 1000] [--out
 A relation is the cosine of two of a clip's tokens. Its variance, over pairs and clips of the lab,
 is shared where it is that of the pair's mean over the clips. A linear probe reads contact (AUC with
 its 95 % interval, where a guess is 0.5) from three steps of 4 x 4 tokens, and from nothing but the
-relations of these. `centred`: each
-token less the mean of its place over the clips, as `align.centre: clips` does. `changes`: less that
-over the clip's own time, as `align.centre: time` does.
+relations of these. Of each token, `centred` subtracts the mean of its place over the clips, as
+`align.centre: clips` does, and `changes` the mean over the clip's own time, as `align.centre: time`
+does.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def test_noise_levels_hold_for_other_diffusions_and_may_be_out_of_reach() -> Non
 def test_each_blocks_reading_is_of_that_block(recipe: Recipe) -> None:
     """By hand: the timestep from the schedule, hooks of our own, the grids' meeting as a matrix."""
     frames = np.random.default_rng(0).integers(0, 255, (2, 9, 16, 16, 3), "uint8")
-    clips = Clips(frames, ["A ball.", "Another."], batch=1)
+    clips = Clips(frames, ["A ball.", "Another."], ["0", "1"], batch=1)
     assert recipe.encoder is not None
     teacher = recipe.encoder.load(CPU)(clips.video(slice(0, 2)))
     backbone = recipe.backbone.load(("vae", "text_encoder", "transformer"), CPU)

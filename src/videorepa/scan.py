@@ -86,11 +86,11 @@ def scan(
         raise UserError(f"A scan wants 2 clips or more, to see how they spread; got {clips}.")
     for name, spec in specs.items():
         _check_overlap(name, shapes.grid, spec.shape(recipe.data.frames))
-    shown, notes = readable_clips(recipe, clips)
+    shown, digest, notes = readable_clips(recipe, clips)
     where = pick_device(device)
     dtype = compute_dtype(recipe.train.precision, where)
 
-    parts = _parts(recipe, out / PARTS, specs, levels, numbers, shown.digest, dtype)
+    parts = _parts(recipe, out / PARTS, specs, levels, numbers, digest, dtype)
     claim_folder(out, PARTS, "scan")
     missing = [part for part in parts if part.read() is None]
     _measure(recipe, missing, specs, numbers, shown, where, dtype)

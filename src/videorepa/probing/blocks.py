@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -45,31 +45,37 @@ class Encoded:
 
 def encode(backbone: Backbone, clips: Clips, seed: int) -> Encoded:
     """Encode clips and captions, and draw the noise, which is the same at every noise level."""
-    latents = draw_latents(backbone, clips, lambda n: generator(seed, "scan latents", n), "encode")
-    noise = draw_noise(latents, lambda n: generator(seed, "scan noise", n))
+    latents = draw_latents(backbone, clips, seed, "scan latents", "encode")
+    noise = draw_noise(latents, clips, seed, "scan noise")
     text = {caption: backbone.encode_text([caption]) for caption in set(clips.captions)}
     return Encoded(clips, latents, noise, [text[caption] for caption in clips.captions])
 
 
 def draw_latents(
-    backbone: Backbone, clips: Clips, by: Callable[[int], torch.Generator], what: str = ""
+    backbone: Backbone, clips: Clips, seed: int, purpose: str, what: str = ""
 ) -> list[Float[Tensor, "f c h w"]]:
-    """Draw a sample of each clip's posterior.
+    """Draw a sample of each clip's posterior, by its id.
 
     Args:
-        by: Gives the generator of a clip by its place.
+        purpose: Keeps draws of the same seed apart.
         what: Name of the progress bar; without one there is none.
     """
     latents: list[Tensor] = []
     for which in track(clips.batches(), what, shown=bool(what)):
         for moments in backbone.encode_video(clips.video(which)).split(1):
-            latents += backbone.latents(moments, by(len(latents)))
+            draw = generator(seed, purpose, clips.ids[len(latents)])
+            latents += backbone.latents(moments, draw)
     return latents
 
 
-def draw_noise(latents: Sequence[Tensor], by: Callable[[int], torch.Generator]) -> list[Tensor]:
-    """Draw noise for each clip's latents. `by` gives the generator of a clip by its place."""
-    return [torch.randn(x.shape, generator=by(number)).to(x) for number, x in enumerate(latents)]
+def draw_noise(
+    latents: Sequence[Tensor], clips: Clips, seed: int, purpose: str, *draw: int
+) -> list[Tensor]:
+    """Draw noise for each clip's latents, by its id."""
+    return [
+        torch.randn(x.shape, generator=generator(seed, purpose, clip, *draw)).to(x)
+        for clip, x in zip(clips.ids, latents, strict=True)
+    ]
 
 
 class Blocks:

@@ -26,16 +26,14 @@ class Clips:
     Attributes:
         frames: Colours from 0 to 255.
         captions: One for each clip.
+        ids: One for each clip, by which noise is drawn.
         batch: How many clips go through a model at once.
-        ids: One for each clip, where the clips are kept apart by name.
-        digest: Changes when the clips or captions do, where that is asked.
     """
 
     frames: UInt8[np.ndarray, "n f h w 3"]
     captions: Sequence[str]
+    ids: Sequence[str]
     batch: int
-    ids: Sequence[str] = ()
-    digest: str = ""
 
     def batches(self) -> list[slice]:
         """Where each batch lies."""
@@ -47,8 +45,9 @@ class Clips:
         return torch.from_numpy(self.frames[which]).permute(0, 1, 4, 2, 3).float() / 255.0
 
 
-def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, list[str]]:
-    """The first `count` clips of the recipe's data that can be read, and notes on the others.
+def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[str]]:
+    """The first `count` clips of the recipe's data that can be read, their digest, and notes on
+    the others.
 
     Raises:
         UserError: Fewer than two can be read.
@@ -73,8 +72,9 @@ def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, list[str]]:
         )
     if len(frames) < count:
         notes.append(f"There are {len(frames)} clips to measure on, where {count} were asked for.")
-    batch = recipe.data.prepare_batch
-    return Clips(np.stack(frames), captions, batch, digest=json_digest(digests)), notes
+    ids = [str(place) for place in range(len(frames))]
+    clips = Clips(np.stack(frames), captions, ids, recipe.data.prepare_batch)
+    return clips, json_digest(digests), notes
 
 
 @dataclass(frozen=True)
@@ -103,5 +103,5 @@ class ShownFrames:
                 ids.append(stimulus.id)
             except ClipError as error:
                 failures[stimulus.id] = str(error)
-        clips = Clips(np.stack(frames), [""] * len(ids), self.batch, ids) if ids else None
+        clips = Clips(np.stack(frames), [""] * len(ids), ids, self.batch) if ids else None
         return clips, failures

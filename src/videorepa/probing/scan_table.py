@@ -15,7 +15,7 @@ STRAW_MEN = {"pixels": "raw pixels", "untrained": "untrained"}
 
 def sentences(teachers: Sequence[str], readings: Sequence[Reading]) -> list[str]:
     """What was measured. Which block to align does not follow from it."""
-    said = []
+    lines = []
     for teacher in teachers:
         by_block: dict[int, list[float]] = defaultdict(list)
         straw = {}
@@ -28,13 +28,13 @@ def sentences(teachers: Sequence[str], readings: Sequence[Reading]) -> list[str]
                 by_block[reading.block].append(reading.value)
         mean = {block: float(np.mean(values)) for block, values in by_block.items()}
         far, near = max(mean, key=mean.__getitem__), min(mean, key=mean.__getitem__)
-        said.append(
+        lines.append(
             f"Over all noise levels, block {far} is farthest from {teacher} (relation error "
             f"{mean[far]:.3f}) and block {near} nearest ({mean[near]:.3f}); raw pixels are at "
             f"{straw['pixels']:.3f}, the untrained teacher at {straw['untrained']:.3f}."
         )
-    said.append("Which block gains most from being aligned is not measured by this.")
-    return said
+    lines.append("Which block gains most from being aligned is not measured by this.")
+    return lines
 
 
 def table(scan: Scan) -> str:

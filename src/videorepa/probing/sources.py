@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from videorepa.probing.clips import Clips
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
 from videorepa.system.files import short_name
-from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 
 BASE, PIXELS, UNTRAINED = "base", "pixels", "untrained"
@@ -107,6 +106,9 @@ def slices(grid: TokenGrid, steps: int, side: int) -> Float[np.ndarray, "b d"]:
     return grid.tokens[:, which].flatten(1).float().cpu().numpy()
 
 
+Features = dict[str, Float[np.ndarray, "n d"]]
+
+
 @dataclass(frozen=True)
 class Pooling:
     """What is taken of a grid: `steps` steps in time, averaged to each number of `sides`."""
@@ -114,9 +116,7 @@ class Pooling:
     steps: int
     sides: Sequence[int]
 
-    def features(
-        self, grid: TokenGrid, block: int | None = None
-    ) -> dict[str, Float[np.ndarray, "n d"]]:
+    def features(self, grid: TokenGrid, block: int | None = None) -> Features:
         """By their key in the store."""
         return {feature_key(block, side): slices(grid, self.steps, side) for side in self.sides}
 
@@ -141,9 +141,7 @@ class Condition(NamedTuple):
         return "clean" if self.timestep is None else f"t{self.timestep:03d}-draw{self.draw}"
 
 
-FeaturesOf = Callable[
-    [Clips, Sequence[Condition]], Iterator[tuple[Condition, dict[str, Float[np.ndarray, "n d"]]]]
-]
+FeaturesOf = Callable[[Clips, Sequence[Condition]], Iterator[tuple[Condition, Features]]]
 """Yields the features of clips, by their keys, under each condition."""
 
 
@@ -188,25 +186,16 @@ class ModelFeatures:
         blocks = Blocks(backbone, self.blocks)
 
         def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:
-            ids, seed = clips.ids, self.seed
-            latents = draw_latents(
-                backbone, clips, lambda n: generator(seed, "probe latents", ids[n])
-            )
+            latents = draw_latents(backbone, clips, self.seed, "probe latents")
+            # Of the backbone's own dtype, which may be whole numbers.
+            like = backbone.sample_timesteps(latents[0][None], torch.Generator())
             for condition in conditions:
-                draw = condition.draw or 0
-                noise = draw_noise(
-                    latents, lambda n, draw=draw: generator(seed, "probe noise", ids[n], draw)
-                )
+                assert condition.timestep is not None and condition.draw is not None
+                noise = draw_noise(latents, clips, self.seed, "probe noise", condition.draw)
                 encoded = Encoded(clips, latents, noise, [text] * len(latents))
-                # Of the backbone's own dtype, which may be whole numbers.
-                like = backbone.sample_timesteps(latents[0][None], torch.Generator())
-                assert condition.timestep is not None
                 timestep = torch.full_like(like, condition.timestep)
-                pieces = defaultdict(list)
-                for _, block, grid in blocks.outputs(encoded, timestep):
-                    for key, values in self.pooling.features(grid, block).items():
-                        pieces[key].append(values)
-                yield condition, {key: np.concatenate(parts) for key, parts in pieces.items()}
+                outputs = blocks.outputs(encoded, timestep)
+                yield condition, _joined(self.pooling.features(x, block) for _, block, x in outputs)
 
         return features_of
 
@@ -229,14 +218,20 @@ class EncoderFeatures:
         encoder = self.spec.load(device, dtype)
 
         def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:
-            pieces = defaultdict(list)
-            for which in clips.batches():
-                for key, values in self.pooling.features(encoder(clips.video(which))).items():
-                    pieces[key].append(values)
-            for condition in conditions:
-                yield condition, {key: np.concatenate(parts) for key, parts in pieces.items()}
+            grids = (encoder(clips.video(which)) for which in clips.batches())
+            features = _joined(self.pooling.features(grid) for grid in grids)
+            return ((condition, features) for condition in conditions)
 
         return features_of
+
+
+def _joined(batches: Iterable[Features]) -> Features:
+    """Features of all clips from those of batches."""
+    parts = defaultdict(list)
+    for batch in batches:
+        for key, values in batch.items():
+            parts[key].append(values)
+    return {key: np.concatenate(values) for key, values in parts.items()}
 
 
 FeatureSource = ModelFeatures | EncoderFeatures

@@ -153,13 +153,13 @@ def _says(differences: Sequence[AccuracyDifference]) -> list[str]:
     by_source: dict[tuple[str, str], list[AccuracyDifference]] = defaultdict(list)
     for difference in differences:
         by_source[difference.source, difference.against].append(difference)
-    said = []
+    sentences = []
     for (source, against), of in by_source.items():
         beyond = [d.difference > 0 for d in of if d.p_holm < BEYOND_CHANCE]
         above = sum(beyond)
         ways = f" ({above} above, {len(beyond) - above} below)" if beyond else ""
-        said.append(
+        sentences.append(
             f"{source} less {against}: {len(beyond) or 'none'} of {count(len(of), 'difference')} "
             f"beyond chance{ways}."
         )
-    return said
+    return sentences

@@ -82,7 +82,7 @@ def _plot(name: str, scan: Scan, teacher: str, measure: str) -> Plot:
             )
         )
     straw = {r.source: r.value for r in readings if r.block is None}
-    legend = ". ".join(f"{said}, {straw[source]:.3f}" for source, (_, said) in STRAW_MEN.items())
+    legend = ". ".join(f"{label}, {straw[source]:.3f}" for source, (_, label) in STRAW_MEN.items())
     levels = [(straw[source], style) for source, (style, _) in STRAW_MEN.items()]
     svg = draw_profiles(name, y_label, profiles, levels, scan.aligned_blocks)
     return Plot(title.format(teacher), f"{note} {legend}.", Markup(svg))
