@@ -1,13 +1,14 @@
 """Measures whether a clip shows what its caption says, and whether it obeys the lab's laws.
 
-Semantic adherence (SA) is about the caption, physical commonsense (PC) about the clip alone: PC
-never reads the caption, so a clip of the wrong ball that moves rightly is physical. Every check is
-one number, bad when large, against one tolerance. SA's thresholds define its words and stand
-here; PC's tolerances are what real clips need after the autoencoder, and `calibration` finds them.
+Semantic adherence (SA) is about the caption. Physical commonsense (PC) is about the clip alone: it
+never reads the caption, so a clip of the wrong ball that moves correctly is physical. Every check
+compares one value, for which larger is worse, with one tolerance. SA's thresholds belong to the
+definitions in `adherence`. PC's tolerances are what real clips need after the autoencoder;
+`lab.calibration` sets them.
 
-What these checks cannot know: a roll has no direction in time, so a reversed one is physical (SA's
-`direction` catches it). Nor do they judge light, texture, or the shapes of the screen and the
-planks.
+Some faults these checks cannot detect. A roll has no direction in time, so a reversed one is
+physical (but fails SA's `direction`). Light, texture, and the shapes of the screen and the planks
+are not judged.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ TOLERANCES = "tolerances.json"
 
 @dataclass(frozen=True)
 class Definition:
-    """What a check measures: its aspect, the unit of its value, and what the value is.
+    """What a check measures.
 
-    resolution: in the same unit; no tolerance is smaller, however well real clips do.
+    Attributes:
+        unit: Unit of its value.
+        meaning: What the value is.
+        resolution: The smallest tolerance allowed, in the same unit, however well real clips do.
     """
 
     aspect: Literal["sa", "pc"]
@@ -77,8 +81,11 @@ CHECKS: dict[str, Definition] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One measurement; unit and meaning are in CHECKS. One that does not apply has the value 0
-    and passes."""
+    """One measurement, whose unit and meaning are in CHECKS.
+
+    Attributes:
+        applies: Whether the clip can be tested. If not, the value is 0 and the check passes.
+    """
 
     value: float
     tolerance: float
@@ -88,7 +95,13 @@ class Check:
 
 @dataclass(frozen=True)
 class ClipVerdict:
-    """sa, pc: whether all checks of that aspect pass. motion: see `path_length`."""
+    """How a clip is judged.
+
+    Attributes:
+        sa: Whether all checks of semantic adherence pass.
+        pc: Whether all checks of physical commonsense pass.
+        motion: See `physics.path_length`.
+    """
 
     sa: bool
     pc: bool
@@ -98,7 +111,7 @@ class ClipVerdict:
 
 @cache
 def packaged_tolerances() -> dict[str, float]:
-    """What each PC check allows by default, in the check's unit."""
+    """The tolerance of each PC check that the package ships, in the check's unit."""
     text = Path(__file__).with_name(TOLERANCES).read_text("utf-8")
     return json.loads(text)["tolerances"]
 
@@ -108,8 +121,13 @@ def score(
 ) -> ClipVerdict:
     """Judge one clip.
 
-    frames: (F, SIZE, SIZE, 3) uint8 RGB. caption: one of the lab's own, else UserError.
-    tolerances: of the PC checks, in their units; those of the package by default.
+    Args:
+        frames: (F, SIZE, SIZE, 3) uint8 RGB.
+        caption: One of the lab's own.
+        tolerances: Those of the PC checks, in their units. By default those of the package.
+
+    Raises:
+        UserError: The clip has another shape, or the caption is not one of the lab's.
     """
     request = parse_caption(caption)
     seen = observe(frames)
@@ -121,7 +139,7 @@ def score(
     } | deviations(seen)
     checks = {}
     for name, value in values.items():
-        # What SA measures is a shortfall already; its thresholds are part of the definition.
+        # SA's values are shortfalls: its thresholds are subtracted already.
         limit = 0.0 if CHECKS[name].aspect == "sa" else limits[name]
         number = 0.0 if value is None else float(value)
         checks[name] = Check(number, limit, number <= limit, value is not None)
