@@ -17,7 +17,7 @@ from videorepa.align.resampling import common_grid, resample
 from videorepa.align.terms import Grids, Term
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
-from videorepa.losses.drift import Drift
+from videorepa.losses.drift import LatentDrift
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import When
@@ -302,14 +302,14 @@ def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
 def test_the_drift_sees_the_whole_frame_move_and_nothing_else() -> None:
     still = grid(1, 5, 4, 4, 3)
     shuffled = still.with_tokens(still.tokens[:, :, torch.randperm(4)])
-    assert Drift()(still, shuffled).item() == pytest.approx(0, abs=1e-10)
+    assert LatentDrift()(still, shuffled).item() == pytest.approx(0, abs=1e-10)
     # A ramp of 0.5 a step in one of three channels: 1 over two steps.
     ramp = torch.zeros(1, 5, 4, 4, 3)
     ramp[..., 0] = 0.5 * torch.arange(5.0).view(1, 5, 1, 1)
     moved = still.with_tokens(still.tokens + ramp)
-    assert Drift()(moved, still).item() == pytest.approx(1 / 3, rel=1e-5)
+    assert LatentDrift()(moved, still).item() == pytest.approx(1 / 3, rel=1e-5)
     with pytest.raises(UserError, match=r"loss\.lag"):
-        Drift(lag=5)(still, still)
+        LatentDrift(lag=5)(still, still)
 
 
 @pytest.mark.parametrize(
