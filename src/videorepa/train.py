@@ -19,8 +19,7 @@ from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
-from videorepa.training.parallel.launch import join_workers
-from videorepa.training.parallel.workers import Alone
+from videorepa.training.parallel import Alone, join_workers
 from videorepa.training.state import Training, numbers_by_step, schedule
 from videorepa.training.student import Student
 from videorepa.training.trackers import trackers
@@ -56,11 +55,11 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
             measured: list[dict[str, float]] = []
             for micro in range(optim.accumulate):
                 batch = next(batches)
-                with workers.passing(training.model, is_last=micro + 1 == optim.accumulate):
+                with workers.accumulating(training.model, is_last=micro + 1 == optim.accumulate):
                     denoised, aligned = training.model(step, batch)
                     denoise = denoised.loss.mean()
                     _check_finite(step, run, denoise=denoise, **aligned.losses)
-                    workers.backward((denoise + aligned.loss) / optim.accumulate)
+                    ((denoise + aligned.loss) / optim.accumulate).backward()
                 loss = denoise.item() + aligned.counted
                 measured.append({"loss": loss, "denoise": denoise.item(), **aligned.read()})
                 seen += len(batch.latents) * workers.count
@@ -96,7 +95,7 @@ def _begin(recipe: Recipe, out: Path, workers: Alone) -> tuple[Run, Checkpoint |
     """The run's folder, and the checkpoint to go on from. The first process makes the folder, cuts
     from the log what will be done again, and says which checkpoint it is; the others follow."""
     if not workers.is_first:
-        step = workers.told(0)
+        step = workers.broadcast(0)
         run = Run.open(out)
         return run, checkpoint.at(run.checkpoints, step) if step else None
     run = Run.begin(out, recipe)
@@ -105,7 +104,7 @@ def _begin(recipe: Recipe, out: Path, workers: Alone) -> tuple[Run, Checkpoint |
     if found:
         _check_batch(recipe.optim, found, workers)
         console.print(f"Going on from step {found.step} of {recipe.optim.steps}.", markup=False)
-    workers.told(found.step if found else 0)
+    workers.broadcast(found.step if found else 0)
     return run, found
 
 

@@ -20,7 +20,7 @@ class Part(NamedTuple):
 class Aligned(NamedTuple):
     """The terms at one batch; what is logged of the gradients is known after the backward pass.
 
-    A tuple, in which DeepSpeed finds the tensors that the backward pass will begin with.
+    It is a tuple so that DDP and FSDP2 find the tensors that the backward pass begins with.
     """
 
     parts: list[Part]

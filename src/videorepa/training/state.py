@@ -12,7 +12,7 @@ from videorepa.data.order import sample_numbers
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
 from videorepa.training.memory import make_optimizer
-from videorepa.training.parallel.workers import Alone
+from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
 
 
@@ -70,7 +70,8 @@ class Training:
     def update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.workers.step(self.optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         decay = self.recipe.train.ema
         if self.ema is not None and decay is not None:
             for key, value in self.trained.items():
