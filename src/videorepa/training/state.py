@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from torch import Tensor
 
 from videorepa.artifacts.checkpoint import Checkpoint, copy_into
-from videorepa.data.order import sample_numbers
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
 from videorepa.training.memory import make_optimizer
@@ -89,12 +87,3 @@ class Training:
             self.student.terms.memory(),
             self.recipe.optim.clips(self.workers.count),
         )
-
-
-def numbers_by_step(recipe: Recipe, start: int, workers: Alone) -> Iterator[range]:
-    optim = recipe.optim
-    for step in range(start, optim.steps):
-        for micro in range(optim.accumulate):
-            yield sample_numbers(
-                step, micro, workers.rank, workers.count, optim.batch_size, optim.accumulate
-            )
