@@ -264,7 +264,7 @@ def test_a_zero_checkpoint_gives_the_published_files_without_its_script(
     configs = [(found.product / "config.json").read_text() for found in (imported, direct)]
     assert configs[0] == configs[1]
     assert not (source / "proof").exists()
-    with pytest.raises(UserError, match=r"lacks \d+, such as .*trained from with --base"):
+    with pytest.raises(UserError, match=r"missing: .*trained from with --base"):
         import_weights(source, tmp_path / "2b")  # Its configuration is the default.
 
 

@@ -388,7 +388,7 @@ def test_weights_that_are_missing_are_named(judge, tmp_path):
     weights = load_file(shard)
     del weights["lm_head.weight"]
     save_file(weights, shard, {"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks 1 of the judge's weights, such as lm_head\.weight"):
+    with pytest.raises(UserError, match=r"does not fit the judge; missing: lm_head\.weight\. Copy"):
         load_judge(folder)
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from videorepa.data.source import open_source
+from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.encoders.headed import MOTION_WIDTH, Head, Headed, Kind, save_head
 from videorepa.errors import ClipError, UserError
@@ -123,7 +124,7 @@ def train_head(
         except ClipError as error:
             failed[source.items[number].id] = str(error)
             continue
-        video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()[None] / 255.0
+        video = to_video(frames)[None]
         grid = encoder(video)
         what = f"The features that {spec.name} gives of the clip {source.items[number].id!r}"
         check_finite(what, grid.tokens)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from videorepa.align.contract import check
 from videorepa.backbones import Part, Text
 from videorepa.data.cache import Cache
 from videorepa.data.source import CaptionedClip, open_source
+from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
@@ -131,7 +131,7 @@ def prepare(
                 fail(clip.item, error)
         if not clips:
             continue
-        video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255.0
+        video = to_video(np.stack(frames))
         # Features come first: a clip whose latents are there has had its content checked.
         for spec, encoder in encoders.items():
             if any(spec in clip.lacks_features for clip in clips):

@@ -18,6 +18,7 @@ from torch import Tensor
 from videorepa.errors import UserError
 from videorepa.system.files import sync
 from videorepa.system.progress import console
+from videorepa.system.weights import Misfit, shapes
 
 STATE = "state.json"
 
@@ -115,14 +116,8 @@ def at(folder: Path, step: int) -> Checkpoint:
 
 def copy_into(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     """Copy tensors into ours of the same names. Raises UserError if they are another model's."""
-    unlike = found.keys() ^ ours.keys() or {
-        key for key in ours if ours[key].shape != found[key].shape
-    }
-    if unlike:
-        raise UserError(
-            f"The checkpoint is of another model: {len(unlike)} of {len(ours)} tensors do "
-            f"not fit, such as {min(unlike)}. Choose another folder."
-        )
+    if misfit := Misfit.between(found, shapes(ours)):
+        raise UserError(f"The checkpoint is of another model; {misfit}. Choose another folder.")
     with torch.no_grad():
         for key, value in found.items():
             ours[key].copy_(value)

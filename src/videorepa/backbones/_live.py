@@ -16,6 +16,7 @@ from videorepa.diffusion import Denoised, FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.hub import quieten_libraries
+from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
 
 
@@ -111,10 +112,11 @@ class Backbone:
         model, info = loader.from_pretrained(
             source, subfolder=part, output_loading_info=True, **{option: dtype}
         )
-        if missing := sorted(info["missing_keys"]):
+        misfit = Misfit.reported(info)
+        if misfit.missing:
             raise UserError(
-                f"{source / part} lacks {len(missing)} of the model's weights, such as "
-                f"{', '.join(missing[:4])}. Copy or download the folder again."
+                f"{source / part} does not fit {stock_class}; {misfit}. Copy or download the "
+                "folder again."
             )
         return model.to(self.device).eval().requires_grad_(False)
 

@@ -23,6 +23,7 @@ from videorepa.system.device import pick_device
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.progress import console
+from videorepa.system.weights import Misfit
 
 # Sampling and scaling as in qwen-vl-utils, which the published code relies on.
 FPS = 2.0
@@ -151,10 +152,10 @@ class QwenJudge:
                 "config.json, *.safetensors and the tokenizer's files."
             ) from None
         # Otherwise transformers would initialise missing weights at random.
-        if missing := sorted(info["missing_keys"]):
+        misfit = Misfit.reported(info)
+        if misfit.missing:
             raise UserError(
-                f"{folder} lacks {len(missing)} of the judge's weights, such as "
-                f"{', '.join(missing[:4])}. Copy or download the folder again."
+                f"{folder} does not fit the judge; {misfit}. Copy or download the folder again."
             )
         encoded = [tokenizer.encode(digit, add_special_tokens=False) for digit in DIGITS]
         if any(len(ids) != 1 for ids in encoded):

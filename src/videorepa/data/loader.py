@@ -14,6 +14,7 @@ from videorepa.backbones import Backbone, Text
 from videorepa.data.cache import Cache
 from videorepa.data.order import clip_index, sample_numbers
 from videorepa.data.source import CaptionedClip, open_source
+from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
@@ -119,5 +120,5 @@ class Loader:
                 f"The clip {clip.id!r} can no longer be read ({error}), and the teacher is online. "
                 "Run `videorepa prepare` again, or set align.teacher to cached."
             ) from None
-        video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255.0
+        video = to_video(frames)[None]
         return stored | {spec: encoder(video) for spec, encoder in self.online.items()}

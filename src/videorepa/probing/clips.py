@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from videorepa.data.source import open_source
-from videorepa.data.video import read_chosen
+from videorepa.data.video import read_chosen, to_video
 from videorepa.errors import ClipError, UserError
 from videorepa.probing.physion import Stimulus
 from videorepa.recipe import Recipe
@@ -42,7 +41,7 @@ class Clips:
 
     def video(self, which: slice) -> Float[Tensor, "b f 3 h w"]:
         """Some of the clips, with colours from 0 to 1."""
-        return torch.from_numpy(self.frames[which]).permute(0, 1, 4, 2, 3).float() / 255.0
+        return to_video(self.frames[which])
 
 
 def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[str]]:

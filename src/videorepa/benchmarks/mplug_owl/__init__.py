@@ -20,6 +20,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from videorepa.errors import UserError
+from videorepa.system.weights import Misfit
 
 VIDEO = -2
 """The id in a prompt for every token of the video."""
@@ -139,7 +140,11 @@ class MPlugOwlVideo(nn.Module):
         """
         model = cls(config)
         weights = {key: value for key, value in state_dict.items() if not _IGNORED.fullmatch(key)}
-        _check(model.published_shapes(), weights)
+        if misfit := Misfit.between(weights, model.published_shapes()):
+            raise UserError(
+                f"The weights do not fit mPLUG-Owl-Video as its configuration has it; {misfit}. "
+                "Compare the folder with the one it was copied from; a LoRA has to be merged first."
+            )
         dtype = dtype or weights["query_tokens"].dtype
         if dtype not in (torch.bfloat16, torch.float32):
             raise UserError(
@@ -323,22 +328,3 @@ def _published_name(name: str) -> str:
     for pattern, published in _NAMES.items():
         name = re.sub("^" + pattern, published, name)
     return re.sub(r"\.[qkv]_proj\.", ".query_key_value.", name) if _JOINT.match(name) else name
-
-
-def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
-    faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "extra": sorted(found.keys() - expected.keys()),
-        "misshapen": [
-            f"{key} {tuple(found[key].shape)}, expected {shape}"
-            for key, shape in expected.items()
-            if key in found and tuple(found[key].shape) != shape
-        ],
-    }
-    if any(faults.values()):
-        reasons = [f"{what}: {', '.join(names[:8])}" for what, names in faults.items() if names]
-        raise UserError(
-            f"The weights do not fit mPLUG-Owl-Video as its configuration has it; "
-            f"{'; '.join(reasons)}. Compare the folder with the one it was copied from; a LoRA has "
-            "to be merged first."
-        )

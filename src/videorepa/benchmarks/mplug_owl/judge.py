@@ -19,6 +19,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from videorepa.benchmarks._judged import DigitAnswer
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
+from videorepa.data.video import to_video
 from videorepa.errors import UserError
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import plain_weights, quieten_libraries
@@ -125,7 +126,7 @@ class OwlJudge:
     @torch.no_grad()
     def see(self, frames: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "1 m d"]:
         """The clip as tokens for the language model, which any number of questions can share."""
-        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 255.0
+        video = to_video(frames).movedim(1, 0)[None]
         mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (self.mean, self.std))
         return self.model.see(((video - mean) / std).to(self.model.query_tokens.device))
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from videorepa.data.video import to_video
 from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
 from videorepa.lab.models.training import train
 from videorepa.settings.section import Section
@@ -87,7 +88,7 @@ def train_masked(
     def loss(step: int) -> Tensor:
         first = step * recipe.batch
         batch = np.stack([example(first + number) for number in range(recipe.batch)])
-        return model(torch.from_numpy(batch).movedim(-1, -3).float() / 255)
+        return model(to_video(batch))
 
     value = train(
         model,
