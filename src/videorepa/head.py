@@ -205,7 +205,7 @@ class _Whitened(nn.Module):
     """A weight (out, width) for the directions in which tokens vary, all made to vary by 1.
 
     A teacher's tokens vary a hundred times more in some directions than in others, and motion is
-    in the small ones: without this, gradient descent does not get there (docs/log.md).
+    in the small ones: without this, gradient descent does not get there (dev/log.md).
     """
 
     def __init__(self, covariance: Float[Tensor, "d d"]) -> None:

@@ -343,7 +343,7 @@ class VideoScore2(Judged):
         if self.instruction is None:
             console.print(
                 "warning: VideoScore2 is asked in words of our own; scores do not compare with "
-                "published ones. Give its instruction: --set instruction=FILE (docs/judge.md).",
+                "published ones. Give its instruction: --set instruction=FILE (docs/judging.md).",
                 style="yellow",
                 markup=False,
                 highlight=False,

@@ -143,7 +143,7 @@ class Cache:
 
     def write_features(self, item: CaptionedClip, encoder: EncoderSpec, grid: TokenGrid) -> None:
         """A grid of one clip, in 8 bits: half of bfloat16's room, and the relation loss moves by
-        far less than 1 % (docs/benchmarks.md)."""
+        far less than 1 % (dev/log.md)."""
         about = {"id": item.id, "start": str(grid.start), "stride": str(grid.stride)}
         tokens, scale = quantised(grid.tokens[0].cpu())
         tensors = {"tokens": tokens.contiguous(), "scale": scale.contiguous()}
