@@ -422,7 +422,9 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
         found = text[name].to(expected.dtype)
         torch.testing.assert_close(found, expected[0], rtol=2e-2, atol=2e-2)
 
-    monkeypatch.setattr(importlib.import_module("videorepa.export"), "subprocess", InProcess)
+    monkeypatch.setattr(
+        importlib.import_module("videorepa.exchange.stock"), "subprocess", InProcess
+    )
     own = recipe.override("train.lora={rank: 2, alpha: 4}", "memory.gradient_checkpointing=true")
     run = train(own, tmp_path / "run")
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
@@ -432,7 +434,7 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     product = export(run.path, tmp_path / "out")
     stock = type(twin.live.transformer).from_pretrained(twin.folder, subfolder=twin.live.part)
     stock.load_lora_adapter(product.parent, weight_name=product.name, use_safetensors=True)
-    assert [adapter.lora_alpha for adapter in stock.peft_config.values()] == [4]
+    assert [adapter.lora_alpha for adapter in stock.peft_config.values()] == [2]
     clips = generate(run.path, [Prompt("a", "A ball falls.")], tmp_path / "generated")
     about = json.loads(clips[0].with_suffix(".json").read_text())
     expected = Generation(**twin.spec.generation | {"steps": 2}).model_dump()

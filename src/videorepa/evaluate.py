@@ -15,6 +15,7 @@ from videorepa.benchmarks import Benchmark
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.statistics import holm
 from videorepa.settings import plugins
+from videorepa.system.checks import check_shard
 from videorepa.system.files import atomic_write, short_name
 from videorepa.system.progress import track
 
@@ -52,9 +53,7 @@ def evaluate(
     as are those of the benchmark's prompts that have no clip; none is scored 0. Raises UserError
     for a folder without clips.
     """
-    index, count = shard
-    if not 0 <= index < count:
-        raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
+    check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
     out = out or result_folder(videos, "scores")
     scored = _score(bench, videos, out, shard)
@@ -78,7 +77,7 @@ def evaluate(
         "failures": scored.failures,
         "missing": scored.missing,
     }
-    if count > 1:
+    if shard[1] > 1:
         return Evaluation(out, summary)
     atomic_write(out / "summary.json", json.dumps(summary, indent=1))
     if against is None or others is None:

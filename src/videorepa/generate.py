@@ -16,6 +16,7 @@ from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
+from videorepa.system.checks import check_shard
 from videorepa.system.device import pick_device
 from videorepa.system.files import atomic_write
 from videorepa.system.fingerprint import json_digest
@@ -53,9 +54,7 @@ def generate(
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise UserError(f"The prompt id {twice!r} occurs twice; ids name the files.")
-    index, count = shard
-    if not 0 <= index < count:
-        raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
+    check_shard(shard)
     source = Model.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
@@ -66,7 +65,7 @@ def generate(
         | {"noise": seed}
     )
     check_clip_folder(out, about)
-    jobs = _jobs(prompts, settings.samples, seed)[index::count]
+    jobs = _jobs(prompts, settings.samples, seed)[shard[0] :: shard[1]]
     todo = [job for job in jobs if not job.is_done(out)]
     if todo:
         sampler = Sampler(source.load(pick_device(device)), size, settings)

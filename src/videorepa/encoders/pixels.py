@@ -1,4 +1,4 @@
-"""A straw man: no network, only the mean colour of what each token covers."""
+"""A straw man: no network, only the mean colours of what each token covers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,29 @@ from videorepa.tokens import TokenGrid
 
 
 class Pixels(EncoderSpec):
-    """Mean colours on a teacher's grid: whatever the teacher knows beyond this is not plain colour.
+    """Raw pixels on a teacher's grid. What the teacher tells beyond these, it has understood.
 
-    Args:
-      patch: Pixels along a side that a token covers.
-      tubelet: Frames that a token covers.
+    Attributes:
+        patch: Pixels along a side of a token, as the teacher's.
+        tubelet: Frames that a token covers, as the teacher's.
     """
 
     name: Literal["pixels"] = "pixels"
     weights: Literal["none"] = "none"
     patch: int = Field(default=16, ge=1)
     tubelet: int = Field(default=2, ge=1)
+
+    @classmethod
+    def on_grid_of(cls, teacher: EncoderSpec) -> Pixels:
+        """The pixels that the teacher sees, averaged to the teacher's tokens."""
+        grid = teacher.shape(teacher.frames)
+        return cls(
+            frames=teacher.frames,
+            height=teacher.height,
+            width=teacher.width,
+            patch=teacher.height // grid.size[1],
+            tubelet=grid.stride,
+        )
 
     def shape(self, clip_frames: int) -> TokenGrid:
         frames, height, width = self.piece
@@ -44,20 +56,20 @@ class Pixels(EncoderSpec):
         return {"encoder": json_digest(self.model_dump())}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
-        self.shape(self.frames)  # Raises for what cannot work.
+        self.shape(self.frames)  # Refuses sizes that do not divide.
         return PixelEncoder(self).to(device)
 
 
 class PixelEncoder(Encoder):
-    """The live encoder. Its tokens are red, green and blue, -1 to 1."""
+    """Averages colours, from -1 to 1, over each token's patch and tubelet."""
 
     mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self, spec: Pixels) -> None:
         super().__init__(spec, spec.tubelet)
         self.cell = spec.tubelet, spec.patch, spec.patch
-        # `Encoder` reads device and dtype off a parameter.
-        self.register_parameter("anchor", torch.nn.Parameter(torch.zeros(()), requires_grad=False))
+        # `Encoder` takes its device and dtype from its parameters.
+        self.register_parameter("place", torch.nn.Parameter(torch.zeros(()), requires_grad=False))
 
     def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w 3"]:
         return F.avg_pool3d(video.transpose(1, 2), self.cell).permute(0, 2, 3, 4, 1)

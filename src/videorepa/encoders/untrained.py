@@ -1,4 +1,4 @@
-"""A straw man: any teacher's network with random weights."""
+"""A straw man: any teacher's network with weights that have learnt nothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from videorepa.tokens import TokenGrid
 
 
 class Untrained(WrapperSpec):
-    """A teacher with weights drawn anew: whatever the trained one knows beyond this, it learnt.
+    """A teacher with its weights drawn anew. What the teacher tells beyond this, it has learnt.
 
-    Args:
-      of: The teacher. How it is fed is set there alone.
-      draw: Seed of the weights.
+    Attributes:
+        of: The teacher; its settings of size apply.
+        draw: Seed of the weights.
     """
 
     name: Literal["untrained"] = "untrained"
@@ -33,34 +33,29 @@ class Untrained(WrapperSpec):
         return {"encoder": json_digest([self.of.fingerprint(), self.draw])}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
+        # Drawn on the CPU, so that the weights are the same whatever the device.
         return UntrainedEncoder(self, self.of.load(torch.device("cpu"), dtype)).to(device)
 
 
 class UntrainedEncoder(Encoder):
-    """A live encoder whose weights are forgotten when it is made."""
+    """The teacher's network after its weights have been drawn anew."""
 
     def __init__(self, spec: Untrained, of: Encoder) -> None:
         super().__init__(spec, of.stride)
         self.of = of
-        forget(of, spec.draw)
+        _draw_weights(of, spec.draw)
 
     @torch.no_grad()
     def forward(self, video: Float[Tensor, "b f 3 h w"]) -> TokenGrid:
         return self.of(video)
 
 
-def forget(encoder: torch.nn.Module, draw: int = 0) -> None:
-    """Draw the weights of all layers anew, by the layers' own initialisation.
-
-    Parameters outside such layers, for instance position tables, are shuffled.
-
-    Args:
-      encoder: Changed in place.
-      draw: Seed of the weights.
-    """
+def _draw_weights(network: torch.nn.Module, seed: int) -> None:
+    """Reset every layer as it resets itself. Shuffle parameters that belong to no such layer, for
+    example tables of positions."""
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(draw)
-        for module in encoder.modules():
+        torch.manual_seed(seed)
+        for module in network.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
