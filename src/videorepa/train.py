@@ -43,7 +43,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     validate = validation(recipe, run, student, workers, resumed=found is not None)
     training = Training(recipe, workers, student, found)
     clips = Loader(recipe, student.backbone, workers.device)
-    write_log = [run.log, *trackers(recipe, run, start)] if workers.is_first else []
+    write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim
 
     begun, seen = time.monotonic(), 0

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel
 
-from videorepa.artifacts.reading import read_finished
+from videorepa.artifacts.reading import read_result
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import paired_bootstrap
 from videorepa.probing import records as readings
@@ -169,9 +169,9 @@ class Probe(BaseModel):
 
 def read_scan(folder: Path) -> Scan:
     """Read what `scan` wrote. Raises UserError when it is missing or damaged."""
-    return read_finished(folder, "scan", Scan)
+    return read_result(folder, "scan", Scan)
 
 
 def read_probe(folder: Path) -> Probe:
     """Read what `probe` wrote. Raises UserError when it is missing or damaged."""
-    return read_finished(folder, "probe", Probe)
+    return read_result(folder, "probe", Probe)
