@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,9 +20,7 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "videorepa.tokens",
-        "videorepa.align.projector",
-        "videorepa.align.resampling",
-        "videorepa.align.taps",
+        "videorepa.align",
         "videorepa.losses",
         "videorepa.diffusion",
     ],
@@ -309,6 +308,15 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clips(tmp_path_factory.mktemp("clips"))
 
 
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder, but what killed processes left, with its content's digest."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".tmp-")
+    }
+
+
 @pytest.fixture
 def recipe(twins: dict[str, Path], clips: Path, tmp_path: Path) -> Recipe:
     """A recipe of the tiny models that trains in a second, in float32 on every machine."""
@@ -330,3 +338,14 @@ def recipe_values(twins: dict[str, Path], manifest: Path, cache: Path) -> dict:
         generation: {{steps: 2}}
         """
     )
+
+
+@pytest.fixture(scope="module")
+def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny judge, as the test's module makes it."""
+    return request.module.make_judge(tmp_path_factory.mktemp("judge") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def live(request: pytest.FixtureRequest, judge: Path) -> object:
+    return request.module.load_judge(judge)

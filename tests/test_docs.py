@@ -20,7 +20,7 @@ from videorepa.train import train
 from videorepa.training.cost import Cost
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "dev" / "log.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -59,12 +59,12 @@ def test_commands_parse_and_name_files_that_exist(page: Path, command: str, monk
         assert (ROOT / recipe).is_file(), f"{page.name} names {recipe}"
 
 
-def test_the_labs_tables_follow_from_what_is_kept() -> None:
-    spec = importlib.util.spec_from_file_location("results", ROOT / "docs" / "results.py")
+def test_the_studys_tables_follow_from_what_is_kept() -> None:
+    spec = importlib.util.spec_from_file_location("results", ROOT / "dev" / "results.py")
     assert spec is not None and spec.loader is not None
     results = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(results)
-    page = (ROOT / "docs" / "lab.md").read_text()
+    page = results.PAGE.read_text()
     assert page.count("<!-- end -->") == len(results.TABLES)
     assert results.filled(page) == page
     changed = page.replace("81.0 [78.4", "91.0 [78.4")
@@ -99,11 +99,33 @@ def test_python_in_the_docs_runs(page: Path, monkeypatch) -> None:
             exec(compile(code, str(page), "exec"), {})
 
 
+def anchors(page: Path) -> set[str]:
+    """The names by which GitHub lets a link lead to the page's headings."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if not link.startswith("http"):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r"<img [^>]*src=\"([^\"]+)", text):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def test_pages_named_in_code_exist() -> None:
+    folders = ("src", "tests", "recipes", "experiments", "timings", "dev")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    for path in files:
+        if path.suffix in (".py", ".yaml", ".j2"):
+            for page in re.findall(r"(?<![\w/])(?:docs|dev)/[\w-]+\.\w+", path.read_text()):
+                assert (ROOT / page).is_file(), f"{path.relative_to(ROOT)} names {page}"
 
 
 def test_the_extension_guides_plugins_work_from_outside(

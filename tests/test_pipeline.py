@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import write_clips
+from conftest import tree, write_clips
 from videorepa.artifacts.run import Run
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
@@ -80,10 +80,73 @@ def test_preparing_again_does_nothing_and_shards_make_the_same(
     assert (again.made, again.found) == (0, 5)
     sharded = prepared.override(f"data.cache={tmp_path / 'sharded'}")
     assert [prepare(sharded, shard=(i, 2)).made for i in range(2)] == [3, 2]
-    a, b = prepared.data.cache, sharded.data.cache
-    files = sorted(p.relative_to(a) for p in a.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(b) for p in b.rglob("*") if p.is_file())
-    assert all((a / name).read_bytes() == (b / name).read_bytes() for name in files)
+    assert tree(prepared.data.cache) == tree(sharded.data.cache)
+
+
+class Spy:
+    """Notes which models `prepare` loads and runs; each run is one chunk's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
+        self.loaded: list[str] = []
+        self.ran: list[str] = []
+        for spec in (recipe.backbone, *recipe.stored_encoders):
+            monkeypatch.setattr(type(spec), "load", self._watching(type(spec).load))
+
+    def _watching(self, load):
+        def watched(spec, *arguments):
+            model = load(spec, *arguments)
+            if isinstance(model, torch.nn.Module):
+                self.loaded.append(spec.name)
+                model.register_forward_hook(lambda *_: self.ran.append(spec.name))
+                return model
+            self.loaded += arguments[0]
+            for name in ("encode_video", "encode_text"):
+                setattr(model, name, self._noting(name, getattr(model, name)))
+            return model
+
+        return watched
+
+    def _noting(self, name: str, encode):
+        def noted(given):
+            self.ran.append(name)
+            return encode(given)
+
+        return noted
+
+
+def test_only_what_the_cache_lacks_is_made_and_equals_what_is_made_in_one_go(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    pixels = {"name": "pixels", "weights": "none", "frames": 8, "height": 16, "width": 16}
+    pixels["patch"] = 8
+    term = recipe.model_dump(mode="json")["align"]
+    two_terms = json.dumps([term, term | {"name": "colours", "encoder": pixels}])
+    recipe = recipe.override("data.prepare_batch=2")  # Chunks of 2, 2 and 1.
+    both = recipe.override(f"align={two_terms}")
+    undisturbed = both.override(f"data.cache={tmp_path / 'undisturbed'}")
+    assert prepare(undisturbed).made == 5
+    assert prepare(recipe).made == 5
+
+    def prepared_again() -> tuple[int, int, list[str], list[str]]:
+        with monkeypatch.context() as patched:
+            spy = Spy(patched, both)
+            done = prepare(both)
+        assert tree(both.data.cache) == tree(undisturbed.data.cache)
+        return done.made, done.found, spy.loaded, spy.ran
+
+    assert prepared_again() == (5, 0, ["pixels"], ["pixels"] * 3)
+    cache, items = Cache(both), open_source(both.data).items
+    (_, of_pixels) = cache.features.values()
+    cache._file(of_pixels, items[0]).unlink()
+    cache._file(cache.clips, items[3]).unlink()
+    made, found, loaded, ran = prepared_again()
+    assert (made, found) == (2, 3)
+    assert loaded == ["videomae", "pixels", "vae", "text_encoder"]
+    # The first chunk's colours alone, and all of the second chunk.
+    assert ran == ["pixels", "videomae", "pixels", "encode_video", "encode_text"]
+    (both.data.cache / "empty-caption.safetensors").unlink()
+    assert prepared_again() == (0, 5, ["text_encoder"], ["encode_text"])
+    assert prepared_again() == (0, 5, [], [])
 
 
 @pytest.mark.parametrize(
@@ -331,7 +394,7 @@ def test_export_of_all_weights_is_what_stock_diffusers_computes(
         export(run.path, tmp_path / "out")
 
 
-def test_export_of_a_lora_carries_its_alpha(prepared: Recipe, tmp_path: Path) -> None:
+def test_export_of_a_lora_has_its_strength_in_its_weights(prepared: Recipe, tmp_path: Path) -> None:
     from diffusers import CogVideoXPipeline
 
     run = train(prepared.override("train.lora={rank: 4, alpha: 2}"), tmp_path / "run")
@@ -349,7 +412,7 @@ def test_export_of_a_lora_carries_its_alpha(prepared: Recipe, tmp_path: Path) ->
         pipeline.load_lora_weights(product)
         torch.testing.assert_close(pipeline.transformer(**given)[0], ours(**given)[0])
         assert not torch.allclose(plain, ours(**given)[0])
-    assert pipeline.transformer.peft_config["default_0"].lora_alpha == 2
+    assert pipeline.transformer.peft_config["default_0"].lora_alpha == 4
     assert {path.name for path in product.parent.iterdir()} == {"README.md", product.name}
     layers = {key.partition(".lora_")[0].removeprefix("transformer.") for key in load_file(product)}
     assert layers <= {name for name, _ in ours.named_modules()}

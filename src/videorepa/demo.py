@@ -1,11 +1,10 @@
-"""The whole pipeline on the lab's micro model, on a CPU, ending in a report."""
+"""The whole pipeline on the lab's micro model, on a CPU, up to a report."""
 
 from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from videorepa.data.manifest import Prompt
 from videorepa.data.simulated import simulate_clips
 from videorepa.evaluate import evaluate
 from videorepa.evaluation.tables import table
@@ -21,10 +20,17 @@ from videorepa.train import train
 
 
 def demo(out: Path, *, quick: bool = False) -> Path:
-    """Simulate clips, prepare, fine-tune with TRD and without, generate from base, control and
-    aligned model with the same seeds, score, export, and write `out/report.html`.
+    """Simulate, prepare, fine-tune with and without TRD, generate, score, export, and report.
 
-    quick: a few steps of each. Everything is left in `out`; run again, it goes on where it stopped.
+    The base, control and aligned models generate with the same seeds. A second call resumes where
+    the first one stopped.
+
+    Args:
+        out: The folder for everything, such as report.html.
+        quick: Do only a few steps of each stage.
+
+    Returns:
+        The path of the report.
     """
     keep_freed_memory()
     with as_file(files("videorepa.lab") / "demo.yaml") as path:
@@ -53,8 +59,7 @@ def demo(out: Path, *, quick: bool = False) -> Path:
         "control": train(control, out / "runs" / "control"),
     }
     _say("4/6  generating with the same seeds from base, control and aligned model")
-    benchmark = plugins.benchmark("lab")
-    prompts = [Prompt(p.id, p.caption) for p in benchmark.prompts(prompts_count, seed=0)]
+    prompts = plugins.benchmark("lab").prompts(prompts_count, seed=0)
     models = {"base": base, "control": runs["control"].path, "aligned": runs["aligned"].path}
     folders = {name: out / "generated" / name for name in models}
     for name, model in models.items():
@@ -62,7 +67,7 @@ def demo(out: Path, *, quick: bool = False) -> Path:
         generate(model, prompts, folders[name])
     _say("5/6  scoring and exporting")
     against = {"base": None, "control": folders["base"], "aligned": folders["control"]}
-    found = {
+    evaluations = {
         name: evaluate("lab", folder, against=against[name]) for name, folder in folders.items()
     }
     exported = out / "exported"
@@ -73,14 +78,14 @@ def demo(out: Path, *, quick: bool = False) -> Path:
         [run.path for run in runs.values()],
         out / "report.html",
         generations=folders,
-        scores={name: [scores.folder] for name, scores in found.items()},
+        scores={name: [scores.folder] for name, scores in evaluations.items()},
         title="VideoREPA demo: does alignment with a video encoder improve physics?",
         command="videorepa demo",
     )
-    print(table(found))
+    print(table(evaluations))
     print(f"exported transformer, checked in plain diffusers: {exported / 'transformer'}")
     return page
 
 
-def _say(what: str) -> None:
-    console.print(what, style="bold", markup=False, highlight=False)
+def _say(message: str) -> None:
+    console.print(message, style="bold", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Noising, target and loss, for models that predict the velocity of a diffusion process or flow."""
+"""Noising and loss for models that predict the velocity of a diffusion process or of a flow."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from torch import Tensor
 Latents = Float[Tensor, "b ..."]
 
 STEPS = 1000
-"""Timesteps of every model here: a flow's timestep is 1000 sigma, a diffusion's is 0 to 999."""
+"""Timesteps of every model here: a flow's is 1000 sigma, a diffusion's an integer from 0 to 999."""
 
 
 class Denoised(NamedTuple):
-    """What one pass of the transformer over a batch came to.
+    """The result of one pass of the transformer over a batch.
 
-    loss: the diffusion loss of each sample. clean: the latents it takes to lie under the noise.
-    sigma: the noise's level in the input, 0 (none) to 1 (noise alone).
+    Args:
+      loss: The diffusion loss of each sample.
+      clean: The predicted latents without noise.
+      sigma: The noise level of each input, 0 (no noise) to 1 (noise alone).
     """
 
     loss: Float[Tensor, " b"]
@@ -30,15 +32,17 @@ class Denoised(NamedTuple):
 class VPrediction:
     """Variance-preserving diffusion with v-prediction (arXiv 2202.00512, section 4).
 
-    alphas_cumprod: (steps,), the share of signal left at each timestep, from the checkpoint's own
-    scheduler, so that its SNR shift and zero terminal SNR hold in training as in sampling.
+    Args:
+      alphas_cumprod: a_t, the variance of the signal left at each timestep. It comes from the
+        checkpoint's own scheduler, so that its SNR shift and zero terminal SNR hold in training
+        as in sampling.
     """
 
     def __init__(self, alphas_cumprod: Float[Tensor, " steps"]) -> None:
         self.alphas_cumprod = alphas_cumprod.double()
 
     def sample_timesteps(self, count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
-        """Uniform over all timesteps."""
+        """Draw timesteps uniformly."""
         return torch.randint(0, len(self.alphas_cumprod), (count,), generator=generator)
 
     def add_noise(self, clean: Latents, noise: Latents, timestep: Int[Tensor, " b"]) -> Latents:
@@ -49,8 +53,16 @@ class VPrediction:
     def denoised(
         self, velocity: Latents, clean: Latents, noise: Latents, timestep: Int[Tensor, " b"]
     ) -> Denoised:
-        """x0_pred = sqrt(a_t) x_t - sqrt(1 - a_t) v; the loss is a mean over each sample of
-        (x0_pred - x_0)^2 / (1 - a_t). velocity: the transformer's answer to `add_noise`."""
+        """x0_pred = sqrt(a_t) x_t - sqrt(1 - a_t) v, and the loss of each sample.
+
+        loss = mean of (x0_pred - x_0)^2 / (1 - a_t)
+
+        Args:
+          velocity: v, the transformer's output for the result of `add_noise`.
+          clean: x_0, the latents.
+          noise: The noise that was added.
+          timestep: t of each sample.
+        """
         signal, spread = self._scales(timestep, clean)
         noisy = self.add_noise(clean, noise, timestep)
         predicted = signal * noisy - spread * velocity.float()
@@ -69,12 +81,14 @@ class VPrediction:
 class FlowMatching:
     """Rectified flow (arXiv 2209.03003): a straight line from the latents to the noise.
 
-    shift: moves timesteps towards the noise, sigma -> shift sigma / (1 + (shift - 1) sigma)
+    Args:
+      shift: Moves timesteps towards the noise: sigma -> shift sigma / (1 + (shift - 1) sigma)
         (arXiv 2403.03206, equation 23). The more tokens a clip has, the more noise it takes to
-        hide it, so models are trained, and sampled from, with a shift of their own.
-    logit_normal: sigma before the shift is the sigmoid of a standard normal number (same paper,
-        section 3.1), which favours the middle; otherwise it is uniform.
-    low, high: only sigmas between these, after the shift, are drawn; relative densities stay.
+        hide it, so each model has a shift of its own in training and sampling.
+      logit_normal: Draw sigma before the shift as the sigmoid of a standard normal number (same
+        paper, section 3.1), which favours the middle; otherwise uniformly.
+      low: Draw no sigma below this, after the shift. Relative densities stay.
+      high: Draw no sigma above this, after the shift.
     """
 
     shift: float = 1.0
@@ -83,7 +97,8 @@ class FlowMatching:
     high: float = 1.0
 
     def sample_timesteps(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """1000 sigma, not rounded."""
+        """Draw timesteps 1000 sigma, not rounded."""
+        # The inverse of the distribution function, restricted to the sigmas from low to high.
         first, last = self._share_below(torch.tensor([self.low, self.high], dtype=torch.float64))
         share = torch.rand(count, generator=generator, dtype=torch.float64)
         share = first + (last - first) * share
@@ -103,8 +118,16 @@ class FlowMatching:
     def denoised(
         self, velocity: Latents, clean: Latents, noise: Latents, timestep: Num[Tensor, " b"]
     ) -> Denoised:
-        """x0_pred = x_t - sigma v; the loss is a mean over each sample of (v - (noise - x_0))^2.
-        velocity: the transformer's answer to `add_noise`."""
+        """x0_pred = x_t - sigma v, and the loss of each sample.
+
+        loss = mean of (v - (noise - x_0))^2
+
+        Args:
+          velocity: v, the transformer's output for the result of `add_noise`.
+          clean: x_0, the latents.
+          noise: The noise that was added.
+          timestep: 1000 sigma of each sample.
+        """
         sigma = self._sigma(timestep, clean)
         velocity = velocity.float()
         predicted = self.add_noise(clean, noise, timestep) - sigma * velocity

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videorepa.artifacts.clips import Clip, clips_of
+from videorepa.artifacts.clips import CaptionedClip, clips_of
 from videorepa.artifacts.scores import (
     Comparison,
     Row,
@@ -24,6 +24,7 @@ from videorepa.benchmarks import Benchmark
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import adjust
 from videorepa.settings import plugins
+from videorepa.system.checks import check_shard
 from videorepa.system.files import short_name
 from videorepa.system.progress import track
 
@@ -68,9 +69,7 @@ def evaluate(
     Raises:
         UserError: There are no clips, none can be scored, or a sidecar is damaged.
     """
-    index, count = shard
-    if not 0 <= index < count:
-        raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
+    check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
     out = out or score_folder(videos)
     scored = _score(bench, videos, out, shard)
@@ -94,7 +93,7 @@ def evaluate(
             "missing": scored.missing,
         }
     )
-    if count > 1:
+    if shard[1] > 1:
         return Scores(out, summary, scored.rows)
     comparison = None
     if against is not None and theirs is not None:
@@ -136,9 +135,9 @@ def _by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return dict(sorted(grouped.items()))
 
 
-def _clips(bench: Benchmark, videos: Path) -> Iterator[Clip]:
+def _clips(bench: Benchmark, videos: Path) -> Iterator[CaptionedClip]:
     if videos.is_dir() and (own := bench.clips(videos)):
-        return (Clip(path=path, prompt=about["caption"], **about) for path, about in own)
+        return (CaptionedClip(path=path, prompt=about["caption"], **about) for path, about in own)
     return clips_of(videos)
 
 
@@ -174,7 +173,7 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
     return _Scored(rows, failures, _missing(bench, clips))
 
 
-def _missing(bench: Benchmark, clips: Sequence[Clip]) -> list[dict[str, Any]]:
+def _missing(bench: Benchmark, clips: Sequence[CaptionedClip]) -> list[dict[str, Any]]:
     """The benchmark's own prompts that have no clip, for every k that occurs."""
     captions: dict[int, set[str]] = defaultdict(set)
     for clip in clips:

@@ -13,6 +13,7 @@ from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
+from videorepa.system.checks import check_shard
 from videorepa.system.device import pick_device
 from videorepa.system.progress import track
 
@@ -60,9 +61,7 @@ def generate(
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise UserError(f"The prompt id {twice!r} occurs twice; ids name the files.")
-    index, count = shard
-    if not 0 <= index < count:
-        raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
+    check_shard(shard)
     source = Model.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
@@ -73,7 +72,7 @@ def generate(
         | {"noise": seed}
     )
     made_with.claim(out)
-    clips = list(_clips(prompts, settings.samples, seed, made_with, out))[index::count]
+    clips = list(_clips(prompts, settings.samples, seed, made_with, out))[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
     if todo:
         sampler = Sampler(source.load(pick_device(device)), size, settings)

@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from videorepa.data.source import open_source
+from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.encoders.headed import MOTION_WIDTH, Head, Headed, Kind, save_head
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
+from videorepa.system.checks import check_finite
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator, stable_seed
@@ -122,14 +124,10 @@ def train_head(
         except ClipError as error:
             failed[source.items[number].id] = str(error)
             continue
-        video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()[None] / 255.0
+        video = to_video(frames)[None]
         grid = encoder(video)
-        if not grid.tokens.isfinite().all():
-            raise UserError(
-                f"The clip {source.items[number].id!r} gives features that are not finite. The "
-                "teacher's weights are damaged, or the precision is too low: try "
-                "--train.precision float32."
-            )
+        what = f"The features that {spec.name} gives of the clip {source.items[number].id!r}"
+        check_finite(what, grid.tokens)
         target = token_motion(kind, video[0], grid, (spec.height, spec.width), flow)
         kept = grid.with_tokens(grid.tokens.to("cpu", torch.bfloat16))
         examples.append(_Example(kept, target))
@@ -207,7 +205,7 @@ class _Whitened(nn.Module):
     """A weight (out, width) for the directions in which tokens vary, all made to vary by 1.
 
     A teacher's tokens vary a hundred times more in some directions than in others, and motion is
-    in the small ones: without this, gradient descent does not get there (docs/log.md).
+    in the small ones: without this, gradient descent does not get there (dev/log.md).
     """
 
     def __init__(self, covariance: Float[Tensor, "d d"]) -> None:

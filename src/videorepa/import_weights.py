@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from videorepa.align.projector import Projector
 from videorepa.errors import UserError
@@ -21,6 +21,7 @@ from videorepa.exchange.lora import LORA_FILE, Adapter
 from videorepa.settings import plugins
 from videorepa.system.files import atomic_folder
 from videorepa.system.hub import local_copy, quieten_libraries
+from videorepa.system.weights import Misfit, shapes
 
 PUBLISHED_ALPHA = 64
 
@@ -59,7 +60,7 @@ def import_weights(
         weights need; CogVideoX-2B by default.
 
     Leaves `out/transformer`, of the stock class, and `out/projector.safetensors`, or
-    `out/pytorch_lora_weights.safetensors`, which stock diffusers applies at alpha / rank.
+    `out/pytorch_lora_weights.safetensors`, whose weights have the strength alpha / rank in them.
     Raises UserError, with nothing written, for anything else and for what is not whole.
     """
     found = local_copy(str(source))
@@ -97,8 +98,8 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
     weights, header = _read_safetensors(path)
     if "lora_adapter_metadata" in header:
         raise UserError(
-            f"{path} says rank and alpha itself: stock diffusers applies it at the right strength "
-            "as it is, and there is nothing to import."
+            f"{path} has rank and alpha in its header: `load_lora_weights` in diffusers applies "
+            "it at the right strength, and there is nothing to import."
         )
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, value in weights.items():
@@ -136,7 +137,7 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
         )
     if not (math.isfinite(alpha) and alpha > 0):
         raise UserError(f"--alpha is {alpha}; expected a number above 0.")
-    return Adapter(ranks.pop(), alpha, layers)
+    return Adapter.scaled(layers, alpha / ranks.pop())
 
 
 def _read_transformer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -203,8 +204,13 @@ def _parted(
             f"{source} holds no weights of an alignment, so it is a stock transformer already: "
             "diffusers loads it as it is, and there is nothing to import."
         )
-    _check_names(
-        source, "projector", projector, Projector(1, 1, 1), "Was it made by the published trainer?"
+    misfit = Misfit.between(projector, shapes(Projector(1, 1, 1).state_dict()))
+    # Only the names count: the sizes are the published trainer's own.
+    _check_whole(
+        source,
+        "projector",
+        replace(misfit, misshapen=[]),
+        "Was it made by the published trainer?",
     )
     return projector, rest
 
@@ -224,36 +230,15 @@ def _stock_transformer(
         raise UserError(
             f"The configuration of {source} makes no transformer: {type(error).__name__}: {error}"
         ) from None
-    _check_names(source, "transformer", weights, model, advice)
-    misshapen = [
-        f"{key} {tuple(weights[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in model.state_dict().items()
-        if value.shape != weights[key].shape
-    ]
-    if misshapen:
-        raise UserError(
-            f"{source} does not fit its configuration: {len(misshapen)} weights have another shape,"
-            f" such as {misshapen[0]}. {advice}"
-        )
+    misfit = Misfit.between(weights, shapes(model.state_dict()))
+    _check_whole(source, "transformer", misfit, advice)
     model.load_state_dict(weights, assign=True)
     return model
 
 
-def _check_names(
-    source: Path, what: str, found: dict[str, Tensor], model: nn.Module, advice: str
-) -> None:
-    expected = model.state_dict()
-    faults = {
-        "lacks": sorted(expected.keys() - found.keys()),
-        "has too many": sorted(found.keys() - expected.keys()),
-    }
-    if any(faults.values()):
-        said = [
-            f"{fault} {len(names)}, such as {', '.join(names[:3])}"
-            for fault, names in faults.items()
-            if names
-        ]
+def _check_whole(source: Path, what: str, misfit: Misfit, advice: str) -> None:
+    if misfit:
         raise UserError(
-            f"The weights of the {what} in {source} are not whole or of another model: it "
-            f"{'; it '.join(said)}. {advice}"
+            f"The weights of the {what} in {source} are not whole or of another model; {misfit}. "
+            f"{advice}"
         )

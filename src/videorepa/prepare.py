@@ -5,25 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from videorepa.align.contract import check
-from videorepa.backbones import Text
+from videorepa.backbones import Part, Text
 from videorepa.data.cache import Cache
-from videorepa.data.source import open_source
-from videorepa.errors import ClipError, UserError
+from videorepa.data.source import CaptionedClip, open_source
+from videorepa.data.video import to_video
+from videorepa.encoders import EncoderSpec
+from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
+from videorepa.system.checks import check_finite, check_shard
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import track
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` did: clips made now, found done, and failed, each with its reason."""
+    """What `prepare` did.
+
+    Attributes:
+      made: How many clips were encoded now, at least in part.
+      found: How many clips were complete before.
+      failed: The reason by the id of each clip that cannot be used.
+    """
 
     made: int
     found: int
     failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A readable clip of the source, and the parts of it that the cache lacks."""
+
+    number: int
+    item: CaptionedClip
+    digest: str
+    lacks_latents: bool
+    lacks_features: tuple[EncoderSpec, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        return not (self.lacks_latents or self.lacks_features)
 
 
 def prepare(
@@ -32,92 +55,122 @@ def prepare(
     shard: tuple[int, int] = (0, 1),
     device: str | None = None,
 ) -> Prepared:
-    """Fill the recipe's cache; what is there already is kept.
+    """Fill the recipe's cache with the parts that it lacks.
 
-    shard: (i, n) does every n-th clip from the i-th, so that n processes share the work.
-    Features of the encoders whose `align.teacher` is "cached" are stored as well.
-    A clip that cannot be used costs that clip alone: it is in the result and in the cache's
-    `failures`. Raises UserError for a cache of other models or other content.
+    A clip's parts are its latents with its text embeddings, and the features of each encoder whose
+    `align.teacher` is "cached". Only the models that make missing parts are loaded. A clip that
+    cannot be used is reported in the result and in the cache's `failures`; the others are made.
+
+    Args:
+      recipe: Names the clips, the models and the cache.
+      shard: (i, n) prepares every n-th chunk of clips from the i-th, so that n processes share the
+        work.
+      device: Where the models run; by default the first GPU, or the CPU.
+
+    Raises:
+      UserError: The cache is of other models or of other clips, or the recipe cannot work.
     """
-    index, count = shard
-    if not 0 <= index < count:
-        raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
+    check_shard(shard)
     check(recipe)  # Refuses what cannot work, before anything is made.
     source = open_source(recipe.data)
     cache = Cache(recipe, create=True)
+    failed: dict[str, str] = {}
+
+    def fail(item: CaptionedClip, error: ClipError) -> None:
+        failed[item.id] = str(error)
+        cache.note_failure(item, str(error))
+
+    # A chunk is always the same clips and is encoded whole, whatever it lacks: a clip's bits depend
+    # on the others in its batch, and must not depend on interruptions.
+    size, (index, count) = recipe.data.prepare_batch, shard
+    starts = range(0, len(source.items), size)[index::count]
+    todo: list[list[_Clip]] = []
+    complete = 0
+    for start in starts:
+        chunk: list[_Clip] = []
+        for number, item in enumerate(source.items[start : start + size], start):
+            try:
+                chunk.append(_look_up(cache, number, item, source.digest(number)))
+            except ClipError as error:
+                fail(item, error)
+        for clip in chunk:
+            if clip.is_complete:
+                complete += 1
+                cache.clear_failure(clip.item)
+        if not all(clip.is_complete for clip in chunk):
+            todo.append(chunk)
+    if not todo and (cache.has_empty_caption() or not complete):
+        return Prepared(0, complete, failed)
+
     where = pick_device(device)
     dtype = compute_dtype(recipe.train.precision, where)
+    lacking = [clip for chunk in todo for clip in chunk]
+    encoders = {
+        spec: spec.load(where, dtype)
+        for spec in recipe.stored_encoders
+        if any(spec in clip.lacks_features for clip in lacking)
+    }
+    parts: tuple[Part, ...] = ()
+    if any(clip.lacks_latents for clip in lacking):
+        parts = ("vae", "text_encoder")
+    elif not cache.has_empty_caption():
+        parts = ("text_encoder",)
+    backbone = recipe.backbone.preparing.load(parts, where, dtype) if parts else None
+    if backbone is not None and not cache.has_empty_caption():
+        cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
 
-    # Chunks are always the same clips: what a clip becomes must not depend on interruptions.
-    size = recipe.data.prepare_batch
-    chunks = [
-        range(first, min(first + size, len(source.items)))
-        for first in range(0, len(source.items), size)
-    ][index::count]
-    failed: dict[str, str] = {}
-    todo: list[list[tuple[int, str]]] = []
-    found = 0
-
-    def fail(number: int, error: ClipError) -> None:
-        failed[source.items[number].id] = str(error)
-        cache.note_failure(source.items[number], str(error))
-
-    def is_done(number: int, digest: str) -> bool:
-        item = source.items[number]
-        return cache.has_clip(item, digest) and cache.has_features(item)
-
-    for chunk in chunks:
-        readable: list[tuple[int, str]] = []
-        for number in chunk:
-            try:
-                readable.append((number, source.digest(number)))
-            except ClipError as error:
-                fail(number, error)
-        done = [number for number, digest in readable if is_done(number, digest)]
-        for number in done:
-            cache.clear_failure(source.items[number])
-        found += len(done)
-        if len(done) < len(readable):
-            todo.append(readable)
-    if not todo and (cache.has_empty_caption() or not found):
-        return Prepared(0, found, failed)
-
-    backbone = recipe.backbone.preparing.load(("vae", "text_encoder"), where, dtype)
-    encoders = {spec: spec.load(where, dtype) for spec in recipe.stored_encoders}
-    cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
     made = 0
-    for chunk in track(todo, "prepare", total=len(chunks), done=len(chunks) - len(todo)):
-        clips: list[tuple[int, str]] = []
+    for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
+        clips: list[_Clip] = []
         frames: list[np.ndarray] = []
-        for number, digest in chunk:
+        for clip in chunk:
             try:
-                frames.append(source.frames(number))
-                clips.append((number, digest))
+                frames.append(source.frames(clip.number))
+                clips.append(clip)
             except ClipError as error:
-                fail(number, error)
+                fail(clip.item, error)
         if not clips:
             continue
-        items = [source.items[number] for number, _ in clips]
-        video = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 255.0
-        moments = backbone.encode_video(video)
-        texts = backbone.encode_text([item.caption for item in items])
-        features = {spec: encoder(video) for spec, encoder in encoders.items()}
-        for place, (number, digest) in enumerate(clips):
-            item, text = items[place], _one(texts, place)
-            if not all(tensor.isfinite().all() for tensor in (moments[place], *text.values())):
-                raise UserError(
-                    f"The clip {item.id!r} gives latents or text embeddings that are not finite. "
-                    "The weights are damaged, or the precision is too low: try "
-                    "--train.precision float32."
-                )
-            if is_done(number, digest):
-                continue
-            for spec, grid in features.items():
-                cache.write_features(item, spec, grid.sample(place))
-            cache.write_clip(item, digest, moments[place], text)
-            cache.clear_failure(item)
-            made += 1
-    return Prepared(made, found, failed)
+        video = to_video(np.stack(frames))
+        # Features come first: a clip whose latents are there has had its content checked.
+        for spec, encoder in encoders.items():
+            if any(spec in clip.lacks_features for clip in clips):
+                grid = encoder(video)
+                for place, clip in enumerate(clips):
+                    if spec in clip.lacks_features:
+                        features = grid.sample(place)
+                        what = f"The features that {spec.name} gives of the clip {clip.item.id!r}"
+                        check_finite(what, features.tokens)
+                        cache.write_features(clip.item, spec, features)
+        if backbone is not None and any(clip.lacks_latents for clip in clips):
+            moments = backbone.encode_video(video)
+            texts = backbone.encode_text([clip.item.caption for clip in clips])
+            for place, clip in enumerate(clips):
+                text = _one(texts, place)
+                what = f"The latents or text embeddings of the clip {clip.item.id!r}"
+                check_finite(what, moments[place], *text.values())
+                if clip.lacks_latents:
+                    cache.write_clip(clip.item, clip.digest, moments[place], text)
+        for clip in clips:
+            if not clip.is_complete:
+                made += 1
+                cache.clear_failure(clip.item)
+    return Prepared(made, complete, failed)
+
+
+def _look_up(cache: Cache, number: int, item: CaptionedClip, digest: str) -> _Clip:
+    """See which parts of a clip the cache lacks.
+
+    Features say nothing of the content that they were made from; the file of the latents does. So
+    without it they are made again.
+    """
+    lacks_latents = not cache.has_clip(item, digest)
+    lacks_features = tuple(
+        encoder
+        for encoder in cache.features
+        if lacks_latents or not cache.has_features(item, encoder)
+    )
+    return _Clip(number, item, digest, lacks_latents, lacks_features)
 
 
 def _one(texts: Text, place: int) -> Text:

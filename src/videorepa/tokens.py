@@ -1,4 +1,4 @@
-"""The token grid: features laid out in time and space. All grid arithmetic happens here."""
+"""The token grid: features of a clip, laid out in time and space. All grid arithmetic is here."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ class TokenGrid:
     frame 0: CogVideoX's 13 steps have start -3 and stride 4, so that step 0 covers frame 0 alone.
     A teacher with tubelets of 2 that sees frames 1 to 48 has 24 steps, start 1 and stride 2.
 
-    tokens: (batch, time, height, width, width of a token). A tensor on the meta device is a grid
-    of which only the shape is known.
-    saliency: how much each token matters, from 0 to 1, from a teacher that can tell. It is not
-        interpolated: on another grid there is none.
+    Args:
+      tokens: (batch, time, height, width, channels). On the meta device they describe a shape.
+      start: The first source frame of step 0; negative where step 0 covers fewer than `stride`.
+      stride: Source frames that a step covers.
+      saliency: How much each token matters, 0 to 1, where the teacher tells. It is not
+        interpolated: a grid that was brought to other steps, rows or columns has none.
     """
 
     tokens: Float[Tensor, "b t h w d"]
@@ -49,20 +51,22 @@ class TokenGrid:
 
     @classmethod
     def causal(cls, tokens: Float[Tensor, "b t h w d"], frames: int) -> TokenGrid:
-        """The grid of a causal video autoencoder for a clip of that many frames: the first frame
-        has a step of its own, the others are shared out evenly over the rest."""
+        """The grid of a causal video autoencoder for a clip of `frames` frames.
+
+        The first frame has a step of its own, and the other steps divide the rest evenly.
+        """
         stride = (frames - 1) // max(1, tokens.shape[1] - 1) or 1
         return cls(tokens, 1 - stride, stride)
 
     @classmethod
     def batch(cls, grids: Sequence[TokenGrid]) -> TokenGrid:
-        """Grids of the same steps and size, one after another."""
+        """Grids of the same steps and size, concatenated along the batch."""
         tokens = torch.cat([grid.tokens for grid in grids])
         saliency = [grid.saliency for grid in grids if grid.saliency is not None]
         return replace(grids[0], tokens=tokens, saliency=torch.cat(saliency) if saliency else None)
 
     def to(self, device: torch.device) -> TokenGrid:
-        """The same grid in float32 on a device."""
+        """The same grid, in float32 on a device."""
         saliency = None if self.saliency is None else self.saliency.to(device, torch.float32)
         return replace(self, tokens=self.tokens.to(device, torch.float32), saliency=saliency)
 
@@ -83,11 +87,11 @@ class TokenGrid:
         return range(max(first, 0), max(first + self.stride, 0))
 
     def with_tokens(self, tokens: Float[Tensor, "b t h w d"]) -> TokenGrid:
-        """The same places in time and space with other tokens."""
+        """The same places in time and space, with other tokens."""
         return replace(self, tokens=tokens)
 
     def sample(self, index: int) -> TokenGrid:
-        """One clip of the batch, still as a batch."""
+        """One clip of the batch, as a batch of one."""
         one = slice(index, index + 1)
         saliency = None if self.saliency is None else self.saliency[one]
         return replace(self, tokens=self.tokens[one], saliency=saliency)
@@ -101,7 +105,11 @@ class TokenGrid:
         return self.with_tokens(self.tokens.to("meta"))
 
     def since(self, frame: int) -> TokenGrid:
-        """Without the steps that cover any frame before `frame`."""
+        """The grid without the steps that cover any frame before `frame`.
+
+        Raises:
+          UserError: No step remains.
+        """
         skip = max(0, -((self.start - frame) // self.stride))
         if skip >= self.tokens.shape[1]:
             raise UserError(
@@ -113,10 +121,13 @@ class TokenGrid:
         return TokenGrid(self.tokens[:, skip:], start, self.stride, saliency)
 
     def pooled(self, steps: int) -> TokenGrid:
-        """Every so many steps averaged into one.
+        """The grid with every `steps` steps averaged into one.
 
-        The clip's first frame is kept by itself where it is left over, as CogVideoX does: 49
-        frames pooled by 4 are its 13 steps. Raises UserError where anything else is left over.
+        A first frame that is left over keeps a step of its own, as in CogVideoX: 49 frames pooled
+        by 4 are its 13 steps.
+
+        Raises:
+          UserError: Anything else is left over.
         """
         count = self.tokens.shape[1]
         alone = count % steps
@@ -134,10 +145,13 @@ class TokenGrid:
         )
 
     def at_times_of(self, like: TokenGrid) -> TokenGrid:
-        """Interpolated linearly to the centres of the steps of `like`, constant past the ends.
+        """The tokens, interpolated linearly in time to the centres of the steps of `like`.
 
-        Where both cover the same frames this is torch's (tri)linear interpolation in time with
-        align_corners=False.
+        They are constant past the ends. Where both grids cover the same frames, this is torch's
+        (tri)linear interpolation with align_corners=False.
+
+        Raises:
+          UserError: The grids share no frame.
         """
         steps, target = self.tokens.shape[1], like.tokens.shape[1]
         if (self.start, self.stride, steps) == (like.start, like.stride, target):
@@ -154,9 +168,9 @@ class TokenGrid:
         return TokenGrid(mixed, like.start, like.stride)
 
     def standardised(self, share: float) -> TokenGrid:
-        """Each channel of each frame less `share` of its mean, over its standard deviation.
+        """(y - share * mean) / (std + 1e-6), with mean and std over each frame, per channel.
 
-        iREPA's (arXiv 2512.10794) spatial normalisation of a teacher, with a share of 0.6.
+        With a share of 0.6 this is iREPA's spatial normalisation of a teacher (arXiv 2512.10794).
         """
         tokens = self.tokens.float()
         mean = tokens.mean((2, 3), keepdim=True)
@@ -164,16 +178,18 @@ class TokenGrid:
         return self.with_tokens((tokens - share * mean) / (deviation + 1e-6))
 
     def centred(self) -> TokenGrid:
-        """Each token less the mean of its place over the batch.
+        """Each token minus the mean of its place over the batch.
 
-        What is the same in all clips is gone: of a video teacher's relations that is most.
+        This removes what all clips share, which is most of a video teacher's relations.
         """
         tokens = self.tokens.float()
         return self.with_tokens(tokens - tokens.mean(0, keepdim=True))
 
     def changes(self) -> TokenGrid:
-        """Each token less the mean of its place over the clip's time, so that what stands still is
-        gone. Its saliency, unless it has one, is its length over the longest of the clip's."""
+        """Each token minus the mean of its place over the clip's time: what stands still is gone.
+
+        A grid without a saliency gets one: each token's length over the clip's longest.
+        """
         tokens = self.tokens.float()
         tokens = tokens - tokens.mean(1, keepdim=True)
         if self.saliency is not None:
@@ -185,7 +201,7 @@ class TokenGrid:
         )
 
     def at_size(self, height: int, width: int) -> TokenGrid:
-        """Each frame interpolated bilinearly (align_corners=False) to that many rows, columns."""
+        """Each frame, interpolated bilinearly (align_corners=False) to `height` x `width`."""
         if self.size[1:] == (height, width):
             return self
         return self._map_frames(
@@ -193,17 +209,16 @@ class TokenGrid:
         )
 
     def averaged(self, side: int) -> TokenGrid:
-        """Each frame averaged to `side` rows and columns of equal parts, or as many as it has where
-        that is less."""
+        """Each frame, averaged over equal parts to at most `side` rows and columns."""
         _, height, width = self.size
         size = (min(side, height), min(side, width))
         return self._map_frames(lambda frames: F.adaptive_avg_pool2d(frames, size))
 
     def convolved(self, conv: torch.nn.Conv2d, height: int, width: int) -> TokenGrid:
-        """Each frame put through `conv` so that it comes out with the given rows and columns.
+        """Each frame put through `conv` such that the result has `height` rows, `width` columns.
 
-        Frames whose size does not fit are interpolated to the size that does, so the ratio of the
-        two grids need not be a whole number.
+        Frames are first interpolated to the size that `conv` maps to that, so the ratio of the two
+        grids need not be a whole number.
         """
         needed = (
             (target - 1) * conv.stride[axis] + conv.kernel_size[axis] - 2 * int(conv.padding[axis])

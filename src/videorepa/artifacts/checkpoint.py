@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videorepa.errors import UserError
+from videorepa.system.files import sync
 from videorepa.system.progress import console
+from videorepa.system.weights import Misfit, shapes
 
 STATE = "state.json"
 
@@ -78,11 +80,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         state["batch"] = checkpoint.batch
         (temporary / STATE).write_text(json.dumps(state))
         for file in temporary.iterdir():
-            _sync(file)
+            sync(file)
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
-        _sync(folder)
+        sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors raise the last two when the disk is full.
         shutil.rmtree(temporary, ignore_errors=True)
@@ -127,14 +129,8 @@ def at(folder: Path, step: int) -> Checkpoint:
 
 def copy_into(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into ours. Raises UserError if names or shapes differ."""
-    unlike = saved.keys() ^ ours.keys() or {
-        key for key in ours if ours[key].shape != saved[key].shape
-    }
-    if unlike:
-        raise UserError(
-            f"The checkpoint is of another model: {len(unlike)} of {len(ours)} tensors do "
-            f"not fit, such as {min(unlike)}. Choose another folder."
-        )
+    if misfit := Misfit.between(saved, shapes(ours)):
+        raise UserError(f"The checkpoint is of another model; {misfit}. Choose another folder.")
     with torch.no_grad():
         for key, value in saved.items():
             ours[key].copy_(value)
@@ -172,11 +168,3 @@ def _load(path: Path) -> Checkpoint:
 
 def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

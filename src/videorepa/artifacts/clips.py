@@ -30,7 +30,7 @@ DIGEST = 16
 """Hexadecimal digits of a clip's digest."""
 
 
-class Clip(BaseModel):
+class CaptionedClip(BaseModel):
     """A clip and the prompt that it belongs to.
 
     Attributes:
@@ -135,7 +135,7 @@ class MadeWith(BaseModel):
             atomic_write(path, json.dumps(now, indent=1))
 
 
-class Sidecar(Clip, MadeWith):
+class Sidecar(CaptionedClip, MadeWith):
     """A clip with everything that `generate` writes beside it.
 
     Attributes:
@@ -160,13 +160,13 @@ def clip_path(folder: Path, prompt_id: str, k: int) -> Path:
     return folder / f"{prompt_id if is_safe else json_digest(prompt_id)}-{k}.mp4"
 
 
-def clips_of(videos: Path) -> Iterator[Clip]:
+def clips_of(videos: Path) -> Iterator[CaptionedClip]:
     """The clips of a folder, or of a list as `evaluate` takes it, whether they can be read or not.
 
     Raises:
         UserError: A sidecar or the list is damaged.
     """
-    return _of_list(videos) if videos.is_file() else map(Clip.read, _sidecars(videos))
+    return _of_list(videos) if videos.is_file() else map(CaptionedClip.read, _sidecars(videos))
 
 
 def readable_clips(videos: Path) -> dict[Key, Sidecar]:
@@ -217,9 +217,9 @@ def clip_digest(clip: Path) -> str:
     return file_digest(clip)[:DIGEST]
 
 
-def _of_list(path: Path) -> Iterator[Clip]:
+def _of_list(path: Path) -> Iterator[CaptionedClip]:
     for entry in read_manifest(path):
-        yield Clip(path=entry.path, prompt_id=entry.id, prompt=entry.caption, k=0)
+        yield CaptionedClip(path=entry.path, prompt_id=entry.id, prompt=entry.caption, k=0)
 
 
 def _sidecars(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -18,9 +19,13 @@ from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from jaxtyping import Float, UInt8
 
 from videorepa.errors import ClipError
 from videorepa.system.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BT709 = 1
 """The number that H.264 and ffmpeg give to BT.709's matrix, primaries and transfer curve."""
@@ -225,6 +230,13 @@ def read_all(path: str | Path) -> tuple[np.ndarray, float]:
     if len(sizes) > 1:
         raise ClipError(f"{path}: its frames change their size, (height, width) is {sizes}")
     return np.stack(clip), float(rate)
+
+
+def to_video(frames: UInt8[np.ndarray, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
+    """Frames as a float32 video in [0, 1], as encoders and backbones take it."""
+    import torch
+
+    return torch.from_numpy(frames).movedim(-1, -3).float() / 255.0
 
 
 def write_video(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +16,7 @@ from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.hub import local_copy, plain_weights, quieten_libraries
+from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
 
 # What original files hold besides the encoder. Final norms are among it: see each teacher.
@@ -220,7 +221,7 @@ def renamed(weights: dict[str, Tensor], names: Mapping[str, str]) -> dict[str, T
 
 
 def load_stock(
-    kind: Any,
+    stock_class: Any,
     spec: ViTSpec,
     path: Path,
     config: Any,
@@ -228,15 +229,25 @@ def load_stock(
     weights: dict[str, Tensor] | None = None,
     unused: str = "",
 ) -> nn.Module:
-    """The stock model with every weight found in a folder, or in `weights` of an original file:
-    left to itself, transformers makes up those that are missing.
+    """Load a stock transformers model, and check that all of its weights were there.
 
-    unused: beginning of names that do not matter. Raises UserError that names the weights
-    that do not fit. Extra ones are a fault by themselves only in original files: folders may hold
-    a head or a decoder as well.
+    Left to itself, transformers makes up those that are missing.
+
+    Args:
+      stock_class: The model's class.
+      spec: The teacher, for messages.
+      path: The folder to load, or the original file that `weights` are from.
+      config: The model's configuration.
+      dtype: The dtype to load in.
+      weights: An original file's weights under the stock class's names.
+      unused: Beginning of the names of weights that do not matter.
+
+    Raises:
+      UserError: Weights are missing or have another shape, or an original file has extra ones.
+        Folders may hold a head or a decoder as well.
     """
     try:
-        model, found = kind.from_pretrained(
+        model, info = stock_class.from_pretrained(
             path if weights is None else None,
             config=config,
             state_dict=weights,
@@ -249,24 +260,10 @@ def load_stock(
             f"The teacher {path} could not be loaded: {type(error).__name__}: {str(error)[:500]}. "
             "Compare the folder or file with the one it was copied from."
         ) from None
-
-    def used(names: Iterable[str]) -> list[str]:
-        return [name for name in names if not (unused and name.startswith(unused))]
-
-    faults = {
-        "missing": used(found["missing_keys"]),
-        "extra": used(found["unexpected_keys"]),
-        "misshapen": [
-            f"{key} {tuple(there)}, expected {tuple(here)}"
-            for key, there, here in found["mismatched_keys"]
-        ],
-    }
-    if faults["missing"] or faults["misshapen"] or (weights is not None and faults["extra"]):
-        said = [
-            f"{what}: {', '.join(sorted(names)[:8])}" for what, names in faults.items() if names
-        ]
+    misfit = Misfit.reported(info, unused)
+    if misfit.missing or misfit.misshapen or (weights is not None and misfit.extra):
         raise UserError(
-            f"{path} does not fit {spec.family}; {'; '.join(said)}. The encoder {spec.name} loads "
+            f"{path} does not fit {spec.family}; {misfit}. The encoder {spec.name} loads "
             f"{spec.accepts}."
         )
     return model

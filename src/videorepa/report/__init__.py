@@ -19,7 +19,7 @@ from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Scores
 from videorepa.errors import UserError
 from videorepa.evaluation.ratings import FORMAT, QUESTIONS
-from videorepa.probing.records import Probe, Scan, read_probe, read_scan
+from videorepa.probing.records import Probe, Scan
 from videorepa.report.gallery import clip_gallery, validation_rows
 from videorepa.report.media import Media
 from videorepa.report.plots import COLOURS, SHOWN_SHARE, SMOOTHED_SHARE
@@ -90,9 +90,9 @@ def report(
         name: [Scores.read(Path(folder)) for folder in folders] for name, folders in scores.items()
     }
     scan_folders = dict(zip(_names(scans), map(Path, scans), strict=True))
-    scanned = {name: read_scan(folder) for name, folder in scan_folders.items()}
+    scanned = {name: Scan.read(folder) for name, folder in scan_folders.items()}
     probe_folders = dict(zip(_names(probes), map(Path, probes), strict=True))
-    probed = {name: read_probe(folder) for name, folder in probe_folders.items()}
+    probed = {name: Probe.read(folder) for name, folder in probe_folders.items()}
     sources = [source for found in probed.values() for source in found.sources]
     order = dict.fromkeys([*opened, *clips, *scored, *sources])
     colours = {name: index for index, name in enumerate(order)}

@@ -1,6 +1,6 @@
-"""Takes the pictures in docs/report.md: python docs/screenshots.py demo/report.html
+"""Takes the pictures of a report in docs/: python dev/screenshots.py demo/report.html
 
-Any report with clips of two models will do; `make demo` writes the one that is shown. Wants
+Any report with clips of two models will do; `make demo` writes the one that is shown. Needs
 playwright and Chromium, as the tests do.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+DOCS = Path(__file__).parents[1] / "docs"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -42,7 +43,7 @@ def rating(page: Page) -> None:
 
 
 def at_frame(page: Page, number: int) -> None:
-    """Stop all clips in sight at this frame, with the keys that readers have."""
+    """Stop all clips in sight at this frame, with the page's own keys."""
     page.locator("#clips .row").first.evaluate("(row) => row.scrollIntoView()")
     page.wait_for_timeout(1000)  # For the clips to be there.
     page.keyboard.press(" ")
@@ -69,7 +70,7 @@ def main(report: Path) -> None:
             page = browser.new_page(viewport=size, color_scheme=scheme, has_touch=size is PHONE)
             page.goto(report.resolve().as_uri())
             show(page)
-            path = Path(__file__).with_name(f"{name}.png")
+            path = DOCS / f"{name}.png"
             page.screenshot(path=path)
             print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
         browser.close()

@@ -1,7 +1,7 @@
-"""Makes the tables and figures of docs/lab.md from what docs/study/ keeps: python docs/results.py
+"""Makes the tables and figures of docs/study.md from docs/study/: python dev/results.py [STUDY]
 
-With the folder of a study (`python docs/results.py study`), its scores and what it cost are taken
-into docs/study/ first, and clips of some arms are shown side by side.
+With the folder of a study, its scores and costs are first copied into docs/study/, and the picture
+of some arms' clips side by side is made anew.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from videorepa.lab.study.tables import (
     tables,
 )
 
-DOCS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGE = DOCS / "study.md"
 KEPT = DOCS / "study"
-RECIPE = DOCS.parent / "recipes" / "micro" / "study.yaml"
+RECIPE = ROOT / "recipes" / "micro" / "study.yaml"
 POOL = "4"
-"""Rows and columns that the probe's figure is about; both are in the tables."""
+"""Rows and columns of places in the probe's figure; the table has all poolings."""
 NAMES = {
     "videomae": "teacher",
     "untrained": "teacher, untrained",
@@ -51,17 +53,17 @@ SHEET_FRAMES = range(0, 17, 2)
 
 
 def probe_table() -> str:
-    """Contact foreseen: a line for each source and noise, a column for each pooling."""
-    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    """Contact foreseen: a line for each source and timestep, a column for each pooling."""
+    percents: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for row in _probed():
         percent, low, high = (float(row[key]) for key in ("percent", "low", "high"))
-        found[row["source"], row["timestep"]][row["pool"]] = (
+        percents[row["source"], row["timestep"]][row["pool"]] = (
             f"{percent:.1f} [{low:.1f}, {high:.1f}]"
         )
     pools = list(dict.fromkeys(row["pool"] for row in _probed()))
     heads = [f"{pool} x {pool}" for pool in pools]
     lines = [f"| source | timestep | {' | '.join(heads)} |", "|---" * (2 + len(pools)) + "|"]
-    for (source, timestep), cells in found.items():
+    for (source, timestep), cells in percents.items():
         named = [NAMES.get(source, source), timestep or "clean", *(cells[pool] for pool in pools)]
         lines.append(f"| {' | '.join(named)} |")
     return "\n".join(lines)
@@ -69,12 +71,12 @@ def probe_table() -> str:
 
 @cache
 def study_table() -> str:
-    """The paper's table: SA, PC and both, and how PC and SA differ from the control's."""
+    """The main table: SA, PC and both of each arm, and how PC and SA differ from the control's."""
     return by_table(*_study())["main"].scores()
 
 
 def further_table() -> str:
-    """Arms of the tables after the main one, each less its own control."""
+    """The arms of all tables after the main one, each compared with its own control."""
     left_out = {"checks", "violation", "motion, px"}
     rows = []
     for name, table in by_table(*_study()).items():
@@ -85,7 +87,7 @@ def further_table() -> str:
 
 
 def relations_table() -> str:
-    """What experiments/relations.py found: a line for each teacher."""
+    """The results of experiments/relations.py: a line for each teacher."""
     forms: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     with (KEPT / "relations.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -111,7 +113,7 @@ def relations_table() -> str:
 
 
 def arms_table() -> str:
-    """What experiments/arms.py found: how alignment trained, and what became of it."""
+    """The results of experiments/arms.py: how alignment trained, and what became of it."""
     with (KEPT / "arms.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines = [
@@ -136,7 +138,7 @@ def arms_table() -> str:
 
 
 def filled(text: str) -> str:
-    """The page with its tables as they follow from what is kept."""
+    """Give the page with its tables made anew from docs/study/."""
     for name, table in TABLES.items():
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
@@ -146,7 +148,7 @@ def filled(text: str) -> str:
 
 
 def probe() -> Figure:
-    """Accuracy over the noise, of models; beside it what is read from clean clips."""
+    """Draw the models' accuracy over the noise, and what is read from clean clips as lines."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     rows = [row for row in _probed() if row["pool"] == POOL]
@@ -172,13 +174,13 @@ def probe() -> Figure:
 
 
 def curves() -> Figure:
-    """SA and PC of the same captions and noise over the steps, with 95 % intervals."""
+    """Draw SA and PC over the training steps, with 95 % intervals, of the same captions."""
     recipe, rows = _study()
     figure = Figure(figsize=(7, 3), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (score, title) in zip(panels, {"sa": "SA", "pc": "PC"}.items(), strict=True):
         for number, (arm, by_step) in enumerate(on_the_way(recipe, rows).items()):
-            passed = [[bool(row[score]) for row in found] for found in by_step.values()]
+            passed = [[bool(row[score]) for row in clips] for clips in by_step.values()]
             share = 100 * np.array([np.mean(each) for each in passed])
             ends = 100 * np.array([wilson(sum(each), len(each)) for each in passed]).T
             # Apart by a little, so that no interval hides another.
@@ -192,7 +194,7 @@ def curves() -> Figure:
 
 
 def differences() -> Figure:
-    """Each arm of the main table less the control, in points with 95 % intervals."""
+    """Draw each arm of the main table less the control, in points with 95 % intervals."""
     table = by_table(*_study())["main"]
     arms = list(table.against("pc"))
     figure = Figure(figsize=(9, 0.6 + 0.32 * len(arms)), layout="constrained")
@@ -200,9 +202,9 @@ def differences() -> Figure:
     titles[VIOLATION] = "violation"
     panels = figure.subplots(1, len(titles), sharey=True)
     for axes, (score, title) in zip(panels, titles.items(), strict=True):
-        found = list(table.against(score).values())
+        compared = list(table.against(score).values())
         value, low, high = (
-            np.array([getattr(d, k) for d in found]) for k in ("value", "low", "high")
+            np.array([getattr(d, k) for d in compared]) for k in ("value", "low", "high")
         )
         axes.axvline(0, color="gray", linestyle=":")
         axes.errorbar(value, range(len(arms)), xerr=(value - low, high - value), fmt="o", ms=4)
@@ -215,7 +217,7 @@ def differences() -> Figure:
 
 
 def sheet(study: Path) -> Image.Image:
-    """The same captions and noise by several arms: every second frame, an arm a row."""
+    """Show some arms' clips of the same captions and noise: an arm a row, every second frame."""
     recipe, rows = _study()
     first = recipe.seeds[0]
     of_base = [row for row in rows if row["arm"] == BASE and row["seed"] == first]
@@ -270,7 +272,7 @@ TABLES = {
     "further": further_table,
     "arms": arms_table,
 }
-"""What stands on the page between marks of these names."""
+"""The tables that stand on the page between marks of these names."""
 
 
 def main() -> None:
@@ -279,8 +281,7 @@ def main() -> None:
         (KEPT / "cost.md").write_text(cost(_study()[0], Path(study)) + "\n")
         sheet(Path(study)).save(DOCS / "lab-clips.png", optimize=True)
     matplotlib.rcParams["svg.hashsalt"] = "the same ids each time"
-    page = DOCS / "lab.md"
-    page.write_text(filled(page.read_text()))
+    PAGE.write_text(filled(PAGE.read_text()))
     (KEPT / "tables.md").write_text(tables(*_study()))
     probe().savefig(DOCS / "lab-probe.svg", metadata={"Date": None})
     differences().savefig(DOCS / "lab-differences.svg", metadata={"Date": None})
