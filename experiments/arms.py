@@ -90,7 +90,7 @@ class HeldOut:
 
 def logged(run: Path) -> dict[str, float]:
     """The columns that follow from a run's log."""
-    rows = Run.open(run).logged()
+    rows = Run.open(run).log
     ends = {"align_first": rows[:WINDOW], "align_last": rows[-WINDOW:]}
     losses = {key: float(np.mean([row["align"] for row in part])) for key, part in ends.items()}
     align, denoise, cosine = (

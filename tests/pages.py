@@ -143,8 +143,9 @@ def write_scores(
         for name, shift in (("fall", 1.25), ("roll", -1.25))
     }
     failures = [{"prompt_id": "gone", "k": 0, "reason": "no <ball> was found"}]
-    summary = {"benchmark": benchmark, "version": "1", "metrics": metrics, "failures": failures}
-    (folder / "summary.json").write_text(json.dumps(summary | {"by_scenario": categories}))
+    summary = {"benchmark": benchmark, "version": "1", "n": len(prompts), "metrics": metrics}
+    summary |= {"by_scenario": categories, "failures": failures}
+    (folder / "summary.json").write_text(json.dumps(summary))
     if against:
         differences = {
             "sa": {"difference": 4.2, "low": -3.0, "high": 11.0, "p": 0.3},

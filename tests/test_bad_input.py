@@ -829,7 +829,7 @@ def test_clips_that_cannot_be_scored_cost_themselves_alone(
 def test_exporting_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder in (tmp_path, tmp_path / "missing", Path(ready.recipe)):
-        fails("export", folder, out, says="is not a run: it has no recipe.yaml")
+        fails("export", folder, out, says="is not a run: it (has no recipe.yaml|does not exist)")
     fails("export", ready.run, tmp_path, says="exists already. Choose another folder")
     says = "(?i)not a directory|file exists"
     fails("export", ready.run, Path(ready.recipe) / "below", says=says)
@@ -1110,7 +1110,7 @@ def test_a_full_disk_while_weights_are_imported(
 def test_reporting_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path) -> None:
     page = ["--out", tmp_path / "page.html"]
     fails("report", *page, says="nothing to report on")
-    fails("report", tmp_path, *page, says="holds no recipe.yaml")
+    fails("report", tmp_path, *page, says="is not a run: it has no recipe.yaml")
     fails("report", tmp_path / "missing", *page, says="does not exist")
     fails("report", ready.run, ready.run, *page, says="named twice")
     fails("report", ready.run, "--out", tmp_path, says="is a folder. Name the HTML file")

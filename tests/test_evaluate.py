@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from videorepa.artifacts.scores import read_scores
+from videorepa.artifacts.scores import Scores
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
@@ -44,24 +44,24 @@ def test_two_folders_become_tables_that_the_report_reads(tmp_path):
     good, still = write_clips(tmp_path / "good"), write_clips(tmp_path / "still", frozen=5)
     found = evaluate("lab", good, against=still)
 
-    metrics = found.summary["metrics"]
-    assert found.summary["n"] == N and found.summary["failures"] == []
+    metrics = found.summary.metrics
+    assert found.summary.n == N and found.summary.failures == []
     # What H.264 does to the pixels is no reason to fail.
-    assert metrics["sa"]["percent"] == 100 and metrics["sa"]["n"] == N
-    assert metrics["pc"]["percent"] >= 90
-    assert 5 < metrics["motion"]["mean"] < 200
-    assert found.summary["by_scenario"].keys() == set(SCENARIOS)
-    assert found.summary["by_scenario"]["fall"]["sa"]["n"] == 1
+    assert metrics["sa"].percent == 100 and metrics["sa"].n == N
+    assert metrics["pc"].percent >= 90
+    assert 5 < metrics["motion"].mean < 200
+    assert found.summary.by_scenario.keys() == set(SCENARIOS)
+    assert found.summary.by_scenario["fall"]["sa"].n == 1
     assert found.comparison is not None
-    assert found.comparison["against"] == "still" and found.comparison["unpaired"] == 0
+    assert found.comparison.against == "still" and found.comparison.unpaired == 0
     # Five of the other folder's clips do not move, and none of those shows its event.
-    difference = found.comparison["metrics"]["sa"]["difference"]
+    difference = found.comparison.metrics["sa"].difference
     assert difference == pytest.approx(100 * 5 / N)
 
-    scores = read_scores(found.out)
+    scores = Scores.read(found.folder)
     assert scores.summary.metrics.keys() == {"sa", "pc", "joint", "motion"}
-    assert scores.summary.metrics["motion"].mean == pytest.approx(metrics["motion"]["mean"])
-    assert len(scores.rows) == N and scores.rows[FALL, 0].scenario == "fall"
+    assert scores.summary.metrics["motion"].mean == pytest.approx(metrics["motion"].mean)
+    assert len(scores.rows) == N and scores.by_clip[FALL, 0]["scenario"] == "fall"
     assert (
         scores.comparison is not None and scores.comparison.metrics["sa"].difference == difference
     )
@@ -74,12 +74,12 @@ def test_a_clip_that_cannot_be_read_is_named_and_not_scored(tmp_path):
     folder = write_clips(tmp_path / "clips")
     (folder / f"{ROLL}-0.mp4").write_bytes(b"not a video")
     found = evaluate("lab", folder)
-    assert found.summary["n"] == N - 1 and found.summary["metrics"]["sa"]["percent"] == 100
-    (failure,) = found.summary["failures"]
-    assert failure["prompt_id"] == ROLL and f"{ROLL}-0.mp4" in failure["reason"]
+    assert found.summary.n == N - 1 and found.summary.metrics["sa"].percent == 100
+    (failure,) = found.summary.failures
+    assert failure.prompt_id == ROLL and f"{ROLL}-0.mp4" in failure.reason
     assert "1 clips could not be read" in table({"clips": found})
-    scores = read_scores(found.out)
-    assert (ROLL, 0) in scores.failures and (ROLL, 0) not in scores.rows
+    scores = Scores.read(found.folder)
+    assert (ROLL, 0) in scores.failures and (ROLL, 0) not in scores.by_clip
 
 
 def test_a_second_run_keeps_the_rows_and_scores_what_is_new(tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_a_second_run_keeps_the_rows_and_scores_what_is_new(tmp_path, monkeypatc
     )
     folder = write_clips(tmp_path / "clips")
     first = evaluate("lab", folder)
-    rows = first.out / "scores.jsonl"
+    rows = first.folder / "scores.jsonl"
     complete = rows.read_text()
     assert len(scored) == N
 
@@ -106,7 +106,7 @@ def test_a_second_run_keeps_the_rows_and_scores_what_is_new(tmp_path, monkeypatc
     # The same clip by another model is another clip.
     sidecar = folder / f"{FALL}-0.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"model_digest": "other"}))
-    assert evaluate("lab", folder).summary["n"] == N
+    assert evaluate("lab", folder).summary.n == N
     assert len(scored) == N + 2
 
 

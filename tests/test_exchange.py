@@ -24,7 +24,7 @@ from conftest import recipe_values
 from videorepa.align.projector import Projector
 from videorepa.align.taps import tap
 from videorepa.artifacts.run import Run
-from videorepa.artifacts.scores import read_scores
+from videorepa.artifacts.scores import Scores
 from videorepa.errors import UserError
 from videorepa.exchange import zero_checkpoint as zero
 from videorepa.exchange.lora import LORA_FILE, Adapter, comfyui_names
@@ -327,14 +327,14 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
     folder = tmp_path / "clips" / "scores"
     folder.mkdir(parents=True)
     metrics = {"pc": {"percent": 12.5, "low": 3.1, "high": 30.2, "n": 16}, "motion": {"mean": 4.25}}
-    summary = {"benchmark": "lab", "version": "1", "metrics": metrics, "failures": []}
+    summary = {"benchmark": "lab", "version": "1", "n": 16, "metrics": metrics, "failures": []}
     difference = {"difference": 4.0, "low": -1.0, "high": 9.0, "p": 0.25}
     comparison = {"against": "control", "metrics": {"pc": difference}}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "comparison.json").write_text(json.dumps(comparison))
     (folder / "scores.jsonl").write_text("")
     recipe, product = lora_run.recipe, "pytorch_lora_weights.safetensors"
-    card = model_card(lora_run, recipe, 6, product, "transformer", [read_scores(folder)])
+    card = model_card(lora_run, recipe, 6, product, "transformer", [Scores.read(folder)])
     assert "| pc | 12.5 % | [3.1, 30.2] | 16 |" in card and "lab 1, on the clips in `clips`" in card
     assert "| motion | 4.25 |" in card
     assert "| pc | +4.0 | [-1.0, 9.0] | 0.250 |" in card and "Against `control`" in card

@@ -13,7 +13,7 @@ from scipy import stats
 
 from pages import FPS, FRAMES, Material, Tags, write_generation, write_scores, write_sidecar
 from videorepa.artifacts.clips import clip_digest
-from videorepa.artifacts.scores import read_scores
+from videorepa.artifacts.scores import Scores
 from videorepa.cli import main
 from videorepa.data.video import read_all
 from videorepa.errors import UserError
@@ -239,7 +239,7 @@ def test_a_blind_rating_ends_in_a_file_that_evaluate_reads(shown, browser, tmp_p
     command = ["evaluate", "rated", str(aligned), "--against", str(control)]
     assert main([*command, "--ratings", str(saved), "--out", str(tmp_path / "rated")]) == 0
     assert "pc preferred  66.7" in capsys.readouterr().out
-    scores = read_scores(tmp_path / "rated")
+    scores = Scores.read(tmp_path / "rated")
     assert scores.comparison and scores.comparison.metrics["pc preferred"].difference == 25.0
     html = report(
         [],
@@ -352,27 +352,28 @@ def test_a_prompt_counts_once_for_the_side_that_most_prefer(material: Material, 
     )
     found = rated(folders[a], folders[b], [ada, bob])
     # fall-0: 2 to 0; fall-1: 1 to 0; roll-0: 1 to 1; roll-1: even.
-    metric, test = found.summary["metrics"]["pc preferred"], found.comparison["metrics"]
+    metric, test = found.summary.metrics["pc preferred"], found.comparison.metrics
     low, high = wilson(2, 2)
-    assert metric == {"percent": 100.0, "low": 100 * low, "high": 100 * high, "n": 2, "even": 2}
-    assert test["pc preferred"]["difference"] == 50.0 and test["pc preferred"]["n"] == 4
-    assert test["pc preferred"]["p"] == stats.binomtest(2, 2).pvalue == 0.5
-    assert test["pc preferred"]["low"] >= 0.0 and test["pc preferred"]["high"] <= 100.0
-    assert found.summary["metrics"]["sa preferred"]["percent"] == 0.0
-    assert found.comparison["unpaired"] == 1 and found.comparison["against"] == b
-    rows = [json.loads(line) for line in (found.out / "scores.jsonl").read_text().splitlines()]
-    assert found.out == folders[a] / "rated" and len(rows) == 8
+    interval = {"low": 100 * low, "high": 100 * high}
+    assert metric.model_dump(exclude_unset=True) == {"percent": 100.0, "n": 2, "even": 2} | interval
+    assert test["pc preferred"].difference == 50.0 and test["pc preferred"].n == 4
+    assert test["pc preferred"].p == stats.binomtest(2, 2).pvalue == 0.5
+    assert test["pc preferred"].low >= 0.0 and test["pc preferred"].high <= 100.0
+    assert found.summary.metrics["sa preferred"].percent == 0.0
+    assert found.comparison.unpaired == 1 and found.comparison.against == b
+    rows = [json.loads(line) for line in (found.folder / "scores.jsonl").read_text().splitlines()]
+    assert found.folder == folders[a] / "rated" and len(rows) == 8
     assert [row["preferred"] for row in rows] == [True, True, False, None, False, True, None, True]
     assert rows[0]["rater"] == "Ada" and rows[0]["file"] == "ada.json"
     assert "pc preferred 100.0" in table({"aligned": found})
     even = save(tmp_path / "even.json", "Eve", answer(folders, "roll-0", a, b, "same"))
     nothing = rated(folders[a], folders[b], [even], tmp_path / "even")
-    assert nothing.summary["metrics"]["pc preferred"]["percent"] is None
+    assert nothing.summary.metrics["pc preferred"].percent is None
     assert "pc preferred none" in table({"aligned": nothing})
     # From the other side it is the same.
     other = rated(folders[b], folders[a], [ada, bob], tmp_path / "other")
-    assert other.summary["metrics"]["pc preferred"]["percent"] == 0.0
-    assert other.comparison["metrics"]["pc preferred"]["difference"] == -50.0
+    assert other.summary.metrics["pc preferred"].percent == 0.0
+    assert other.comparison.metrics["pc preferred"].difference == -50.0
 
 
 def test_what_is_no_rating_of_these_clips_is_refused(material: Material, tmp_path: Path, capsys):

@@ -19,7 +19,7 @@ from sentencepiece import SentencePieceTrainer
 from torch import Tensor
 
 from pages import Tags
-from videorepa.artifacts.scores import read_scores
+from videorepa.artifacts.scores import Scores, failing_checks
 from videorepa.benchmarks import videophy, videophy2
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.benchmarks.mplug_owl.judge import OwlJudge, digest, frame_indices, rate
@@ -534,18 +534,18 @@ def test_two_folders_are_judged_and_compared(judge, captions, tmp_path):
     (ours / "0001-1.mp4").write_bytes(b"no video")
     given = settings(judge, captions)
     found = evaluate("videophy", ours, against=theirs, settings=given)
-    assert found.summary["n"] == 3 and len(found.summary["failures"]) == 1
+    assert found.summary.n == 3 and len(found.summary.failures) == 1
     # The third caption has no clip, for either sample.
-    assert [(m["prompt_id"], m["k"]) for m in found.summary["missing"]] == [
+    assert [(m["prompt_id"], m["k"]) for m in found.summary.missing] == [
         ("0002", 0),
         ("0002", 1),
     ]
-    assert found.summary["by_scenario"].keys() == {"solid_solid", "fluid_fluid"}
-    assert found.comparison is not None and found.comparison["unpaired"] == 1
-    both = [found.comparison["metrics"], *found.comparison["by_scenario"].values()]
+    assert found.summary.by_scenario.keys() == {"solid_solid", "fluid_fluid"}
+    assert found.comparison is not None and found.comparison.unpaired == 1
+    both = [found.comparison.metrics, *found.comparison.by_scenario.values()]
     claims = [metrics[flag] for metrics in both for flag in ("sa", "pc", "joint")]
-    assert [c["p_holm"] for c in claims] == pytest.approx(holm([c["p"] for c in claims]))
-    assert "p" not in found.comparison["metrics"]["sa_score"]
+    assert [c.p_holm for c in claims] == pytest.approx(holm([c.p for c in claims]))
+    assert found.comparison.metrics["sa_score"].p is None
     rows = [json.loads(line) for line in (ours / "scores" / "scores.jsonl").open()]
     assert len(rows) == 3 and {row["scenario"] for row in rows} == {"solid_solid", "fluid_fluid"}
     for row in rows:
@@ -558,12 +558,12 @@ def test_two_folders_are_judged_and_compared(judge, captions, tmp_path):
     text = table({"ours": found}, by_scenario=True)
     assert "1 clips could not be read, 2 clips are missing" in text
     assert "fluid_fluid" in text and "against theirs" in text
-    read = read_scores(found.out)
+    read = Scores.read(found.folder)
     assert len(read.summary.missing) == 2
     page = card._scores(read)
-    assert f"| sa_score | {found.summary['metrics']['sa_score']['mean']:.4g} | [" in page
+    assert f"| sa_score | {found.summary.metrics['sa_score'].mean:.4g} | [" in page
     assert read.summary.metrics.keys() == {"sa", "pc", "joint", "sa_score", "pc_score"}
-    assert read.rows["0000", 0].failing_checks == []
+    assert failing_checks(read.by_clip["0000", 0]) == []
 
 
 def test_shards_are_put_together_and_nothing_is_scored_twice(
@@ -573,12 +573,12 @@ def test_shards_are_put_together_and_nothing_is_scored_twice(
     given = settings(judge, captions)
     alone = evaluate("videophy2", folder, tmp_path / "alone", settings=given)
     parts = [
-        evaluate("videophy2", folder, settings=given, shard=(index, 2)).summary["n"]
+        evaluate("videophy2", folder, settings=given, shard=(index, 2)).summary.n
         for index in range(2)
     ]
     # More shards than clips: the last have nothing to do.
     idle = evaluate("videophy2", folder, settings=given, shard=(3, 4))
-    assert idle.summary["n"] == 0 and "sa none" in table({"idle": idle})
+    assert idle.summary.n == 0 and "sa none" in table({"idle": idle})
     assert parts == [2, 1] and not (folder / "scores" / "summary.json").exists()
 
     def never(*_: object) -> None:
@@ -588,7 +588,7 @@ def test_shards_are_put_together_and_nothing_is_scored_twice(
     whole = evaluate("videophy2", folder, settings=given)
     assert whole.summary == alone.summary
     rows = (folder / "scores" / "scores.jsonl").read_text()
-    assert rows == (alone.out / "scores.jsonl").read_text()
+    assert rows == (alone.folder / "scores.jsonl").read_text()
     # Read another way, the same answers are other scores.
     with pytest.raises(AssertionError, match="scored again"):
         evaluate("videophy2", folder, settings=[*given, "compat_parser=true"])
@@ -626,10 +626,10 @@ def test_real_clips_of_a_list_are_judged(judge, real_clips, tmp_path):
     given = settings(judge, real_clips / "clips.csv")
     ours, theirs = tmp_path / "videorepa.csv", tmp_path / "cogvideox.csv"
     found = evaluate("videophy", ours, against=theirs, settings=given)
-    assert found.summary["n"] == 4 and found.summary["missing"] == []
-    assert evaluate("videophy", tmp_path / "repa.csv", settings=given).summary["n"] == 4
-    assert found.comparison is not None and found.comparison["metrics"]["pc"]["n"] == 4
-    rows = [json.loads(line) for line in (found.out / "scores.jsonl").open()]
+    assert found.summary.n == 4 and found.summary.missing == []
+    assert evaluate("videophy", tmp_path / "repa.csv", settings=given).summary.n == 4
+    assert found.comparison is not None and found.comparison.metrics["pc"].n == 4
+    rows = [json.loads(line) for line in (found.folder / "scores.jsonl").open()]
     assert len({row["pc_score"] for row in rows}) == 4
 
 

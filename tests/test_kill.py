@@ -239,12 +239,12 @@ def test_leftovers_of_a_killed_save_and_export(
 
 def test_half_a_line_of_a_killed_process_is_no_step(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert run.logged() == []
+    assert run.log == []
     for step in (1, 2, 3):
-        run.log({"step": step, "loss": 0.1 * step})
+        run.append({"step": step, "loss": 0.1 * step})
     with run.log_path.open("a") as file:
         file.write('{"step": 4, "lo')
-    assert [row["step"] for row in run.logged()] == [1, 2, 3]
+    assert [row["step"] for row in run.log] == [1, 2, 3]
     run.cut_log(2)
-    assert run.logged() == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}]
+    assert run.log == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}]
     assert len(run.log_path.read_text().splitlines()) == 2

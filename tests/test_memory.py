@@ -82,14 +82,14 @@ def test_what_is_held_in_less_trains_nearly_alike_and_resumes_exactly(
     assert forms[0] == forms[1], "the adapters are those of any training"
     assert losses(whole) == pytest.approx(expected, rel=tolerance)
     assert losses(whole) != expected
-    real = Run.log
+    real = Run.append
 
     def stop(self: Run, values: dict) -> None:
         real(self, values)
         if values["step"] == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "log", stop)
+    monkeypatch.setattr(Run, "append", stop)
     with pytest.raises(KeyboardInterrupt):
         train(less, tmp_path / "stopped")
     monkeypatch.undo()

@@ -216,19 +216,19 @@ def test_a_perfect_a_late_and_a_still_model(data: Path, tmp_path: Path, capsys) 
     still = generated(tmp_path / "still", still=True)
     setting = f"data={data}"
     found = evaluate("physics_iq", perfect, against=still, settings=[setting])
-    metrics = found.summary["metrics"]
-    assert found.summary["n"] == 4 and found.summary["missing"] == []
-    assert metrics["score"]["percent"] == 100 and metrics["score"]["n"] == 2
-    assert metrics["spatial_iou"]["mean"] > 0.8 > metrics["spatiotemporal_iou_takes"]["mean"] > 0.1
+    metrics = found.summary.metrics
+    assert found.summary.n == 4 and found.summary.missing == []
+    assert metrics["score"].percent == 100 and metrics["score"].n == 2
+    assert metrics["spatial_iou"].mean > 0.8 > metrics["spatiotemporal_iou_takes"].mean > 0.1
     # What stands still is what the benchmark itself takes for that.
     of_still = json.loads((still / "scores" / "scores.jsonl").read_text().splitlines()[0])
     assert all(of_still[m] == pytest.approx(of_still[f"{m}_static"], abs=0.02) for m in METRICS)
-    difference = found.comparison["metrics"]["score"]
-    expected = 100 - metrics["static_score"]["percent"]
-    assert difference["difference"] == pytest.approx(expected, abs=2) and expected > 30
-    assert 0 < difference["low"] <= difference["difference"] <= difference["high"] <= 100
-    assert difference["p"] == pytest.approx(0.5, abs=0.02), "two experiments can say no more"
-    assert found.summary["by_scenario"].keys() == {"Solid drop", "Solid slide"}
+    difference = found.comparison.metrics["score"]
+    expected = 100 - metrics["static_score"].percent
+    assert difference.difference == pytest.approx(expected, abs=2) and expected > 30
+    assert 0 < difference.low <= difference.difference <= difference.high <= 100
+    assert difference.p == pytest.approx(0.5, abs=0.02), "two experiments can say no more"
+    assert found.summary.by_scenario.keys() == {"Solid drop", "Solid slide"}
 
     late = generated(tmp_path / "late", delay=0.25)
     assert main(["evaluate", "physics_iq", str(late), "--set", setting]) == 0

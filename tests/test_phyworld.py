@@ -103,15 +103,15 @@ def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
         frames[phyworld.SHOWN :] = frames[phyworld.SHOWN - 1]
         write_video(tmp_path / "still" / f"{entry.id}.mp4", frames, phyworld.FPS)
     found = evaluate("phyworld", recipe.out, tmp_path / "scores", against=tmp_path / "still")
-    error = found.summary["metrics"]["velocity_error"]
+    error = found.summary.metrics["velocity_error"]
     small = sum(not phyworld.drawn(entry.id).counts for entry in entries)
-    assert error["invalid"] >= small > 0 and error["n"] + error["invalid"] == 12
-    assert error["mean"] < 0.03
-    assert set(found.summary["by_scenario"]) == {f"{t} {g}" for t, g in phyworld.SERIES}
+    assert error.invalid >= small > 0 and error.n + error.invalid == 12
+    assert error.mean < 0.03
+    assert set(found.summary.by_scenario) == {f"{t} {g}" for t, g in phyworld.SERIES}
     assert found.comparison is not None
-    assert found.comparison["metrics"]["velocity_error"]["difference"] < -0.5
+    assert found.comparison.metrics["velocity_error"].difference < -0.5
     shown = table({"true": found}, by_scenario=True)
-    assert f"velocity_error {error['mean']:.4f} [{error['low']:.4f}, " in shown
+    assert f"velocity_error {error.mean:.4f} [{error.low:.4f}, " in shown
     assert "parabola v_out  velocity_error" in shown and "against" in shown
 
 

@@ -256,7 +256,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(
 ) -> None:
     recipe = prepared.override(*changes)
     undisturbed = train(recipe, tmp_path / "undisturbed")
-    real, calls = Run.log, []
+    real, calls = Run.append, []
 
     def stop_at_the_fifth(self: Run, values: dict) -> None:
         real(self, values)
@@ -264,7 +264,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(
         if len(calls) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "log", stop_at_the_fifth)
+    monkeypatch.setattr(Run, "append", stop_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "stopped")
     monkeypatch.undo()

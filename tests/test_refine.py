@@ -328,7 +328,7 @@ def test_clips_are_generated_from_the_detailed_text_and_scored_against_the_capti
     score = lab.Lab.score
     monkeypatch.setattr(lab.Lab, "score", lambda *all: (seen.append(all[2]), score(*all))[1])
     write_video(made, clip.frames, 8)
-    assert evaluate("lab", out).summary["by_scenario"].keys() == {"fall"}
+    assert evaluate("lab", out).summary.by_scenario.keys() == {"fall"}
     assert seen == [clip.caption]
     # Sidecars of before had one text for both.
     made.with_suffix(".json").write_text(json.dumps(about | {"prompt": clip.caption, "k": 1}))

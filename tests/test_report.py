@@ -294,8 +294,8 @@ def test_steps_done_twice_count_once(tmp_path: Path):
         (lambda run: (run / "log.jsonl").write_text('{"step": 1}\n{"st\n{"step": 2}\n'), "line 2"),
         (lambda run: (run / "log.jsonl").write_text('{"loss": 1}\n'), "step"),
         (lambda run: (run / "log.jsonl").write_text('{"step": 1, "align": "x"}\n'), "align"),
-        (lambda run: (run / "recipe.yaml").unlink(), "not a run folder"),
-        (lambda run: (run / "recipe.yaml").write_text("a: [1"), "not YAML"),
+        (lambda run: (run / "recipe.yaml").unlink(), "not a run: it has no recipe.yaml"),
+        (lambda run: (run / "recipe.yaml").write_text("a: [1"), "cannot be read as YAML"),
         (lambda run: shutil.rmtree(run), "does not exist"),
     ],
 )

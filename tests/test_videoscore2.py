@@ -21,7 +21,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from test_judge import clips_of
-from videorepa.artifacts.scores import read_scores
+from videorepa.artifacts.scores import Scores, failing_checks
 from videorepa.benchmarks import videoscore2
 from videorepa.benchmarks.videoscore2 import QwenJudge, frame_indices, patches, score_after
 from videorepa.errors import UserError
@@ -285,8 +285,8 @@ def test_two_folders_are_judged_and_compared(judge, captions, in_form, tmp_path,
     # Once, for both folders; a terminal breaks its lines anywhere.
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("do not compare with published ones") == 1
-    assert found.summary["n"] == 3 and len(found.summary["failures"]) == 1
-    assert [(m["prompt"], m["k"]) for m in found.summary["missing"]] == [("Tea.", 0), ("Tea.", 1)]
+    assert found.summary.n == 3 and len(found.summary.failures) == 1
+    assert [(m["prompt"], m["k"]) for m in found.summary.missing] == [("Tea.", 0), ("Tea.", 1)]
     rows = [json.loads(line) for line in (ours / "scores" / "scores.jsonl").open()]
     for row in rows:
         assert row["invalid"] == {} and row["joint"] == (row["sa"] and row["pc"])
@@ -300,17 +300,17 @@ def test_two_folders_are_judged_and_compared(judge, captions, in_form, tmp_path,
         assert about["instruction"].endswith("(own, not comparable with published scores)")
     # Other pixels, other scores: the clip is looked at.
     assert len({row["pc_expected"] for row in rows}) == 3
-    metrics = found.summary["metrics"]
+    metrics = found.summary.metrics
     means = [f"{metric}_{name}" for name in ("rating", "expected") for metric in ("vq", "sa", "pc")]
     assert list(metrics) == ["vq", "sa", "pc", "joint", *means]
     mean = np.mean([row["vq_expected"] for row in rows])
-    assert metrics["vq_expected"]["mean"] == pytest.approx(mean)
-    assert metrics["vq"]["by_threshold"].keys() == {"3", "4", "5"}
-    assert found.comparison is not None and found.comparison["unpaired"] == 1
-    assert found.comparison["metrics"]["sa_expected"]["n"] == 3
-    assert "p_holm" in found.comparison["metrics"]["vq"]
+    assert metrics["vq_expected"].mean == pytest.approx(mean)
+    assert metrics["vq"].by_threshold.keys() == {"3", "4", "5"}
+    assert found.comparison is not None and found.comparison.unpaired == 1
+    assert found.comparison.metrics["sa_expected"].n == 3
+    assert found.comparison.metrics["vq"].p_holm is not None
     assert "vq " in table({"ours": found})
-    assert all(row.failing_checks == [] for row in read_scores(found.out).rows.values())
+    assert all(failing_checks(row) == [] for row in Scores.read(found.folder).rows)
 
 
 def test_the_published_instruction_comes_from_a_file(judge, in_form, tmp_path, capsys):
@@ -321,8 +321,8 @@ def test_the_published_instruction_comes_from_a_file(judge, in_form, tmp_path, c
     given = [f"judge={judge}", "precision=float32", f"instruction={text}"]
     found = evaluate("videoscore2", clips, settings=given)
     assert "warning" not in capsys.readouterr().err
-    assert found.summary["judge"]["instruction"].endswith("(given)")
-    assert found.summary["n"] == 2 and found.summary["missing"] == []
+    assert found.summary.judge["instruction"].endswith("(given)")
+    assert found.summary.n == 2 and found.summary.missing == []
     assert in_form[1] - in_form[0] == len(PROMPTS[1]) - len(PROMPTS[0])
     # The same again costs nothing; other words make other scores.
     evaluate("videoscore2", clips, settings=given)
@@ -342,12 +342,12 @@ def test_an_answer_without_scores_is_invalid_not_zero(judge, tmp_path, monkeypat
     clips = clips_of(tmp_path / "clips", PROMPTS[:1])
     given = [f"judge={judge}", "precision=float32"]
     found = evaluate("videoscore2", clips, settings=given)
-    row = json.loads((found.out / "scores.jsonl").read_text())
+    row = json.loads((found.folder / "scores.jsonl").read_text())
     assert row["vq"] is row["sa_expected"] is row["pc_rating"] is row["joint"] is None
     assert row["invalid"].keys() == {"vq", "sa", "pc"} and row["answer"]
     assert "nothing as its visual quality" in row["invalid"]["vq"]
-    for metric in found.summary["metrics"].values():
-        assert (metric["n"], metric["invalid"]) == (0, 1)
+    for metric in found.summary.metrics.values():
+        assert (metric.n, metric.invalid) == (0, 1)
 
 
 def test_clips_of_one_frame_and_prompts_of_no_list_are_refused(judge, captions, tmp_path):

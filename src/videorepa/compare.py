@@ -1,19 +1,20 @@
-"""Is a training's curve normal? Compares its log with those of runs that differ in the seed alone.
+"""Compares a training's curves with those of runs that differ only in the seed.
 
 A reference holds, for each quantity, the band in which a further run of the same recipe is expected
-at a step: mean ± t · sd · sqrt(1 + 1/n) over n runs with n seeds, with Student's t for n - 1
-degrees of freedom, the 99 % prediction interval of one new run. The range of so few runs would be
-too narrow, since a new run leaves the range of n others at 2 of n + 1 steps, and mean ± 3 sd as
-well, since the deviation of so few is not known; t allows for that. Quantities that are positive
-throughout, as losses and norms are, are taken in logarithms: chance multiplies them, and a band
-below zero would see nothing fall. What is compared is the mean over the last tenth of the
-training's steps up to a point: single steps are mostly noise, and a mean that looks back is known
-while a run still goes on.
+at a step. With n runs and n seeds it is mean ± t · sd · sqrt(1 + 1/n), with Student's t for n - 1
+degrees of freedom: the 99 % prediction interval of one new run. The range of so few runs would be
+too narrow, since a new run leaves the range of n others at 2 of n + 1 steps. Mean ± 3 sd would be
+too narrow as well, since so few runs give only an estimate of the deviation; t allows for that.
 
-A normal run is outside of such a band at 1 % of the points, so a single one means nothing. A
-quantity counts as outside when it is so at more than one point and at more than a tenth of them; a
-normal run has that at a chance of at most 10 % (Markov's inequality), and far less where points do
-not err together.
+Quantities that are positive throughout, such as losses and norms, are taken in logarithms. Chance
+multiplies them, and a band that reaches below zero would not notice a fall. Single steps are mostly
+noise, so the quantity that is compared at a point is its mean over the tenth of the training's
+steps that ends there. Such a mean is available while a run still goes on.
+
+A normal run is outside of such a band at 1 % of the points, so a single point means nothing. A
+quantity counts as outside if it is outside at more than one point and at more than a tenth of them.
+That happens to a normal run with a probability of at most 10 % (Markov's inequality), and far less
+if the points err independently.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from videorepa.artifacts.run import FREE_TO_CHANGE, Run, differences, read_log
+from videorepa.artifacts.run import FREE_TO_CHANGE, Run, differences
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import Section
@@ -44,16 +45,14 @@ POINTS = 20
 """Points of a whole training at which it is compared."""
 
 WINDOW_SHARE = 0.1
-"""Share of a training's steps that a point is the mean of."""
+"""Share of a training's steps over which a point is the mean."""
 
 FORGIVEN = 0.1
-"""Share of the points that may be outside; a single one always may."""
+"""Share of the points that may be outside. A single one always may."""
 
 FEWEST = 3
-"""Runs for a reference: with two, t is 64 and the band holds everything."""
+"""Smallest number of runs for a reference. With two, t is 64 and everything is in the band."""
 
-# Runs that differ in these alone have the same curves, but for chance. The clips themselves, which
-# the paths lead to, are not known here.
 FREE = (
     *FREE_TO_CHANGE,
     "name",
@@ -63,13 +62,18 @@ FREE = (
     "data.cache",
     "data.prepare_batch",
 )
+"""Runs that differ only in these settings have the same curves, but for chance, provided that the
+paths lead to the same clips."""
 
 FREE_SECTIONS = ("generation", "validation")
 
 
 class Band(Section):
-    """Where a quantity is expected at some steps; all lists have one value per step. mean: the
-    geometric one, where the quantity is taken in logarithms."""
+    """Where a quantity is expected. All lists have one value per step.
+
+    Attributes:
+        mean: The geometric mean if the quantity is taken in logarithms.
+    """
 
     steps: list[int]
     mean: list[float]
@@ -78,10 +82,12 @@ class Band(Section):
 
 
 class Reference(Section):
-    """Bands of all quantities, and what they were made from.
+    """Bands of all quantities, and the runs they were made from.
 
-    recipe: with paths that lead nowhere. models: digests of the weights that it starts from.
-    environment: the versions and machine of the first run.
+    Attributes:
+        recipe: The runs' recipe, without the folders in its paths.
+        models: Digests of the weights that the runs started from.
+        environment: Versions and machine of the first run.
     """
 
     recipe: Recipe
@@ -92,12 +98,12 @@ class Reference(Section):
 
     @classmethod
     def read(cls, path: Path) -> Reference:
-        """Raises UserError if there is none, or it is damaged."""
+        """Read a reference. Raises UserError if it is missing or damaged."""
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"There is no reference {path}.") from None
-        except ValueError as error:  # Of JSON or of its content.
+        except ValueError as error:  # In the JSON or in its content.
             raise UserError(
                 f"{path} is not a reference ({str(error).splitlines()[0]}). `videorepa compare "
                 f"RUN RUN RUN --make {path}` writes one."
@@ -105,8 +111,13 @@ class Reference(Section):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One quantity: at how many points it was compared, and the steps at which it was outside."""
+class CurveVerdict:
+    """How one quantity compares with its band.
+
+    Attributes:
+        points: Number of points at which it was compared.
+        outside: Steps of the points at which it was outside.
+    """
 
     quantity: str
     points: int
@@ -123,16 +134,21 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A run against a reference. differing: settings of the recipes that are not the same, where
-    the reference was asked for by its file. step: the last one compared."""
+class CurveComparison:
+    """A run's curves against a reference.
+
+    Attributes:
+        name: Name of the reference.
+        differing: Settings in which the recipes differ, if the user chose the reference.
+        step: The last step that was compared.
+    """
 
     run: Path
     name: str
     reference: Reference
     differing: list[str]
     step: int
-    verdicts: list[Verdict]
+    verdicts: list[CurveVerdict]
 
     @property
     def is_normal(self) -> bool:
@@ -140,80 +156,91 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """What was found, in words."""
+        """The result in words."""
         outside = [verdict for verdict in self.verdicts if not verdict.is_normal]
         against = f"{len(self.reference.seeds)} runs of {self.name}, up to step {self.step}"
         if self.differing:
             against += f" (their recipe differs in {', '.join(self.differing)})"
         if not outside:
             return f"{self.run} is like {against}."
-        said = ", ".join(f"{v.quantity} first at step {v.outside[0]}" for v in outside)
-        return f"{self.run} is not like {against}: {said}."
+        where = ", ".join(f"{v.quantity} first at step {v.outside[0]}" for v in outside)
+        return f"{self.run} is not like {against}: {where}."
 
     def __str__(self) -> str:
         width = max(len(verdict.quantity) for verdict in self.verdicts)
         lines = [f"{'quantity':{width}}  inside  first outside  verdict"]
         for verdict in self.verdicts:
             first = f"step {verdict.outside[0]}" if verdict.outside else "-"
-            said = "normal" if verdict.is_normal else "outside"
+            word = "normal" if verdict.is_normal else "outside"
             inside = f"{verdict.inside:.0%}"
-            lines.append(f"{verdict.quantity:{width}}  {inside:>6}  {first:>13}  {said}")
+            lines.append(f"{verdict.quantity:{width}}  {inside:>6}  {first:>13}  {word}")
         return "\n".join(lines)
 
 
-def compare(run: Path, reference: Path | None = None) -> Comparison:
+def compare(run: Path, reference: Path | None = None) -> CurveComparison:
     """Say whether a run's losses, similarities and gradient norms are where they should be.
 
-    reference: a file that `make_reference` wrote, of any recipe; by default the shipped one that
-        has the run's recipe. A run that is not at its end is compared as far as it is.
-    Raises UserError if no shipped reference has the run's recipe, saying which there are, and for
-    a log that is damaged or too short.
+    A run that is not at its end is compared as far as it is.
+
+    Args:
+        run: The run's folder.
+        reference: A file that `make_reference` wrote, of any recipe; by default the shipped one
+            that has the run's recipe.
+
+    Raises:
+        UserError: No shipped reference has the run's recipe, or the log is damaged or too short.
     """
-    found = Run.open(run)
-    log = read_log(run)
-    path = reference or _shipped(found.recipe)
+    opened = Run.open(run)
+    step = opened.last_step
+    path = reference or _shipped(opened.recipe)
     bands = Reference.read(path)
-    last = min(log[-1]["step"], bands.recipe.optim.steps)
+    last = min(step, bands.recipe.optim.steps)
     verdicts = []
     for quantity, band in bands.bands.items():
         steps = [step for step in band.steps if step <= last]
         if not steps:
             continue
-        values = _smoothed(log, quantity, steps, bands.recipe.optim.steps)
+        values = _smoothed(opened, quantity, steps, bands.recipe.optim.steps)
         low, high = np.array(band.low[: len(steps)]), np.array(band.high[: len(steps)])
-        inside = (low <= values) & (values <= high)  # What was not logged is outside.
+        inside = (low <= values) & (values <= high)  # A value that was not logged is outside.
         outside = [step for step, fits in zip(steps, inside, strict=True) if not fits]
-        verdicts.append(Verdict(quantity, len(steps), outside))
+        verdicts.append(CurveVerdict(quantity, len(steps), outside))
     if not verdicts:
         first = min(band.steps[0] for band in bands.bands.values())
         raise UserError(
             f"{run} has logged {last} steps; {path.stem} begins at step {first}. Wait until then."
         )
-    differing = _differing(found.recipe, bands.recipe)
-    return Comparison(run, path.stem, bands, differing, last, verdicts)
+    differing = _differing(opened.recipe, bands.recipe)
+    return CurveComparison(run, path.stem, bands, differing, last, verdicts)
 
 
 def make_reference(runs: Sequence[Path], out: Path) -> Reference:
-    """Write the bands of finished runs of one recipe, each with a seed of its own, as JSON.
+    """Make a reference from finished runs of one recipe and write it as JSON.
 
-    Raises UserError for fewer than three runs, and for runs that are not so.
+    Args:
+        runs: Folders of three runs or more, each with a seed of its own.
+        out: The file to write.
+
+    Raises:
+        UserError: There are fewer runs, they differ in more than the seed, or one is not finished.
     """
     if len(runs) < FEWEST:
         raise UserError(
             f"A reference is made from {FEWEST} runs or more, which differ in the seed; got "
             f"{len(runs)}. `videorepa train RECIPE --set seed=1 --out DIR` makes another."
         )
-    recipes = [Run.open(run).recipe for run in runs]
+    opened = [Run.open(run) for run in runs]
+    recipes = [run.recipe for run in opened]
     recipe, steps = recipes[0], recipes[0].optim.steps
-    logs = [read_log(run) for run in runs]
-    for run, other, log in zip(runs, recipes, logs, strict=True):
+    for run, other in zip(opened, recipes, strict=True):
         if differing := _differing(other, recipe):
             raise UserError(
-                f"{run} has another recipe than {runs[0]}; they differ in {', '.join(differing)}."
+                f"{run.path} has another recipe than {runs[0]}; they differ in "
+                f"{', '.join(differing)}."
             )
-        if log[-1]["step"] < steps:
+        if run.last_step < steps:
             raise UserError(
-                f"{run} is at step {log[-1]['step']} of {steps}. Train it to its end first."
+                f"{run.path} is at step {run.last_step} of {steps}. Train it to its end first."
             )
     seeds = [other.seed for other in recipes]
     if len(set(seeds)) < len(seeds):
@@ -222,10 +249,10 @@ def make_reference(runs: Sequence[Path], out: Path) -> Reference:
         recipe=_without_paths(recipe),
         models=_models(recipe),
         seeds=seeds,
-        environment=json.loads((runs[0] / "environment.json").read_text(encoding="utf-8")),
+        environment=opened[0].environment,
         bands={
-            quantity: _band(logs, quantity, steps)
-            for quantity in logs[0][0]
+            quantity: _band(opened, quantity, steps)
+            for quantity in opened[0].log[0]
             if quantity.partition(".")[0] in QUANTITIES
         },
     )
@@ -233,11 +260,11 @@ def make_reference(runs: Sequence[Path], out: Path) -> Reference:
     return reference
 
 
-def _band(logs: Sequence[list[dict[str, Any]]], quantity: str, length: int) -> Band:
+def _band(runs: Sequence[Run], quantity: str, length: int) -> Band:
     points = np.unique(np.linspace(0, length, POINTS + 1).round().astype(int)[1:])
-    values = np.array([_smoothed(log, quantity, points, length) for log in logs])
-    known = np.isfinite(values).all(0)  # A term can stop early.
-    values, count = values[:, known], len(logs)
+    values = np.array([_smoothed(run, quantity, points, length) for run in runs])
+    logged = np.isfinite(values).all(0)  # A term can stop early.
+    values, count = values[:, logged], len(runs)
     is_positive = bool((values > 0).all())
     values = np.log(values) if is_positive else values
     mean, sd = values.mean(0), values.std(0, ddof=1)
@@ -245,7 +272,7 @@ def _band(logs: Sequence[list[dict[str, Any]]], quantity: str, length: int) -> B
     bounds = np.stack([mean, mean - reach, mean + reach])
     bounds = np.exp(bounds) if is_positive else bounds
     return Band(
-        steps=points[known].tolist(),
+        steps=points[logged].tolist(),
         **{
             name: [float(f"{value:.5g}") for value in each]
             for name, each in zip(("mean", "low", "high"), bounds, strict=True)
@@ -254,11 +281,11 @@ def _band(logs: Sequence[list[dict[str, Any]]], quantity: str, length: int) -> B
 
 
 def _smoothed(
-    log: list[dict[str, Any]], quantity: str, points: Sequence[int] | np.ndarray, length: int
+    run: Run, quantity: str, points: Sequence[int] | np.ndarray, length: int
 ) -> np.ndarray:
     """The quantity's mean over the steps up to each point; NaN where it was not logged."""
     window = max(1, round(WINDOW_SHARE * length))
-    logged = {row["step"]: row[quantity] for row in log if row.get(quantity) is not None}
+    logged = {row["step"]: row[quantity] for row in run.log if row.get(quantity) is not None}
     spans = [
         [logged[step] for step in range(point - window + 1, point + 1) if step in logged]
         for point in points
@@ -267,9 +294,9 @@ def _smoothed(
 
 
 def _differing(ours: Recipe, theirs: Recipe) -> list[str]:
-    """Settings that are not the same and matter to the curves."""
-    found = differences(ours.model_dump(mode="json"), theirs.model_dump(mode="json"))
-    return [key for key in found if key not in FREE and key.partition(".")[0] not in FREE_SECTIONS]
+    """The settings that differ and matter to the curves."""
+    keys = differences(ours.model_dump(mode="json"), theirs.model_dump(mode="json"))
+    return [key for key in keys if key not in FREE and key.partition(".")[0] not in FREE_SECTIONS]
 
 
 def _models(recipe: Recipe) -> dict[str, str]:
@@ -284,7 +311,7 @@ def _shipped(recipe: Recipe) -> Path:
         reference = Reference.read(path)
         differing = _differing(recipe, reference.recipe)
         if not differing:
-            # A model that was made again under its old name has curves of its own.
+            # A model that was trained anew under its old name has other curves.
             differing = differences(_models(recipe), reference.models, "models")
         if not differing:
             return path
@@ -298,7 +325,7 @@ def _shipped(recipe: Recipe) -> Path:
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
-    """The recipe without the folders of whoever ran it."""
+    """The recipe without the folders of the machine that it ran on."""
     changes = [f"data.cache={recipe.data.cache.name}"]
     if recipe.data.manifest is not None:
         changes.append(f"data.manifest={recipe.data.manifest.name}")

@@ -78,7 +78,7 @@ def demo(out: Path, *, quick: bool = False) -> Path:
         [run.path for run in runs.values()],
         out / "report.html",
         generations=folders,
-        scores={name: [evaluation.out] for name, evaluation in evaluations.items()},
+        scores={name: [scores.folder] for name, scores in evaluations.items()},
         title="VideoREPA demo: does alignment with a video encoder improve physics?",
         command="videorepa demo",
     )

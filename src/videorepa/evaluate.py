@@ -1,28 +1,38 @@
-"""Scores generated clips: a row each, a table with intervals, a paired comparison."""
+"""Scores generated clips: a row per clip, metrics with intervals, and a paired comparison."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videorepa.artifacts.clips import clips_of_folder, clips_of_list
-from videorepa.artifacts.scores import Evaluation, Row, clip_key, known_rows, result_folder
+from videorepa.artifacts.clips import CaptionedClip, clips_of
+from videorepa.artifacts.scores import (
+    Comparison,
+    Row,
+    Scores,
+    Summary,
+    finished_rows,
+    row_key,
+    score_folder,
+    write_rows,
+)
 from videorepa.benchmarks import Benchmark
 from videorepa.errors import ClipError, UserError
-from videorepa.evaluation.statistics import holm
+from videorepa.evaluation.pairs import adjust
 from videorepa.settings import plugins
 from videorepa.system.checks import check_shard
-from videorepa.system.files import atomic_write, short_name
+from videorepa.system.files import short_name
 from videorepa.system.progress import track
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """rows: of all clips with a score. failures: the clips without, and why."""
+    """The rows of the clips that could be scored, the failures of the others, and the benchmark's
+    prompts that have no clip."""
 
     rows: list[Row]
     failures: list[dict[str, Any]]
@@ -37,128 +47,139 @@ def evaluate(
     against: Path | None = None,
     settings: Sequence[str] = (),
     shard: tuple[int, int] = (0, 1),
-) -> Evaluation:
-    """Score every clip in `videos` against its caption into `out`, by default its `scores`; beside
-    a list, NAME.scores.
+) -> Scores:
+    """Score every clip against its caption.
 
-    videos: a folder as `generate` leaves it; or a .csv or .jsonl file that lists clips made
-        elsewhere, as for `prepare`, whose `id` names the prompt.
-    against: another such folder or list of the same prompts and seeds; it is scored too, and the
-        comparison is paired clip by clip.
-    settings: of the benchmark, each `key=value`.
-    shard: (i, n) scores every n-th clip from the i-th, into a row file of its own, and writes no
-        tables; the same call without it then takes the rows of all shards together.
-    Rows that are there already are kept if they are of the same clip and were scored the same way.
-    A clip that cannot be read costs that clip alone: it is counted and named among the failures,
-    as are those of the benchmark's prompts that have no clip; none is scored 0. Raises UserError
-    for a folder without clips.
+    Rows that are there already are kept if they are of the same clip and were scored in the same
+    way. A clip that cannot be read is named among the failures and costs itself alone, as do
+    prompts of the benchmark without a clip; none is scored 0.
+
+    Args:
+        benchmark: Name of the benchmark.
+        videos: A folder in the layout of `generate`; or a .csv or .jsonl file that lists clips made
+            elsewhere, as for `prepare`, whose `id` names the prompt.
+        out: Folder of the scores; by default `scores` in the clips' folder, or NAME.scores beside
+            their list.
+        against: Another such folder or list, of the same prompts and seeds. It is scored too, and
+            compared with clip by clip.
+        settings: Settings of the benchmark, each `key=value`.
+        shard: (i, n) scores every n-th clip, starting at the i-th, into a row file of its own, and
+            writes no tables. The same call without it then takes the rows of all shards together.
+
+    Raises:
+        UserError: There are no clips, none can be scored, or a sidecar is damaged.
     """
     check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
-    out = out or result_folder(videos, "scores")
+    out = out or score_folder(videos)
     scored = _score(bench, videos, out, shard)
-    others = (
-        None if against is None else _score(bench, against, result_folder(against, "scores"), shard)
-    )
+    theirs = None if against is None else _score(bench, against, score_folder(against), shard)
     if scored.failures and not scored.rows:
         raise UserError(
             f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
             f"{scored.failures[0]['reason']}"
         )
-    summary = {
-        "benchmark": bench.name,
-        "version": bench.version,
-        **bench.about(),
-        "n": len(scored.rows),
-        "metrics": bench.aggregate(scored.rows),
-        "by_scenario": {
-            name: bench.aggregate(rows) for name, rows in _by_scenario(scored.rows).items()
-        },
-        "failures": scored.failures,
-        "missing": scored.missing,
-    }
+    summary = Summary.model_validate(
+        {
+            "benchmark": bench.name,
+            "version": bench.version,
+            **bench.about(),
+            "n": len(scored.rows),
+            "metrics": bench.aggregate(scored.rows),
+            "by_scenario": {
+                name: bench.aggregate(rows) for name, rows in _by_scenario(scored.rows).items()
+            },
+            "failures": scored.failures,
+            "missing": scored.missing,
+        }
+    )
     if shard[1] > 1:
-        return Evaluation(out, summary)
-    atomic_write(out / "summary.json", json.dumps(summary, indent=1))
-    if against is None or others is None:
-        return Evaluation(out, summary)
-    comparison = _compare(bench, others.rows, scored.rows) | {"against": short_name(against)}
-    atomic_write(out / "comparison.json", json.dumps(comparison, indent=1))
-    return Evaluation(out, summary, comparison)
+        return Scores(out, summary, scored.rows)
+    comparison = None
+    if against is not None and theirs is not None:
+        comparison = _compare(bench, short_name(against), theirs.rows, scored.rows)
+    scores = Scores(out, summary, scored.rows, comparison)
+    scores.write()
+    return scores
 
 
-def _compare(bench: Benchmark, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
+def _compare(bench: Benchmark, against: str, rows_a: list[Row], rows_b: list[Row]) -> Comparison:
     metrics = bench.compare(rows_a, rows_b)
     unpaired = metrics.pop("unpaired")
     theirs = _by_scenario(rows_a)
     by_scenario = {}
     for name, rows in _by_scenario(rows_b).items():
-        shared = {clip_key(row)[:2] for row in rows} & {
-            clip_key(row)[:2] for row in theirs.get(name, ())
+        shared = {row_key(row)[:2] for row in rows} & {
+            row_key(row)[:2] for row in theirs.get(name, ())
         }
         if shared:
             by_scenario[name] = bench.compare(theirs[name], rows)
             del by_scenario[name]["unpaired"]
-    # All that the comparison claims is one family.
-    every = [claim for found in (metrics, *by_scenario.values()) for claim in found.values()]
-    claims = [claim for claim in every if "p" in claim]
-    for claim, p in zip(claims, holm([claim["p"] for claim in claims]), strict=True):
-        claim["p_holm"] = p
-    return {"unpaired": unpaired, "metrics": metrics, "by_scenario": by_scenario}
+    comparison = Comparison.model_validate(
+        {
+            "against": against,
+            "unpaired": unpaired,
+            "metrics": metrics,
+            "by_scenario": by_scenario,
+        }
+    )
+    adjust(comparison)
+    return comparison
 
 
 def _by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = defaultdict(list)
+    grouped: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["scenario"]:
-            found[row["scenario"]].append(row)
-    return dict(sorted(found.items()))
+            grouped[row["scenario"]].append(row)
+    return dict(sorted(grouped.items()))
+
+
+def _clips(bench: Benchmark, videos: Path) -> Iterator[CaptionedClip]:
+    if videos.is_dir() and (own := bench.clips(videos)):
+        return (CaptionedClip(path=path, prompt=about["caption"], **about) for path, about in own)
+    return clips_of(videos)
 
 
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
-    clips = list(
-        clips_of_list(videos)
-        if videos.is_file()
-        else bench.clips(videos) or clips_of_folder(videos)
-    )
+    clips = list(_clips(bench, videos))
     if not clips:
         raise UserError(f"{videos} holds no generated clips (an .mp4 and a .json each).")
     index, count = shard
     out.mkdir(parents=True, exist_ok=True)
-    name = "scores.jsonl" if count == 1 else f"scores-{index}-of-{count}.jsonl"
-    same = {"benchmark": f"{bench.name} {bench.version}", **bench.about()}
-    known = known_rows(out, same)
-    part = clips[index::count]
-    kept = {clip_key(about): row for _, about in part if (row := known.get(clip_key(about)))}
-    # Only this process writes this file: what others have written is taken over, in order.
-    atomic_write(out / name, "".join(json.dumps(row) + "\n" for row in kept.values()))
+    table = out / ("scores.jsonl" if count == 1 else f"scores-{index}-of-{count}.jsonl")
+    scored_with = {"benchmark": f"{bench.name} {bench.version}", **bench.about()}
+    finished = finished_rows(out, scored_with)
+    part = [(clip, (clip.prompt_id, clip.k, clip.model_digest)) for clip in clips[index::count]]
+    kept = {key: finished[key] for _, key in part if key in finished}
+    # Only this process writes this file. Rows that others wrote are taken over, in order.
+    write_rows(table, kept.values())
     rows, failures = [], []
-    with (out / name).open("a", encoding="utf-8") as file:
-        for video, about in track(part, f"evaluate {videos.name}"):
-            clip = prompt_id, k, model = clip_key(about)
-            row = kept.get(clip)
+    with table.open("a", encoding="utf-8") as file:
+        for clip, key in track(part, f"evaluate {videos.name}"):
+            row = kept.get(key)
             if row is None:
+                about: dict[str, Any] = {"prompt_id": clip.prompt_id, "k": clip.k}
                 try:
-                    score = bench.score(bench.read(video), about["caption"])
-                    scenario = bench.scenario(about["caption"])
+                    score = bench.score(bench.read(clip.path), clip.caption)
+                    about["scenario"] = bench.scenario(clip.caption)
                 except (ClipError, UserError) as error:
-                    failures.append({"prompt_id": prompt_id, "k": k, "reason": str(error)})
+                    failures.append(about | {"reason": str(error)})
                     continue
-                whose = {"prompt_id": prompt_id, "k": k, "scenario": scenario}
-                row = whose | {"model_digest": model} | same | score
+                row = about | {"model_digest": clip.model_digest} | scored_with | score
                 file.write(json.dumps(row) + "\n")
                 file.flush()
             rows.append(row)
-    return _Scored(rows, failures, _missing(bench, [about for _, about in clips]))
+    return _Scored(rows, failures, _missing(bench, clips))
 
 
-def _missing(bench: Benchmark, clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The benchmark's own prompts that have no clip, for every sample number that occurs."""
-    prompts: dict[int, set[str]] = defaultdict(set)
-    for about in clips:
-        prompts[about["k"]].add(about["caption"])
+def _missing(bench: Benchmark, clips: Sequence[CaptionedClip]) -> list[dict[str, Any]]:
+    """The benchmark's own prompts that have no clip, for every k that occurs."""
+    captions: dict[int, set[str]] = defaultdict(set)
+    for clip in clips:
+        captions[clip.k].add(clip.caption)
     return [
         {"prompt_id": prompt.id, "k": k, "prompt": prompt.caption}
-        for k, there in sorted(prompts.items())
-        for prompt in bench.missing(there)
+        for k, with_clip in sorted(captions.items())
+        for prompt in bench.missing(with_clip)
     ]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from videorepa.artifacts.run import Run
-from videorepa.artifacts.scores import read_scores
+from videorepa.artifacts.scores import Scores
 from videorepa.errors import UserError
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE, Adapter, comfyui_names
 from videorepa.exchange.model_card import model_card
@@ -52,7 +52,7 @@ def export(
     _check_kind(recipe, format, fuse)
     if out.exists():
         raise UserError(f"{out} exists already. Choose another folder, or delete it.")
-    evaluations = [read_scores(folder) for folder in scores or _scores_in(run)]
+    evaluations = [Scores.read(folder) for folder in scores or _scores_in(run)]
     found, device = run.trained(), torch.device("cpu")
     backbone = recipe.backbone.load(("transformer",), device, torch.float32)
     given = inputs(backbone, recipe)

@@ -51,7 +51,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     validate = validation(recipe, run, student, workers, resumed is not None)
     training = Training(recipe, workers, student, resumed)
     loader = Loader(recipe, student.backbone, workers.device)
-    write_log = [run.log, *trackers(recipe, run, start)] if workers.is_first else []
+    write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim
 
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Saves and resumes a training: whole checkpoints or none, and the newest sound one is used."""
+"""Checkpoints of a training, written whole or not at all. Reading passes over damaged ones."""
 
 from __future__ import annotations
 
@@ -23,18 +23,24 @@ from videorepa.system.weights import Misfit, shapes
 STATE = "state.json"
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What comes of reading a damaged checkpoint."""
+"""Errors of reading a damaged checkpoint."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training needs to go on, and what is handed out: nothing random is in it, since all
-    randomness is a function of the seed and the sample's number.
+    """The state of a training after a step.
 
-    trained: trained tensors of the transformer. projector: the alignment's own weights.
-    optimizer: AdamW's state. ema: averages of the trained tensors, if the recipe asks for them.
-    stopping: what the alignment's stop rules go by, as plain values.
-    batch: how many clips a step has over all processes; None where it was not noted.
+    It holds no random state, since all randomness is a function of the seed and the sample's
+    number.
+
+    Attributes:
+        step: Number of optimiser steps done.
+        trained: Trained tensors of the transformer, by name.
+        projector: The alignment's own weights, by name.
+        optimizer: State of the optimiser.
+        ema: Averages of the trained tensors, if the recipe asks for them.
+        stopping: State of the alignment's stop rules, as plain values.
+        batch: Clips per step over all processes; None if it was not recorded.
     """
 
     step: int
@@ -47,11 +53,18 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `folder/step-N` whole, then remove all but the newest `keep`.
+    """Write a checkpoint into a folder of its own below `folder`, then remove old ones.
 
-    Raises UserError if the disk is full; what was there before is untouched then.
+    Args:
+        keep: Number of checkpoints to keep, the newest.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: It could not be written. Earlier checkpoints are untouched.
     """
-    target = _place(folder, checkpoint.step)
+    target = step_folder(folder, checkpoint.step)
     temporary = folder / f".tmp-{target.name}"
     for leftover in folder.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -73,7 +86,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         os.replace(temporary, target)
         sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
-        # The last two are how torch and safetensors say that the disk is full.
+        # torch and safetensors raise the last two when the disk is full.
         shutil.rmtree(temporary, ignore_errors=True)
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
@@ -81,15 +94,15 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"{reason}. Earlier checkpoints are untouched; make room and run the "
             "same command again."
         ) from None
-    # Later ones are damaged, or this training would have gone on from them: they do not count.
-    for old in [path for path in _found(folder) if path.name <= target.name][:-keep]:
+    # Later ones do not count. They are damaged, or this training would have gone on from them.
+    for old in [path for path in _step_folders(folder) if path.name <= target.name][:-keep]:
         shutil.rmtree(old)
     return target
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are named and passed over."""
-    for path in reversed(_found(folder)):
+    """The newest checkpoint that is whole. Prints which damaged ones it passed over."""
+    for path in reversed(_step_folders(folder)):
         try:
             return _load(path)
         except _DAMAGE as error:
@@ -101,12 +114,12 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def at(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step. Raises UserError if it is not there or damaged."""
-    path = _place(folder, step)
+    """The checkpoint of a step. Raises UserError if it is missing or damaged."""
+    path = step_folder(folder, step)
     try:
         return _load(path)
     except _DAMAGE as error:
-        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in _found(folder))
+        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in _step_folders(folder))
         raise UserError(
             f"This process finds no usable checkpoint of step {step} in {folder} ({error}), but "
             f"those of {steps or 'none'}. train.keep_checkpoints says how many are kept; several "
@@ -114,29 +127,30 @@ def at(folder: Path, step: int) -> Checkpoint:
         ) from None
 
 
-def copy_into(found: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Copy tensors into ours of the same names. Raises UserError if they are another model's."""
-    if misfit := Misfit.between(found, shapes(ours)):
+def copy_into(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into ours. Raises UserError if names or shapes differ."""
+    if misfit := Misfit.between(saved, shapes(ours)):
         raise UserError(f"The checkpoint is of another model; {misfit}. Choose another folder.")
     with torch.no_grad():
-        for key, value in found.items():
+        for key, value in saved.items():
             ours[key].copy_(value)
 
 
-def _place(folder: Path, step: int) -> Path:
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, in the folder of all checkpoints."""
     return folder / f"step-{step:08d}"
 
 
-def _found(folder: Path) -> list[Path]:
+def _step_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def _load(path: Path) -> Checkpoint:
     state = json.loads((path / STATE).read_text())
     for name, size in state["sizes"].items():
-        found = (path / name).stat().st_size
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes, expected {size}")
+        actual = (path / name).stat().st_size
+        if actual != size:
+            raise ValueError(f"{name} has {actual} bytes, expected {size}")
     try:
         ema = path / "ema.safetensors"
         return Checkpoint(

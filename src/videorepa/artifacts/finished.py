@@ -1,4 +1,4 @@
-"""What a long measurement has finished: a file for each part, with what it was made from."""
+"""Finished parts of a long measurement: one file each, with what it was made with."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ T = TypeVar("T")
 
 
 def claim_folder(out: Path, parts: str, what: str) -> None:
-    """Make `out` the folder of a `what`, such as a scan: one with a folder `parts` in it.
+    """Make `out` the folder of a measurement.
 
-    Raises UserError if it holds something else.
+    Args:
+        parts: Name of the folder in it that holds the finished parts.
+        what: What messages call the measurement, such as "scan".
+
+    Raises:
+        UserError: `out` holds something else.
     """
     folder = out / parts
     if not folder.is_dir() and not is_vacant(out):
@@ -27,15 +32,25 @@ def claim_folder(out: Path, parts: str, what: str) -> None:
 
 
 def read_finished(path: Path, made_with: dict[str, Any], parse: Callable[[Any], T]) -> T | None:
-    """What was found, or None if that is still to be done. Raises UserError if the part was made
-    from something else, or is damaged."""
+    """Read a finished part.
+
+    Args:
+        made_with: What the part depends on.
+        parse: Makes the result from the JSON value that `write_finished` wrote.
+
+    Returns:
+        The result, or None if the part is still to be done.
+
+    Raises:
+        UserError: The part was made with something else, or is damaged.
+    """
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["made_with"]
-        differing = [key for key, value in made_with.items() if known.get(key) != value]
-        found = parse(content["found"])
+        before = content["made_with"]
+        differing = [key for key, value in made_with.items() if before.get(key) != value]
+        result = parse(content["found"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Delete it; the same command measures it again."
@@ -45,10 +60,10 @@ def read_finished(path: Path, made_with: dict[str, Any], parse: Callable[[Any], 
             f"{path} was measured otherwise; it differs in {', '.join(differing)}. Choose another "
             "folder with --out, or delete this one."
         )
-    return found
+    return result
 
 
-def write_finished(path: Path, made_with: dict[str, Any], found: Any) -> None:
-    """Keep what was found, all at once. Raises OSError."""
+def write_finished(path: Path, made_with: dict[str, Any], result: Any) -> None:
+    """Write a finished part, whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps({"made_with": made_with, "found": found}, indent=1))
+    atomic_write(path, json.dumps({"made_with": made_with, "found": result}, indent=1))

@@ -1,4 +1,4 @@
-"""A model to sample from or to look into: a run, a recipe or a diffusers folder."""
+"""A model to sample from or to read features from: a run, a recipe or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from videorepa.artifacts.checkpoint import Checkpoint
+from videorepa.artifacts.checkpoint import Checkpoint, step_folder
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone, BackboneSpec, Part
 from videorepa.errors import UserError
@@ -20,7 +20,7 @@ from videorepa.system.fingerprint import json_digest, weights_digest
 
 
 def default_settings(model: Path, backbone: str = "cogvideox") -> Generation:
-    """The settings that `generate` uses for a model unless told otherwise."""
+    """The settings with which `generate` samples from a model by default."""
     if Run.is_one(model):
         return Run.open(model).recipe.generation
     return Model.of(model, backbone).settings
@@ -28,7 +28,17 @@ def default_settings(model: Path, backbone: str = "cogvideox") -> Generation:
 
 @dataclass(frozen=True)
 class Model:
-    """A model to sample from or to look into: a run, or an untouched base model."""
+    """A trained run or an untouched base model.
+
+    Attributes:
+        name: What sidecars and tables call it.
+        spec: Describes its backbone.
+        size: Size of the clips that it was trained on, or is published for.
+        settings: How it is sampled from by default.
+        precision: The precision to compute in.
+        run: The run, if it is one.
+        trained: The run's checkpoint.
+    """
 
     name: str
     spec: BackboneSpec
@@ -40,7 +50,17 @@ class Model:
 
     @classmethod
     def of(cls, model: Path, backbone: str = "cogvideox", step: int | None = None) -> Model:
-        """What `generate` calls a model. Raises UserError if it is none."""
+        """Find out what a path is.
+
+        Args:
+            model: A run's folder, a recipe (its untouched base model), a diffusers folder, or
+                "micro".
+            backbone: Kind of a diffusers folder.
+            step: The run's checkpoint to take; by default the newest.
+
+        Raises:
+            UserError: The path is none of these, or the run has no such checkpoint.
+        """
         if step is not None and not Run.is_one(model):
             raise UserError(f"{model} is not a run, so it has no checkpoint of step {step}.")
         if model.is_file():
@@ -49,7 +69,7 @@ class Model:
         elif Run.is_one(model):
             run = Run.open(model)
             recipe = run.recipe
-            # Read once: a full-size checkpoint, optimiser and all, is tens of gigabytes.
+            # Read once, since a full-size checkpoint with its optimiser is tens of gigabytes.
             trained = run.trained(step)
             name = f"{recipe.name}, step {trained.step}"
             settings, precision = recipe.generation, recipe.train.precision
@@ -66,19 +86,19 @@ class Model:
         return cls(name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision)
 
     def about(self) -> dict[str, Any]:
-        """What a clip's sidecar says of the model."""
+        """The model's entries in a sidecar: its name and the digest of its weights."""
         base = self.spec.fingerprint() | {"transformer": self.spec.weights_digest()}
         if self.run is None or self.trained is None:
             return {"model": self.name, "model_digest": json_digest(base)}
-        newest = self.run.checkpoints / f"step-{self.trained.step:08d}"
-        return {"model": self.name, "model_digest": json_digest([base, weights_digest(newest)])}
+        trained = weights_digest(step_folder(self.run.checkpoints, self.trained.step))
+        return {"model": self.name, "model_digest": json_digest([base, trained])}
 
     def load(
         self,
         device: torch.device,
         parts: tuple[Part, ...] = ("transformer", "vae", "text_encoder"),
     ) -> Backbone:
-        """The live model, with what the run has trained put in."""
+        """Load the model, with the run's trained weights."""
         dtype = compute_dtype(self.precision, device)
         if self.run is not None:
             return self.run.backbone(parts, device, dtype, self.trained)

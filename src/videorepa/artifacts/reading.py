@@ -1,4 +1,4 @@
-"""Reads what a report is made from: folders of runs, clips, scores, scans and probes."""
+"""Reads JSON files and says in a sentence what is wrong with a damaged one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,31 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 def parse(kind: type[Parsed], data: Any, where: str) -> Parsed:
+    """Check data against a model.
+
+    Args:
+        where: Names the data's file in messages.
+
+    Raises:
+        UserError: The data does not fit.
+    """
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise UserError(
-            f"{where}: {field}: {first['msg']}. It was not written by this version of videorepa, "
-            "or was edited; write it again."
+            f"{where}: {first_fault(error)}. It was not written by this version of videorepa, or "
+            "was edited; write it again."
         ) from error
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first field that does not fit, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+
+
 def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError if it is missing or something else."""
     if not path.is_file():
         raise UserError(f"{path} is missing. Expected a JSON object there; was the folder copied?")
     try:
@@ -39,8 +52,13 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a JSON-lines file. An unreadable last line is left out, because a process
-    that is killed while writing leaves one; anywhere else it means a damaged file."""
+    """The objects in a JSON-lines file.
+
+    An unreadable last line is left out, because a process that is killed while writing leaves one.
+
+    Raises:
+        UserError: Any other line is unreadable, or a line holds no JSON object.
+    """
     lines = path.read_bytes().splitlines()
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
@@ -62,6 +80,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The innermost values of nested mappings, by their dotted names."""
     for key, value in data.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
@@ -69,7 +88,9 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def read_finished(folder: Path, verb: str, kind: type[Parsed]) -> Parsed:
+def read_result(folder: Path, verb: str, kind: type[Parsed]) -> Parsed:
+    """Read what a verb left in `folder` when it was done. Raises UserError if it is missing or
+    damaged."""
     path = folder / f"{verb}.json"
     if not path.is_file():
         raise UserError(

@@ -1,10 +1,16 @@
-"""The scores of clips as `evaluate` leaves them in a folder."""
+"""The scores of clips, as `evaluate` leaves them in a folder.
+
+`scores.jsonl` has a row per clip, `summary.json` the metrics over all of them, and
+`comparison.json` the paired differences to another model, if there are any.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +19,35 @@ from pydantic import BaseModel, ConfigDict
 from videorepa.artifacts.clips import Key
 from videorepa.artifacts.reading import json_lines, json_object, leaves, parse
 from videorepa.errors import UserError
+from videorepa.system.files import atomic_write
+
+Row = dict[str, Any]
+"""One clip's score, with at least "prompt_id", "k" and "scenario"."""
+
+FLAGS = ("sa", "pc", "vq", "joint")
+"""Flags in a row that are metrics, and no checks that lead to them."""
+
+RowKey = tuple[str, int, str | None]
+"""Which clip of which model: the prompt's id, k and the digest of the model's weights."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """summary: the benchmark's metrics, in all and by scenario, and what could not be scored.
-    comparison: against the other folder, if one was given. Both as they stand in `out`."""
+class _Record(BaseModel):
+    """Further keys, which a benchmark may add, are kept."""
 
-    out: Path
-    summary: dict[str, Any]
-    comparison: dict[str, Any] | None = None
+    model_config = ConfigDict(extra="allow")
 
 
-def result_folder(videos: Path, name: str) -> Path:
-    """Where what is found about clips is kept: within their folder, or beside their list."""
-    return videos.with_suffix(f".{name}") if videos.is_file() else videos / name
+class Metric(_Record):
+    """A metric over clips: a share in percent, or a mean.
 
-
-def clip_key(about: dict[str, Any]) -> tuple[str, int, Any]:
-    return about["prompt_id"], about["k"], about.get("model_digest")
-
-
-def known_rows(out: Path, same: dict[str, Any]) -> dict[tuple[str, int, Any], Row]:
-    """The rows of all row files in which these keys have the same values."""
-    known = {}
-    for path in sorted(out.glob("scores*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # A killed process leaves half a line; its clip is scored again.
-            if isinstance(row, dict) and {key: row.get(key) for key in same} == same:
-                known[clip_key(row)] = row
-    return known
-
-
-class Metric(BaseModel):
-    """A metric over a folder of clips: a share in percent or a mean, perhaps with an interval."""
+    Attributes:
+        percent: The share, 0 to 100; None if no clip has a valid value.
+        mean: The mean; None if no clip has a valid value.
+        n: Number of valid values.
+        low: Lower end of the 95 % interval.
+        high: Upper end of it.
+        invalid: Number of clips whose value could not be told.
+    """
 
     percent: float | None = None
     mean: float | None = None
@@ -57,6 +55,10 @@ class Metric(BaseModel):
     low: float | None = None
     high: float | None = None
     invalid: int = 0
+
+    @property
+    def is_share(self) -> bool:
+        return "percent" in self.model_fields_set
 
 
 class Failure(BaseModel):
@@ -67,119 +69,182 @@ class Failure(BaseModel):
     reason: str
 
 
-class Summary(BaseModel):
-    """A benchmark's metrics over a folder of clips, in all and by scenario.
+class Summary(_Record):
+    """A benchmark's metrics over clips.
 
-    about: what the metrics are, in a sentence, where the benchmark says it.
+    Attributes:
+        version: The benchmark's version; scores of different versions cannot be compared.
+        about: What the metrics are, in a sentence, if the benchmark says so.
+        n: Number of clips with a score.
+        by_scenario: The metrics of each scenario's clips.
+        missing: Prompts of the benchmark that have no clip.
     """
 
     benchmark: str
     version: str
     about: str | None = None
+    n: int
     metrics: dict[str, Metric]
     by_scenario: dict[str, dict[str, Metric]] = {}
     failures: list[Failure] = []
     missing: list[dict[str, Any]] = []
 
 
-class Difference(BaseModel):
-    """A paired difference to another model, in the metric's own unit (points for a percentage).
+class MetricDifference(_Record):
+    """A paired difference to another model.
 
-    n: pairs. prompts: that they are of, where a prompt may have several.
+    Attributes:
+        difference: In the metric's own unit; for a share, in percentage points.
+        low: Lower end of the 95 % interval.
+        high: Upper end of it.
+        p: p-value of the difference by itself, if it is tested.
+        p_holm: p-value adjusted for all differences of the comparison.
+        n: Number of pairs.
+        prompts: Number of prompts, if a prompt may have several pairs.
     """
 
     difference: float
     low: float
     high: float
     p: float | None = None
+    p_holm: float | None = None
     n: int | None = None
     prompts: int | None = None
 
     @property
     def has_interval(self) -> bool:
-        """Not if all pairs differ alike: drawing them anew then gives no other difference."""
+        """False if all pairs differ alike, since the bootstrap then gives no other difference."""
         return self.low < self.high
 
     @property
     def independent(self) -> int | None:
-        """How many pairs tell independently of each other, if it is known."""
+        """The number of independent pairs, if it is recorded."""
         return self.n if self.prompts is None else self.prompts
 
 
-class Comparison(BaseModel):
+class Comparison(_Record):
+    """Paired differences to another model.
+
+    Attributes:
+        against: Name of the other model's clips.
+        unpaired: Number of rows without a partner.
+        by_scenario: The differences over each scenario's clips.
+    """
+
     against: str
-    metrics: dict[str, Difference]
-    by_scenario: dict[str, dict[str, Difference]] = {}
-
-
-class ScoreRow(BaseModel):
-    """One clip's scores; what a benchmark writes beside them are its checks."""
-
-    model_config = ConfigDict(extra="allow")
-
-    prompt_id: str
-    k: int
-    scenario: str | None = None
-    sa: float | None = None
-    pc: float | None = None
-    vq: float | None = None
-    joint: float | None = None
-    motion: float | None = None
+    unpaired: int = 0
+    metrics: dict[str, MetricDifference]
+    by_scenario: dict[str, dict[str, MetricDifference]] = {}
 
     @property
-    def failing_checks(self) -> list[str]:
-        """The names of the checks that say False: `gravity` for `checks.gravity_passed`."""
-        return [
-            name.rpartition(".")[2].removesuffix("_passed").replace("_", " ")
-            for name, value in leaves(self.model_extra or {})
-            if value is False
-        ]
-
-    def flag(self, metric: str) -> bool | None:
-        """Whether the clip passes, where the metric is a share of clips that do."""
-        value = getattr(self, metric, None)
-        return bool(value) if value in (0, 1) else None
+    def tested(self) -> list[MetricDifference]:
+        """All differences that have a p-value."""
+        families = (self.metrics, *self.by_scenario.values())
+        return [one for family in families for one in family.values() if one.p is not None]
 
 
 @dataclass(frozen=True)
 class Scores:
+    """The scores of one model's clips on one benchmark.
+
+    Attributes:
+        folder: Where they are kept.
+        rows: The table's rows. Blind ratings have several per clip.
+        comparison: The differences to another model, if there is one.
+    """
+
     folder: Path
     summary: Summary
-    rows: Mapping[Key, ScoreRow]
-    comparison: Comparison | None
+    rows: Sequence[Row]
+    comparison: Comparison | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Scores:
+        """Read a score folder. Raises UserError if a file is missing or damaged."""
+        table = folder / "scores.jsonl"
+        if not table.is_file() or not (folder / "summary.json").is_file():
+            raise UserError(
+                f"{folder} is not a score folder. Expected scores.jsonl and summary.json in it; "
+                "`videorepa evaluate` writes them."
+            )
+        rows = json_lines(table)
+        for row in rows:
+            if not (isinstance(row.get("prompt_id"), str) and isinstance(row.get("k"), int)):
+                raise UserError(
+                    f'{table} has a row without "prompt_id" and "k": {str(row)[:80]}. Remove it, '
+                    "or score the clips again."
+                )
+        summary, comparison = folder / "summary.json", folder / "comparison.json"
+        return cls(
+            folder,
+            parse(Summary, json_object(summary), str(summary)),
+            rows,
+            parse(Comparison, json_object(comparison), str(comparison))
+            if comparison.is_file()
+            else None,
+        )
+
+    def write(self) -> None:
+        """Write the folder's files, each whole or not at all."""
+        write_rows(self.folder / "scores.jsonl", self.rows)
+        for record, name in ((self.summary, "summary"), (self.comparison, "comparison")):
+            if record is not None:
+                text = json.dumps(record.model_dump(exclude_unset=True), indent=1)
+                atomic_write(self.folder / f"{name}.json", text)
+
+    @cached_property
+    def by_clip(self) -> dict[Key, Row]:
+        return {(row["prompt_id"], row["k"]): row for row in self.rows}
 
     @property
     def failures(self) -> dict[Key, str]:
+        """Why clips could not be scored."""
         return {(item.prompt_id, item.k): item.reason for item in self.summary.failures}
 
 
-def score_folders(clips: Path) -> list[Path]:
-    """What `evaluate` has left of a folder or a list of clips."""
-    if not clips.is_file():
-        return [path.parent for path in sorted(clips.glob("*/summary.json"))]
-    beside = sorted(clips.parent.glob("*/summary.json"))
-    return [path.parent for path in beside if path.parent.stem == clips.stem]
+def score_folder(videos: Path, name: str = "scores") -> Path:
+    """Where scores of clips are kept: in the clips' folder, or beside their list."""
+    return videos.with_suffix(f".{name}") if videos.is_file() else videos / name
 
 
-def read_scores(folder: Path) -> Scores:
-    """Read a score folder. Raises UserError when a file is missing or damaged."""
-    table = folder / "scores.jsonl"
-    if not table.is_file() or not (folder / "summary.json").is_file():
-        raise UserError(
-            f"{folder} is not a score folder. Expected scores.jsonl and summary.json in it; "
-            "`videorepa evaluate` writes them."
-        )
-    rows = [parse(ScoreRow, row, str(table)) for row in json_lines(table)]
-    path = folder / "summary.json"
-    comparison = folder / "comparison.json"
-    return Scores(
-        folder=folder,
-        summary=parse(Summary, json_object(path), str(path)),
-        rows={(row.prompt_id, row.k): row for row in rows},
-        comparison=parse(Comparison, json_object(comparison), str(comparison))
-        if comparison.is_file()
-        else None,
-    )
+def score_folders(videos: Path) -> list[Path]:
+    """All score folders of a folder or a list of clips."""
+    if not videos.is_file():
+        return [path.parent for path in sorted(videos.glob("*/summary.json"))]
+    beside = sorted(videos.parent.glob("*/summary.json"))
+    return [path.parent for path in beside if path.parent.stem == videos.stem]
 
 
-Row = dict[str, Any]
+def failing_checks(row: Row) -> list[str]:
+    """Names of the checks that are False, such as "gravity" for `checks.gravity_passed`."""
+    return [
+        name.rpartition(".")[2].removesuffix("_passed").replace("_", " ")
+        for name, value in leaves(row)
+        if value is False and name not in FLAGS
+    ]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def row_key(row: Row) -> RowKey:
+    return row["prompt_id"], row["k"], row.get("model_digest")
+
+
+def finished_rows(folder: Path, scored_with: dict[str, Any]) -> dict[RowKey, Row]:
+    """The rows that this process and others have written so far.
+
+    Half a line, of a process that was killed, is left out; its clip is scored again.
+
+    Args:
+        scored_with: Entries that a row must have to count.
+    """
+    rows = {}
+    for path in sorted(folder.glob("scores*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and row | scored_with == row:
+                    rows[row_key(row)] = row
+    return rows

@@ -146,12 +146,12 @@ def evaluate(
         print(
             "This is one shard. After the last, the same command without --shard gives the table."
         )
-    print(f"scores: {found.out}")
-    failures = found.summary["failures"]
+    print(f"scores: {found.folder}")
+    failures = found.summary.failures
     if failures:
         raise UserError(
             f"{len(failures)} clips could not be scored; the table is of the others.\n"
-            + "\n".join(f"  {f['prompt_id']!r} {f['k']}: {f['reason']}" for f in failures)
+            + "\n".join(f"  {f.prompt_id!r} {f.k}: {f.reason}" for f in failures)
         )
 
 

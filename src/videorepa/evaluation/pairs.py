@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Comparison, Row
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import (
     holm,
@@ -162,3 +162,10 @@ def _by_clip(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
             "and k. Remove the doubles."
         )
     return clips
+
+
+def adjust(comparison: Comparison) -> None:
+    """Set every `p_holm` of a comparison. All its differences are one family of tests."""
+    tested = comparison.tested
+    for one, p in zip(tested, holm([one.p for one in tested if one.p is not None]), strict=True):
+        one.p_holm = p

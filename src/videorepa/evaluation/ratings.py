@@ -1,8 +1,7 @@
-"""Blind ratings, as a report's page saves them: which of two clips of a prompt is better."""
+"""Counts blind ratings, which a report's page saves: which of two clips of a prompt is better."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from videorepa.artifacts.clips import Key, clip_digest, read_generation
-from videorepa.artifacts.scores import Evaluation, result_folder
+from videorepa.artifacts.clips import Key, clip_digest, readable_clips
+from videorepa.artifacts.reading import first_fault
+from videorepa.artifacts.scores import Comparison, Row, Scores, Summary, score_folder
 from videorepa.errors import UserError
-from videorepa.evaluation.statistics import holm, mcnemar_exact, paired_bootstrap, wilson
-from videorepa.system.files import atomic_write, short_name
+from videorepa.evaluation.pairs import adjust
+from videorepa.evaluation.statistics import mcnemar_exact, paired_bootstrap, wilson
+from videorepa.system.files import short_name
 from videorepa.system.wording import count
 
 FORMAT = "videorepa ratings 1"
@@ -26,11 +27,16 @@ QUESTIONS = {
     "sa": "Which clip shows better what the prompt says?",
 }
 
-Row = dict[str, Any]
-
 
 class Rating(BaseModel):
-    """One answer. left, right: digests of the two clips, which say nothing of the models."""
+    """One answer.
+
+    Attributes:
+        question: One of `QUESTIONS`.
+        left: Digest of the left clip, which tells nothing about its model.
+        right: Digest of the right clip.
+        seconds: Time until the answer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +50,7 @@ class Rating(BaseModel):
 
 
 class Ratings(BaseModel):
-    """What one rater has answered: the file that the page saves."""
+    """One rater's answers: the file that the page saves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,41 +60,44 @@ class Ratings(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Ratings:
-        """Raises UserError if there is no such file, or it is something else."""
+        """Read a file. Raises UserError if it is missing or something else."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise UserError(f"There is no {path}. A report's page saves such files.") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the whole"
             raise UserError(
-                f"{path} is not a file of ratings ({where}: {first['msg']}). Expected what a "
-                "report's page saved, as it saved it."
+                f"{path} is not a file of ratings ({first_fault(error)}). Expected what a report's "
+                "page saved, as it saved it."
             ) from None
 
 
-def rated(
-    videos: Path, against: Path, ratings: Sequence[Path], out: Path | None = None
-) -> Evaluation:
-    """How often raters prefer the clips in `videos` to those of the same prompts in `against`.
-
-    ratings: files that a report's page saved, one for each rater. Clips are known by their content,
-    so ratings of other clips are left out and counted. out: by default `rated` in `videos`;
-    beside a list, NAME.rated.
+def rated(videos: Path, against: Path, ratings: Sequence[Path], out: Path | None = None) -> Scores:
+    """Measure how often raters prefer clips to another model's clips of the same prompts.
 
     A prompt counts once, however many raters and samples it has: for the side that more of its
-    ratings prefer, or as even. Per question: the share of the prompts that are not even, with
-    Wilson's interval; and, as the difference, prompts won less prompts lost in percent of all,
-    with its bootstrap over prompts and the exact binomial p-value of won against lost. Raises
-    UserError if nothing in the files is of these clips, or a rater has rated a pair twice.
+    ratings prefer, or as even. The metric is, for each question, the share of prompts won among
+    those that are not even, with Wilson's interval. The difference is prompts won less prompts
+    lost, in percent of all prompts, with its bootstrap over prompts and the exact binomial p-value
+    of won against lost.
+
+    Args:
+        videos: Folder or list of the clips.
+        against: Folder or list of the other model's clips.
+        ratings: Files that a report's page saved, one per rater. A rating names its clips by their
+            content. Ratings of other clips are left out and counted.
+        out: Folder of the scores; by default `rated` in the clips' folder, or NAME.rated beside
+            their list.
+
+    Raises:
+        UserError: No rating is of these clips, or a rater has rated a pair twice.
     """
     if not ratings:
         raise UserError("There are no ratings. Give files that a report's page saved.")
-    out = out or result_folder(videos, "rated")
+    out = out or score_folder(videos, "rated")
     ours, theirs = _digests(videos), _digests(against)
     rows: list[Row] = []
-    found: dict[tuple[Any, ...], Path] = {}
+    rated_in: dict[tuple[Any, ...], Path] = {}
     others = 0
     for path in ratings:
         file = Ratings.read(path)
@@ -98,12 +107,12 @@ def rated(
                 others += 1
                 continue
             key = (file.rater, rating.question, rating.prompt_id, rating.k)
-            if key in found:
+            if key in rated_in:
                 raise UserError(
                     f"{file.rater!r} has rated prompt {rating.prompt_id!r}, sample {rating.k}, "
-                    f"twice (in {found[key]} and {path}). Give only the last file of each rater."
+                    f"twice (in {rated_in[key]} and {path}). Give only the last file of each rater."
                 )
-            found[key] = path
+            rated_in[key] = path
             rows.append(row | {"rater": file.rater, "file": path.name})
     if not rows:
         raise UserError(
@@ -111,38 +120,35 @@ def rated(
             "for the very files that were shown: were the clips generated again since?"
         )
     out.mkdir(parents=True, exist_ok=True)
-    atomic_write(out / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     metrics, differences = _metrics(rows)
     raters = len({row["rater"] for row in rows})
-    summary = {
-        "benchmark": "rated",
-        "version": VERSION,
-        "about": "Of the prompts on which blind raters prefer one of two clips, the share on which "
+    summary = Summary(
+        benchmark="rated",
+        version=VERSION,
+        about="Of the prompts on which blind raters prefer one of two clips, the share on which "
         f"they prefer this model's to {short_name(against)}'s; n counts those prompts. "
         f"{count(len(rows), 'rating')} by {count(raters, 'rater')}.",
-        "n": len(rows),
-        "metrics": metrics,
-        "by_scenario": {},
-        "failures": [],
-        "missing": [],
-    }
-    atomic_write(out / "summary.json", json.dumps(summary, indent=1))
-    comparison = {
-        "against": short_name(against),
-        "unpaired": others,
-        "metrics": differences,
-        "by_scenario": {},
-    }
-    atomic_write(out / "comparison.json", json.dumps(comparison, indent=1))
-    return Evaluation(out, summary, comparison)
+        n=len(rows),
+        metrics=metrics,
+        by_scenario={},
+        failures=[],
+        missing=[],
+    )
+    comparison = Comparison(
+        against=short_name(against), unpaired=others, metrics=differences, by_scenario={}
+    )
+    adjust(comparison)
+    scores = Scores(out, summary, rows, comparison)
+    scores.write()
+    return scores
 
 
 def _digests(folder: Path) -> dict[Key, str]:
-    return {key: clip_digest(clip.path) for key, clip in read_generation(folder).items()}
+    return {key: clip_digest(clip.path) for key, clip in readable_clips(folder).items()}
 
 
 def _row(rating: Rating, ours: dict[Key, str], theirs: dict[Key, str]) -> Row | None:
-    """The rating as seen from our side, or None if it is of other clips."""
+    """The rating from our side's view, or None if it is of other clips."""
     key = (rating.prompt_id, rating.k)
     for side, mine, other in (
         ("left", rating.left, rating.right),
@@ -166,6 +172,7 @@ def _row(rating: Rating, ours: dict[Key, str], theirs: dict[Key, str]) -> Row | 
 
 
 def _metrics(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By metric, the share of prompts won and the difference to the other side."""
     shares, differences = {}, {}
     for question in QUESTIONS:
         balance: dict[str, int] = defaultdict(int)
@@ -197,8 +204,4 @@ def _metrics(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
             "only_b": won,
             "p": mcnemar_exact(lost, won),
         }
-    for found, p in zip(
-        differences.values(), holm([found["p"] for found in differences.values()]), strict=True
-    ):
-        found["p_holm"] = p
     return shares, differences

@@ -1,71 +1,67 @@
-"""Prints evaluations as a plain table with intervals."""
+"""Prints scores as a plain table with intervals."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-from videorepa.artifacts.scores import Evaluation
+from videorepa.artifacts.scores import Metric, MetricDifference, Scores
 
 
-def table(evaluations: dict[str, Evaluation], by_scenario: bool = False) -> str:
-    """A plain table: a line per model, with every share's 95 % interval; of a benchmark without
-    shares, every mean's.
+def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
+    """A plain table with 95 % intervals: a line per model, and one per paired difference.
 
-    by_scenario: and a line for each of the scenarios below it.
+    It has all shares, or, of a benchmark without shares, all means.
+
+    Args:
+        scores: Scores by the model's name.
+        by_scenario: Whether to add a line per scenario.
     """
     lines = []
-    for name, found in evaluations.items():
-        summary = found.summary
-        what = {"could not be read": "failures", "are missing": "missing"}
-        notes = [f"{n} clips {said}" for said, key in what.items() if (n := len(summary[key]))]
+    for name, item in scores.items():
+        summary, comparison = item.summary, item.comparison
+        problems = {"could not be read": summary.failures, "are missing": summary.missing}
+        notes = [f"{len(clips)} clips {what}" for what, clips in problems.items() if clips]
         note = f"  ({', '.join(notes)})" if notes else ""
-        lines.append(f"{name:10s} n={summary['n']:<4d} {_values(summary['metrics'])}{note}")
-        scenarios = summary["by_scenario"] if by_scenario else {}
-        lines += [f"  {of:15s} {_values(metrics)}" for of, metrics in scenarios.items()]
-        if found.comparison is None:
-            continue
-        parts = {"": found.comparison["metrics"]}
+        lines.append(f"{name:10s} n={summary.n:<4d} {_values(summary.metrics)}{note}")
         if by_scenario:
-            parts |= {f"{of} ": m for of, m in found.comparison["by_scenario"].items()}
-        shown = _shown(summary["metrics"])
-        for of, metrics in parts.items():
-            for key, value in metrics.items():
-                if key not in shown:
-                    continue
-                if "p" in value:
-                    lines.append(
-                        f"{'':10s} {of}{key} {value['difference']:+.1f} points "
-                        f"[{value['low']:+.1f}, {value['high']:+.1f}], p = {value['p']:.3f} "
-                        f"({value['p_holm']:.3f} as one of a family), "
-                        f"against {found.comparison['against']}"
-                    )
-                else:
-                    lines.append(
-                        f"{'':10s} {of}{key} {value['difference']:+.4f} "
-                        f"[{value['low']:+.4f}, {value['high']:+.4f}], "
-                        f"against {found.comparison['against']}"
-                    )
+            for scenario, metrics in summary.by_scenario.items():
+                lines.append(f"  {scenario:15s} {_values(metrics)}")
+        if comparison is None:
+            continue
+        parts = {"": comparison.metrics}
+        if by_scenario:
+            parts |= {f"{scenario} ": each for scenario, each in comparison.by_scenario.items()}
+        shown = _shown(summary.metrics)
+        lines += [
+            f"{'':10s} {part}{key} {_difference(value)}, against {comparison.against}"
+            for part, differences in parts.items()
+            for key, value in differences.items()
+            if key in shown
+        ]
     return "\n".join(lines)
 
 
-def _shown(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The shares, or all of a benchmark that has none."""
-    return {key: value for key, value in metrics.items() if "percent" in value} or metrics
+def _shown(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
+    """The shares, or all metrics if none is a share."""
+    return {key: metric for key, metric in metrics.items() if metric.is_share} or metrics
 
 
-def _values(metrics: dict[str, dict[str, Any]]) -> str:
-    return "   ".join(
-        _value(key, value, "percent", ".1f")
-        if "percent" in value
-        else _value(key, value, "mean", ".4f")
-        for key, value in _shown(metrics).items()
-    )
+def _values(metrics: Mapping[str, Metric]) -> str:
+    return "   ".join(_value(key, metric) for key, metric in _shown(metrics).items())
 
 
-def _value(key: str, value: dict[str, Any], kind: str, digits: str) -> str:
-    invalid = f" ({value['invalid']} invalid)" if value.get("invalid") else ""
-    # Without a valid row there is no value, and no interval of a mean.
-    if value[kind] is None:
+def _value(key: str, metric: Metric) -> str:
+    value, digits = (metric.percent, ".1f") if metric.is_share else (metric.mean, ".4f")
+    invalid = f" ({metric.invalid} invalid)" if metric.invalid else ""
+    # Without a valid row there is no value, and a mean has no interval.
+    if value is None:
         return f"{key} none{invalid}"
-    interval = f" [{value['low']:{digits}}, {value['high']:{digits}}]" if "low" in value else ""
-    return f"{key} {value[kind]:5{digits}}{interval}{invalid}"
+    interval = "" if metric.low is None else f" [{metric.low:{digits}}, {metric.high:{digits}}]"
+    return f"{key} {value:5{digits}}{interval}{invalid}"
+
+
+def _difference(value: MetricDifference) -> str:
+    unit, digits = (" points", "+.1f") if value.p is not None else ("", "+.4f")
+    interval = f"[{value.low:{digits}}, {value.high:{digits}}]"
+    test = "" if value.p is None else f", p = {value.p:.3f} ({value.p_holm:.3f} as one of a family)"
+    return f"{value.difference:{digits}}{unit} {interval}{test}"

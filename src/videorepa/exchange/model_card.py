@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from videorepa.artifacts.run import Run
-from videorepa.artifacts.scores import Difference, Metric, Scores
+from videorepa.artifacts.scores import Metric, MetricDifference, Scores
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
 from videorepa.recipe import Recipe
 
@@ -52,7 +52,7 @@ def model_card(
         "they were trained on allow has to be looked up where those came from.",
         "## Made with",
         f"The recipe, whole:\n\n```yaml\n{recipe.text().rstrip()}\n```",
-        f"```json\n{_environment(run)}\n```",
+        f"```json\n{json.dumps(run.environment, indent=1)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -85,10 +85,6 @@ def _alignment(recipe: Recipe) -> str:
     )
 
 
-def _environment(run: Run) -> str:
-    return json.dumps(json.loads((run.path / "environment.json").read_text()), indent=1)
-
-
 def _scores(found: Scores) -> str:
     """A table of one evaluation, with the comparison if there is one."""
     summary, comparison = found.summary, found.comparison
@@ -115,11 +111,11 @@ def _metric(metric: Metric) -> str:
     return f"{metric.percent:.1f} % | {_interval(metric)} | {metric.n}"
 
 
-def _difference(difference: Difference) -> str:
+def _difference(difference: MetricDifference) -> str:
     if difference.p is None:  # No share: the difference is in the metric's own unit.
         return f"{difference.difference:+.3g} | {_interval(difference, '.3g')} |"
     return f"{difference.difference:+.1f} | {_interval(difference)} | {difference.p:.3f}"
 
 
-def _interval(of: Metric | Difference, form: str = ".1f") -> str:
+def _interval(of: Metric | MetricDifference, form: str = ".1f") -> str:
     return "" if of.low is None or of.high is None else f"[{of.low:{form}}, {of.high:{form}}]"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from videorepa.artifacts.reading import read_finished
+from videorepa.artifacts.reading import read_result
 from videorepa.errors import UserError
 from videorepa.system.files import atomic_write, csv_text
 
@@ -73,7 +73,7 @@ class Scan(BaseModel):
     @classmethod
     def read(cls, folder: Path) -> Scan:
         """Read what `write` wrote. Raises UserError if it is missing or damaged."""
-        return read_finished(folder, "scan", cls)
+        return read_result(folder, "scan", cls)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Probe(BaseModel):
     @classmethod
     def read(cls, folder: Path) -> Probe:
         """Read what `write` wrote. Raises UserError if it is missing or damaged."""
-        return read_finished(folder, "probe", cls)
+        return read_result(folder, "probe", cls)
 
 
 def _write_table(path: Path, row: type, items: Sequence[Any]) -> None:

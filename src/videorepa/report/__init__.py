@@ -14,18 +14,18 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from videorepa.artifacts.clips import Key, Sidecar, read_generation
-from videorepa.artifacts.run import LoggedRun, read_run
-from videorepa.artifacts.scores import read_scores
+from videorepa.artifacts.clips import Key, Sidecar, readable_clips
+from videorepa.artifacts.run import Run
+from videorepa.artifacts.scores import Scores
 from videorepa.errors import UserError
 from videorepa.evaluation.ratings import FORMAT, QUESTIONS
 from videorepa.probing.records import Probe, Scan
-from videorepa.report.gallery import clip_gallery, sample_rows
+from videorepa.report.gallery import clip_gallery, validation_rows
 from videorepa.report.media import Media
 from videorepa.report.plots import COLOURS, SHOWN_SHARE, SMOOTHED_SHARE
 from videorepa.report.probes import draw_probe
 from videorepa.report.scans import draw_scan
-from videorepa.report.scores import FEWEST_PROMPTS, Table, draw_tables
+from videorepa.report.scores import FEWEST_PROMPTS, BenchmarkTable, draw_tables
 from videorepa.report.training import draw_training, recipe_differences
 from videorepa.system import wording
 from videorepa.system.files import atomic_write
@@ -33,7 +33,7 @@ from videorepa.system.files import atomic_write
 __all__ = ["report"]
 
 SMALL_VIDEO = 256
-"""Videos narrower than this are enlarged with their pixels kept square."""
+"""Pixels. Narrower videos are enlarged, with sharp pixels."""
 
 
 def report(
@@ -48,20 +48,30 @@ def report(
     command: str | None = None,
     prompts: int | None = None,
 ) -> Path:
-    """Write one HTML page to `out`, all at once or not at all, and return its path.
+    """Write one HTML page, whole or not at all.
 
-    runs: run folders. generations: display name -> folder, or list
-    of clips from elsewhere as `evaluate` takes it. scores: display name -> folders, one
-    for each benchmark; a name stands for the same model in both. scans, probes: folders that `scan`
-    and `probe` wrote.
-    command: the command line that makes this page again, shown on it. prompts: at most so many
-    prompts are shown with their clips, evenly spaced by id, and likewise of a run's validation
-    clips; by default all.
+    Clips of up to 4 MB in all become part of the page. More are put beside it, into `NAME-files`,
+    as hard links if possible. The page then needs that folder, and nothing else.
 
-    Clips of 4 MB in all are put into the page. More are put beside it, into `NAME-files`, as hard
-    links where that is possible; the page needs that folder then, and nothing else.
+    Args:
+        runs: Folders that `train` wrote.
+        out: The page.
+        generations: By name, folders that `generate` wrote, or lists of clips from elsewhere as
+            `evaluate` takes them.
+        scores: By name, folders that `evaluate` wrote, one per benchmark. A name stands for the
+            same model here and in `generations`.
+        scans: Folders that `scan` wrote.
+        probes: Folders that `probe` wrote.
+        title: Heading of the page.
+        command: The command line that makes the page again, to be shown on it.
+        prompts: Largest number of prompts whose clips are shown, evenly spaced by id, and of
+            validation clips per run; by default all are shown.
 
-    Raises UserError when there is nothing to report on, or a folder is not what it should be.
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: There is nothing to report on, or a folder does not hold what it should.
     """
     if not (runs or generations or scans or probes):
         raise UserError(
@@ -74,22 +84,24 @@ def report(
     if out.is_dir():
         raise UserError(f"{out} is a folder. Name the HTML file to write, as in {out}/report.html.")
 
-    loaded = [read_run(Path(run), name) for run, name in zip(runs, _names(runs), strict=True)]
-    clips = {name: read_generation(Path(folder)) for name, folder in generations.items()}
+    opened = {name: Run.open(Path(run)) for name, run in zip(_names(runs), runs, strict=True)}
+    clips = {name: readable_clips(Path(folder)) for name, folder in generations.items()}
     scored = {
-        name: [read_scores(Path(folder)) for folder in folders] for name, folders in scores.items()
+        name: [Scores.read(Path(folder)) for folder in folders] for name, folders in scores.items()
     }
     scan_folders = dict(zip(_names(scans), map(Path, scans), strict=True))
     scanned = {name: Scan.read(folder) for name, folder in scan_folders.items()}
     probe_folders = dict(zip(_names(probes), map(Path, probes), strict=True))
     probed = {name: Probe.read(folder) for name, folder in probe_folders.items()}
     sources = [source for found in probed.values() for source in found.sources]
-    order = dict.fromkeys([*(run.name for run in loaded), *clips, *scored, *sources])
+    order = dict.fromkeys([*opened, *clips, *scored, *sources])
     colours = {name: index for index, name in enumerate(order)}
     tables = draw_tables(scored, colours)
     gallery = clip_gallery(clips, scored, colours, prompts)
-    samples = {run.name: sample_rows(run, prompts) for run in loaded if run.samples}
-    rows = [*gallery.rows, *(row for found in samples.values() for row in found)]
+    samples = {
+        name: validation_rows(run, prompts) for name, run in opened.items() if run.validation_clips
+    }
+    rows = [*gallery.rows, *(row for of_run in samples.values() for row in of_run)]
     media = Media(out, [clip for row in rows for clip in row.clips])
 
     page = Environment(
@@ -105,16 +117,16 @@ def report(
     style, script = _asset("page.css"), _asset("page.js")
     html = page.get_template("page.html.j2").render(
         title=title,
-        sentence=_sentence(loaded, clips, tables, scanned, probed),
+        sentence=_sentence(opened, clips, tables, scanned, probed),
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         colours={name: index % COLOURS + 1 for name, index in colours.items()},
-        runs=loaded,
+        runs=opened,
         clips=clips,
         tables=tables,
         fewest_prompts=FEWEST_PROMPTS,
-        curves=draw_training(loaded, colours),
+        curves=draw_training(opened, colours),
         scans={
             name: draw_scan(f"scan-{place}", found)
             for place, (name, found) in enumerate(scanned.items())
@@ -125,7 +137,7 @@ def report(
         },
         smoothed=100 * SMOOTHED_SHARE,
         shown=100 * SHOWN_SHARE,
-        recipe_differences=recipe_differences(loaded),
+        recipe_differences=recipe_differences(opened),
         gallery=gallery,
         samples=samples,
         media=media,
@@ -133,12 +145,12 @@ def report(
         small=SMALL_VIDEO,
         ratings_format=FORMAT,
         questions=QUESTIONS,
-        commands=_commands(loaded, command),
+        commands=_commands(opened, command),
         facts=_facts,
-        sources=list(_sources(out, loaded, generations, tables, scan_folders, probe_folders)),
+        sources=list(_sources(out, opened, generations, tables, scan_folders, probe_folders)),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    # The page comes after the clips it needs and before those of the one it replaces are removed.
+    # The new page's clips come first, and the old page's are removed last.
     media.write()
     atomic_write(out, html.encode("utf-8", errors="replace"))
     media.sweep()
@@ -150,7 +162,7 @@ def _asset(name: str) -> str:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Folder names; the whole paths where names would be the same."""
+    """Names of the folders, or their whole paths if two names are the same."""
     short = [Path(folder).resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
     if len(set(names)) < len(names):
@@ -159,9 +171,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _sentence(
-    runs: Sequence[LoggedRun],
+    runs: Mapping[str, Run],
     clips: Mapping[str, Mapping[Key, Sidecar]],
-    tables: Iterable[Table],
+    tables: Iterable[BenchmarkTable],
     scans: Mapping[str, Scan],
     probes: Mapping[str, Probe],
 ) -> str:
@@ -169,48 +181,55 @@ def _sentence(
     count, listed = wording.count, wording.listed
     parts = []
     if runs:
-        steps = sorted({run.last_step for run in runs})
+        steps = sorted({run.last_step for run in runs.values()})
         span = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else count(steps[0], "step")
-        names = listed(run.name for run in runs)
-        parts.append(f"{count(len(runs), 'training run')} ({names}) of {span}")
+        parts.append(f"{count(len(runs), 'training run')} ({listed(runs)}) of {span}")
     if clips:
-        prompts = {prompt for found in clips.values() for prompt, _ in found}
+        prompts = {prompt for of_model in clips.values() for prompt, _ in of_model}
         parts.append(f"clips made by {listed(clips)} for {count(len(prompts), 'prompt')}")
     parts += [f"scores on the benchmark {table.title}" for table in tables]
-    for name, found in scans.items():
-        blocks, teachers = count(len(found.blocks), "block"), listed(found.teachers)
+    for name, scan in scans.items():
+        blocks, teachers = count(len(scan.blocks), "block"), listed(scan.teachers)
         parts.append(f"the scan {name} of {blocks} against {teachers}")
-    for name, found in probes.items():
-        parts.append(f"the probe {name} of {listed(found.sources)} on Physion {found.protocol}")
+    for name, probe in probes.items():
+        parts.append(f"the probe {name} of {listed(probe.sources)} on Physion {probe.protocol}")
     return f"This page shows {'; '.join(parts)}."
 
 
 def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
-    """How a folder of clips was generated: each setting, with all the values found."""
-    found = list(clips.values())
-    seeds = sorted({clip.seed for clip in found if clip.seed is not None})
+    """How a folder of clips was generated: each setting, with all values that occur."""
+    every = list(clips.values())
+    seeds = sorted({clip.seed for clip in every if clip.seed is not None})
     settings: dict[str, Iterable[str]] = {
-        "model": (clip.model for clip in found),
-        "sampling steps": (str(clip.steps) for clip in found if clip.steps is not None),
+        "model": (clip.model for clip in every),
+        "sampling steps": (str(clip.steps) for clip in every if clip.steps is not None),
         "guidance scale": (
-            f"{clip.guidance_scale:g}" for clip in found if clip.guidance_scale is not None
+            f"{clip.guidance_scale:g}" for clip in every if clip.guidance_scale is not None
         ),
-        "frames": (f"{clip.frames} at {clip.fps:g} per second" for clip in found),
-        "size": (f"{clip.width} × {clip.height} pixels" for clip in found),
+        "frames": (f"{clip.frames} at {clip.fps:g} per second" for clip in every),
+        "size": (f"{clip.width} × {clip.height} pixels" for clip in every),
         "seeds": [f"{seeds[0]} to {seeds[-1]}"] if len(seeds) > 1 else map(str, seeds),
     }
     facts = [(name, ", ".join(dict.fromkeys(values))) for name, values in settings.items()]
-    return [("clips", str(len(found))), *((name, said) for name, said in facts if said)]
+    return [("clips", str(len(every))), *((name, value) for name, value in facts if value)]
 
 
-def _commands(runs: Sequence[LoggedRun], command: str | None) -> list[str]:
-    train = [shlex.join(["videorepa", "train", str(run.folder / "recipe.yaml")]) for run in runs]
+def _commands(runs: Mapping[str, Run], command: str | None) -> list[str]:
+    recipes = [str(run.path / "recipe.yaml") for run in runs.values()]
+    train = [shlex.join(["videorepa", "train", recipe]) for recipe in recipes]
     return [*train, *([command] if command else [])]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file or folder that something on the page comes from. path, link: as seen from the page."""
+class PageSource:
+    """A file or folder that something on the page comes from.
+
+    Attributes:
+        what: What comes from it.
+        of: The model or run that it is about.
+        path: Its path as seen from the page.
+        link: The same as a URL.
+    """
 
     what: str
     of: str
@@ -220,15 +239,15 @@ class Source:
 
 def _sources(
     out: Path,
-    runs: Sequence[LoggedRun],
+    runs: Mapping[str, Run],
     generations: Mapping[str, Path],
-    tables: Sequence[Table],
+    tables: Sequence[BenchmarkTable],
     scans: Mapping[str, Path],
     probes: Mapping[str, Path],
-) -> Iterator[Source]:
-    def source(what: str, of: str, path: Path) -> Source:
-        seen = Path(os.path.relpath(path.resolve(), out.parent.resolve())).as_posix()
-        return Source(what, of, seen, quote(seen, errors="surrogateescape"))
+) -> Iterator[PageSource]:
+    def source(what: str, of: str, path: Path) -> PageSource:
+        relative = Path(os.path.relpath(path.resolve(), out.parent.resolve())).as_posix()
+        return PageSource(what, of, relative, quote(relative, errors="surrogateescape"))
 
     for table in tables:
         for name, scores in table.scores.items():
@@ -237,13 +256,13 @@ def _sources(
             yield source("scores of each clip", of, scores.folder / "scores.jsonl")
             if scores.comparison is not None:
                 yield source("differences, p", of, scores.folder / "comparison.json")
-    for run in runs:
-        yield source("curves", run.name, run.folder / "log.jsonl")
-        yield source("recipe", run.name, run.folder / "recipe.yaml")
+    for name, run in runs.items():
+        yield source("curves", name, run.log_path)
+        yield source("recipe", name, run.path / "recipe.yaml")
         if run.environment:
-            yield source("environment", run.name, run.folder / "environment.json")
-        if run.samples:
-            yield source("validation clips", run.name, run.folder / "samples")
+            yield source("environment", name, run.path / "environment.json")
+        if run.validation_clips:
+            yield source("validation clips", name, run.samples)
     for name, folder in scans.items():
         yield source("scan", name, folder / "scan.json")
     for name, folder in probes.items():

@@ -1,4 +1,4 @@
-"""The gallery: which clips stand side by side, what is said of each, and what they are found by."""
+"""The gallery: clips side by side, with remarks on each, and what they can be filtered by."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from typing import TypeVar
 import numpy as np
 
 from videorepa.artifacts.clips import Key, Sidecar
-from videorepa.artifacts.run import LoggedRun, Sample
-from videorepa.artifacts.scores import Scores
+from videorepa.artifacts.run import Run, ValidationClip
+from videorepa.artifacts.scores import Scores, failing_checks
 from videorepa.system.wording import count, label, number
 
 SAMPLE_STEPS = 4
-"""How many moments of a training its validation clips are shown at."""
+"""Largest number of steps at which a run's validation clips are shown."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Badge:
+    """A metric's value below a clip. Its kind is "pass", "fail" or "plain"."""
+
     text: str
     kind: str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A clip in a row, or the reason why there is none. fps is in frames per second.
+    """A clip in a row, or its empty place.
 
-    verdicts: a letter for each of the gallery's verdicts: passes (1), fails (0), or unknown (-).
-    fails: places of the checks it fails in the gallery's list of them.
+    Attributes:
+        label: Name of the model, or the step of the training.
+        colour: Number of the model's colour.
+        clip: The video; None if there is none.
+        fps: Frames per second.
+        verdicts: A letter for each of the gallery's verdicts: passes (1), fails (0), unknown (-).
+        fails: Positions in the gallery's `checks` of those that the clip fails.
     """
 
     label: str
@@ -47,8 +54,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Clips to compare with each other. category: place in the gallery's list of them."""
+class ClipRow:
+    """Clips to compare with each other.
+
+    Attributes:
+        category: Position in the gallery's `categories`.
+    """
 
     prompt: str
     note: str
@@ -64,9 +75,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of clips, and what they can be filtered by. left_out: what is not shown, in words."""
+    """Rows of clips, and what they can be filtered by.
 
-    rows: Sequence[Row]
+    Attributes:
+        checks: Names of checks that a clip may fail.
+        verdicts: Names of metrics that a clip may pass or fail.
+        left_out: A sentence on what is not shown.
+    """
+
+    rows: Sequence[ClipRow]
     models: Sequence[str]
     categories: Sequence[str]
     checks: Sequence[str]
@@ -76,8 +93,15 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What all benchmarks say of one clip. verdicts: by name, only those that are known. scores:
-    what those were decided by, where a benchmark has it."""
+    """The results of all benchmarks for one clip, by the metric's name.
+
+    Attributes:
+        verdicts: Whether the clip passes, for metrics that tell.
+        scores: The scores that decided the verdicts, if the benchmark has such.
+        values: Values of metrics that a clip neither passes nor fails.
+        fails: Names of the checks that it fails.
+        failures: Why it could not be scored.
+    """
 
     category: str | None
     verdicts: Mapping[str, bool]
@@ -93,20 +117,20 @@ def _judge(evaluations: Sequence[Scores], key: Key, several: bool) -> _Judged:
         benchmark = f"{scores.summary.benchmark} " if several else ""
         if key in scores.failures:
             failures.append(scores.failures[key])
-        row = scores.rows.get(key)
+        row = scores.by_clip.get(key)
         if row is None:
             continue
-        category = category or row.scenario
-        fails += row.failing_checks
+        category = category or row.get("scenario")
+        fails += failing_checks(row)
         for metric, of_all in scores.summary.metrics.items():
-            flag, value = row.flag(metric), getattr(row, metric, None)
+            value = row.get(metric)
             if of_all.percent is None:
                 continue
-            if flag is not None:
-                verdicts[benchmark + label(metric)] = flag
-                # As sa_score stands beside sa.
+            if value in (0, 1):
+                verdicts[benchmark + label(metric)] = bool(value)
+                # The row has sa_score beside sa.
                 beside = (name for name in scores.summary.metrics if name.startswith(f"{metric}_"))
-                score = getattr(row, next(beside, ""), None)
+                score = row.get(next(beside, ""))
                 if isinstance(score, int | float):
                     decided[benchmark + label(metric)] = score
             elif isinstance(value, float):
@@ -120,29 +144,36 @@ def clip_gallery(
     colours: Mapping[str, int],
     most: int | None,
 ) -> Gallery:
-    """A row for each prompt and sample, of at most so many prompts, evenly spaced by id."""
-    every = sorted({key for found in clips.values() for key in found})
+    """A row for each prompt and sample.
+
+    Args:
+        clips: Each model's clips.
+        scored: Each model's scores, one per benchmark.
+        colours: Each model's colour.
+        most: Largest number of prompts, evenly spaced by id; None shows all.
+    """
+    every = sorted({key for of_model in clips.values() for key in of_model})
     prompts = sorted({prompt_id for prompt_id, _ in every})
     shown = set(_spread(prompts, most))
     keys = [key for key in every if key[0] in shown]
-    benchmarks = {item.summary.benchmark for found in scored.values() for item in found}
+    benchmarks = {item.summary.benchmark for of_model in scored.values() for item in of_model}
     judged = {
         (name, key): _judge(scored.get(name, ()), key, len(benchmarks) > 1)
         for name in clips
         for key in keys
     }
-    categories = sorted({found.category for found in judged.values() if found.category})
-    checks = sorted({check for found in judged.values() for check in found.fails})
-    verdicts = list(dict.fromkeys(name for found in judged.values() for name in found.verdicts))
+    categories = sorted({clip.category for clip in judged.values() if clip.category})
+    checks = sorted({check for clip in judged.values() for check in clip.fails})
+    verdicts = list(dict.fromkeys(name for clip in judged.values() for name in clip.verdicts))
 
     def cell(name: str, key: Key, present: Sequence[Sidecar]) -> Cell:
-        clip, found = clips[name].get(key), judged[name, key]
+        clip, results = clips[name].get(key), judged[name, key]
         like = clip or present[0]
-        remarks = [f"not scored: {reason}" for reason in found.failures]
+        remarks = [f"not scored: {reason}" for reason in results.failures]
         if clip and clip.seed is not None and len({other.seed for other in present}) > 1:
             remarks.append(f"seed {clip.seed}")
-        if clip and found.fails:
-            remarks.append(f"fails {', '.join(found.fails)}")
+        if clip and results.fails:
+            remarks.append(f"fails {', '.join(results.fails)}")
         return Cell(
             label=name,
             colour=colours[name],
@@ -150,19 +181,19 @@ def clip_gallery(
             width=like.width,
             height=like.height,
             fps=like.fps,
-            badges=_badges(found) if clip else (),
+            badges=_badges(results) if clip else (),
             note="; ".join(remarks),
-            verdicts="".join(_letter(found.verdicts.get(verdict)) for verdict in verdicts),
-            fails=sorted({checks.index(check) for check in found.fails}),
+            verdicts="".join(_letter(results.verdicts.get(verdict)) for verdict in verdicts),
+            fails=sorted({checks.index(check) for check in results.fails}),
         )
 
     rows = []
     for prompt_id, k in keys:
         key = (prompt_id, k)
-        present = [found[key] for found in clips.values() if key in found]
+        present = [of_model[key] for of_model in clips.values() if key in of_model]
         category = next((c for name in clips if (c := judged[name, key].category)), None)
         rows.append(
-            Row(
+            ClipRow(
                 prompt=present[0].prompt,
                 note=_note(key, category, present),
                 cells=[cell(name, key, present) for name in clips],
@@ -195,43 +226,44 @@ def _letter(flag: bool | None) -> str:
     return "-" if flag is None else str(int(flag))
 
 
-def _badges(found: _Judged) -> list[Badge]:
+def _badges(results: _Judged) -> list[Badge]:
     flags = []
-    for name, flag in found.verdicts.items():
+    for name, flag in results.verdicts.items():
         word = "pass" if flag else "fail"
-        score = f" ({found.scores[name]:.3g})" if name in found.scores else ""
+        score = f" ({results.scores[name]:.3g})" if name in results.scores else ""
         flags.append(Badge(f"{name} {word}{score}", word))
-    values = [Badge(f"{name} {number(value)}", "plain") for name, value in found.values.items()]
+    values = [Badge(f"{name} {number(value)}", "plain") for name, value in results.values.items()]
     return flags + values
 
 
-def sample_rows(run: LoggedRun, most: int | None) -> list[Row]:
-    """A row per validation clip, at a few moments of the training."""
-    names = sorted({name for clips in run.samples.values() for name in clips})
-    steps = _spread(list(run.samples), SAMPLE_STEPS)
+def validation_rows(run: Run, most: int | None) -> list[ClipRow]:
+    """A row for each of at most `most` validation clips, at a few steps of the training."""
+    by_step = run.validation_clips
+    names = sorted({name for clips in by_step.values() for name in clips})
+    steps = _spread(list(by_step), SAMPLE_STEPS)
     rows = []
     for name in _spread(names, most):
-        shown: dict[int, Sample | None] = {step: run.samples[step].get(name) for step in steps}
-        present = next((sample for sample in shown.values() if sample), None)
+        shown: dict[int, ValidationClip | None] = {step: by_step[step].get(name) for step in steps}
+        present = next((clip for clip in shown.values() if clip), None)
         if present is None:
             continue
         cells = [
             Cell(
                 label=f"step {step}" if step else "base model",
                 colour=None,
-                clip=sample.path if sample else None,
+                clip=clip.path if clip else None,
                 width=present.width,
                 height=present.height,
                 fps=present.fps,
             )
-            for step, sample in shown.items()
+            for step, clip in shown.items()
         ]
-        rows.append(Row(present.prompt, name if name != present.prompt else "", cells))
+        rows.append(ClipRow(present.prompt, name if name != present.prompt else "", cells))
     return rows
 
 
 def _spread(items: Sequence[Item], most: int | None) -> list[Item]:
-    """At most `most` of the items, evenly spaced, with the first and the last."""
+    """At most `most` of the items, evenly spaced, with the first and the last among them."""
     if most is None or len(items) <= most:
         return list(items)
     return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]

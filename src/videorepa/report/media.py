@@ -1,4 +1,4 @@
-"""Where a page's clips are: within the page while they are small together, else beside it."""
+"""Keeps a page's clips: within the page while they are small together, else beside it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from videorepa.artifacts.clips import DIGEST, clip_digest
 from videorepa.system.files import atomic_path
 
 EMBEDDED_BYTES = 4 << 20
-"""Clips of so many bytes in all stay within the page."""
+"""Clips of up to this many bytes in all stay within the page."""
 
 
 class Media:
-    """The clips of the page `page`. Files beside it are called by their digest, so that a name
-    says nothing of the model, equal clips are kept once, and a file that is there is right."""
+    """The clips of a page.
+
+    A file beside the page is named by its digest. So its name tells nothing about the model, equal
+    clips are kept once, and a file that exists has the right content.
+    """
 
     def __init__(self, page: Path, clips: Iterable[Path]) -> None:
         self.digests = {clip: clip_digest(clip) for clip in clips}
@@ -38,7 +41,7 @@ class Media:
         return f"{quote(self.folder.name, errors='surrogateescape')}/{self.digests[clip]}.mp4"
 
     def write(self) -> None:
-        """Put the clips beside the page, as hard links where that is possible. Raises OSError."""
+        """Put the clips beside the page, as hard links if possible. Raises OSError."""
         if self.embedded:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +56,7 @@ class Media:
                     shutil.copyfile(clip, temporary)
 
     def sweep(self) -> None:
-        """Remove clips of an earlier page of this name, which the new one does not show."""
+        """Remove clips of an earlier page of this name that the new one does not show."""
         kept = set() if self.embedded else self._clips.keys()
         for path in self.folder.glob("*.mp4"):
             if re.fullmatch(f"[0-9a-f]{{{DIGEST}}}", path.stem) and path.stem not in kept:

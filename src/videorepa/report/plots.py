@@ -1,4 +1,8 @@
-"""Draws a report's plots as SVG that takes its colours from the page, so that dark mode works."""
+"""Draws plots as SVG whose colours come from the page, so that dark mode works.
+
+Every `draw_` function takes a name that starts all ids in the drawing. It has to be unique on a
+page and made of [a-z_-].
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 COLOURS = 8
-"""How many --series-N colours the style sheet has; more series start over."""
+"""Number of --series-N colours in the style sheet. Further series reuse them."""
 
 SMOOTHED_SHARE = 0.05
-"""The smoothed line is a running mean over this share of the logged steps."""
+"""Share of the logged steps over which the smoothed line is a running mean."""
 
 SHOWN_SHARE = 0.99
-"""The y axis holds this share of the raw values: one spike should not flatten all the rest."""
+"""Share of the raw values that the y axis spans, so that one spike does not flatten the rest."""
 
 POINTS = 800
-"""Most points drawn for a raw line; a plot is about half as many pixels wide."""
+"""Largest number of points in a raw line. A plot is about half as many pixels wide."""
 
 LONGEST_LABEL = 22
 
-# matplotlib wants real colours. These stand in for the page's and are swapped after drawing.
+# matplotlib needs real colours. These stand in for the page's and are replaced after drawing.
 _INK, _FAINT = "#010203", "#040506"
 
 _WIDTH_INCHES, _HEIGHT_INCHES = 5.0, 3.0
@@ -38,7 +42,7 @@ _WIDTH_INCHES, _HEIGHT_INCHES = 5.0, 3.0
 _BAR_INCHES = 0.15
 
 _GAP = 0.9
-"""Between two groups of bars, in bars."""
+"""Space between two groups of bars, in bars."""
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -59,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot, with what stands over and under it."""
+    """A plot with its title and the note below it."""
 
     title: str
     note: str
@@ -68,7 +72,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Line:
-    """One run's values of one quantity. steps and values: (N,), finite."""
+    """One run's values of one quantity. `steps` and `values` are (N,) and finite."""
 
     colour: int
     steps: np.ndarray
@@ -97,7 +101,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Profile:
-    """A quantity over the blocks of a model, with its intervals. All (N,), blocks ascending."""
+    """A quantity over the blocks of a model, with its intervals. All are (N,), blocks ascending."""
 
     colour: int
     blocks: Sequence[int]
@@ -107,7 +111,7 @@ class Profile:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The centred running mean of values (N,); near the ends over what there is."""
+    """The centred running mean of values (N,). Near the ends the window is cut off."""
     half = round(len(values) * SMOOTHED_SHARE / 2)
     kernel = np.ones(2 * half + 1)
     count = np.convolve(np.ones_like(values), kernel)
@@ -117,8 +121,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about POINTS of the points (N,), keeping each stretch's lowest and highest, so that
-    no spike is lost."""
+    """At most about `POINTS` of the points (N,). Each stretch keeps its lowest and its highest, so
+    that no spike is lost."""
     if len(values) <= POINTS:
         return steps, values
     kept: set[int] = {0, len(values) - 1}
@@ -137,7 +141,7 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
-        # The browser draws the text with its own fonts, so a glyph missing here does not matter.
+        # The browser draws text with its own fonts, so a glyph that is missing here is no loss.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
     svg = buffer.getvalue()
@@ -185,11 +189,11 @@ def draw_curve(
     log: bool = False,
     levels: Sequence[float] = (),
 ) -> str:
-    """Lines over optimiser steps, raw and faint with the smoothed one on top, as an <svg>.
+    """An <svg> of lines over optimiser steps: the raw ones faint, the smoothed ones on top.
 
-    levels: values that a dotted line is drawn at; the y axis holds them too.
-    name starts every id in the drawing, so it has to be unique on a page and made of [a-z_-].
-    The y axis is logarithmic only if `log` and all values are positive.
+    Args:
+        log: Whether the y axis is logarithmic, provided that all values are positive.
+        levels: Values at which a dotted line is drawn. The y axis spans them too.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(name, _HEIGHT_INCHES)
@@ -220,10 +224,10 @@ def draw_intervals(
     rows: Sequence[Interval],
     span: tuple[float, float],
 ) -> str:
-    """A dot and its interval per row, the first row on top, as an <svg>.
+    """An <svg> with a dot and its interval per row, the first row on top.
 
-    span is what the x axis covers; a line is drawn at 0 if that is within. name starts every id in
-    the drawing, so it has to be unique on a page and made of [a-z_-].
+    Args:
+        span: Ends of the x axis. If it reaches below 0, a line is drawn at 0.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(name, 0.7 + 0.34 * len(rows))
@@ -233,7 +237,7 @@ def draw_intervals(
             colour = _colour(row.colour)
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2)
-            # Whole and in front of the axis also where the value is at its end.
+            # A dot at the end of the axis is drawn whole and in front of it.
             dot = {"marker": "o", "markersize": 7, "clip_on": False, "zorder": 3}
             axes.plot([row.value], [place], color=colour, **dot)
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
@@ -246,10 +250,10 @@ def draw_intervals(
 
 
 def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[float, float]) -> str:
-    """A bar and its interval for every value, a group below the other, as an <svg>.
+    """An <svg> with a bar and its interval for every value, one group below the other.
 
-    span is what the x axis covers; bars begin at 0, where a line is drawn if that is within.
-    name starts every id in the drawing, so it has to be unique on a page and made of [a-z_-].
+    Args:
+        span: Ends of the x axis. Bars start at 0. If it reaches below 0, a line is drawn there.
     """
     with matplotlib.rc_context(_STYLE):
         rows = sum(len(group.bars) for group in groups)
@@ -285,10 +289,11 @@ def draw_columns(
     span: tuple[float, float],
     level: float,
 ) -> str:
-    """Dots with their intervals, those of a column side by side, as an <svg>.
+    """An <svg> of dots with their intervals, those of a column side by side.
 
-    span is what the y axis covers; a dotted line is drawn at `level`. name starts every id in the
-    drawing, so it has to be unique on a page and made of [a-z_-].
+    Args:
+        span: Ends of the y axis.
+        level: Value at which a dotted line is drawn.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(name, _HEIGHT_INCHES)
@@ -323,10 +328,11 @@ def draw_profiles(
     levels: Sequence[tuple[float, str]],
     marked: Sequence[int] = (),
 ) -> str:
-    """Lines over a model's blocks, each in the band of its intervals, as an <svg>.
+    """An <svg> of lines over a model's blocks, each within the band of its intervals.
 
-    levels: values that belong to no block, each with matplotlib's name of a line style. marked:
-    blocks to point out. name starts every id, so it has to be unique on a page and made of [a-z_-].
+    Args:
+        levels: Values that belong to no block, each with matplotlib's name of a line style.
+        marked: Blocks to mark.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(name, _HEIGHT_INCHES)

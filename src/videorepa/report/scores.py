@@ -1,4 +1,4 @@
-"""Scores: a benchmark's table, its bars by category, and what may be said of paired differences."""
+"""Draws scores: a table per benchmark, bars by category, and verdicts on paired differences."""
 
 from __future__ import annotations
 
@@ -9,31 +9,36 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from videorepa.artifacts.scores import Difference, Metric, Scores
+from videorepa.artifacts.scores import Metric, MetricDifference, Scores
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import holm
 from videorepa.report.plots import Group, Interval, draw_groups, draw_intervals
 from videorepa.system.wording import BEYOND_CHANCE, label
 
 FEWEST_PROMPTS = 6
-"""With fewer a category's difference is not shown: even if all agree, McNemar's p is above 0.06."""
+"""Smallest number of prompts for which a category's difference is shown. With fewer, McNemar's p is
+above 0.06 even if all of them agree."""
 
 LEAST_REACH = 10.0
-"""Points that a plot of differences shows to either side of 0, or more."""
+"""Percentage points to either side of 0 that every plot of differences shows."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A paired difference, and what may be said of it.
+class DifferenceVerdict:
+    """A paired difference, and what may be said about it.
 
-    category: "" for all clips. p_holm: adjusted for all the tests that stand in the same table.
+    Attributes:
+        category: Whose clips are compared; "" for all clips.
+        unit: "points" for a difference of shares.
+        p_holm: p-value adjusted for all tests in the same table.
+        text: The verdict, as the end of a sentence.
     """
 
     model: str
     against: str
     category: str
     metric: str
-    difference: Difference
+    difference: MetricDifference
     unit: str
     p_holm: float | None
     text: str
@@ -44,10 +49,14 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Table:
-    """One benchmark's scores, by model. metrics, categories: in the order of the page's rows.
+class BenchmarkTable:
+    """One benchmark's scores by model, with its plots and verdicts.
 
-    too_few: categories with too few prompts for a difference, and how many they have.
+    Attributes:
+        about: What the metrics are, if the benchmark says so.
+        metrics: Names of the metrics, in the order of the page's columns.
+        categories: Names of the categories, in the order of the page's rows.
+        too_few: Number of prompts of the categories that have too few for a difference.
     """
 
     benchmark: str
@@ -58,9 +67,9 @@ class Table:
     categories: Sequence[str]
     plots: Sequence[Markup]
     category_plots: Sequence[Markup]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[DifferenceVerdict]
     difference_plots: Sequence[Markup]
-    category_verdicts: Sequence[Verdict]
+    category_verdicts: Sequence[DifferenceVerdict]
     category_difference_plots: Sequence[Markup]
     too_few: Mapping[str, int]
 
@@ -70,15 +79,15 @@ class Table:
 
     @property
     def says(self) -> dict[str, list[str]]:
-        """What may be said of the differences, each with the metrics it is said of."""
-        said: dict[str, list[str]] = {}
+        """The metrics of each verdict."""
+        metrics: dict[str, list[str]] = {}
         for verdict in self.verdicts:
-            said.setdefault(verdict.text, []).append(verdict.metric)
-        return said
+            metrics.setdefault(verdict.text, []).append(verdict.metric)
+        return metrics
 
     @property
-    def beyond_chance(self) -> list[Verdict]:
-        """Differences of categories that are, when all of them are adjusted for."""
+    def beyond_chance(self) -> list[DifferenceVerdict]:
+        """The differences of categories that are beyond chance after adjusting for all of them."""
         return [
             verdict
             for verdict in self.category_verdicts
@@ -86,9 +95,14 @@ class Table:
         ]
 
 
-def draw_tables(scored: Mapping[str, Sequence[Scores]], colours: Mapping[str, int]) -> list[Table]:
-    """A table for each benchmark and version. Raises UserError if a model has two scores for one,
-    which a table could not tell apart."""
+def draw_tables(
+    scored: Mapping[str, Sequence[Scores]], colours: Mapping[str, int]
+) -> list[BenchmarkTable]:
+    """A table for each benchmark and version.
+
+    Raises:
+        UserError: A model has two scores for one table.
+    """
     grouped: dict[tuple[str, str], dict[str, Scores]] = {}
     for name, evaluations in scored.items():
         for scores in evaluations:
@@ -112,13 +126,13 @@ def _table(
     version: str,
     scores: Mapping[str, Scores],
     colours: Mapping[str, int],
-) -> Table:
+) -> BenchmarkTable:
     summaries = [item.summary for item in scores.values()]
     metrics = list(dict.fromkeys(metric for summary in summaries for metric in summary.metrics))
     categories = sorted({category for summary in summaries for category in summary.by_scenario})
     claims, too_few = _category_claims(scores)
     category_verdicts = _verdicts(claims)
-    return Table(
+    return BenchmarkTable(
         benchmark=benchmark,
         version=version,
         about=next((summary.about for summary in summaries if summary.about), None),
@@ -135,11 +149,11 @@ def _table(
     )
 
 
-def _intervals(found: Mapping[str, Metric | None], colours: Mapping[str, int]) -> list[Interval]:
-    """Of the models whose metric is a percentage."""
+def _intervals(metrics: Mapping[str, Metric | None], colours: Mapping[str, int]) -> list[Interval]:
+    """The intervals of those models whose metric is a percentage."""
     return [
         Interval(name, colours[name], value.percent, value.low, value.high)
-        for name, value in found.items()
+        for name, value in metrics.items()
         if value and value.percent is not None and math.isfinite(value.percent)
     ]
 
@@ -149,8 +163,8 @@ def _score_plots(
 ) -> list[Markup]:
     plots = []
     for place, metric in enumerate(metrics):
-        found = {model: item.summary.metrics.get(metric) for model, item in scores.items()}
-        if points := _intervals(found, colours):
+        by_model = {model: item.summary.metrics.get(metric) for model, item in scores.items()}
+        if points := _intervals(by_model, colours):
             svg = draw_intervals(
                 f"{name}-score-{place}", f"{label(metric)} (%)", points, span=(0.0, 100.0)
             )
@@ -169,11 +183,11 @@ def _category_plots(
     for place, metric in enumerate(metrics):
         groups = []
         for category in categories:
-            found = {
+            by_model = {
                 model: item.summary.by_scenario.get(category, {}).get(metric)
                 for model, item in scores.items()
             }
-            if bars := _intervals(found, colours):
+            if bars := _intervals(by_model, colours):
                 groups.append(Group(category, bars))
         if groups:
             svg = draw_groups(
@@ -191,7 +205,7 @@ def _unit(scores: Scores, metric: str) -> str:
 def _difference_plots(
     name: str, metrics: Sequence[str], scores: Mapping[str, Scores], colours: Mapping[str, int]
 ) -> list[Markup]:
-    """One plot per metric counted in percent points: the compared models' differences."""
+    """A plot for each metric in percent: the compared models' differences."""
     plots = []
     for place, metric in enumerate(metrics):
         points = []
@@ -208,9 +222,9 @@ def _difference_plots(
 
 
 def _category_difference_plots(
-    name: str, verdicts: Sequence[Verdict], colours: Mapping[str, int]
+    name: str, verdicts: Sequence[DifferenceVerdict], colours: Mapping[str, int]
 ) -> list[Markup]:
-    """One plot per metric counted in percent points: each category's differences, by model."""
+    """A plot for each metric in percent: each category's differences, by model."""
     by_metric: dict[str, dict[str, list[Interval]]] = defaultdict(lambda: defaultdict(list))
     for verdict in verdicts:
         if verdict.unit == "points" and math.isfinite(verdict.difference.difference):
@@ -227,19 +241,19 @@ def _category_difference_plots(
 
 
 def _span(points: Sequence[Interval]) -> tuple[float, float]:
-    """As far to either side of 0, and not so little that a difference of nothing fills it."""
+    """A span that holds all points, is symmetric around 0 and is not too narrow."""
     ends = (end for point in points for end in (point.value, point.low, point.high))
     reach = max(LEAST_REACH, *(1.05 * abs(end) for end in ends if end is not None))
     return -reach, reach
 
 
-def _interval(name: str, colour: int, change: Difference) -> Interval:
+def _interval(name: str, colour: int, change: MetricDifference) -> Interval:
     low, high = (change.low, change.high) if change.has_interval else (None, None)
     return Interval(name, colour, change.difference, low, high)
 
 
-Claim = tuple[str, Scores, str, str, Difference]
-"""Model, its scores, category or "" for all clips, metric, and what is found."""
+Claim = tuple[str, Scores, str, str, MetricDifference]
+"""A model, its scores, the category or "" for all clips, the metric, and the difference."""
 
 
 def _claims(scores: Mapping[str, Scores]) -> list[Claim]:
@@ -252,7 +266,7 @@ def _claims(scores: Mapping[str, Scores]) -> list[Claim]:
 
 
 def _category_claims(scores: Mapping[str, Scores]) -> tuple[list[Claim], dict[str, int]]:
-    """What categories have enough prompts to tell, and of the others how many they have at most."""
+    """The claims about categories with enough prompts, and how many prompts the others have."""
     claims: list[Claim] = []
     too_few: dict[str, int] = {}
     for name, item in scores.items():
@@ -266,8 +280,8 @@ def _category_claims(scores: Mapping[str, Scores]) -> tuple[list[Claim], dict[st
     return claims, too_few
 
 
-def _verdicts(claims: Sequence[Claim]) -> list[Verdict]:
-    """They stand in one table, so they are one family."""
+def _verdicts(claims: Sequence[Claim]) -> list[DifferenceVerdict]:
+    """The verdicts on claims that stand in one table, and so are one family of tests."""
     adjusted = iter(holm([change.p for *_, change in claims if change.p is not None]))
     verdicts = []
     for name, item, category, metric, change in claims:
@@ -286,5 +300,7 @@ def _verdicts(claims: Sequence[Claim]) -> list[Verdict]:
             text = f"the interval includes zero: these clips cannot tell {name} from {against}."
         p_holm = None if change.p is None else next(adjusted)
         unit = _unit(item, metric)
-        verdicts.append(Verdict(name, against, category, label(metric), change, unit, p_holm, text))
+        verdicts.append(
+            DifferenceVerdict(name, against, category, label(metric), change, unit, p_holm, text)
+        )
     return verdicts

@@ -1,22 +1,25 @@
-"""Training curves: which logged quantities get a plot, and where the runs' recipes differ."""
+"""Draws training curves, and tells where the runs' recipes differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from videorepa.artifacts.run import LoggedRun
+from videorepa.artifacts.run import Run
 from videorepa.report.plots import Line, draw_curve
 from videorepa.training.drift import Look
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of logged quantities; all but the first are drawn dashed.
+    """A plot of logged quantities.
 
-    band: the key of the recipes' setting that says how far the quantity may be from 1.
+    Attributes:
+        keys: Names of the quantities in the log. All but the first are drawn dashed.
+        log: Whether the vertical axis is logarithmic.
+        band: Key of the recipe's setting for how far the first quantity may be from 1.
     """
 
     title: str
@@ -79,30 +82,29 @@ PANELS = (
 
 
 def draw_training(
-    runs: Sequence[LoggedRun], colours: Mapping[str, int]
+    runs: Mapping[str, Run], colours: Mapping[str, int]
 ) -> list[tuple[Panel, Markup]]:
-    """The panels of which any run has logged something, each with its plot."""
+    """The panels for which any run has logged something, each with its plot."""
     drawn = []
     for place, panel in enumerate(_panels(runs)):
         lines = [
-            Line(colours[run.name], steps, values, dashed=index > 0)
-            for run in runs
+            Line(colours[name], steps, values, dashed=index > 0)
+            for name, run in runs.items()
             for index, key in enumerate(panel.keys)
             for steps, values in [run.series(key)]
             if len(values)
         ]
         if lines:
-            edges, said = _band(panel, runs)
+            edges, remark = _band(panel, runs)
             svg = draw_curve(f"curve-{place}", panel.y_label, lines, panel.log, edges)
-            drawn.append((replace(panel, note=panel.note + said), Markup(svg)))
+            drawn.append((replace(panel, note=panel.note + remark), Markup(svg)))
     return drawn
 
 
-def _band(panel: Panel, runs: Sequence[LoggedRun]) -> tuple[list[float], str]:
-    """Both edges of the panel's band, of each width that the runs' recipes say, and in words which
-    runs have left theirs."""
-    edges, said = set[float](), ""
-    for run in runs:
+def _band(panel: Panel, runs: Mapping[str, Run]) -> tuple[list[float], str]:
+    """The edges of the bands that the runs' recipes set, and a remark on which runs left theirs."""
+    edges, remark = set[float](), ""
+    for name, run in runs.items():
         steps, values = run.series(panel.keys[0])
         setting = run.settings().get(panel.band or "")
         if setting is None or not len(values):
@@ -111,14 +113,14 @@ def _band(panel: Panel, runs: Sequence[LoggedRun]) -> tuple[list[float], str]:
         edges |= {1 - width, 1 + width}
         outside = steps[abs(values - 1) > width]
         if len(outside):
-            said += f" {run.name} is outside from step {outside[0]:.0f}."
-    return sorted(edges), said
+            remark += f" {name} is outside from step {outside[0]:.0f}."
+    return sorted(edges), remark
 
 
-def _panels(runs: Sequence[LoggedRun]) -> Iterable[Panel]:
-    """The plots; where a run has several alignment terms, logged as `align.relation` and so on,
-    one for each term."""
-    logged = {key for run in runs for row in run.log for key in row}
+def _panels(runs: Mapping[str, Run]) -> Iterable[Panel]:
+    """All panels. If runs have several alignment terms, which are logged as `align.relation` and so
+    on, each term gets panels of its own."""
+    logged = {key for run in runs.values() for row in run.log for key in row}
     for panel in PANELS:
         terms = {key.partition(".")[2] for key in logged if key.partition(".")[0] in panel.keys}
         for term in sorted(terms):
@@ -126,9 +128,9 @@ def _panels(runs: Sequence[LoggedRun]) -> Iterable[Panel]:
             yield replace(panel, keys=keys, title=panel.title + (f": {term}" if term else ""))
 
 
-def recipe_differences(runs: Sequence[LoggedRun]) -> list[tuple[str, list[str]]]:
-    """The settings that are not the same in all runs, with each run's value."""
-    settings = [run.settings() for run in runs]
+def recipe_differences(runs: Mapping[str, Run]) -> list[tuple[str, list[str]]]:
+    """The settings in which the runs differ, with each run's value."""
+    settings = [run.settings() for run in runs.values()]
     names = dict.fromkeys(name for each in settings for name in each)
     table = [(name, [each.get(name, "not set") for each in settings]) for name in names]
     return [(name, values) for name, values in table if len(set(values)) > 1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from videorepa.artifacts.run import Run
 from videorepa.data.video import read_all, write_video
@@ -31,12 +30,9 @@ def validation(
     helper = recipe.backbone.load(("vae", "text_encoder"), workers.device)
     sampler = Sampler(helper, recipe.data, recipe.generation, student.transformer)
 
-    def path(step: int, number: int) -> Path:
-        return run.samples / f"step-{step:08d}" / f"{number:02d}.mp4"
-
     def seen(step: int) -> list[Look]:
         # The files are measured, so that a resumed run finds the base's clips as they were.
-        return [look(read_all(path(step, number))[0]) for number in range(len(prompts))]
+        return [look(read_all(run.sample_path(step, number))[0]) for number in range(len(prompts))]
 
     def sample(step: int) -> None:
         student.transformer.eval()
@@ -46,8 +42,8 @@ def validation(
             if is_own or workers.is_sharded:
                 clip = sampler.sample(prompt, noise_seed(prompt, 0))
                 if is_own:
-                    path(step, number).parent.mkdir(parents=True, exist_ok=True)
-                    write_video(path(step, number), clip, recipe.generation.fps)
+                    run.sample_path(step, number).parent.mkdir(parents=True, exist_ok=True)
+                    write_video(run.sample_path(step, number), clip, recipe.generation.fps)
         student.transformer.train()
         workers.wait()
 

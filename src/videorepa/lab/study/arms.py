@@ -251,4 +251,4 @@ def _training_seconds(path: Path) -> float:
 
 
 def _logged(path: Path) -> list[dict[str, Any]]:
-    return Run.open(path).logged() if Run.is_one(path) else []
+    return Run.open(path).log if Run.is_one(path) else []
