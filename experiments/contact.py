@@ -2,8 +2,8 @@
 
 Run: python experiments/contact.py [--clips 1000]
 
-The clips of `videorepa.lab.contact`, read by the linear probe of `videorepa scan`; AUC with its
-95 % interval, where a guess is 0.5.
+Reads the clips of `videorepa.world.contact` with a linear probe. Prints the AUC and its 95 %
+interval; a guess is 0.5.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videorepa.probing.blocks import SLICES
-from videorepa.probing.readout import read_label
+from auc import read_label
+from videorepa.probing.sources import SLICES
 from videorepa.world.contact import MIDDLE, RED, SHOWN, YELLOW, contact_clip
 from videorepa.world.render import Clip
 

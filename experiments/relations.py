@@ -3,11 +3,11 @@
 Run: python experiments/relations.py [--clips 200] [--contact-clips 1000] [--out FILE.csv]
 
 A relation is the cosine of two of a clip's tokens. Its variance, over pairs and clips of the lab,
-is shared where it is that of the pair's mean over the clips. Contact is what the linear probe of
-`videorepa scan` reads (AUC with its 95 % interval, where a guess is 0.5) from the tokens that it is
-always given, three steps of 4 x 4, and from nothing but the relations of these. `centred`: each
-token less the mean of its place over the clips, as `align.centre: clips` does. `changes`: less that
-over the clip's own time, as `align.centre: time` does.
+is shared where it is that of the pair's mean over the clips. A linear probe reads contact (AUC with
+its 95 % interval, where a guess is 0.5) from three steps of 4 x 4 tokens, and from nothing but the
+relations of these. Of each token, `centred` subtracts the mean of its place over the clips, as
+`align.centre: clips` does, and `changes` the mean over the clip's own time, as `align.centre: time`
+does.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from auc import read_label
 from videorepa.encoders import load_encoder
-from videorepa.encoders.untrained import forget
-from videorepa.probing.blocks import SLICES, slices
-from videorepa.probing.readout import read_label
-from videorepa.probing.sources import mean_colours
+from videorepa.probing.sources import SLICES, slices
 from videorepa.system.files import atomic_write, csv_text
 from videorepa.tokens import TokenGrid
 from videorepa.world.contact import contact_clip
@@ -64,14 +62,12 @@ def pairs(tokens: Float[Tensor, "b n d"]) -> Float[np.ndarray, "b p"]:
 
 def sources() -> Iterator[tuple[str, Callable[[Tensor], TokenGrid]]]:
     """Each by its name; what it makes of videos (b, f, 3, h, w) from 0 to 1."""
-    size = {"weights": "micro", "frames": 16, "height": 64, "width": 64}
-    teacher = load_encoder("videomae", **size)
-    yield "video teacher", teacher
-    yield "image teacher", load_encoder("dinov2", **size)
-    like = teacher(torch.zeros(1, 17, 3, 64, 64))
-    yield "raw pixels", lambda video: mean_colours(video, like)
-    forget(teacher)
-    yield "video teacher, untrained", teacher
+    size = {"frames": 16, "height": 64, "width": 64}
+    video_teacher = {"name": "videomae", "weights": "micro"} | size
+    yield "video teacher", load_encoder(**video_teacher)
+    yield "image teacher", load_encoder("dinov2", "micro", **size)
+    yield "raw pixels", load_encoder("pixels", "none", patch=8, **size)
+    yield "video teacher, untrained", load_encoder("untrained", "none", of=video_teacher)
 
 
 def measured(clips: int, contact_clips: int) -> Iterator[dict[str, str]]:

@@ -20,9 +20,7 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "videorepa.tokens",
-        "videorepa.align.projector",
-        "videorepa.align.resampling",
-        "videorepa.align.taps",
+        "videorepa.align",
         "videorepa.losses",
         "videorepa.diffusion",
     ],
@@ -340,3 +338,14 @@ def recipe_values(twins: dict[str, Path], manifest: Path, cache: Path) -> dict:
         generation: {{steps: 2}}
         """
     )
+
+
+@pytest.fixture(scope="module")
+def judge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny judge, as the test's module makes it."""
+    return request.module.make_judge(tmp_path_factory.mktemp("judge") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def live(request: pytest.FixtureRequest, judge: Path) -> object:
+    return request.module.load_judge(judge)

@@ -19,8 +19,7 @@ from conftest import write_clips
 from test_memory import check_shortcut, deepened
 from twins import TWINS
 from videorepa.align.taps import tap
-from videorepa.backbones import BackboneSpec
-from videorepa.backbones._live import DiffusersBackbone
+from videorepa.backbones import Backbone, BackboneSpec
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -396,7 +395,7 @@ def test_what_training_takes_is_predicted_from_configuration_alone(
     def refused(*_: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(DiffusersBackbone, "whole", refused)
+    monkeypatch.setattr(Backbone, "whole", refused)
     meta = lora.backbone.load(("transformer",), torch.device("meta")).transformer
     assert size_of(meta) == plain and all(parameter.is_meta for parameter in meta.parameters())
     cost = predict(lora, CPU)
@@ -423,7 +422,9 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
         found = text[name].to(expected.dtype)
         torch.testing.assert_close(found, expected[0], rtol=2e-2, atol=2e-2)
 
-    monkeypatch.setattr(importlib.import_module("videorepa.export"), "subprocess", InProcess)
+    monkeypatch.setattr(
+        importlib.import_module("videorepa.exchange.stock"), "subprocess", InProcess
+    )
     own = recipe.override("train.lora={rank: 2, alpha: 4}", "memory.gradient_checkpointing=true")
     run = train(own, tmp_path / "run")
     rows = [json.loads(line) for line in run.log_path.read_text().splitlines()]
@@ -433,7 +434,7 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     product = export(run.path, tmp_path / "out")
     stock = type(twin.live.transformer).from_pretrained(twin.folder, subfolder=twin.live.part)
     stock.load_lora_adapter(product.parent, weight_name=product.name, use_safetensors=True)
-    assert [adapter.lora_alpha for adapter in stock.peft_config.values()] == [4]
+    assert [adapter.lora_alpha for adapter in stock.peft_config.values()] == [2]
     clips = generate(run.path, [Prompt("a", "A ball falls.")], tmp_path / "generated")
     about = json.loads(clips[0].with_suffix(".json").read_text())
     expected = Generation(**twin.spec.generation | {"steps": 2}).model_dump()

@@ -120,17 +120,14 @@ def command(verb: str, recipe: Any, ready: Ready, out: Path) -> list[Any]:
 # The command line itself.
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_is_given_and_shows_commands_one_a_line(verb: str, capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main([verb, "--help"] if verb else ["--help"])
+        main([verb, "--help"])
     assert exit_.value.code == 0
     said = capsys.readouterr().out
-    if verb:
-        assert re.search(rf"^\s*videorepa {verb}\b", said, re.MULTILINE), said
-        assert said.index("For example:") < said.index(f"  videorepa {verb}")
-        return
-    assert all(f"videorepa {name}" in said for name in VERBS)
+    assert re.search(rf"^\s*videorepa {verb}\b", said, re.MULTILINE), said
+    assert said.index("For example:") < said.index(f"  videorepa {verb}")
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["train", "a.yaml", "--no"]])

@@ -86,9 +86,9 @@ def test_a_second_run_keeps_the_rows_and_scores_what_is_new(tmp_path, monkeypatc
     from videorepa.benchmarks import lab
 
     scored = []
-    score = lab.Benchmark.score
+    score = lab.Lab.score
     monkeypatch.setattr(
-        lab.Benchmark, "score", lambda *given: (scored.append(given[2]), score(*given))[1]
+        lab.Lab, "score", lambda *given: (scored.append(given[2]), score(*given))[1]
     )
     folder = write_clips(tmp_path / "clips")
     first = evaluate("lab", folder)

@@ -8,11 +8,13 @@ import shutil
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,7 +27,7 @@ from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import read_scores
 from videorepa.errors import UserError
 from videorepa.exchange import zero_checkpoint as zero
-from videorepa.exchange.lora import Adapter, comfyui_names
+from videorepa.exchange.lora import LORA_FILE, Adapter, comfyui_names
 from videorepa.exchange.model_card import model_card
 from videorepa.export import export
 from videorepa.import_weights import import_weights
@@ -134,7 +136,7 @@ def test_a_published_lora_is_applied_at_its_strength_by_stock_diffusers(
     io = load_file(published / "lora_io.safetensors")
     with torch.no_grad():
         assert error(stock(**given)[0], io["sample_with_lora_alpha4_rank8"]) < TOLERANCE
-    assert [(c.r, c.lora_alpha) for c in stock.peft_config.values()] == [(8, 4)]
+    assert [(c.r, c.lora_alpha) for c in stock.peft_config.values()] == [(8, 8)]
     with pytest.raises(UserError, match="there is nothing to import"):
         import_weights(imported.product, tmp_path / "again", alpha=4)
 
@@ -357,6 +359,101 @@ def test_scores_that_lie_in_the_run_are_found(lora_run: Run, tmp_path: Path) -> 
             export(run, tmp_path / "out", scores=scores)
 
 
+def by_path(pipeline: Any, product: Path) -> None:
+    pipeline.load_lora_weights(product)
+
+
+def by_folder(pipeline: Any, product: Path) -> None:
+    pipeline.load_lora_weights(product.parent)
+
+
+def by_dict(pipeline: Any, product: Path) -> None:
+    pipeline.load_lora_weights(load_file(product))
+
+
+def into_the_transformer(pipeline: Any, product: Path) -> None:
+    pipeline.transformer.load_lora_adapter(str(product))
+
+
+def into_the_transformer_by_dict(pipeline: Any, product: Path) -> None:
+    pipeline.transformer.load_lora_adapter(load_file(product))
+
+
+def saved_again(pipeline: Any, product: Path) -> None:
+    pipeline.load_lora_weights(product, adapter_name="default")
+    again = product.parent / "again"
+    pipeline.transformer.save_lora_adapter(again, adapter_name="default")
+    pipeline.unload_lora_weights()
+    pipeline.transformer.load_lora_adapter(str(again / LORA_FILE), prefix=None)
+
+
+def saved_again_without_metadata(pipeline: Any, product: Path) -> None:
+    pipeline.load_lora_weights(product, adapter_name="default")
+    again = product.parent / "again"
+    state = get_peft_model_state_dict(pipeline.transformer)
+    pipeline.save_lora_weights(again, transformer_lora_layers=state)
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(again)
+
+
+def fused(pipeline: Any, product: Path) -> None:
+    by_path(pipeline, product)
+    pipeline.fuse_lora(components=["transformer"])
+    pipeline.unload_lora_weights()
+
+
+WAYS = [
+    by_path,
+    by_folder,
+    by_dict,
+    into_the_transformer,
+    into_the_transformer_by_dict,
+    saved_again,
+    saved_again_without_metadata,
+    fused,
+]
+
+
+@pytest.fixture(scope="module")
+def exported_lora(lora_run: Run, tmp_path_factory) -> Path:
+    return export(lora_run.path, tmp_path_factory.mktemp("exported") / "out")
+
+
+@pytest.mark.parametrize("load", WAYS, ids=lambda way: way.__name__)
+def test_an_exported_lora_is_as_strong_however_it_is_loaded(
+    lora_run: Run, exported_lora: Path, arguments: dict[str, Any], tmp_path: Path, load: Any
+) -> None:
+    product = shutil.copytree(exported_lora.parent, tmp_path / "lora") / exported_lora.name
+    pipeline = CogVideoXPipeline.from_pretrained(lora_run.recipe.backbone.source)
+    load(pipeline, product)
+    ours = lora_run.backbone(("transformer",), torch.device("cpu"), torch.float32).transformer
+    with torch.no_grad():
+        expected = ours(**arguments)[0]
+        assert error(pipeline.transformer(**arguments)[0], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("load", [into_the_transformer, into_the_transformer_by_dict])
+def test_a_published_lora_is_as_strong_however_it_is_loaded(
+    published: Path, given: dict[str, Any], tmp_path: Path, load: Any
+) -> None:
+    name = "pytorch_lora_weights.safetensors"
+    imported = import_weights(published / name, tmp_path / "out", alpha=4)
+    base = import_weights(published / "transformer", tmp_path / "base").product
+    stock = CogVideoXTransformer3DModel.from_pretrained(base)
+    load(SimpleNamespace(transformer=stock), imported.product)
+    io = load_file(published / "lora_io.safetensors")
+    with torch.no_grad():
+        assert error(stock(**given)[0], io["sample_with_lora_alpha4_rank8"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0, 0.3])
+def test_a_scale_is_multiplied_into_short_weights_without_rounding_them(scale: float) -> None:
+    up = torch.randn(6, 4).bfloat16()
+    (_, scaled) = Adapter.scaled({"layer": (torch.randn(4, 5), up)}, scale).layers["layer"]
+    assert torch.equal(scaled.double(), (up.float() * scale).double())
+    assert scaled.dtype == (torch.float32 if scale == 0.3 else torch.bfloat16)
+
+
 def test_a_lora_for_comfyui_holds_its_names_and_alpha(
     lora_run: Run, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -379,7 +476,7 @@ def test_a_lora_for_comfyui_holds_its_names_and_alpha(
             up, down = (held.pop(f"{prefix}.lora_{part}.weight") for part in ("up", "down"))
             assert up.dtype == down.dtype == torch.bfloat16 and down.shape[0] == 4
             alpha = held.pop(f"{prefix}.alpha").item()
-            assert alpha == 2
+            assert alpha == 4
             weight = stock.get_submodule(f"transformer_blocks.{block}.{layer}").weight
             weight.data += alpha / down.shape[0] * (up.float() @ down.float())
     assert not held
@@ -403,7 +500,7 @@ def test_comfyui_names_are_those_that_diffusers_reads_back(tmp_path: Path) -> No
             for name in [*names, f"{ff}.net.0.proj", f"{ff}.net.2"]
         }
         path = tmp_path / f"{kind}.safetensors"
-        Adapter(4, 2.0, layers).save_for_comfyui(path, comfyui_names(kind, layers))
+        Adapter.scaled(layers, 2.0 / 4).save_for_comfyui(path, comfyui_names(kind, layers))
         return path, layers
 
     path, layers = saved("WanTransformer3DModel", "blocks", "ffn")

@@ -243,7 +243,7 @@ def test_one_recipe_trains_the_head_and_then_with_it(
 def test_a_saliency_that_the_teacher_lacks_is_refused(recipe: Recipe) -> None:
     spec = make_head("motion", recipe.encoder, width=24)
     own = headed(recipe, Path(spec.weights), loss={"name": "sara", "saliency": "teacher"})
-    with pytest.raises(UserError, match="how salient each token is"):
+    with pytest.raises(UserError, match="a saliency of each token"):
         inspect(own)
 
 

@@ -22,7 +22,7 @@ from pages import Tags
 from videorepa.artifacts.scores import read_scores
 from videorepa.benchmarks import videophy, videophy2
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
-from videorepa.benchmarks.mplug_owl.judge import Judge, digest, frame_indices, rate
+from videorepa.benchmarks.mplug_owl.judge import OwlJudge, digest, frame_indices, rate
 from videorepa.cli import main
 from videorepa.data.manifest import read_prompts
 from videorepa.data.video import read_squashed, write_video
@@ -216,14 +216,8 @@ def make_judge(folder: Path, shards: int = 2) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_judge(tmp_path_factory.mktemp("judge") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def live(judge: Path) -> Judge:
-    return Judge.load(judge, torch.device("cpu"), torch.float32)
+def load_judge(folder: Path) -> OwlJudge:
+    return OwlJudge.load(folder, torch.device("cpu"), torch.float32)
 
 
 def test_frames_are_chosen_as_published():
@@ -275,13 +269,13 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other(live):
 NOTHING = torch.empty(0)
 
 
-class Scripted(Judge):
+class Scripted(OwlJudge):
     """In a judge's place: it gives these logits, or these answers, and keeps what it was asked."""
 
     answers: list[Tensor | str]
     asked: list[str]
 
-    def __init__(self, live: Judge, *answers: Tensor | str) -> None:
+    def __init__(self, live: OwlJudge, *answers: Tensor | str) -> None:
         super().__init__(live.model, live.tokenizer, live.mean, live.std, live.side)
         self.__dict__ |= {"answers": list(answers), "asked": []}
 
@@ -307,13 +301,13 @@ class Scripted(Judge):
         return tokens, logits
 
 
-def yes_no(live: Judge, yes: float, no: float) -> Tensor:
+def yes_no(live: OwlJudge, yes: float, no: float) -> Tensor:
     logits = torch.linspace(-1, 1, 400)
     logits[live.token("▁Yes")], logits[live.token("▁No")] = yes, no
     return logits
 
 
-def scripted(bench: Any, live: Judge, *answers: Tensor | str) -> Scripted:
+def scripted(bench: Any, live: OwlJudge, *answers: Tensor | str) -> Scripted:
     bench.__dict__["live"] = found = Scripted(live, *answers)
     return found
 
@@ -334,7 +328,7 @@ BLACK = np.zeros((32, 224, 224, 3), np.uint8)
 
 
 def test_videophy_reads_the_share_of_yes(live, captions):
-    bench = videophy.Benchmark(captions=str(captions))
+    bench = videophy.VideoPhy(captions=str(captions))
     script = scripted(bench, live, yes_no(live, 2.0, 0.5), yes_no(live, -0.3, 0.4))
     # It was generated from the lengthened caption, and is scored against the caption.
     row = bench.score(BLACK, "A red ball falls from a high tower.")
@@ -348,7 +342,7 @@ def test_videophy_reads_the_share_of_yes(live, captions):
     )
     assert script.asked[1] == header + "Does this video follow the physical laws?\nAI: "
     assert bench.scenario("A ball falls.") == "solid_solid"
-    whole = videophy.Benchmark(captions=str(captions), caption="whole")
+    whole = videophy.VideoPhy(captions=str(captions), caption="whole")
     script = scripted(whole, live, yes_no(live, 2.0, 0.5), yes_no(live, -0.3, 0.4))
     whole.score(BLACK, "A ball falls.")
     assert '"A ball falls."?' in script.asked[0]
@@ -356,10 +350,10 @@ def test_videophy_reads_the_share_of_yes(live, captions):
 
 def test_a_tie_in_bfloat16_counts_as_yes_and_only_there(live, captions):
     close = yes_no(live, 0.500, 0.501)
-    plain = videophy.Benchmark(captions=str(captions))
+    plain = videophy.VideoPhy(captions=str(captions))
     scripted(plain, live, close, close)
     assert plain.score(BLACK, "A ball falls.")["sa"] is False
-    rounded = videophy.Benchmark(captions=str(captions), compat_bf16=True)
+    rounded = videophy.VideoPhy(captions=str(captions), compat_bf16=True)
     scripted(rounded, live, close, close)
     row = rounded.score(BLACK, "A ball falls.")
     assert row["sa"] is True and row["sa_score"] == 0.5
@@ -367,7 +361,7 @@ def test_a_tie_in_bfloat16_counts_as_yes_and_only_there(live, captions):
 
 
 def test_logits_that_are_not_finite_make_a_row_invalid_not_zero(live, captions):
-    bench = videophy.Benchmark(captions=str(captions))
+    bench = videophy.VideoPhy(captions=str(captions))
     scripted(bench, live, yes_no(live, float("nan"), 0.0), yes_no(live, 1.0, 0.0))
     row = bench.score(BLACK, "A ball falls.")
     assert row["sa"] is row["sa_score"] is row["joint"] is None and row["pc"] is True
@@ -407,7 +401,7 @@ def test_a_rating_knows_how_sure_the_judge_was(live):
 
 
 def test_videophy2_takes_four_and_five(live, captions):
-    bench = videophy2.Benchmark(captions=str(captions))
+    bench = videophy2.VideoPhy2(captions=str(captions))
     script = scripted(bench, live, " 5", " 3", " 4", "No", " 2")
     row = bench.score(BLACK, "A ball.")
     assert (row["sa"], row["pc"], row["joint"]) == (True, False, False)
@@ -433,14 +427,14 @@ def test_videophy2_takes_four_and_five(live, captions):
 
 
 def test_the_published_lists_are_read_whole(published_prompts):
-    first = videophy.Benchmark(captions=str(published_prompts / "videophy.csv"))
+    first = videophy.VideoPhy(captions=str(published_prompts / "videophy.csv"))
     prompts = first.prompts(1000, 0)
     assert len(prompts) == 344 == len({prompt.id for prompt in prompts})
     states = Counter(first.scenario(prompt.caption) for prompt in prompts)
     assert states == {"solid_solid": 143, "solid_fluid": 146, "fluid_fluid": 55}
     rows = read_prompts(published_prompts / "videophy.csv", "detailed_caption")
     assert first.missing([row.text for row in rows[:340]]) == prompts[340:]
-    second = videophy2.Benchmark(captions=str(published_prompts / "videophy2.csv"))
+    second = videophy2.VideoPhy2(captions=str(published_prompts / "videophy2.csv"))
     assert len(second.prompts(1000, 0)) == 590
     # That list does not say which are hard.
     assert {second.scenario(prompt.caption) for prompt in second.prompts(1000, 0)} == {None}
@@ -451,13 +445,13 @@ def test_captions_of_several_rows_count_once_and_others_are_refused(tmp_path):
     folder.mkdir()
     rows = "caption,states_of_matter\nA ball falls.,solid_solid\nTea.,fluid_fluid\n"
     (folder / "test.csv").write_text(rows + rows.partition("\n")[2])
-    bench = videophy.Benchmark(captions=str(folder))
+    bench = videophy.VideoPhy(captions=str(folder))
     assert [prompt.caption for prompt in bench.prompts(9, 0)] == ["A ball falls.", "Tea."]
     with pytest.raises(UserError, match="'A cat.' is no caption of"):
-        bench.item("A cat.")
+        bench.find("A cat.")
     (folder / "more.csv").write_text(rows)
     with pytest.raises(UserError, match=r"found more\.csv, test\.csv"):
-        videophy.Benchmark(captions=str(folder)).prompts(1, 0)
+        videophy.VideoPhy(captions=str(folder)).prompts(1, 0)
 
 
 @pytest.mark.parametrize(
@@ -490,7 +484,7 @@ def test_a_folder_that_is_no_judge_is_refused(judge, tmp_path, fault, says):
     folder = shutil.copytree(judge, tmp_path / "judge")
     fault(folder)
     with pytest.raises(UserError, match=says):
-        Judge.load(folder, torch.device("cpu"), torch.float32)
+        load_judge(folder)
 
 
 def test_a_judges_digest_is_of_what_decides_its_answers(judge, tmp_path):
@@ -505,7 +499,7 @@ def test_a_judges_digest_is_of_what_decides_its_answers(judge, tmp_path):
     path = folder / "pytorch_model-00001-of-00002.bin"
     torch.save({k: v + 1 for k, v in torch.load(path).items()}, path)
     assert digest(folder) not in (other, digest(judge))
-    live = Judge.load(folder, torch.device("cpu"), torch.float32)
+    live = load_judge(folder)
     assert live.mean == (0.5, 0.5, 0.5)
 
 
@@ -590,7 +584,7 @@ def test_shards_are_put_together_and_nothing_is_scored_twice(
     def never(*_: object) -> None:
         raise AssertionError("a clip was scored again")
 
-    monkeypatch.setattr(videophy2.Benchmark, "score", never)
+    monkeypatch.setattr(videophy2.VideoPhy2, "score", never)
     whole = evaluate("videophy2", folder, settings=given)
     assert whole.summary == alone.summary
     rows = (folder / "scores" / "scores.jsonl").read_text()
@@ -643,7 +637,7 @@ def test_real_clips_of_a_list_are_judged(judge, real_clips, tmp_path):
 def test_real_clips_go_from_a_list_to_the_page(judge, real_clips, tmp_path, monkeypatch):
     """The twelve clips and a coarse copy of each as a second model: scored, compared and shown."""
     # So that the random judge lets some pass.
-    monkeypatch.setattr(videophy.Benchmark, "threshold", 0.2384)
+    monkeypatch.setattr(videophy.VideoPhy, "threshold", 0.2384)
     with (real_clips / "clips.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
     states = dict.fromkeys((row["caption"] for row in listed), "solid_solid")

@@ -32,7 +32,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
             loss,
             steps=7,
             rate=lambda progress: 0.1 * (1 - progress),
-            folder=tmp_path / folder,
+            out=tmp_path / folder,
             seed=1,
         )
         return module

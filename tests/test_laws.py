@@ -54,11 +54,11 @@ def rows() -> dict[str, dict]:
     return {row["kind"]: row for row in found}
 
 
-def judged(frames: np.ndarray, clip: Clip) -> laws.Verdict:
+def judged(frames: np.ndarray, clip: Clip) -> laws.ClipVerdict:
     return laws.score(blurred(frames), clip.caption, tolerances())
 
 
-def failing(verdict: laws.Verdict, aspect: str) -> set[str]:
+def failing(verdict: laws.ClipVerdict, aspect: str) -> set[str]:
     return {
         name
         for name, check in verdict.checks.items()
@@ -403,7 +403,7 @@ def test_the_degrees_are_written_and_drawn_from_the_same_numbers():
 
 
 def test_prompts_are_balanced_distinct_and_stable():
-    benchmark = lab.Benchmark()
+    benchmark = lab.Lab()
     prompts = benchmark.prompts(55, seed=0)
     assert Counter(benchmark.scenario(p.caption) for p in prompts) == dict.fromkeys(SCENARIOS, 5)
     assert len({prompt.caption for prompt in prompts}) == 55
@@ -413,7 +413,7 @@ def test_prompts_are_balanced_distinct_and_stable():
 
 
 def test_benchmark_scores_become_json_and_a_table():
-    benchmark = lab.Benchmark()
+    benchmark = lab.Lab()
     found = []
     for prompt, scenario in [("a", "fall"), ("b", "roll")]:
         clip = make_clip(SEED, 1, scenario)

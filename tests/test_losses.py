@@ -17,7 +17,7 @@ from videorepa.align.resampling import resample
 from videorepa.errors import UserError
 from videorepa.losses.cosine import Cosine
 from videorepa.losses.crepa import Crepa
-from videorepa.losses.drift import Drift
+from videorepa.losses.drift import LatentDrift
 from videorepa.losses.moalign import MoAlign
 from videorepa.losses.relation import Relation
 from videorepa.losses.relation_l2 import RelationL2
@@ -236,7 +236,7 @@ FOLLOWS_RELATIONS = [
     Sara(saliency="teacher"),
 ]
 LOSSES = [*FOLLOWS_RELATIONS, URepa(), Crepa(), Crepa(distance=0.1), Cosine(), Relation()]
-OF_LATENTS = [Drift(lag=1)]
+OF_LATENTS = [LatentDrift(lag=1)]
 
 
 def named(loss) -> str:

@@ -254,7 +254,7 @@ def test_a_gpu_need_not_be_here_for_its_prediction(recipe: Recipe) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [(), (LORA, CHECKPOINTED)], ids=["all-weights", "lora"])
 def test_the_micro_models_prediction_is_what_is_measured(tmp_path: Path, changes) -> None:
-    script = Path(__file__).parents[1] / "benchmarks" / "memory.py"
+    script = Path(__file__).parents[1] / "timings" / "memory.py"
     spec = importlib.util.spec_from_file_location("memory_benchmark", script)
     assert spec is not None and spec.loader is not None
     benchmark = importlib.util.module_from_spec(spec)

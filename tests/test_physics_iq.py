@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from videorepa.benchmarks.physics_iq import (
     METRICS,
-    Benchmark,
+    PhysicsIQ,
     Take,
     at_rate,
     compared,
@@ -257,7 +257,7 @@ def test_published_masks_and_rates_are_used_where_they_are(data: Path, tmp_path:
             mask[:, : 16 * number] = 255
             stem = stem.replace("testing-videos", "video-masks")
             write_video(own / "video-masks" / "real" / folder / f"{stem}.mp4", mask, rate)
-    bench = Benchmark(data=own)
+    bench = PhysicsIQ(data=own)
     row = bench.score(film("drop", fps=8), "left_drop")
     assert row["spatiotemporal_iou_takes"] == pytest.approx(0.5)
     assert row["mse_takes"] == 0 and row["mse"] < 1e-4
@@ -285,4 +285,4 @@ def test_clips_that_do_not_fit_are_named(data: Path, tmp_path: Path, capsys) -> 
     assert main(command) == 1
     assert "mine.mp4 is not named as Physics-IQ wants it" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds no split-videos/testing"):
-        Benchmark(data=tmp_path).prompts(1, 0)
+        PhysicsIQ(data=tmp_path).prompts(1, 0)

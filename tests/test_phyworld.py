@@ -7,7 +7,7 @@ import pytest
 
 from videorepa.benchmarks import _phyworld as phyworld
 from videorepa.benchmarks._phyworld import FRAMES, INTERVAL, WORLD, draw_motion, read, render
-from videorepa.benchmarks.phyworld import Benchmark
+from videorepa.benchmarks.phyworld import PhyWorld
 from videorepa.data.manifest import read_manifest
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
@@ -126,4 +126,4 @@ def test_groups_can_be_left_out_and_names_that_are_none_are_refused(tmp_path) ->
     ]
     for wrong in ("uniform", "uniform-out-0-0001", "../uniform-in-0-0001"):
         with pytest.raises(UserError, match="not the name of a PhyWorld motion"):
-            Benchmark().score(np.zeros((32, 8, 8, 3), np.uint8), wrong)
+            PhyWorld().score(np.zeros((32, 8, 8, 3), np.uint8), wrong)

@@ -394,7 +394,7 @@ def test_export_of_all_weights_is_what_stock_diffusers_computes(
         export(run.path, tmp_path / "out")
 
 
-def test_export_of_a_lora_carries_its_alpha(prepared: Recipe, tmp_path: Path) -> None:
+def test_export_of_a_lora_has_its_strength_in_its_weights(prepared: Recipe, tmp_path: Path) -> None:
     from diffusers import CogVideoXPipeline
 
     run = train(prepared.override("train.lora={rank: 4, alpha: 2}"), tmp_path / "run")
@@ -412,7 +412,7 @@ def test_export_of_a_lora_carries_its_alpha(prepared: Recipe, tmp_path: Path) ->
         pipeline.load_lora_weights(product)
         torch.testing.assert_close(pipeline.transformer(**given)[0], ours(**given)[0])
         assert not torch.allclose(plain, ours(**given)[0])
-    assert pipeline.transformer.peft_config["default_0"].lora_alpha == 2
+    assert pipeline.transformer.peft_config["default_0"].lora_alpha == 4
     assert {path.name for path in product.parent.iterdir()} == {"README.md", product.name}
     layers = {key.partition(".lora_")[0].removeprefix("transformer.") for key in load_file(product)}
     assert layers <= {name for name, _ in ours.named_modules()}

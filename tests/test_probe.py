@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,12 +28,13 @@ from videorepa.errors import UserError
 from videorepa.evaluation import pairs
 from videorepa.evaluation.statistics import mcnemar_exact
 from videorepa.lab.datasets import ContactRecipe, draw_contact
-from videorepa.probe import Probe, probe
+from videorepa.probe import probe
 from videorepa.probing import physion
-from videorepa.probing.blocks import slices
 from videorepa.probing.physion import PROTOCOLS, Stimulus
 from videorepa.probing.probe_table import table
 from videorepa.probing.readout import Axes, decide
+from videorepa.probing.records import Probe
+from videorepa.probing.sources import slices
 from videorepa.recipe import Recipe
 from videorepa.report import report
 from videorepa.system.randomness import generator
@@ -41,6 +44,7 @@ from videorepa.world.contact import contact_clip
 
 V1_5, V2021 = PROTOCOLS["v1.5"], PROTOCOLS["2021"]
 CPU = torch.device("cpu")
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 NAMES = {"contain": "pilot-containment-cone_{:04d}_img", "roll": "it2_rollingSliding_{:04d}_img"}
 TIMES = (0, 400)
 OPTIONS = {"timesteps": TIMES, "draws": 2, "pools": (1, 2)}
@@ -76,16 +80,23 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def once(twins, clips: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Probe:
+def once(
+    twins, clips: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Probe]:
     root = tmp_path_factory.mktemp("probed")
     recipe = Recipe.parse(recipe_values(twins, clips, root / "cache"))
-    return probe(recipe, data, root / "probe", **OPTIONS)
+    return root / "probe", probe(recipe, data, root / "probe", **OPTIONS)
 
 
 @pytest.fixture
-def probed(once: Probe, tmp_path: Path) -> Probe:
-    """A probe that a test may change."""
-    return dataclasses.replace(once, out=shutil.copytree(once.out, tmp_path / "probe"))
+def folder(once: tuple[Path, Probe], tmp_path: Path) -> Path:
+    """A probe's folder that a test may change."""
+    return shutil.copytree(once[0], tmp_path / "probe")
+
+
+@pytest.fixture
+def probed(once: tuple[Path, Probe]) -> Probe:
+    return once[1]
 
 
 def test_the_labs_clips_are_read_as_they_are_drawn(tmp_path) -> None:
@@ -148,6 +159,12 @@ def test_tokens_are_averaged_to_a_grid() -> None:
     expected = tokens[:, [1, 3, 4]].mean((2, 3)).flatten(1)  # The first step is frame 0's own.
     assert slices(grid, 3, 1) == pytest.approx(expected.numpy(), abs=1e-6)
     assert slices(grid, 2, 2).shape == (2, 2 * 4 * 3)
+
+
+def test_a_probe_reads_three_slices_without_the_first_frames_own() -> None:
+    tokens = torch.arange(6.0).view(1, 6, 1, 1, 1)
+    assert slices(TokenGrid(tokens, start=-3, stride=4), 3, 1).tolist() == [[1, 3, 5]]
+    assert slices(TokenGrid(tokens, start=1, stride=2), 3, 1).tolist() == [[0, 2, 5]]
 
 
 # The folders.
@@ -233,6 +250,38 @@ def test_2021_is_read_with_its_coloured_clips(tmp_path: Path) -> None:
 # The readout.
 
 
+@pytest.fixture(scope="module")
+def read_label():
+    """The probe of the experiments."""
+    spec = importlib.util.spec_from_file_location("auc", EXPERIMENTS / "auc.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["auc"] = module  # Where dataclasses look their own module up.
+    spec.loader.exec_module(module)
+    return module.read_label
+
+
+def test_the_experiments_probe_finds_a_planted_label_and_no_other(read_label) -> None:
+    rng = np.random.default_rng(0)
+    label = rng.permutation(np.arange(80) % 2 == 0)
+    plain = rng.normal(size=(80, 300))
+    planted = plain + 0.5 * np.where(label, 1, -1)[:, None] * rng.normal(size=300)
+    found = read_label(planted, label)
+    assert found.auc > 0.9 and found.low > 0.8 and found.high <= 1 and found.n == 80
+    # Without the planted direction, a probe that had seen the held-out clips would know them.
+    for nothing in (read_label(planted, rng.permutation(label)), read_label(plain, label)):
+        assert nothing.low < 0.5 < nothing.high
+
+
+def test_the_experiments_probe_does_not_mind_dead_or_large_features(read_label) -> None:
+    rng = np.random.default_rng(1)
+    label = np.arange(60) % 3 == 0
+    seen = np.stack([1e6 * label + 3e5 * rng.normal(size=60), np.full(60, 7.0)], 1)
+    assert read_label(seen.astype(np.float32), label).auc > 0.9
+    with pytest.raises(ValueError, match="at least 10 of each"):
+        read_label(seen[:12], label[:12])
+
+
 @pytest.mark.parametrize(("n", "d"), [(60, 200), (60, 12)])
 @pytest.mark.parametrize("protocol", [V1_5, V2021], ids=lambda p: p.name)
 def test_the_readout_is_scikit_learns_own_pipeline(n: int, d: int, protocol) -> None:
@@ -298,7 +347,7 @@ def test_v1_5_has_one_readout_and_2021_one_for_each_scenario() -> None:
     of_roll = np.array([clip.scenario == "roll" for clip in clips])
     score, strengths = V1_5.decide(features, clips, features, clips)
     assert ((score > 0) == label)[~of_roll].all() and not ((score > 0) == label)[of_roll].any()
-    assert strengths["contain"] == strengths["roll"]
+    assert strengths["contain"] == strengths["roll"] and list(strengths) == sorted(strengths)
     score, strengths = V2021.decide(features, clips, features, clips)
     assert ((score > 0) == label).all() and set(strengths) == {"contain", "roll"}
 
@@ -330,7 +379,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_every_source_is_read_in_every_way(probed: Probe) -> None:
+def test_every_source_is_read_in_every_way(folder: Path, probed: Probe) -> None:
     found = {
         (a.source, a.block, a.timestep, a.draw, a.pool, a.scenario): a for a in probed.accuracies
     }
@@ -340,7 +389,7 @@ def test_every_source_is_read_in_every_way(probed: Probe) -> None:
     assert set(found) == {(*of, p, s) for of in models + clean for p in (1, 2) for s in scenarios}
     assert len(found) == len(probed.accuracies)
 
-    predictions = rows_of(probed.out / "predictions.csv")
+    predictions = rows_of(folder / "predictions.csv")
     assert len(predictions) == (4 + 3) * 2 * 12
     for key, accuracy in found.items():
         if key[-1] == "mean":
@@ -360,12 +409,12 @@ def test_every_source_is_read_in_every_way(probed: Probe) -> None:
         assert accuracy.touch == accuracy.n / 2 and accuracy.strength != 0
         assert accuracy.percent == pytest.approx(100 * right / len(own))
         assert accuracy.low <= accuracy.percent <= accuracy.high
-    kept = rows_of(probed.out / "accuracies.csv")
+    kept = rows_of(folder / "accuracies.csv")
     assert [float(row["percent"]) for row in kept] == [a.percent for a in probed.accuracies]
 
 
-def test_differences_are_paired_by_clip_and_draw(probed: Probe) -> None:
-    predictions = rows_of(probed.out / "predictions.csv")
+def test_differences_are_paired_by_clip_and_draw(folder: Path, probed: Probe) -> None:
+    predictions = rows_of(folder / "predictions.csv")
 
     def right(source: str, timestep: str, draw: str) -> dict[str, bool]:
         return {
@@ -420,10 +469,10 @@ def test_the_table_has_the_shape_of_the_figure(probed: Probe) -> None:
     assert "Exact 95 % intervals are up to" in panels[0]
 
 
-def test_the_report_draws_it(probed: Probe, browser, tmp_path: Path) -> None:
+def test_the_report_draws_it(folder: Path, probed: Probe, browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     out = ["--out", str(path)]
-    assert main(["report", "--probe", str(probed.out), *out]) == 0
+    assert main(["report", "--probe", str(folder), *out]) == 0
     html = path.read_text()
     # For each pool a panel of all clips and of each scenario.
     assert html.count("<svg") == 2 * 3 and 'href="probe/probe.json"' in html
@@ -457,14 +506,14 @@ def test_the_report_draws_it(probed: Probe, browser, tmp_path: Path) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.close()
     assert complaints == []
-    content = json.loads((probed.out / "probe.json").read_text())
+    content = json.loads((folder / "probe.json").read_text())
     content["accuracies"][3]["percent"] = "many"
-    (probed.out / "probe.json").write_text(json.dumps(content))
+    (folder / "probe.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"probe.json: accuracies.3.percent: Input should be"):
-        report([], path, probes=[probed.out])
-    (probed.out / "probe.json").unlink()
+        report([], path, probes=[folder])
+    (folder / "probe.json").unlink()
     with pytest.raises(UserError, match="is not a finished probe"):
-        report([], path, probes=[probed.out])
+        report([], path, probes=[folder])
 
 
 def features(out: Path, source: str, condition: str) -> dict[str, np.ndarray]:
@@ -482,14 +531,14 @@ def features(out: Path, source: str, condition: str) -> dict[str, np.ndarray]:
 
 
 def test_features_are_the_blocks_output_for_the_clip_noised_by_hand(
-    probed: Probe, recipe: Recipe, data: Path
+    folder: Path, recipe: Recipe, data: Path
 ) -> None:
     stimulus = V1_5.read(data)[0][3]
     frames = read_chosen(stimulus.path, V1_5.shown(stimulus.scenario, 9), 16, 16)
     video = torch.from_numpy(frames)[None].permute(0, 1, 4, 2, 3).float() / 255
     assert recipe.encoder is not None
     teacher = recipe.encoder.load(CPU)(video).tokens
-    kept = features(probed.out, "videomae", "clean")
+    kept = features(folder, "videomae", "clean")
     expected = teacher[:, [0, 2, 3]].mean((2, 3)).flatten()  # 4 steps: those nearest to even.
     assert kept["pool 1"][3] == pytest.approx(expected.numpy(), abs=2e-3)
     assert kept["pool 2"][3] == pytest.approx(teacher[:, [0, 2, 3]].flatten().numpy(), abs=2e-3)
@@ -508,26 +557,26 @@ def test_features_are_the_blocks_output_for_the_clip_noised_by_hand(
             backbone.transformer(**backbone.inputs(noisy, text, at), return_dict=False)
         # Of 3 steps of 2 x 2 tokens the first, frame 0's own, is not read.
         tokens = tapped.take()[0].unflatten(1, (3, 2, 2))[0, [1, 1, 2]]
-        kept = features(probed.out, "base", f"t{timestep:03d}-draw{draw}")
+        kept = features(folder, "base", f"t{timestep:03d}-draw{draw}")
         assert kept["block 2, pool 2"][3] == pytest.approx(tokens.flatten().numpy(), abs=2e-3)
         means = tokens.mean((1, 2)).flatten().numpy()
         assert kept["block 2, pool 1"][3] == pytest.approx(means, abs=2e-3)
     assert not np.allclose(
-        features(probed.out, "base", "t400-draw0")["block 2, pool 1"],
-        features(probed.out, "base", "t400-draw1")["block 2, pool 1"],
+        features(folder, "base", "t400-draw0")["block 2, pool 1"],
+        features(folder, "base", "t400-draw1")["block 2, pool 1"],
         atol=1e-3,
     )
 
 
-def files(found: Probe) -> dict[str, tuple[int, bytes]]:
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
-        str(path.relative_to(found.out)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in (found.out / "probe-parts").rglob("*.*")
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in (folder / "probe-parts").rglob("*.*")
     }
 
 
 def test_a_finished_probe_loads_and_fits_nothing(
-    probed: Probe, recipe: Recipe, data: Path, monkeypatch
+    folder: Path, probed: Probe, recipe: Recipe, data: Path, monkeypatch
 ) -> None:
     def refuse(*_, **__):
         raise AssertionError("not again")
@@ -535,40 +584,43 @@ def test_a_finished_probe_loads_and_fits_nothing(
     monkeypatch.setattr(CogVideoX, "load", refuse)
     monkeypatch.setattr(VideoMAE, "load", refuse)
     monkeypatch.setattr(physion, "decide", refuse)
-    before = files(probed)
-    again = probe(recipe, data, probed.out, **OPTIONS)
-    assert again == probed and files(again) == before
+    before = files(folder)
+    again = probe(recipe, data, folder, **OPTIONS)
+    assert again == Probe.read(folder) == probed.model_copy(update={"recipe": recipe.text()})
+    assert files(folder) == before
 
 
 def test_what_is_lost_is_made_again_alike_and_batches_change_nothing(
-    probed: Probe, recipe: Recipe, data: Path
+    folder: Path, probed: Probe, recipe: Recipe, data: Path
 ) -> None:
-    before = files(probed)
-    parts = probed.out / "probe-parts"
+    before = files(folder)
+    parts = folder / "probe-parts"
     lost = sorted((parts / "features" / "base" / "t400-draw1").iterdir())[0]
     readout = next((parts / "readouts").glob("base-*t400-draw1.json"))
     lost.unlink()
     readout.unlink()
-    again = probe(recipe.override("data.prepare_batch=5"), data, probed.out, **OPTIONS)
-    after = files(again)
+    again = probe(recipe.override("data.prepare_batch=5"), data, folder, **OPTIONS)
+    after = files(folder)
     assert after.keys() == before.keys()
     changed = {name for name in after if after[name][0] != before[name][0]}
-    assert changed == {str(path.relative_to(probed.out)) for path in (lost, readout)}
+    assert changed == {str(path.relative_to(folder)) for path in (lost, readout)}
     assert [a.percent for a in again.accuracies] == [a.percent for a in probed.accuracies]
 
 
-def test_another_timestep_costs_itself_alone(probed: Probe, recipe: Recipe, data: Path) -> None:
-    before = files(probed)
-    more = probe(recipe, data, probed.out, **OPTIONS | {"timesteps": (0, 200, 400)})
-    after = files(more)
+def test_another_timestep_costs_itself_alone(folder: Path, recipe: Recipe, data: Path) -> None:
+    before = files(folder)
+    more = probe(recipe, data, folder, **OPTIONS | {"timesteps": (0, 200, 400)})
+    after = files(folder)
     assert {name: after[name] for name in before} == before
     assert all("t200" in name for name in after.keys() - before.keys())
+    kept = json.loads((folder / "probe-parts/features/base/made-with.json").read_text())
+    assert list(kept["made_with"]["shown"]) == ["contain", "roll"], "alike in every process"
     assert {a.timestep for a in more.accuracies} == {0, 200, 400, None}
 
 
 @pytest.mark.slow
 def test_an_aligned_run_stands_beside_the_base(
-    probed: Probe, recipe: Recipe, data: Path, tmp_path: Path
+    folder: Path, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
     from videorepa.prepare import prepare
 
@@ -578,14 +630,14 @@ def test_an_aligned_run_stands_beside_the_base(
     found = probe(
         recipe,
         data,
-        probed.out,
+        folder,
         models={"aligned": run.path, "same": save(recipe, tmp_path / "same.yaml")},
         against="aligned",
         **OPTIONS | {"draws": 1},
     )
     assert found.sources == ["base", "aligned", "same", "videomae", "pixels", "untrained"]
     kept = {
-        name: features(found.out, name, "t000-draw0")["block 2, pool 2"]
+        name: features(folder, name, "t000-draw0")["block 2, pool 2"]
         for name in ("base", "aligned", "same")
     }
     assert np.array_equal(kept["base"], kept["same"])
@@ -615,31 +667,31 @@ def save(recipe: Recipe, path: Path) -> Path:
     ],
 )
 def test_a_stale_store_is_refused(
-    probed: Probe, recipe: Recipe, data: Path, changes, options, says
+    folder: Path, recipe: Recipe, data: Path, changes, options, says
 ) -> None:
-    before = files(probed)
+    before = files(folder)
     with pytest.raises(UserError, match=f"measured otherwise; {says}"):
-        probe(recipe.override(*changes), data, probed.out, **OPTIONS | options)
-    assert files(probed) == before
+        probe(recipe.override(*changes), data, folder, **OPTIONS | options)
+    assert files(folder) == before
 
 
 def test_a_foreign_or_damaged_store_is_refused(
-    probed: Probe, recipe: Recipe, data: Path, tmp_path: Path
+    folder: Path, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
     own = shutil.copytree(data, tmp_path / "own")
     video = own / "test" / "it2_rollingSliding_0003_img.mp4"
     shutil.copy(own / "test" / "it2_rollingSliding_0004_img.mp4", video)
     with pytest.raises(UserError, match="measured otherwise; it differs in clips"):
-        probe(recipe, own, probed.out, **OPTIONS)
-    parts = probed.out / "probe-parts"
+        probe(recipe, own, folder, **OPTIONS)
+    parts = folder / "probe-parts"
     (parts / "readouts" / "base-block2-pool1-t000-draw0.json").unlink()
     broken = next((parts / "features" / "base" / "t000-draw0").iterdir())
     broken.write_bytes(broken.read_bytes()[:-10])
     with pytest.raises(UserError, match=f"{broken.name} is damaged"):
-        probe(recipe, data, probed.out, **OPTIONS)
+        probe(recipe, data, folder, **OPTIONS)
     (parts / "features" / "base" / "made-with.json").unlink()
     with pytest.raises(UserError, match="holds features but not what they were made with"):
-        probe(recipe, data, probed.out, **OPTIONS)
+        probe(recipe, data, folder, **OPTIONS)
 
 
 def test_clips_that_cannot_be_read_or_are_left_out_cost_themselves_alone(
@@ -652,8 +704,10 @@ def test_clips_that_cannot_be_read_or_are_left_out_cost_themselves_alone(
     path = save(recipe.override("encoder=null", "align=null"), tmp_path / "recipe.yaml")
     command = ["probe", str(path), "--data", str(own), "--out", str(tmp_path / "probe")]
     command += ["--blocks", "3", "--timesteps", "100", "--draws", "1", "--pools", "1"]
-    assert main([*command, "--leave-out", str(names)]) == 0
-    said = capsys.readouterr().out
+    assert main([*command, "--leave-out", str(names)]) == 1, "a clip was lost"
+    said, error = capsys.readouterr()
+    assert "1 clip could not be read; the tables are of the others" in error
+    assert "test/it2_rollingSliding_0003_img: " in error
     assert "it2_rollingSliding_0003_img was left out" in said and "cannot be opened" in said
     assert "1 clips to be left out are not there: it2_rollingSliding_9999_img." in said
     assert "roll, 1x1: 4 clips" in said and "contain, 1x1: 6 clips" in said
@@ -671,7 +725,8 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     (taken / "thesis.txt").write_text("Mine.")
 
     def refused(*options: str, says: str, out: Path = tmp_path / "new") -> None:
-        given = ["probe", str(path), "--data", str(data), "--out", str(out), *options]
+        given = ["probe", str(path), "--data", str(data), "--out", str(out)]
+        given += [*options] if "--pools" in options else ["--pools", "1", *options]
         assert main(given) == 1
         said = capsys.readouterr().err
         assert says in said, said
@@ -682,14 +737,20 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--blocks", "4", says="numbered 1 to 3; got 4")
     refused("--timesteps", "1000", says="Timesteps are 0 to 999")
     refused("--pools", "0", says="one or more draws, steps and pools")
+    refused("--pools", "1", "99", says="2x2 tokens a step, so pools are 1 to 2; got [1, 99]")
     refused("--against", "aligned", says="no source 'aligned' to compare with: base, videomae")
     refused("--data", str(tmp_path), says="has no folder 'train'")
     refused("--models", str(taken), says="is not a run")
     refused("--teacher", "videomae=x,frame=8", says="frame: Extra inputs")
     refused("--leave-out", str(tmp_path / "none"), says="cannot be read as text")
+    few = write_physion(tmp_path / "few", train=2, test=1)
+    refused("--data", str(few), says="too few training clips of contain, roll. Found 2 clips")
+    every = tmp_path / "every.txt"
+    every.write_text("\n".join(path.stem for path in (data / "test").glob("*.mp4")))
+    refused("--leave-out", str(every), says="No test clip is left to be judged")
     with pytest.raises(UserError, match="aligns no block"):
         probe(recipe.override("encoder=null", "align=null"), data, tmp_path / "new")
     with pytest.raises(UserError, match="Two sources are called base"):
-        probe(recipe, data, tmp_path / "new", models={"base": path})
+        probe(recipe, data, tmp_path / "new", models={"base": path}, pools=[1])
     with pytest.raises(UserError, match="has the protocols v1.5, 2021"):
         probe(recipe, data, tmp_path / "new", protocol="v1")

@@ -325,8 +325,8 @@ def test_clips_are_generated_from_the_detailed_text_and_scored_against_the_capti
     assert same.read_bytes() == made.read_bytes()
 
     seen = []
-    score = lab.Benchmark.score
-    monkeypatch.setattr(lab.Benchmark, "score", lambda *all: (seen.append(all[2]), score(*all))[1])
+    score = lab.Lab.score
+    monkeypatch.setattr(lab.Lab, "score", lambda *all: (seen.append(all[2]), score(*all))[1])
     write_video(made, clip.frames, 8)
     assert evaluate("lab", out).summary["by_scenario"].keys() == {"fall"}
     assert seen == [clip.caption]

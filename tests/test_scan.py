@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import itertools
 import json
 import shutil
@@ -17,21 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import recipe_values, write_clips
-from videorepa.backbones.cogvideox import CogVideoX, CogVideoXBackbone
+from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.cli import main
-from videorepa.encoders.untrained import forget
+from videorepa.encoders.pixels import Pixels
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
-from videorepa.probing import readout
-from videorepa.probing.blocks import Blocks, encode, slices
+from videorepa.probing.blocks import Blocks, encode
 from videorepa.probing.clips import Clips
 from videorepa.probing.closeness import closeness, linear_cka
-from videorepa.probing.readout import read_label
+from videorepa.probing.records import Scan
 from videorepa.probing.scan_table import table
-from videorepa.probing.sources import mean_colours, teachers_from
+from videorepa.probing.sources import straw_men, teachers_from
 from videorepa.recipe import Recipe
 from videorepa.report import report
-from videorepa.scan import Scan, scan
+from videorepa.scan import scan
 from videorepa.tokens import TokenGrid
 
 CPU = torch.device("cpu")
@@ -39,33 +37,29 @@ LEVELS = (0.2, 0.8)
 
 
 @pytest.fixture(scope="module")
-def once(twins: dict[str, Path], clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Scan:
+def once(
+    twins: dict[str, Path], clips: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Scan]:
     root = tmp_path_factory.mktemp("scanned")
     recipe = Recipe.parse(recipe_values(twins, clips, root / "cache"))
-    return scan(recipe, root / "scan", clips=4, noise_levels=LEVELS)
+    return root / "scan", scan(recipe, root / "scan", clips=4, noise_levels=LEVELS)
 
 
 @pytest.fixture
-def scanned(once: Scan, tmp_path: Path) -> Scan:
-    """A scan that a test may change."""
-    return dataclasses.replace(once, out=shutil.copytree(once.out, tmp_path / "scan"))
+def folder(once: tuple[Path, Scan], tmp_path: Path) -> Path:
+    """A scan's folder that a test may change."""
+    return shutil.copytree(once[0], tmp_path / "scan")
+
+
+@pytest.fixture
+def scanned(once: tuple[Path, Scan]) -> Scan:
+    return once[1]
 
 
 @pytest.fixture
 def no_page(monkeypatch) -> None:
     """Drawing takes half of a tiny scan's time."""
     monkeypatch.setattr(sys.modules["videorepa.scan"], "report", lambda *_, **__: None)
-
-
-def lab_recipe(recipe: Recipe) -> Recipe:
-    return recipe.override(
-        "data.manifest=null",
-        "data.lab={clips: 3}",
-        "data.frames=17",
-        "data.height=64",
-        "data.width=64",
-        "data.prepare_batch=10",
-    )
 
 
 # The measures.
@@ -128,17 +122,14 @@ def test_relation_error_is_the_mean_over_all_pairs_of_each_clip() -> None:
     assert closeness(student, teacher)["relation_error"] == pytest.approx([56 / 64, 0], abs=1e-6)
 
 
-def test_the_probe_reads_three_slices_without_the_first_frames_own() -> None:
-    tokens = torch.arange(6.0).view(1, 6, 1, 1, 1)
-    assert slices(TokenGrid(tokens, start=-3, stride=4)).tolist() == [[1, 3, 5]]
-    assert slices(TokenGrid(tokens, start=1, stride=2)).tolist() == [[0, 2, 5]]
-
-
-def test_raw_pixels_are_averaged_over_what_the_teachers_tokens_cover() -> None:
-    video = torch.zeros(1, 9, 3, 4, 4)
-    video[:, 1:3, 0, :2, 2:] = 1.0
-    like = TokenGrid(torch.zeros(1, 4, 2, 2, 5), start=1, stride=2)
-    found = mean_colours(video, like)
+def test_raw_pixels_are_averaged_over_what_the_teachers_tokens_cover(recipe: Recipe) -> None:
+    assert recipe.encoder is not None
+    spec = straw_men(recipe.encoder)["pixels"]
+    assert spec == Pixels(frames=8, height=16, width=16, patch=8, tubelet=2)
+    assert spec.shape(9).size == recipe.encoder.shape(9).size
+    video = torch.zeros(1, 9, 3, 16, 16)
+    video[:, 1:3, 0, :8, 8:] = 1.0
+    found = spec.load(CPU)(video)
     assert (found.start, found.stride, found.tokens.shape) == (1, 2, (1, 4, 2, 2, 3))
     assert found.tokens[0, 0, 0, 1].tolist() == [1, -1, -1]
     assert (found.tokens == 1).sum() == 1
@@ -147,12 +138,12 @@ def test_raw_pixels_are_averaged_over_what_the_teachers_tokens_cover() -> None:
 def test_an_untrained_teacher_keeps_nothing_but_its_sizes(recipe: Recipe) -> None:
     assert recipe.encoder is not None
     video = torch.rand(1, 9, 3, 16, 16)
-    encoders = [recipe.encoder.load(CPU) for _ in range(3)]
-    for encoder in encoders[1:]:
-        forget(encoder)
+    spec = straw_men(recipe.encoder)["untrained"]
+    encoders = [recipe.encoder.load(CPU), spec.load(CPU), spec.load(CPU)]
     trained, untrained, again = (encoder(video).tokens for encoder in encoders)
     assert torch.equal(untrained, again) and not torch.allclose(trained, untrained, atol=0.1)
-    before, after = (dict(encoder.named_parameters()) for encoder in encoders[:2])
+    before = dict(encoders[0].named_parameters())
+    after = {name.removeprefix("of."): value for name, value in encoders[1].named_parameters()}
     weights = [name for name, value in before.items() if value.dim() > 1]
     assert weights and not any(torch.equal(before[name], after[name]) for name in weights)
 
@@ -196,7 +187,7 @@ def test_noise_levels_hold_for_other_diffusions_and_may_be_out_of_reach() -> Non
 def test_each_blocks_reading_is_of_that_block(recipe: Recipe) -> None:
     """By hand: the timestep from the schedule, hooks of our own, the grids' meeting as a matrix."""
     frames = np.random.default_rng(0).integers(0, 255, (2, 9, 16, 16, 3), "uint8")
-    clips = Clips(frames, ["A ball.", "Another."], digest="", batch=1)
+    clips = Clips(frames, ["A ball.", "Another."], ["0", "1"], batch=1)
     assert recipe.encoder is not None
     teacher = recipe.encoder.load(CPU)(clips.video(slice(0, 2)))
     backbone = recipe.backbone.load(("vae", "text_encoder", "transformer"), CPU)
@@ -232,7 +223,7 @@ def test_each_blocks_reading_is_of_that_block(recipe: Recipe) -> None:
     assert min(abs(a - b) for a, b in itertools.combinations(expected, 2)) > 4e-3
 
 
-def test_a_scan_finds_every_block_at_every_level(scanned: Scan, recipe: Recipe) -> None:
+def test_a_scan_finds_every_block_at_every_level(folder: Path, scanned: Scan) -> None:
     found = {(r.measure, r.source, r.block, r.noise): r for r in scanned.readings}
     blocks = [("block", block, level) for block in (1, 2, 3) for level in LEVELS]
     straw = [("pixels", None, None), ("untrained", None, None)]
@@ -241,7 +232,7 @@ def test_a_scan_finds_every_block_at_every_level(scanned: Scan, recipe: Recipe) 
         assert reading.n == 4 and reading.teacher == "videomae" and reading.sd is not None
         assert reading.low <= reading.value <= reading.high
     assert len({r.value for r in scanned.readings}) == len(scanned.readings)
-    assert "9x16x16" in scanned.notes[0] and "Contact was not read" in scanned.notes[0]
+    assert scanned.notes == []
     said = table(scanned)
     assert all(f"{r.value:.3f}" in said for r in scanned.readings)
     assert said.index("block 1") < said.index("block 3") < said.index("raw pixels")
@@ -251,8 +242,8 @@ def test_a_scan_finds_every_block_at_every_level(scanned: Scan, recipe: Recipe) 
     }
     assert f"block {max(errors, key=errors.__getitem__)} is farthest" in scanned.says[0]
     assert f"block {min(errors, key=errors.__getitem__)} nearest" in scanned.says[0]
-    rows = list(csv.DictReader((scanned.out / "scan.csv").open()))
-    kept = json.loads((scanned.out / "scan.json").read_text())["readings"]
+    rows = list(csv.DictReader((folder / "scan.csv").open()))
+    kept = json.loads((folder / "scan.json").read_text())["readings"]
     assert [float(row["value"]) for row in rows] == [row["value"] for row in kept]
     assert [r.value for r in scanned.readings] == [row["value"] for row in kept]
 
@@ -276,92 +267,38 @@ def test_batches_and_other_teachers_change_nothing(
     assert again.says[1].startswith("Over all noise levels") and "short" in again.says[1]
 
 
-# Contact.
-
-
-def test_the_probe_finds_a_planted_label_and_no_other() -> None:
-    rng = np.random.default_rng(0)
-    label = rng.permutation(np.arange(80) % 2 == 0)
-    plain = rng.normal(size=(80, 300))
-    planted = plain + 0.5 * np.where(label, 1, -1)[:, None] * rng.normal(size=300)
-    found = read_label(planted, label)
-    assert found.auc > 0.9 and found.low > 0.8 and found.high <= 1 and found.n == 80
-    # Without the planted direction, a probe that had seen the held-out clips would know them.
-    for nothing in (read_label(planted, rng.permutation(label)), read_label(plain, label)):
-        assert nothing.low < 0.5 < nothing.high
-
-
-def test_the_probe_does_not_mind_dead_or_large_features() -> None:
-    rng = np.random.default_rng(1)
-    label = np.arange(60) % 3 == 0
-    seen = np.stack([1e6 * label + 3e5 * rng.normal(size=60), np.full(60, 7.0)], 1)
-    assert read_label(seen.astype(np.float32), label).auc > 0.9
-    with pytest.raises(ValueError, match="at least 10 of each"):
-        read_label(seen[:12], label[:12])
-
-
-def test_contact_is_read_where_clips_have_the_labs_size(
-    recipe: Recipe, tmp_path: Path, monkeypatch
-) -> None:
-    texts = []
-    plain = CogVideoXBackbone.encode_text
-
-    def noted(self, captions):
-        texts.extend(captions)
-        return plain(self, captions)
-
-    monkeypatch.setattr(CogVideoXBackbone, "encode_text", noted)
-    monkeypatch.setattr(readout, "STRENGTHS", (1.0,))  # To be quick.
-    found = scan(
-        lab_recipe(recipe),
-        tmp_path / "scan",
-        clips=2,
-        noise_levels=[0.1],
-        blocks=[2],
-        probe_clips=20,
-    )
-    contact = {r.source: r for r in found.readings if r.measure == "contact_auc"}
-    assert set(contact) == {"block", "teacher", "pixels", "untrained"}
-    assert all(0 <= r.low <= r.value <= r.high <= 1 and r.n == 20 for r in contact.values())
-    assert (contact["block"].block, contact["block"].teacher) == (2, None)
-    assert not found.notes and "Contact is read best from block 2" in found.says[1]
-    assert texts.count("") == 1 and len(texts) == 3, "contact clips go in without a caption"
-    html = (tmp_path / "scan" / "report.html").read_text()
-    assert html.count("<svg") == 3 and "Contact, beside videomae" in html
-    assert all("var(--series-1)" in plot for plot in html.split("<svg")[1:]), "a block's line"
-
-
 # The folder.
 
 
-def parts(found: Scan) -> dict[str, tuple[int, bytes]]:
+def parts(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
         path.name: (path.stat().st_mtime_ns, path.read_bytes())
-        for path in (found.out / "scan-parts").iterdir()
+        for path in (folder / "scan-parts").iterdir()
     }
 
 
 @pytest.mark.usefixtures("no_page")
 def test_a_finished_scan_loads_nothing_and_says_the_same(
-    scanned: Scan, recipe: Recipe, monkeypatch
+    folder: Path, scanned: Scan, recipe: Recipe, monkeypatch
 ) -> None:
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
     for kind in (CogVideoX, VideoMAE):
         monkeypatch.setattr(kind, "load", refuse)
-    before = parts(scanned)
-    again = scan(recipe, scanned.out, clips=4, noise_levels=LEVELS)
-    assert again == scanned and parts(again) == before
+    before = parts(folder)
+    again = scan(recipe, folder, clips=4, noise_levels=LEVELS)
+    assert again == Scan.read(folder) == scanned.model_copy(update={"recipe": recipe.text()})
+    assert parts(folder) == before
 
 
 @pytest.mark.usefixtures("no_page")
 def test_what_is_finished_is_kept_and_the_rest_is_measured_alike(
-    scanned: Scan, recipe: Recipe, tmp_path: Path, monkeypatch
+    folder: Path, scanned: Scan, recipe: Recipe, monkeypatch
 ) -> None:
-    before = parts(scanned)
+    before = parts(folder)
     lost = next(name for name in before if name.endswith("noise-0.8.json"))
-    (scanned.out / "scan-parts" / lost).unlink()
+    (folder / "scan-parts" / lost).unlink()
     levels = []
     plain = Blocks.distances
 
@@ -370,14 +307,14 @@ def test_what_is_finished_is_kept_and_the_rest_is_measured_alike(
         return plain(self, encoded, level, teachers)
 
     monkeypatch.setattr(Blocks, "distances", noted)
-    again = scan(recipe, scanned.out, clips=4, noise_levels=LEVELS)
-    assert again == scanned and levels == [0.8]
-    after = parts(again)
+    again = scan(recipe, folder, clips=4, noise_levels=LEVELS)
+    assert again == scanned.model_copy(update={"recipe": recipe.text()}) and levels == [0.8]
+    after = parts(folder)
     assert {k: v for k, v in after.items() if k != lost} == {
         k: v for k, v in before.items() if k != lost
     }
     assert after[lost][1] == before[lost][1]
-    scan(recipe, scanned.out, clips=4, noise_levels=(*LEVELS, 0.5))
+    scan(recipe, folder, clips=4, noise_levels=(*LEVELS, 0.5))
     assert levels == [0.8, 0.5]
 
 
@@ -410,22 +347,22 @@ def test_a_stopped_scan_keeps_its_levels(recipe: Recipe, tmp_path: Path, monkeyp
         ([], {"blocks": [1]}, "it differs in blocks"),
     ],
 )
-def test_a_stale_part_is_refused(scanned: Scan, recipe: Recipe, changes, options, says) -> None:
-    before = parts(scanned)
+def test_a_stale_part_is_refused(folder: Path, recipe: Recipe, changes, options, says) -> None:
+    before = parts(folder)
     with pytest.raises(UserError, match=f"measured otherwise; {says}"):
         scan(
             recipe.override(*changes),
-            scanned.out,
+            folder,
             **{"clips": 4, "noise_levels": LEVELS, **options},
         )
-    assert parts(scanned) == before
+    assert parts(folder) == before
 
 
-def test_a_damaged_part_is_named(scanned: Scan, recipe: Recipe) -> None:
-    part = next((scanned.out / "scan-parts").glob("*noise-0.2.json"))
+def test_a_damaged_part_is_named(folder: Path, recipe: Recipe) -> None:
+    part = next((folder / "scan-parts").glob("*noise-0.2.json"))
     part.write_text(part.read_text()[:-20])
     with pytest.raises(UserError, match=f"{part.name} is damaged"):
-        scan(recipe, scanned.out, clips=4, noise_levels=LEVELS)
+        scan(recipe, folder, clips=4, noise_levels=LEVELS)
 
 
 @pytest.mark.usefixtures("no_page")
@@ -466,7 +403,6 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--blocks", "0", says="numbered 1 to 3; got 0")
     refused("--noise", "0.5", "1.5", says="from 0 to 1")
     refused("--clips", "1", says="2 clips or more")
-    refused("--probe-clips", "21", says="even number of clips, 20 or more")
     refused("--teacher", "videomea=x", says="Did you mean videomae")
     refused("--teacher", "videomae", says="NAME=WEIGHTS")
     refused("--teacher", "videomae=x,frames", says="NAME=WEIGHTS")
@@ -495,22 +431,22 @@ def test_a_teacher_of_the_recipes_kind_has_its_settings_and_others_their_own(
 # The page.
 
 
-def test_the_page_shows_it(scanned: Scan, tmp_path: Path) -> None:
-    html = (scanned.out / "report.html").read_text()
+def test_the_page_shows_it(folder: Path, scanned: Scan, tmp_path: Path) -> None:
+    html = (folder / "report.html").read_text()
     assert html.count("<svg") == 2 and "Where to align: scan" in html
     assert all(f"{r.value:.3f}" in html for r in scanned.readings)
-    assert "aligns: block 2" in html and "noise 0.2" in html and "Contact was not read" in html
+    assert "aligns: block 2" in html and "noise 0.2" in html
     with pytest.raises(UserError, match="not a finished scan"):
         report([], tmp_path / "report.html", scans=[tmp_path])
-    assert main(["report", "--scan", str(scanned.out), "--out", str(tmp_path / "r.html")]) == 0
+    assert main(["report", "--scan", str(folder), "--out", str(tmp_path / "r.html")]) == 0
     assert (tmp_path / "r.html").read_text().count("<svg") == 2
 
 
-def test_a_browser_shows_it_in_light_dark_and_on_a_phone(scanned: Scan, browser) -> None:
+def test_a_browser_shows_it_in_light_dark_and_on_a_phone(folder: Path, browser) -> None:
     complaints: list[str] = []
     page = browser.new_page(color_scheme="light", viewport={"width": 1280, "height": 900})
     page.on("console", lambda line: complaints.append(line.text))
-    page.goto((scanned.out / "report.html").as_uri())
+    page.goto((folder / "report.html").as_uri())
     plots = page.locator(".scan svg")
     assert plots.count() == 2
     ink = "getComputedStyle(document.querySelector('.scan svg text')).fill"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import comb
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from videorepa.errors import UserError
-from videorepa.evaluation.pairs import Pairs, compare_flags, mean, share, sweep
+from videorepa.evaluation.pairs import Pairs, mean, share, sweep
 from videorepa.evaluation.statistics import (
     bootstrap,
     clopper_pearson,
@@ -20,7 +19,6 @@ from videorepa.evaluation.statistics import (
     mcnemar_exact,
     paired_bootstrap,
     swap,
-    two_shares,
     wilson,
 )
 
@@ -69,46 +67,6 @@ def test_wilson_without_trials_knows_nothing_and_refuses_nonsense():
     assert wilson(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="5 successes in 4 trials"):
         wilson(5, 4)
-
-
-@pytest.mark.parametrize(
-    "a, b, n, difference, low, high, p",
-    [
-        (111, 138, 344, 7.8, 0.7, 15.0, 0.032),
-        (241, 248, 344, 2.0, -4.7, 8.8, 0.56),
-        (88, 102, 344, 4.1, -2.6, 10.7, 0.23),
-        (401, 428, 590, 4.6, -0.6, 9.8, 0.086),
-        (105, 115, 153, 6.5, -3.5, 16.6, 0.20),
-        (98, 114, 157, 10.2, -0.1, 20.5, 0.054),
-    ],
-)
-def test_two_shares_give_what_published_counts_give(a, b, n, difference, low, high, p):
-    found = two_shares(a, n, b, n)
-    assert [round(100 * edge, 1) for edge in found[:3]] == [difference, low, high]
-    assert found.p == pytest.approx(p, rel=0.02)
-
-
-def test_the_headline_difference_is_two_deviations():
-    assert two_shares(111, 344, 138, 344).z == pytest.approx(2.14, abs=0.005)
-
-
-@given(counts, counts)
-def test_two_shares_are_the_chi_square_test(one, other):
-    found = two_shares(*one, *other)
-    table = [[one[0], one[1] - one[0]], [other[0], other[1] - other[0]]]
-    if 0 in np.sum(table, 0):
-        assert found.z == 0 and found.p == 1
-        return
-    chi2: Any = stats.chi2_contingency(table, correction=False)
-    assert found.z**2 == pytest.approx(chi2.statistic)
-    assert found.p == pytest.approx(chi2.pvalue)
-    assert two_shares(*other, *one).z == pytest.approx(-found.z)
-
-
-def test_two_shares_without_trials_know_nothing_and_refuse_nonsense():
-    assert two_shares(0, 0, 3, 4) == (0.0, -1.0, 1.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="5 successes in 4 trials"):
-        two_shares(1, 4, 5, 4)
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -209,7 +167,7 @@ def test_comparison_pairs_by_prompt_and_sample_not_by_order():
     flags = np.random.default_rng(2).random((30, 1)) < 0.5
     better = flags.copy()
     better[np.flatnonzero(~flags[:, 0])[:8]] = True
-    found = compare_flags(_rows(flags), _rows(better)[::-1], ["pc"])
+    found = Pairs.of(_rows(flags), _rows(better)[::-1]).compare(["pc"])
     assert found["pc"]["difference"] == pytest.approx(100 * 8 / 30)
     assert (found["pc"]["only_a"], found["pc"]["only_b"]) == (0, 8)
     assert found["pc"]["p"] == pytest.approx(2 * 0.5**8)
@@ -218,11 +176,11 @@ def test_comparison_pairs_by_prompt_and_sample_not_by_order():
 
 def test_comparison_leaves_out_what_has_no_partner_and_refuses_doubles():
     rows = _rows(np.ones((4, 1)))
-    assert compare_flags(rows, rows[:3], ["pc"])["unpaired"] == 1
+    assert Pairs.of(rows, rows[:3]).unpaired == 1
     with pytest.raises(UserError, match="no clip in both"):
-        compare_flags(rows[:1], rows[1:], ["pc"])
+        Pairs.of(rows[:1], rows[1:])
     with pytest.raises(UserError, match="doubles"):
-        compare_flags(rows + rows[:1], rows, ["pc"])
+        Pairs.of(rows + rows[:1], rows)
 
 
 def test_the_bootstrap_of_a_mean_is_the_paired_one_and_takes_any_function():

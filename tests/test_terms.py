@@ -17,7 +17,7 @@ from videorepa.align.resampling import common_grid, resample
 from videorepa.align.terms import Grids, Term
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
-from videorepa.losses.drift import Drift
+from videorepa.losses.drift import LatentDrift
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import When
@@ -186,9 +186,9 @@ def test_the_four_ways_to_meet(interpolate, size, start) -> None:
     """The published grids: which side is brought over, in time and in space."""
     student = TokenGrid(torch.empty(1, 13, 30, 45, 8, device="meta"), start=-3, stride=4)
     teacher = TokenGrid(torch.empty(1, 24, 10, 15, 6, device="meta"), start=1, stride=2)
-    met = common_grid(student, teacher, interpolate)
-    assert (met.size, met.start, met.stride) == (size, start, 2 if size[0] == 24 else 4)
-    assert resample(teacher, like=met).size == size
+    common = common_grid(student, teacher, interpolate)
+    assert (common.size, common.start, common.stride) == (size, start, 2 if size[0] == 24 else 4)
+    assert resample(teacher, like=common).size == size
 
 
 def test_a_teacher_brought_to_the_student_is_interpolated_linearly(recipe: Recipe) -> None:
@@ -196,11 +196,11 @@ def test_a_teacher_brought_to_the_student_is_interpolated_linearly(recipe: Recip
         grid(1, 4, 4, 6, 5, start=1, stride=4),
         grid(1, 8, 2, 3, 5, start=1, stride=2),
     )
-    met = common_grid(student, teacher, "teacher")
+    common = common_grid(student, teacher, "teacher")
     expected = nn.functional.interpolate(
         teacher.tokens.permute(0, 4, 1, 2, 3), (4, 4, 6), mode="trilinear"
     )
-    found = resample(teacher, like=met).tokens.permute(0, 4, 1, 2, 3)
+    found = resample(teacher, like=common).tokens.permute(0, 4, 1, 2, 3)
     torch.testing.assert_close(found, expected)
     live = term(recipe, RELATION | {"interpolate": "teacher"}, student, teacher)
     loss, _ = live(student, teacher, torch.ones(1))
@@ -302,14 +302,14 @@ def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
 def test_the_drift_sees_the_whole_frame_move_and_nothing_else() -> None:
     still = grid(1, 5, 4, 4, 3)
     shuffled = still.with_tokens(still.tokens[:, :, torch.randperm(4)])
-    assert Drift()(still, shuffled).item() == pytest.approx(0, abs=1e-10)
+    assert LatentDrift()(still, shuffled).item() == pytest.approx(0, abs=1e-10)
     # A ramp of 0.5 a step in one of three channels: 1 over two steps.
     ramp = torch.zeros(1, 5, 4, 4, 3)
     ramp[..., 0] = 0.5 * torch.arange(5.0).view(1, 5, 1, 1)
     moved = still.with_tokens(still.tokens + ramp)
-    assert Drift()(moved, still).item() == pytest.approx(1 / 3, rel=1e-5)
+    assert LatentDrift()(moved, still).item() == pytest.approx(1 / 3, rel=1e-5)
     with pytest.raises(UserError, match=r"loss\.lag"):
-        Drift(lag=5)(still, still)
+        LatentDrift(lag=5)(still, still)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from test_judge import clips_of
 from videorepa.artifacts.scores import read_scores
 from videorepa.benchmarks import videoscore2
-from videorepa.benchmarks.videoscore2 import Judge, frame_indices, patches, score_after
+from videorepa.benchmarks.videoscore2 import QwenJudge, frame_indices, patches, score_after
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
 from videorepa.evaluation.tables import table
@@ -91,14 +91,8 @@ def make_judge(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_judge(tmp_path_factory.mktemp("videoscore2") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def live(judge: Path) -> Judge:
-    return Judge.load(judge, torch.device("cpu"), torch.float32)
+def load_judge(folder: Path) -> QwenJudge:
+    return QwenJudge.load(folder, torch.device("cpu"), torch.float32)
 
 
 def noise(frames: int = 4, height: int = 280, width: int = 392) -> np.ndarray:
@@ -234,15 +228,15 @@ def test_a_score_knows_how_sure_the_judge_was(live):
     logits[place] = torch.tensor([0.0, 0.0, 1.0, 2.0, 1.0])
     shares = np.exp([0, 0, 1, 2, 1]) / np.exp([0, 0, 1, 2, 1]).sum()
     rating = live.rate(tokens, logits, "visual quality")
-    assert (rating.value, rating.answer) == (4, "4")
+    assert (rating.value, rating.text) == (4, "4")
     assert list(rating.probabilities.values()) == pytest.approx(shares.tolist())
     assert rating.expected == pytest.approx((shares * [1, 2, 3, 4, 5]).sum())
     for marker, number in (("text-to-video alignment", "10"), (WORDS[2][2:-2], "0")):
         rating = live.rate(tokens, logits, marker)
-        assert (rating.value, rating.answer, rating.expected) == (None, number, None)
+        assert (rating.value, rating.text, rating.expected) == (None, number, None)
     logits[place, 3] = float("nan")
     rating = live.rate(tokens, logits, "visual quality")
-    assert rating.value is None and "not finite" in rating.answer
+    assert rating.value is None and "not finite" in rating.text
 
 
 # Folders of clips.
@@ -360,10 +354,10 @@ def test_clips_of_one_frame_and_prompts_of_no_list_are_refused(judge, captions, 
     from videorepa.data.video import write_video
     from videorepa.errors import ClipError
 
-    bench = videoscore2.Benchmark(captions=str(captions), judge=str(judge))
-    assert bench.item("A red ball falls.").caption == "A ball falls."
+    bench = videoscore2.VideoScore2(captions=str(captions), judge=str(judge))
+    assert bench.find("A red ball falls.").caption == "A ball falls."
     with pytest.raises(UserError, match="column detailed_caption or upsampled_caption"):
-        bench.item("A cat.")
+        bench.find("A cat.")
     write_video(tmp_path / "one.mp4", noise(1, 28, 28), 8)
     with pytest.raises(ClipError, match="has one frame"):
         bench.read(tmp_path / "one.mp4")
@@ -385,7 +379,7 @@ def test_a_folder_that_is_no_judge_is_refused(judge, tmp_path, fault, says):
     folder = shutil.copytree(judge, tmp_path / "judge")
     fault(folder)
     with pytest.raises(UserError, match=says):
-        Judge.load(folder, torch.device("cpu"), torch.float32)
+        load_judge(folder)
 
 
 def test_weights_that_are_missing_are_named(judge, tmp_path):
@@ -395,15 +389,15 @@ def test_weights_that_are_missing_are_named(judge, tmp_path):
     del weights["lm_head.weight"]
     save_file(weights, shard, {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks 1 of the judge's weights, such as lm_head\.weight"):
-        Judge.load(folder, torch.device("cpu"), torch.float32)
+        load_judge(folder)
 
 
 def test_the_template_of_an_older_folder_stands_in_a_file_of_its_own(judge, tmp_path):
     folder = shutil.copytree(judge, tmp_path / "judge")
-    before = videoscore2.Benchmark(judge=str(folder)).about()
+    before = videoscore2.VideoScore2(judge=str(folder)).about()
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": f"Hi! {CHAT}"}))
-    old = Judge.load(folder, torch.device("cpu"), torch.float32)
+    old = load_judge(folder)
     text = old.decode(old.inputs(noise(), "Rate it.")["input_ids"][0].tolist())
     assert text.startswith("Hi! ")
-    assert videoscore2.Benchmark(judge=str(folder)).about() != before
+    assert videoscore2.VideoScore2(judge=str(folder)).about() != before

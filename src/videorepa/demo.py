@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from videorepa.data.manifest import Prompt
 from videorepa.data.simulated import simulate_clips
 from videorepa.evaluate import evaluate
 from videorepa.evaluation.tables import table
@@ -53,8 +52,7 @@ def demo(out: Path, *, quick: bool = False) -> Path:
         "control": train(control, out / "runs" / "control"),
     }
     _say("4/6  generating with the same seeds from base, control and aligned model")
-    benchmark = plugins.benchmark("lab")
-    prompts = [Prompt(p.id, p.caption) for p in benchmark.prompts(prompts_count, seed=0)]
+    prompts = plugins.benchmark("lab").prompts(prompts_count, seed=0)
     models = {"base": base, "control": runs["control"].path, "aligned": runs["aligned"].path}
     folders = {name: out / "generated" / name for name in models}
     for name, model in models.items():

@@ -35,8 +35,8 @@ def export(
     """Write what the run has trained into `out`, a folder that must not exist yet.
 
     All weights: `out/transformer`, a diffusers folder of the stock class. LoRA: a file
-    `pytorch_lora_weights.safetensors` with rank and alpha in its header, so that stock diffusers
-    applies it at the right strength. Nothing of the alignment is in either. Gives the folder or
+    `pytorch_lora_weights.safetensors` with its strength, alpha / rank, in the weights, so that it
+    is right however it is loaded. Nothing of the alignment is in either. Gives the folder or
     file; `out/README.md` says what it is.
 
     dtype: of the written weights; in bfloat16 small updates are lost to rounding.

@@ -59,7 +59,7 @@ def import_weights(
         weights need; CogVideoX-2B by default.
 
     Leaves `out/transformer`, of the stock class, and `out/projector.safetensors`, or
-    `out/pytorch_lora_weights.safetensors`, which stock diffusers applies at alpha / rank.
+    `out/pytorch_lora_weights.safetensors`, whose weights have the strength alpha / rank in them.
     Raises UserError, with nothing written, for anything else and for what is not whole.
     """
     found = local_copy(str(source))
@@ -97,8 +97,8 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
     weights, header = _read_safetensors(path)
     if "lora_adapter_metadata" in header:
         raise UserError(
-            f"{path} says rank and alpha itself: stock diffusers applies it at the right strength "
-            "as it is, and there is nothing to import."
+            f"{path} has rank and alpha in its header: `load_lora_weights` in diffusers applies "
+            "it at the right strength, and there is nothing to import."
         )
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, value in weights.items():
@@ -136,7 +136,7 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
         )
     if not (math.isfinite(alpha) and alpha > 0):
         raise UserError(f"--alpha is {alpha}; expected a number above 0.")
-    return Adapter(ranks.pop(), alpha, layers)
+    return Adapter.scaled(layers, alpha / ranks.pop())
 
 
 def _read_transformer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

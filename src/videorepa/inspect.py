@@ -97,7 +97,7 @@ class Inspection:
         ]
 
     def _term(self, term: Align, grids: Grids) -> list[str]:
-        clip, met = self.recipe.data, grids.met
+        clip, common = self.recipe.data, grids.common
         tapped = {"clean": "predicted latents", "latents": "the clip's latents"}
         target = tapped.get(str(term.target), f"block {term.target}")
         if term.encoder is not None:
@@ -115,13 +115,13 @@ class Inspection:
             f"  student          {_shape(grids.student)}, "
             f"{tapped.get(str(term.block), f'after block {term.block}')}",
             f"  target           {_shape(grids.target)}, {target}",
-            f"  compared on      {_shape(met)}, {math.prod(met.size)} tokens",
+            f"  compared on      {_shape(common)}, {math.prod(common.size)} tokens",
             "  frames that each step in time covers",
             f"    student        {_covered(grids.student)}",
             f"    target         {_covered(grids.target)}",
-            f"    compared on    {_covered(met)}",
+            f"    compared on    {_covered(common)}",
             f"  pixels that each token covers: student {_pixels(grids.student, clip)}, target "
-            f"{_pixels(grids.target, clip)}, compared on {_pixels(met, clip)}",
+            f"{_pixels(grids.target, clip)}, compared on {_pixels(common, clip)}",
         ]
 
 

@@ -1,20 +1,17 @@
-"""How much physics features hold: whether a linear readout foresees, from a clip's beginning, that
-two objects will touch (Physion), in models over timesteps and blocks, and in teachers."""
+"""Measures how much physics features hold: whether a linear readout foresees, from a clip's
+beginning, that two objects will touch (Physion)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
-from videorepa.artifacts.model import Model as ModelSource
 from videorepa.diffusion import STEPS
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
-from videorepa.probing.blocks import SLICES
 from videorepa.probing.clips import ShownFrames
 from videorepa.probing.comparison import (
     Decisions,
@@ -23,10 +20,18 @@ from videorepa.probing.comparison import (
     differences,
     prediction_rows,
 )
-from videorepa.probing.features import CHUNK, FeatureStore, extract
-from videorepa.probing.physion import PROTOCOLS, Stimulus
-from videorepa.probing.records import Accuracy, Difference
-from videorepa.probing.sources import BASE, Condition, all_teachers, feature_key, probed_sources
+from videorepa.probing.features import CHUNK, Chunk, FeatureStore
+from videorepa.probing.physion import PROTOCOLS, Protocol, Stimulus, split
+from videorepa.probing.records import Probe
+from videorepa.probing.sources import (
+    BASE,
+    SLICES,
+    Condition,
+    Pooling,
+    check_blocks,
+    feature_key,
+    probed_sources,
+)
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import ClipSize
 from videorepa.system.device import compute_dtype, pick_device
@@ -39,23 +44,7 @@ FORMAT = 1
 """Raised whenever the same clips and models would give other features or another readout."""
 
 PARTS = "probe-parts"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a probe found. against: the source that others are compared with."""
-
-    out: Path
-    protocol: str
-    sources: list[str]
-    scenarios: list[str]
-    blocks: list[int]
-    timesteps: list[int]
-    pools: list[int]
-    against: str
-    accuracies: list[Accuracy]
-    differences: list[Difference]
-    notes: list[str]
+"""Folder of features and readouts within a probe's folder, which is recognised by it."""
 
 
 def probe(
@@ -79,89 +68,101 @@ def probe(
     """Read contact from the recipe's base model, further models and teachers, by Physion's readout.
 
     Every source sees the same clip: the recipe's number of frames, evenly taken from what Physion
-    shows and resized whole to the recipe's size. A model is given it encoded, noised at each of
-    `timesteps` with noise that depends on clip and draw alone, with an empty prompt; a teacher is
-    given it clean. Features are the tokens of a block's, or the teacher's, output at `steps` evenly
-    spaced steps in time, each averaged to a grid of `pools` rows and columns.
-
-    data: a folder with `train` and `test`, each as published. protocol: "v1.5" or "2021".
-    models: further ones by name: runs, recipes or diffusers folders. teachers: beside the recipe's;
-        raw pixels on the recipe's teacher's grid and that teacher untrained are read too.
-    blocks: counted from 1; by default those that the recipe aligns.
-    draws: how many noises each clip is read with.
-    frames: "published" shows only the frames that published extractors are given.
-    leave_out: stems of test clips that do not count. against: what others are compared with.
+    shows and resized whole to the recipe's size. Models see it encoded, noised, and with an empty
+    prompt; the noise depends on clip and draw alone. Teachers, raw pixels on the recipe's teacher's
+    grid, and that teacher untrained see it clean. Features are the tokens of some steps in time of
+    a block's, or an encoder's, output.
 
     `out` gets probe.json, accuracies.csv, differences.csv and predictions.csv, which has every
-    clip. Features and readouts that are there are kept. Raises UserError if those were made
-    otherwise, if `out` holds something else, and for what cannot be read out.
+    clip. Features and readouts that are there are not made again.
+
+    Args:
+        data: Folder with `train` and `test`, each as published.
+        out: Folder of the probe.
+        protocol: "v1.5", "2021" or "lab".
+        models: Further models by name: runs, recipes or diffusers folders.
+        teachers: Further teachers beside the recipe's encoder, by name.
+        blocks: Numbers of the blocks, counted from 1; by default those that the recipe aligns.
+        timesteps: Timesteps of the noise, 0 to 999.
+        draws: How many noises each clip is read with.
+        steps: How many evenly spaced steps in time are read.
+        pools: Rows and columns that each step's tokens are averaged to, each for a readout of its
+            own; no more than the base model's grid has.
+        frames: "published" shows only the frames that published extractors are given.
+        leave_out: Stems of test clips that do not count.
+        against: The source that others are compared with.
+        device: Where to compute; by default the GPU if there is one.
+
+    Raises:
+        UserError: `out` holds something else or what was made otherwise, a number is out of range,
+            a source cannot be opened, or there are too few clips.
     """
     kind = PROTOCOLS.get(protocol)
     if kind is None:
         raise UserError(f"Physion has the protocols {', '.join(PROTOCOLS)}; got {protocol!r}.")
     where = pick_device(device)
     dtype = compute_dtype(recipe.train.precision, where)
-    known = {} if recipe.encoder is None and not teachers else all_teachers(recipe, teachers or {})
     numbers = sorted(set(_aligned(recipe) if blocks is None else blocks))
     times, sides = sorted(set(timesteps)), sorted(set(pools))
     _check(recipe, numbers, times, draws, steps, sides)
-    conditions = [Condition(t, draw) for t in times for draw in range(draws)]
-    base = ModelSource(
-        recipe.name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision
+    sources = probed_sources(
+        recipe,
+        models or {},
+        teachers or {},
+        numbers,
+        [Condition(t, draw) for t in times for draw in range(draws)],
+        Pooling(steps, sides),
     )
-    sources = probed_sources(recipe, base, models or {}, known, numbers, conditions, steps, sides)
     if against not in sources:
         raise UserError(f"There is no source {against!r} to compare with: {', '.join(sources)}.")
     stimuli, notes = kind.read(data)
+    by_id = {stimulus.id: stimulus for stimulus in stimuli}
     left_out = {Path(name).stem for name in leave_out}
     if unknown := sorted(left_out - {s.stem for s in stimuli if s.is_test}):
         notes.append(f"{len(unknown)} clips to be left out are not there: {', '.join(unknown)}.")
+    kind.check(*split(stimuli, left_out))
 
-    # What is shown, and by what it is known.
     size = ClipSize(**recipe.data.model_dump(include=set(ClipSize.model_fields)))
     shown = {
         scenario: kind.shown(scenario, size.frames, frames == "published")
-        for scenario in {stimulus.scenario for stimulus in stimuli}
+        for scenario in sorted({stimulus.scenario for stimulus in stimuli})
     }
-    clips = {
+    made_with = {
         "format": FORMAT,
         "clips": json_digest([[s.id, s.scenario, file_sample_digest(s.path)] for s in stimuli]),
         "shown": shown,
         "size": list(size.model_dump().values()),
         "precision": str(dtype),
         "seed": recipe.seed,
+        "steps": steps,
+        "pools": sides,
     }
-    chunks = [stimuli[first : first + CHUNK] for first in range(0, len(stimuli), CHUNK)]
-    cut = ShownFrames(size, shown, recipe.data.prepare_batch, recipe.seed)
     stores = {
-        name: FeatureStore(out / PARTS / "features", name, source, clips | source.made_with())
+        name: FeatureStore(out / PARTS / "features", name, source, made_with | source.made_with())
         for name, source in sources.items()
     }
     claim_folder(out, PARTS, "probe")
     for store in stores.values():
         store.open()
-    for name, store in stores.items():
-        extract(name, store, chunks, cut, where, dtype)
+    chunks = [stimuli[first : first + CHUNK] for first in range(0, len(stimuli), CHUNK)]
+    shown_frames = ShownFrames(size, shown, recipe.data.prepare_batch)
+    for store in stores.values():
+        store.extract(chunks, shown_frames, where, dtype)
 
-    readouts = {}
-    for name, store in stores.items():
-        for condition in store.source.conditions:
-            for block in store.source.blocks:
-                for pool in sides:
-                    key = ReadoutKey(name, block, condition, pool)
-                    readouts[key] = _Readout(
-                        out / PARTS / "readouts", key, store, kind.name, left_out, stimuli
-                    )
-    missing = [readout for readout in readouts.values() if readout.read() is None]
-    for readout in track(missing, "read out", done=len(readouts) - len(missing)):
-        readout.do(chunks)
-    decided = {key: readout.decided() for key, readout in readouts.items()}
-    notes += sorted({note for store in stores.values() for note in store.failures(chunks)})
-
-    of = {stimulus.id: stimulus for stimulus in stimuli}
-    rows = [row for key, found in decided.items() for row in prediction_rows(key, found, of)]
-    found = Probe(
-        out=out,
+    folder = out / PARTS / "readouts"
+    readouts = [
+        _Readout(folder, ReadoutKey(name, block, condition, side), store, kind, left_out)
+        for name, store in stores.items()
+        for condition in store.source.conditions
+        for block in store.source.blocks
+        for side in sides
+    ]
+    decided = {
+        readout.key: readout.read(by_id) or readout.fit(by_id, chunks)
+        for readout in track(readouts, "read out")
+    }
+    rows = [row for key, each in decided.items() for row in prediction_rows(key, each, by_id)]
+    measured = Probe(
         protocol=kind.name,
         sources=list(sources),
         scenarios=sorted({row["scenario"] for row in rows}),
@@ -169,12 +170,18 @@ def probe(
         timesteps=times,
         pools=sides,
         against=against,
-        accuracies=[a for key, found in decided.items() for a in accuracies(key, found, of)],
-        differences=differences(decided, of, against),
+        accuracies=[a for key, each in decided.items() for a in accuracies(key, each, by_id)],
+        differences=differences(decided, by_id, against),
         notes=notes,
+        failures={
+            clip: why for store in stores.values() for clip, why in store.failures(chunks).items()
+        },
+        recipe=recipe.text(),
+        environment=environment(),
     )
-    _write(found, rows, recipe)
-    return found
+    atomic_write(out / "predictions.csv", csv_text(list(rows[0]), rows))
+    measured.write(out)
+    return measured
 
 
 def read_names(path: Path) -> list[str]:
@@ -187,10 +194,10 @@ def read_names(path: Path) -> list[str]:
 
 
 def _aligned(recipe: Recipe) -> list[int]:
-    found = [term.block for term in recipe.terms.values() if isinstance(term.block, int)]
-    if not found:
+    blocks = [term.block for term in recipe.terms.values() if isinstance(term.block, int)]
+    if not blocks:
         raise UserError(f"The recipe {recipe.name} aligns no block; say which to read: --blocks.")
-    return found
+    return blocks
 
 
 def _check(
@@ -201,12 +208,8 @@ def _check(
     steps: int,
     pools: Sequence[int],
 ) -> None:
-    existing = recipe.backbone.shapes(recipe.data).blocks
-    if not blocks or blocks[0] < 1 or blocks[-1] > existing:
-        raise UserError(
-            f"The base model's blocks are numbered 1 to {existing}; got "
-            f"{', '.join(map(str, blocks)) or 'none'}."
-        )
+    shapes = recipe.backbone.shapes(recipe.data)
+    check_blocks(blocks, shapes.blocks)
     if not timesteps or timesteps[0] < 0 or timesteps[-1] >= STEPS:
         raise UserError(f"Timesteps are 0 to {STEPS - 1}, one or more; got {list(timesteps)}.")
     if min(draws, steps, *pools, len(pools)) < 1:
@@ -214,75 +217,56 @@ def _check(
             f"A probe wants one or more draws, steps and pools; got {draws}, {steps} and "
             f"{list(pools)}."
         )
+    _, height, width = shapes.grid.size
+    if pools[-1] > min(height, width):
+        raise UserError(
+            f"The base model has {height}x{width} tokens a step, so pools are 1 to "
+            f"{min(height, width)}; got {list(pools)}. Choose others with --pools."
+        )
 
 
 @dataclass(frozen=True)
 class _Readout:
-    """One fit, or one for each scenario, kept when it is done."""
+    """What is fitted to one kind of features and kept in one file when it is done."""
 
     folder: Path
     key: ReadoutKey
     store: FeatureStore
-    protocol: str
+    protocol: Protocol
     left_out: set[str]
-    stimuli: Sequence[Stimulus]
 
     @property
     def _path(self) -> Path:
-        pieces = (
-            self.store.path.name,
-            feature_key(self.key.block, self.key.pool),
-            self.key.condition,
-        )
-        name = "-".join(str(piece).replace(", ", "-").replace(" ", "") for piece in pieces)
-        return self.folder / f"{name}.json"
+        feature = feature_key(self.key.block, self.key.pool)
+        name = f"{self.store.path.name}-{feature}-{self.key.condition}"
+        return self.folder / f"{name.replace(', ', '-').replace(' ', '')}.json"
 
-    @property
-    def _made_with(self) -> dict[str, Any]:
-        labels = {stimulus.id: stimulus.touches for stimulus in self.stimuli}
+    def _made_with(self, stimuli: Mapping[str, Stimulus]) -> dict[str, Any]:
         return self.store.made_with | {
-            "protocol": self.protocol,
-            "labels": json_digest(labels),
+            "protocol": self.protocol.name,
+            "labels": json_digest({clip: stimulus.touches for clip, stimulus in stimuli.items()}),
             "left out": sorted(self.left_out),
         }
 
-    def read(self) -> Decisions | None:
-        return read_finished(self._path, self._made_with, lambda found: Decisions(**found))
+    def read(self, stimuli: Mapping[str, Stimulus]) -> Decisions | None:
+        """None if it is still to be fitted. Raises UserError if it is stale or damaged."""
+        return read_finished(
+            self._path, self._made_with(stimuli), lambda content: Decisions(**content)
+        )
 
-    def decided(self) -> Decisions:
-        found = self.read()
-        assert found is not None
-        return found
-
-    def do(self, chunks: Sequence[Sequence[Stimulus]]) -> None:
+    def fit(self, stimuli: Mapping[str, Stimulus], chunks: Sequence[Chunk]) -> Decisions:
+        """Fit to the training clips, decide the test clips and write that."""
         key = feature_key(self.key.block, self.key.pool)
         ids, features = self.store.read(self.key.condition, key, chunks)
-        of = {stimulus.id: stimulus for stimulus in self.stimuli}
-        clips = [of[name] for name in ids]
-        fitted = [n for n, clip in enumerate(clips) if not clip.is_test]
-        unseen = [
-            n for n, clip in enumerate(clips) if clip.is_test and clip.stem not in self.left_out
-        ]
-        if not unseen:
-            raise UserError("No test clip is left to be judged.")
-        score, strengths = PROTOCOLS[self.protocol].decide(
-            features[fitted],
-            [clips[n] for n in fitted],
-            features[unseen],
-            [clips[n] for n in unseen],
+        fitted, unseen = split([stimuli[clip] for clip in ids], self.left_out)
+        place = {clip: n for n, clip in enumerate(ids)}
+        score, strengths = self.protocol.decide(
+            features[[place[clip.id] for clip in fitted]],
+            fitted,
+            features[[place[clip.id] for clip in unseen]],
+            unseen,
         )
-        scores = {ids[n]: float(value) for n, value in zip(unseen, score, strict=True)}
-        write_finished(self._path, self._made_with, asdict(Decisions(scores, strengths)))
-
-
-def _write(found: Probe, rows: Sequence[dict[str, Any]], recipe: Recipe) -> None:
-    for name, kind, items in (
-        ("accuracies", Accuracy, found.accuracies),
-        ("differences", Difference, found.differences),
-    ):
-        columns = [field.name for field in fields(kind)]
-        atomic_write(found.out / f"{name}.csv", csv_text(columns, [asdict(item) for item in items]))
-    atomic_write(found.out / "predictions.csv", csv_text(list(rows[0]), rows))
-    content = {key: value for key, value in asdict(found).items() if key != "out"}
-    content |= {"recipe": recipe.text(), "environment": environment()}
-    atomic_write(found.out / "probe.json", json.dumps(content, indent=1))
+        scores = {clip.id: float(value) for clip, value in zip(unseen, score, strict=True)}
+        decisions = Decisions(scores, strengths)
+        write_finished(self._path, self._made_with(stimuli), asdict(decisions))
+        return decisions

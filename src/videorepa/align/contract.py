@@ -19,7 +19,7 @@ class Contract:
     """What a recipe's clips become in its backbone, and what its terms compare.
 
     Args:
-      shapes: Of the backbone, for the recipe's clips.
+      shapes: The backbone's shapes for the recipe's clips.
       terms: The grids of each alignment term, by its name; shapes only.
       projector_parameters: Weights of all projectors together.
     """
@@ -32,8 +32,8 @@ class Contract:
 def check(recipe: Recipe) -> Contract:
     """Work out the shapes of a recipe from configuration alone; nothing is loaded or written.
 
-    Raises UserError for what cannot work in training, such as two sides that cannot meet; the
-    message names both grids.
+    Raises:
+      UserError: Training could not work, for instance because a term's two grids share no frame.
     """
     backbone = recipe.backbone
     shapes = backbone.shapes(recipe.data)
@@ -72,9 +72,9 @@ def _projector_parameters(
     with torch.device("meta"):
         terms = Terms(recipe, shapes)
     for (_, term), shape in zip(terms.named(), compared.values(), strict=True):
-        # What projector or loss would refuse in training is refused here, on a frame of one token.
-        projected = term.projector(shape.student, like=shape.met)
-        sides = (projected, resample(shape.target, like=shape.met))
+        # A projector or loss that would raise in training raises here, on frames of one token.
+        projected = term.projector(shape.student, like=shape.common)
+        sides = (projected, resample(shape.target, like=shape.common))
         term.align.loss(*(term.centred(_thin(side)) for side in sides))
     return sum(p.numel() for p in terms.parameters())
 

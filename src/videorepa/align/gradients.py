@@ -7,8 +7,16 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 
-class Part(NamedTuple):
-    """One term at one batch."""
+class TermResult(NamedTuple):
+    """What one alignment term gives for one batch.
+
+    Args:
+      suffix: Added to the names of the logged values: "" for a single term, else ".name".
+      weight: The term's coefficient at this step; 0 for a probe.
+      loss: The unweighted loss, a scalar.
+      similarity: The mean-centred similarity of the two sides, a scalar.
+      gradients: The term's gradients, measured by the time the backward pass has ended.
+    """
 
     suffix: str
     weight: float
@@ -18,77 +26,87 @@ class Part(NamedTuple):
 
 
 class Aligned(NamedTuple):
-    """The terms at one batch; what is logged of the gradients is known after the backward pass.
+    """The results of all terms for one batch.
 
     It is a tuple so that DDP and FSDP2 find the tensors that the backward pass begins with.
     """
 
-    parts: list[Part]
+    terms: list[TermResult]
 
     @property
     def loss(self) -> Tensor | float:
-        """What goes backward. A probe's graph is cut off, so that its weight here is free."""
-        return sum((part.weight or 1.0) * part.loss for part in self.parts)
+        """The loss to add to the diffusion loss; 0 without terms.
+
+        A probe enters with weight 1: its graph is cut off from the transformer.
+        """
+        return sum(((term.weight or 1.0) * term.loss for term in self.terms), 0.0)
 
     @property
     def losses(self) -> dict[str, Tensor]:
-        """Unweighted, by name."""
-        return {f"align{part.suffix}": part.loss for part in self.parts}
+        """The unweighted losses by the names that the log gives them."""
+        return {f"align{term.suffix}": term.loss for term in self.terms}
 
     @property
     def counted(self) -> float:
-        """The terms' share of the training's loss."""
-        return sum(part.weight * part.loss.item() for part in self.parts)
+        """The weighted sum of the losses, in which probes count nothing."""
+        return sum((term.weight * term.loss.item() for term in self.terms), 0.0)
 
     def read(self) -> dict[str, float]:
-        """What is logged, for each term under its own name."""
+        """The values to log, after the backward pass."""
         return {
-            key + part.suffix: value
-            for part in self.parts
+            key + term.suffix: value
+            for term in self.terms
             for key, value in {
-                "align": part.loss.item(),
-                "align_weight": part.weight,
-                "similarity": part.similarity.item(),
-                **part.gradients.read(),
+                "align": term.loss.item(),
+                "align_weight": term.weight,
+                "similarity": term.similarity.item(),
+                **term.gradients.read(),
             }.items()
         }
 
 
 class Gradients:
-    """Measures, while the one backward pass runs, what each loss's gradient is at the tap.
+    """Measures the gradients of both losses at the tapped tokens, in the one backward pass.
 
-    The term's part arrives through a branch of its own; the rest of what arrives at the tapped
-    tokens is the diffusion loss's (and that of terms that tap deeper). A learnable projector can
-    absorb all of the alignment's gradient, which this makes visible.
+    The term reads the tokens through `branch`, so its gradient can be told from the rest of what
+    arrives at the tokens: the gradient of the diffusion loss, and of terms that tap deeper blocks.
+    A learnable projector can absorb all of the alignment's gradient; this makes that visible.
+
+    Args:
+      output: A block's output: the video's tokens, or a tuple that begins with them.
+      detach: Cut the branch off, so that no gradient of the term reaches the tokens.
+
+    Attributes:
+      branch: The output that the term reads.
     """
 
     def __init__(self, output: Any, detach: bool) -> None:
         self._align = self._denoise = self._cosine = 0.0
-        self._arrived: Tensor | None = None
-        # Blocks give a tensor, or a tuple that begins with the video's tokens.
+        self._from_term: Tensor | None = None
         tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         branch = tokens.detach() if detach else tokens.view_as(tokens)
         if branch.requires_grad:
-            branch.register_hook(self._from_branch)
+            branch.register_hook(self._at_branch)
         if tokens.requires_grad:
-            tokens.register_hook(self._from_all)
+            tokens.register_hook(self._at_tokens)
         self.branch = branch if rest is None else (branch, *rest)
 
-    def _from_branch(self, gradient: Tensor) -> None:
-        self._arrived = gradient
+    def _at_branch(self, gradient: Tensor) -> None:
+        self._from_term = gradient
 
-    def _from_all(self, gradient: Tensor) -> None:
+    def _at_tokens(self, gradient: Tensor) -> None:
         rest = gradient.float()
-        if self._arrived is not None:
-            ours, self._arrived = self._arrived.float(), None
-            rest = rest - ours
-            self._align = ours.norm().item()
+        if self._from_term is not None:
+            of_term, self._from_term = self._from_term.float(), None
+            rest = rest - of_term
+            self._align = of_term.norm().item()
             self._cosine = nn.functional.cosine_similarity(
-                ours.flatten(), rest.flatten(), dim=0
+                of_term.flatten(), rest.flatten(), dim=0
             ).item()
         self._denoise = rest.norm().item()
 
     def read(self) -> dict[str, float]:
+        """Norms of the term's gradient and of the rest, and the cosine of the two."""
         return {
             "grad_align": self._align,
             "grad_denoise": self._denoise,

@@ -1,4 +1,4 @@
-"""Brings a student to a teacher: taps a block, projects its tokens, meets the teacher's grid."""
+"""Projects a student's tokens to the teacher's width and grid."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from videorepa.tokens import TokenGrid
 
 
 class Projector(nn.Module):
-    """The student's tokens to the teacher's width, by a three-layer MLP, and then to its grid.
+    """VideoREPA's projector: a three-layer MLP on each token, then `resample`.
 
-    VideoREPA, section 4: Linear SiLU Linear SiLU Linear, then `resample` with a learned Conv2d
-    whose kernel and stride are the ratio of the two grids (3 x 3 at the published size; no
-    convolution where it is 1 x 1, as in REPA). It lives beside the diffusion transformer and is
-    left behind when that is exported.
+    VideoREPA (arXiv 2505.23656), section 4: Linear SiLU Linear SiLU Linear, then `resample` with a
+    learned Conv2d whose kernel and stride are the ratio of the two grids: 3 x 3 at the published
+    size, and no convolution where the ratio is 1 x 1, as in REPA. The projector lives beside the
+    diffusion transformer, so an export leaves it behind.
+
+    Args:
+      student_width: Channels of a student token.
+      teacher_width: Channels of a teacher token.
+      hidden: Width of the MLP's hidden layers.
+      ratio: Student rows and columns for each of the teacher's.
     """
 
     def __init__(
@@ -38,16 +44,17 @@ class Projector(nn.Module):
 
     @classmethod
     def between(cls, student: TokenGrid, teacher: TokenGrid, hidden: int = 2048) -> Projector:
-        """The projector for two grids; their ratio is rounded to whole steps, at least 1."""
+        """The projector for two grids; their ratio is rounded to whole numbers, at least 1."""
         return cls(student.width, teacher.width, hidden, _ratio(student, teacher))
 
     def forward(self, student: TokenGrid, like: TokenGrid) -> TokenGrid:
+        """The student's tokens at the teacher's width, on the grid of `like`."""
         student = student.since(like.start)
         return resample(student.with_tokens(self.mlp(student.tokens)), like, self.conv)
 
 
 class ConvProjector(nn.Module):
-    """iREPA's (arXiv 2512.10794): a 3 x 3 convolution on each frame in place of the MLP."""
+    """iREPA's projector (arXiv 2512.10794): a 3 x 3 convolution on each frame for the MLP."""
 
     def __init__(
         self, student_width: int, teacher_width: int, ratio: tuple[int, int] = (1, 1)
@@ -62,7 +69,7 @@ class ConvProjector(nn.Module):
 
 
 class NoProjector(nn.Module):
-    """Only resampling, for two grids of one width."""
+    """Only `resample`, for two grids of one width."""
 
     def forward(self, student: TokenGrid, like: TokenGrid) -> TokenGrid:
         return resample(student, like)
@@ -71,7 +78,14 @@ class NoProjector(nn.Module):
 def projector_between(
     kind: Literal["mlp", "conv", "none"], student: TokenGrid, teacher: TokenGrid, hidden: int
 ) -> nn.Module:
-    """The projector of that kind for two grids; hidden is the MLP's."""
+    """The projector of a kind for two grids.
+
+    Args:
+      kind: "mlp" (`Projector`), "conv" (`ConvProjector`) or "none" (`NoProjector`).
+      student: The student's grid; only its shape counts.
+      teacher: The grid to project to; only its shape counts.
+      hidden: Width of the MLP's hidden layers.
+    """
     if kind == "mlp":
         return Projector.between(student, teacher, hidden)
     if kind == "conv":

@@ -14,10 +14,19 @@ from videorepa.tokens import TokenGrid
 def resample(student: TokenGrid, like: TokenGrid, spatial: nn.Conv2d | None = None) -> TokenGrid:
     """The student's tokens on the grid of `like`.
 
-    Steps that see frames before the first of `like` are dropped (VideoREPA drops CogVideoX's first
-    latent frame); time is interpolated linearly; then each frame goes through `spatial`, or is
-    interpolated bilinearly without one. Both steps are linear and act on different axes, so where
-    time is stretched the spatial one goes first: the result is the same and there is less to do.
+    Steps that cover frames before the first of `like` are dropped, as VideoREPA drops CogVideoX's
+    first latent frame. Time is interpolated linearly. Each frame then goes through `spatial`.
+    Where time is stretched, space goes first: the operations are linear and act on different axes,
+    so the result is the same for less work.
+
+    Args:
+      student: The grid to resample.
+      like: The grid whose steps, rows and columns to take; only its shape counts.
+      spatial: Maps each frame to the rows and columns of `like`. Without it, frames are
+        interpolated bilinearly.
+
+    Raises:
+      UserError: The two grids share no frame.
     """
     student = student.since(like.start)
     _, height, width = like.size
@@ -34,39 +43,50 @@ def resample(student: TokenGrid, like: TokenGrid, spatial: nn.Conv2d | None = No
     return in_space(student.at_times_of(like))
 
 
-Side = Literal["student", "teacher", "teacher_in_space", "teacher_in_time"]
+InterpolatedSide = Literal["student", "teacher", "teacher_in_space", "teacher_in_time"]
 
 
-def common_grid(student: TokenGrid, teacher: TokenGrid, interpolate: Side = "student") -> TokenGrid:
-    """The grid on which the two are compared; its tokens are on the meta device.
+def common_grid(
+    student: TokenGrid, teacher: TokenGrid, interpolate: InterpolatedSide = "student"
+) -> TokenGrid:
+    """The grid on which student and teacher are compared, with tokens on the meta device.
 
-    interpolate: the side that is brought to the other's grid. The four are the rows of VideoREPA's
-    ablation: the student's (published), the teacher's, or the teacher's rows and columns alone
-    (then time is the teacher's), or its steps alone. Raises UserError if the two share no frame.
+    Args:
+      student: The student's grid; only its shape counts.
+      teacher: The teacher's grid; only its shape counts.
+      interpolate: The side that is brought to the other's grid; the four rows of VideoREPA's
+        ablation. "student" (published): the teacher's grid. "teacher": the student's grid.
+        "teacher_in_space": the teacher's steps with the student's rows and columns.
+        "teacher_in_time": the student's steps with the teacher's rows and columns.
+
+    Raises:
+      UserError: The two grids share no frame.
     """
     student = student.since(teacher.start)
     in_time = student if interpolate in ("teacher", "teacher_in_time") else teacher
     in_space = student if interpolate in ("teacher", "teacher_in_space") else teacher
     size = (1, in_time.size[0], *in_space.size[1:], teacher.width)
-    met = TokenGrid(torch.empty(size, device="meta"), in_time.start, in_time.stride)
-    # Neither side may be asked for frames that it has not seen.
-    resample(student.on_meta(), met)
-    resample(teacher.on_meta(), met)
-    return met
+    common = TokenGrid(torch.empty(size, device="meta"), in_time.start, in_time.stride)
+    # Raises if either side has not seen the frames of the common grid.
+    resample(student.on_meta(), common)
+    resample(teacher.on_meta(), common)
+    return common
 
 
 @torch.no_grad()
 def centred_similarity(student: TokenGrid, teacher: TokenGrid) -> Tensor:
-    """Mean cosine of student and teacher relations after taking each clip's mean token away.
+    """Mean-centred similarity of two grids: a scalar, 1 for the same geometry, 0 for unrelated.
 
-    Raw cosines against a video teacher start near 0.9 even for a constant prediction, because the
-    teacher's tokens share a large mean; without it, 0 means unrelated and 1 the same geometry.
+    From each token its clip's mean token is subtracted; R holds the cosines of all pairs of a
+    clip's tokens. The result is the mean over clips of cos(R_student, R_teacher). Without
+    centring, the cosine with a video teacher is near 0.9 even for a constant prediction, because
+    the teacher's tokens share a large mean.
     """
 
     def relations(tokens: Float[Tensor, "b t h w d"]) -> Float[Tensor, "b n n"]:
         flat = tokens.float().flatten(1, 3)
         flat = nn.functional.normalize(flat - flat.mean(1, keepdim=True), dim=-1)
-        # Up to 256 tokens, evenly spaced, are enough for a number in a log.
+        # About 256 tokens, evenly spaced, are enough for a logged value.
         flat = flat[:, :: max(1, flat.shape[1] // 256)]
         return flat @ flat.transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""Keeps the output of a block while the model runs, without changing the block."""
+"""Keeps a block's output while the model runs, without changing the block."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from torch import nn
 
 
 class Tapped:
-    """Holds what a block gave in the latest forward pass."""
+    """Holds a block's output of the latest forward pass."""
 
     def __init__(self) -> None:
         self._output: Any = None
 
     def take(self) -> Any:
-        """The block's output, once. Raises RuntimeError if the block has not run since."""
+        """Hand out the block's output and let go of it.
+
+        Raises:
+          RuntimeError: The block has not run since the last call.
+        """
         if self._output is None:
             raise RuntimeError("The tapped block has not run since its output was last taken.")
         output, self._output = self._output, None
@@ -26,10 +30,10 @@ class Tapped:
 
 @contextmanager
 def tap(block: nn.Module) -> Iterator[Tapped]:
-    """Keep the output of `block`, gradient and all, for as long as the context lasts.
+    """Keep the output of `block`, with its graph, for as long as the context lasts.
 
-    A forward hook on the unmodified module; of several passes the latest counts. Activation
-    checkpointing runs the block once more during the backward pass; that output has no part in the
+    This is a forward hook on the unmodified module; the latest pass counts. Activation
+    checkpointing runs the block again during the backward pass. That output has no part in the
     loss and is not kept.
     """
     tapped = Tapped()

@@ -1,4 +1,4 @@
-"""The alignment terms of a training, live: what each taps, its projector, and when it counts."""
+"""The alignment terms of a training: what each compares, with which projector, and when."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from videorepa.align.gradients import Aligned, Gradients, Part
+from videorepa.align.gradients import Aligned, Gradients, TermResult
 from videorepa.align.projector import projector_between
 from videorepa.align.resampling import centred_similarity, common_grid, resample
 from videorepa.align.taps import Tapped, tap
@@ -24,79 +24,102 @@ from videorepa.tokens import TokenGrid
 
 
 class Grids(NamedTuple):
-    """The shapes of a term: both sides, and the grid on which they meet."""
+    """The shapes of a term's two sides, and of the common grid on which they are compared."""
 
     student: TokenGrid
     target: TokenGrid
-    met: TokenGrid
+    common: TokenGrid
 
 
 def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
-    """What a term of a recipe compares, for clips of so many frames, without loading anything.
+    """Work out the grids of a recipe's term without loading anything.
 
-    Raises UserError, with both grids, if they cannot meet.
+    Args:
+      term: The term's section of the recipe.
+      shapes: The backbone's shapes for the recipe's clips.
+      frames: Frames of a clip.
+
+    Raises:
+      UserError: The two sides share no frame; the message names both grids.
     """
     latents = torch.empty(1, *shapes.latents, device="meta").permute(0, 1, 3, 4, 2)
-    of_latents = TokenGrid.causal(latents, frames)
-    student = of_latents if term.block == "clean" else shapes.grid
+    latent_grid = TokenGrid.causal(latents, frames)
+    student = latent_grid if term.block == "clean" else shapes.grid
     if term.encoder is not None:
         target = term.encoder.shape(frames)
     else:
-        target = of_latents if term.target == "latents" else shapes.grid
-    met = common_grid(student, target, term.interpolate)
-    if term.centre == "time" and met.size[0] < 2:
+        target = latent_grid if term.target == "latents" else shapes.grid
+    common = common_grid(student, target, term.interpolate)
+    if term.centre == "time" and common.size[0] < 2:
         raise UserError(
-            f"align.centre: time compares what changes, and the two sides meet on {met}, which has "
-            "one step in time. Give both more frames, or another `centre`."
+            "align.centre: time compares what changes, and the two sides are compared on "
+            f"{common}, which has one step in time. Give both more frames, or another `centre`."
         )
-    return Grids(student, target, met)
+    return Grids(student, target, common)
 
 
 class Term(nn.Module):
-    """One alignment term with its projector and, where it has a rule to stop, its memory."""
+    """One alignment term: its projector, its weight over the steps, and its rule to stop.
+
+    Attributes:
+      align: The term's section of the recipe.
+      common: The grid on which the two sides are compared.
+      projector: Brings the student to it.
+      cosines: Cosines of the term's gradient and the diffusion loss's, over the latest steps.
+      stopped: Whether the rule to stop has ended the term.
+    """
 
     def __init__(self, align: Align, shape: Grids) -> None:
         super().__init__()
-        self.align, self.met = align, shape.met
-        self.projector = projector_between(align.projector, shape.student, shape.met, align.hidden)
+        self.align, self.common = align, shape.common
+        self.projector = projector_between(
+            align.projector, shape.student, shape.common, align.hidden
+        )
         self.cosines: deque[float] = deque(maxlen=align.when.opposed)
         self.stopped = False
 
     def weight(self, step: int) -> float:
-        """The coefficient at a step; a probe's is 0 throughout."""
+        """The coefficient at a step; 0 throughout for a probe."""
         return 0.0 if self.stopped else self.align.weight * self.align.when.share(step)
 
     def runs(self, step: int) -> bool:
-        """Whether the term is computed at a step: while it counts, and a probe always."""
+        """Whether the term is computed at a step: while its weight is positive; probes always."""
         return self.align.is_probe or self.weight(step) > 0
 
     def forward(
         self, student: TokenGrid, target: TokenGrid, sigma: Float[Tensor, " b"]
     ) -> tuple[Tensor, Tensor]:
-        """The unweighted loss, and the mean-centred similarity of the two sides."""
+        """The unweighted loss, and the mean-centred similarity of the two sides.
+
+        Args:
+          student: The student's grid as tapped.
+          target: The other side's grid.
+          sigma: The noise level of each sample, 0 to 1.
+        """
         if self.align.standardise is not None:
             target = target.standardised(self.align.standardise)
-        ours = self.centred(self.projector(student, like=self.met))
-        theirs = self.centred(resample(target, like=self.met))
-        return self._loss(ours, theirs, sigma), centred_similarity(ours, theirs)
+        projected = self.centred(self.projector(student, like=self.common))
+        target = self.centred(resample(target, like=self.common))
+        return self._loss(projected, target, sigma), centred_similarity(projected, target)
 
     def centred(self, grid: TokenGrid) -> TokenGrid:
-        """A side's grid as the loss sees it."""
+        """A side's grid with means subtracted as the recipe's `centre` asks."""
         if self.align.centre == "clips":
             return grid.centred()
         return grid.changes() if self.align.centre == "time" else grid
 
-    def _loss(self, ours: TokenGrid, theirs: TokenGrid, sigma: Float[Tensor, " b"]) -> Tensor:
+    def _loss(self, student: TokenGrid, target: TokenGrid, sigma: Float[Tensor, " b"]) -> Tensor:
         if self.align.when.gate == "none":
-            return self.align.loss(ours, theirs)
-        # A loss is a mean over samples, so that it can be asked for one by one.
-        each = [
-            self.align.loss(ours.sample(index), theirs.sample(index)) for index in range(len(sigma))
+            return self.align.loss(student, target)
+        # A loss is a mean over samples, so it can be computed sample by sample.
+        losses = [
+            self.align.loss(student.sample(index), target.sample(index))
+            for index in range(len(sigma))
         ]
-        return ((1 - sigma**2) * torch.stack(each)).mean()
+        return ((1 - sigma**2) * torch.stack(losses)).mean()
 
     def watch(self, cosine: float) -> None:
-        """Note how the step's two gradients lay to each other, and stop if they are opposed."""
+        """Note the cosine of a step's two gradients; stop if their mean is negative."""
         if self.align.when.opposed is None:
             return
         self.cosines.append(cosine)
@@ -105,10 +128,11 @@ class Term(nn.Module):
 
 
 class Terms(nn.Module):
-    """All alignment terms of a recipe; none is a training without alignment.
+    """All alignment terms of a recipe; without any, training is plain fine-tuning.
 
-    At weight 0 a projector still learns, on tokens cut off from the transformer: so the control is
-    plain fine-tuning, and its alignment is measured as fairly as the aligned run's.
+    At weight 0 a term is a probe: its projector learns on tokens that are cut off from the
+    transformer. The control is then plain fine-tuning, and its alignment is measured as fairly as
+    the aligned run's.
     """
 
     def __init__(self, recipe: Recipe, shapes: BackboneShapes) -> None:
@@ -120,14 +144,14 @@ class Terms(nn.Module):
         self._taps: dict[int, Tapped] = {}
 
     def named(self) -> Iterator[tuple[str, Term]]:
-        """The terms, with what is added to their names in the log: nothing where there is one."""
+        """The terms, each with the suffix of its logged values: "" for one term, else ".name"."""
         for name, term in zip(self.names, self.each, strict=True):
             assert isinstance(term, Term)
             yield ("" if len(self.names) == 1 else f".{name}"), term
 
     @contextmanager
     def tapped(self, backbone: Backbone) -> Iterator[None]:
-        """Keep the outputs of all blocks that the terms compare, for as long as it lasts."""
+        """Keep the outputs of all blocks that the terms compare while the context lasts."""
         sides = {side for _, term in self.named() for side in (term.align.block, term.align.target)}
         with ExitStack() as stack:
             self._taps = {
@@ -145,9 +169,15 @@ class Terms(nn.Module):
         teachers: Mapping[EncoderSpec, TokenGrid],
         frames: int,
     ) -> Aligned:
-        """The terms of the batch that was just denoised.
+        """Compute the terms for the batch that was just denoised.
 
-        teachers: the clips' features by each encoder. frames: of a clip.
+        Args:
+          step: The training step, from 0.
+          backbone: The model whose blocks are tapped.
+          latents: The clips' latents.
+          denoised: What the transformer predicted of them.
+          teachers: The clips' features by their encoder.
+          frames: Frames of a clip.
         """
         outputs: dict[Any, Any] = {side: tapped.take() for side, tapped in self._taps.items()}
         outputs |= {"clean": denoised.clean, "latents": latents}
@@ -157,7 +187,7 @@ class Terms(nn.Module):
                 return backbone.grid(output, latents)
             return TokenGrid.causal(output.permute(0, 1, 3, 4, 2), frames)
 
-        parts = []
+        results = []
         for suffix, term in self.named():
             if not term.runs(step):
                 continue
@@ -169,18 +199,20 @@ class Terms(nn.Module):
             else:
                 target = grid(align.target, outputs[align.target]).detach()
             loss, similarity = term(student, target, denoised.sigma)
-            parts.append(Part(suffix, term.weight(step), loss, similarity, gradients))
-        return Aligned(parts)
+            results.append(TermResult(suffix, term.weight(step), loss, similarity, gradients))
+        return Aligned(results)
 
     def watch(self, values: Mapping[str, float]) -> None:
-        """Let the terms' stop rules see what was logged of a step."""
+        """Pass a step's logged values to the terms' rules to stop."""
         for suffix, term in self.named():
             if (cosine := values.get(f"grad_cosine{suffix}")) is not None:
                 term.watch(cosine)
 
     def clipped(self) -> tuple[list[nn.Parameter], list[list[nn.Parameter]]]:
-        """The parameters whose gradients are clipped with the transformer's, and those, probe by
-        probe, that are clipped apart from it: a probe must not take a share."""
+        """Parameters to clip together with the transformer's, and each probe's to clip by itself.
+
+        A probe's gradients must not change how much the transformer's are scaled.
+        """
         together, apart = [], []
         for _, term in self.named():
             parameters = list(term.parameters())
@@ -190,14 +222,14 @@ class Terms(nn.Module):
                 together += parameters
         return together, apart
 
-    def memory(self) -> list[dict[str, Any]]:
-        """What the stop rules go by, as plain values."""
+    def stopping_state(self) -> list[dict[str, Any]]:
+        """The state of the rules to stop, as plain values, for a checkpoint."""
         return [
             {"cosines": list(term.cosines), "stopped": term.stopped} for _, term in self.named()
         ]
 
-    def remember(self, memory: list[dict[str, Any]]) -> None:
-        """Take up what `memory` gave."""
-        for (_, term), found in zip(self.named(), memory, strict=True):
-            term.cosines.extend(found["cosines"])
-            term.stopped = found["stopped"]
+    def load_stopping_state(self, states: list[dict[str, Any]]) -> None:
+        """Restore what `stopping_state` gave."""
+        for (_, term), state in zip(self.named(), states, strict=True):
+            term.cosines.extend(state["cosines"])
+            term.stopped = state["stopped"]

@@ -1,4 +1,4 @@
-"""What all backbones from diffusers share: a folder, its configuration and the live parts."""
+"""The live model of every backbone: parts of a diffusers pipeline, loaded and checked."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from videorepa.backbones import Backbone, Part, Text
-from videorepa.backbones._spec import Config
+from videorepa.backbones._spec import Config, Part, Text
 from videorepa.diffusion import Denoised, FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
@@ -20,11 +19,21 @@ from videorepa.system.hub import quieten_libraries
 from videorepa.tokens import TokenGrid
 
 
-class DiffusersBackbone(Backbone):
-    """The live model; parts that were not asked for are None.
+class Backbone:
+    """A live video diffusion model. Videos are (B, F, 3, H, W) in [0, 1].
 
-    A subclass says what differs. As it stands, the model is one of flow matching that is given one
-    text encoder's embeddings, takes (B, C, F, H, W) and gives the velocity alike.
+    The defaults suit a flow-matching model whose transformer takes one text encoder's embeddings
+    and latents (B, C, F, H, W), and predicts the velocity in the same layout. Subclasses override
+    what differs.
+
+    Attributes:
+      transformer: The stock transformer, or None unless it was requested.
+      vae: The stock autoencoder, or None.
+      text_parts: Text encoders and tokenizers by their folders, each None unless requested.
+      device: Where the transformer's inputs go.
+      dtype: The dtype of the transformer's inputs.
+      part: The transformer's folder within the pipeline's.
+      diffusion: How latents are noised, and how the loss follows from the prediction.
     """
 
     diffusion: VPrediction | FlowMatching
@@ -52,8 +61,8 @@ class DiffusersBackbone(Backbone):
                 self.transformer = spec.skeleton(dtype)
             elif "transformer" in parts:
                 self.transformer = self.whole(spec.transformer_class, self.part, dtype)
-            kind, options = self.scheduler_class()
-            scheduler = getattr(diffusers, kind)
+            stock_class, options = self.scheduler_class()
+            scheduler = getattr(diffusers, stock_class)
             if device.type == "meta":
                 with torch.device("cpu"):
                     self.scheduler: Any = scheduler(**options)
@@ -64,17 +73,18 @@ class DiffusersBackbone(Backbone):
 
     @property
     def vae_dtype(self) -> torch.dtype:
+        """The dtype that the autoencoder computes in."""
         return self.dtype
 
     def scheduler_class(self) -> tuple[str, Config]:
-        """The scheduler's class and what it is told beside its own configuration."""
-        # Of a published model that is not on this machine nothing is known but that it is a flow's.
-        unknown = ("diffusers", "FlowMatchEulerDiscreteScheduler")
-        return self.spec.config("model_index").get("scheduler", unknown)[1], {}
+        """The stock scheduler, and arguments that override its own configuration."""
+        # The built-in configurations of published models do not name a scheduler.
+        default = ("diffusers", "FlowMatchEulerDiscreteScheduler")
+        return self.spec.config("model_index").get("scheduler", default)[1], {}
 
     @contextmanager
     def loading(self):
-        """Turns what libraries say of a folder that they cannot load into a UserError."""
+        """Turn the libraries' errors about a folder into a UserError."""
         try:
             yield
         except UserError:
@@ -85,20 +95,23 @@ class DiffusersBackbone(Backbone):
                 f"{str(error)[:500]}. Compare the folder with the one it was copied from."
             ) from None
 
-    def whole(self, kind: str, part: str, dtype: torch.dtype) -> Any:
-        """A part of the pipeline, frozen, with every weight found in its folder: left to
-        themselves, diffusers and transformers make up those that are missing."""
+    def whole(self, stock_class: str, part: str, dtype: torch.dtype) -> Any:
+        """Load a part of the pipeline, frozen, in evaluation mode.
+
+        Raises:
+          UserError: The folder lacks weights; diffusers and transformers would make them up.
+        """
         import diffusers
         import transformers
 
-        # A text encoder is a class of transformers, whose option has another name.
-        option = "torch_dtype" if hasattr(diffusers, kind) else "dtype"
-        loader = getattr(diffusers, kind, None) or getattr(transformers, kind)
+        # Text encoders are classes of transformers, where the option is called otherwise.
+        option = "torch_dtype" if hasattr(diffusers, stock_class) else "dtype"
+        loader = getattr(diffusers, stock_class, None) or getattr(transformers, stock_class)
         source = self.spec.folder()
-        model, found = loader.from_pretrained(
+        model, info = loader.from_pretrained(
             source, subfolder=part, output_loading_info=True, **{option: dtype}
         )
-        if missing := sorted(found["missing_keys"]):
+        if missing := sorted(info["missing_keys"]):
             raise UserError(
                 f"{source / part} lacks {len(missing)} of the model's weights, such as "
                 f"{', '.join(missing[:4])}. Copy or download the folder again."
@@ -116,7 +129,7 @@ class DiffusersBackbone(Backbone):
 
     @cached_property
     def stock(self) -> Any:
-        """The stock pipeline around the parts that are loaded."""
+        """The stock pipeline around the loaded parts."""
         import diffusers
 
         index = self.spec.config("model_index")
@@ -124,11 +137,16 @@ class DiffusersBackbone(Backbone):
         return getattr(diffusers, self.spec.pipeline_class)(**self.components(), **options)
 
     def components(self) -> dict[str, Any]:
-        """What the stock pipeline is made of."""
+        """The parts that the stock pipeline is made of, by their names in it."""
         modules = {"vae": self.vae, "transformer": self.transformer, "scheduler": self.scheduler}
         return modules | self.text_parts
 
     def pipeline(self, transformer: Any = None) -> Any:
+        """The stock pipeline around the loaded parts, ready to sample.
+
+        Args:
+          transformer: Used in place of the backbone's own, for models in training.
+        """
         if transformer is not None:
             # Some pipelines read the transformer's configuration when they are made.
             self.transformer = transformer
@@ -136,6 +154,11 @@ class DiffusersBackbone(Backbone):
         return self.stock
 
     def sampling(self, size: ClipSize, settings: Generation) -> Config:
+        """The pipeline's arguments for clips of a size, except the prompt and the generator.
+
+        Raises:
+          UserError: A setting is switched on that the pipeline does not have.
+        """
         self.spec.check_generation(settings)
         return {
             "height": size.height,
@@ -151,6 +174,11 @@ class DiffusersBackbone(Backbone):
         return self.transformer.transformer_blocks
 
     def block(self, number: int) -> nn.Module:
+        """The transformer block with a number, counted from 1.
+
+        Raises:
+          UserError: There is no such block.
+        """
         blocks = self.blocks()
         if not 1 <= number <= len(blocks):
             raise UserError(
@@ -160,8 +188,13 @@ class DiffusersBackbone(Backbone):
         return blocks[number - 1]
 
     def grid(self, output: Any, latents: Float[Tensor, "b f c h w"]) -> TokenGrid:
-        # Blocks with a stream of text give (video, text). Video tokens lie row by row, frame by
-        # frame, in all models here.
+        """A block's output as a grid of the video's tokens.
+
+        Args:
+          output: Tokens (B, N, D), row by row and frame by frame, or a tuple that begins with
+            them, as of blocks with a separate text stream.
+          latents: The transformer's input.
+        """
         tokens = output[0] if isinstance(output, tuple) else output
         b, t, _, h, w = latents.shape
         steps, patch, stride = self.geometry.steps, self.geometry.patch, self.geometry.stride
@@ -170,6 +203,7 @@ class DiffusersBackbone(Backbone):
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Text:
+        """Encode captions into the transformer's text arguments."""
         embeddings, _ = self.stock.encode_prompt(
             list(captions),
             do_classifier_free_guidance=False,
@@ -180,12 +214,14 @@ class DiffusersBackbone(Backbone):
 
     @torch.no_grad()
     def encode_video(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b m t h w"]:
+        """The posterior's moments (mean, then log-variance, along the channels), unscaled."""
         pixels = (video.to(self.device, self.vae_dtype) * 2 - 1).permute(0, 2, 1, 3, 4)
         return self.vae.encode(pixels).latent_dist.parameters
 
     def latents(
         self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator
     ) -> Float[Tensor, "b f c h w"]:
+        """Draw from the posterior, scaled as this checkpoint's transformer expects."""
         mean, log_variance = moments.float().chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         sample = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
@@ -197,8 +233,7 @@ class DiffusersBackbone(Backbone):
         return self.read_scaling()
 
     def read_scaling(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """What is taken from a sample of the posterior, and what the rest is multiplied by, for
-        each channel or for all."""
+        """Centre and factor, per channel or common to all: latents are (z - centre) * factor."""
         config = self.spec.config("vae")
         centre = torch.tensor(config.get("latents_mean") or [0.0])
         spread = torch.tensor(config.get("latents_std") or [1.0])
@@ -207,6 +242,7 @@ class DiffusersBackbone(Backbone):
     def sample_timesteps(
         self, latents: Float[Tensor, "b f c h w"], generator: torch.Generator
     ) -> Num[Tensor, " b"]:
+        """Draw a training timestep for each sample; the distribution may depend on its size."""
         return self.diffusion.sample_timesteps(len(latents), generator).to(self.device)
 
     def denoising_loss(
@@ -216,6 +252,7 @@ class DiffusersBackbone(Backbone):
         noise: Float[Tensor, "b f c h w"],
         timestep: Num[Tensor, " b"],
     ) -> Denoised:
+        """Run the transformer once on noisy latents: loss of each sample and predicted latents."""
         noisy = self.diffusion.add_noise(latents, noise, timestep)
         output = self.transformer(**self.inputs(noisy, text, timestep), return_dict=False)[0]
         return self.diffusion.denoised(self.velocity(output, noisy), latents, noise, timestep)
@@ -223,6 +260,7 @@ class DiffusersBackbone(Backbone):
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
     ) -> Config:
+        """The transformer's arguments, as the stock pipeline would pass them."""
         embeddings = {
             name: value.to(self.dtype) if value.is_floating_point() else value
             for name, value in text.items()
@@ -233,7 +271,7 @@ class DiffusersBackbone(Backbone):
     def velocity(
         self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
     ) -> Float[Tensor, "b f c h w"]:
-        """The transformer's output as the velocity of a flow from latents to noise."""
+        """The transformer's output as the velocity that `diffusion.denoised` takes."""
         return output.permute(0, 2, 1, 3, 4)
 
 

@@ -1,37 +1,50 @@
-"""What a recipe holds of a diffusers pipeline: its configuration, without any weights."""
+"""Describes a diffusers pipeline for a recipe: its configuration, without any weights."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
+from torch import Tensor
 
-from videorepa.backbones import BackboneShapes, BackboneSpec, Text
 from videorepa.errors import UserError
-from videorepa.settings.sections import ClipSize, Lora
+from videorepa.settings.section import Section
+from videorepa.settings.sections import ClipSize, Generation, Lora
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.tokens import TokenGrid
 
+if TYPE_CHECKING:
+    from videorepa.backbones._live import Backbone
+
 Config = dict[str, Any]
 
-TWO_STREAMS = (*BackboneSpec.lora_targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""Adapters where text has projections of its own, so that both streams get them as CogVideoX's
-one does."""
+Part = Literal["transformer", "vae", "text_encoder"]
+
+Text = dict[str, Tensor]
+"""Encoded captions, by the names of the transformer's arguments: embeddings, (B, tokens, width) or
+(B, width), and boolean masks, (B, tokens)."""
 
 
 @dataclass(frozen=True)
 class Geometry:
     """How a clip becomes latents, and latents become tokens.
 
-    frames, pixels: what a latent covers in time and in space; the first frame has a latent alone.
-    steps, patch: latents that a token covers in time and in space. channels: of a latent.
-    width: of a token. blocks: how many the transformer has.
+    Args:
+      frames: Frames that a latent covers. The first latent covers the first frame alone.
+      pixels: Pixels along a side that a latent covers.
+      patch: Latents along a side that a token covers.
+      channels: Channels of a latent.
+      width: Channels of a token.
+      blocks: Blocks of the transformer.
+      steps: Latents in time that a token covers.
     """
 
     frames: int
@@ -48,17 +61,55 @@ class Geometry:
         return self.frames * self.steps
 
 
-class DiffusersSpec(BackboneSpec):
-    """A diffusers pipeline, as a folder or a Hub id.
+class BackboneShapes(Section):
+    """What a clip of one size becomes in a backbone.
 
-    The class variables name stock classes: the pipeline's (and, in `also_of`, of other pipelines
-    whose folders hold the same parts), the transformer's, the VAE's and the text encoders' by
-    their folders. A tokenizer's folder is called as its encoder's. vocabularies: those tokenizers
-    that have a file of their own. options: values of model_index.json that the pipeline takes.
-    published: by the end of a Hub id, what inspect needs to know of a checkpoint that is not on
-    this machine, as far as it is not the classes' default.
+    Args:
+      latents: Shape of the latents: frames, channels, height, width.
+      text: One caption's tensors, without the batch dimension, on the meta device.
+      grid: The token grid of every block, on the meta device.
+      blocks: Blocks of the transformer.
+      parameters: Weights of the transformer.
     """
 
+    model_config = {"arbitrary_types_allowed": True, "frozen": True, "extra": "forbid"}
+
+    latents: tuple[int, int, int, int]
+    text: Text
+    grid: TokenGrid
+    blocks: int
+    parameters: int
+
+
+class BackboneSpec(Section):
+    """A diffusers pipeline, as a folder or a Hub id.
+
+    The fields are what a recipe sets; the class variables are what a family declares.
+
+    Attributes:
+      name: The family: the name of its file.
+      weights: A diffusers pipeline folder, a Hub id, or "micro" for the lab's own model.
+      prepared_with: Weights whose autoencoder and text encoders `prepare` uses in place of the
+        model's own. Checkpoints whose autoencoders differ only in rounding, such as CogVideoX-2B
+        and 5B, share a cache this way.
+      live: The class of the live model.
+      pipeline_class: The stock pipeline.
+      also_of: Other stock pipelines whose folders hold the same parts.
+      transformer_class: The stock transformer.
+      vae_class: The stock autoencoder.
+      text_encoders: Stock text encoders by their folders. Each one's tokenizer is in the folder
+        of the same name with "tokenizer" for "text_encoder".
+      vocabularies: Folders of the tokenizers that have a vocabulary file of their own.
+      options: Values of model_index.json that the pipeline's constructor takes.
+      published: Configurations by the last part of a Hub id, so that `inspect` can describe a
+        checkpoint that is not on this machine. They hold only what differs from the stock
+        classes' defaults.
+      size: The clip size that the model was made for.
+      lora_targets: Layers that get adapters unless the recipe names others.
+      generation: The authors' sampling settings, used where a recipe's `generation` sets none.
+    """
+
+    live: ClassVar[type[Backbone]]
     pipeline_class: ClassVar[str]
     also_of: ClassVar[tuple[str, ...]] = ()
     transformer_class: ClassVar[str]
@@ -68,36 +119,87 @@ class DiffusersSpec(BackboneSpec):
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, dict[str, Config]]] = {}
     size: ClassVar[ClipSize]
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    generation: ClassVar[Config] = {}
+
+    name: str
+    weights: str
+    prepared_with: str | None = None
 
     @property
+    @abstractmethod
     def text_tokens(self) -> int:
-        """To how many tokens a caption is padded or cut."""
-        raise NotImplementedError
+        """The number of tokens that a caption is padded or cut to."""
 
+    @abstractmethod
     def geometry(self) -> Geometry:
-        raise NotImplementedError
+        """How this model's configuration maps clips to latents and tokens."""
 
+    @abstractmethod
     def text(self) -> Text:
-        """One caption's tensors, on the meta device."""
-        raise NotImplementedError
+        """One caption's tensors, without the batch dimension, on the meta device."""
+
+    @property
+    def source(self) -> str:
+        """The folder or Hub id that diffusers is given."""
+        return self.weights
+
+    @property
+    def preparing(self) -> Self:
+        """The description of the model that encodes clips and captions."""
+        if self.prepared_with is None:
+            return self
+        return self.model_copy(update={"weights": self.prepared_with, "prepared_with": None})
+
+    @property
+    def part(self) -> str:
+        """The transformer's folder within the pipeline's."""
+        return "transformer"
+
+    @property
+    def lora_pipeline(self) -> str:
+        """The stock pipeline that writes and reads LoRA files for the transformer."""
+        return self.pipeline_class
+
+    def load(
+        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Backbone:
+        """Load the model, with only the requested parts in memory.
+
+        On the meta device nothing is read: the transformer is made from its configuration, without
+        values, and the scheduler has its class's defaults.
+
+        Raises:
+          UserError: The folder is damaged or of another kind.
+        """
+        return self.live(self, parts, device, dtype)
 
     def config(self, part: str) -> Config:
-        """The configuration of "transformer", "vae" or "model_index": from the folder, else as
-        published, else from the Hub; over the defaults of the stock class."""
-        kinds = {"transformer": self.transformer_class, "vae": self.vae_class}
-        kind = kinds.get(part, self.pipeline_class)
-        return _defaults(kind) | self._own_config(part)
+        """The configuration of a part, completed by the stock class's defaults.
+
+        It comes from the folder where there is one, else from `published`, else from the Hub.
+
+        Args:
+          part: "transformer", "vae" or "model_index".
+        """
+        classes = {"transformer": self.transformer_class, "vae": self.vae_class}
+        stock = classes.get(part, self.pipeline_class)
+        return _defaults(stock) | self._own_config(part)
 
     def _own_config(self, part: str) -> Config:
         file = "model_index.json" if part == "model_index" else f"{part}/config.json"
         published = self.published.get(self.source.rsplit("/", 1)[-1])
         if published is not None and not Path(self.source).exists():
-            found = cached_file(self.source, file)
-            return _read_json(found) if found else published.get(part, {})
+            cached = cached_file(self.source, file)
+            return _read_json(cached) if cached else published.get(part, {})
         return _read_json(self.folder() / file)
 
     def folder(self) -> Path:
-        """The pipeline's folder on this machine. Raises UserError if it is of another kind."""
+        """The pipeline's folder on this machine.
+
+        Raises:
+          UserError: It is no folder of this family's pipeline.
+        """
         folder = local_copy(self.source)
         index = folder / "model_index.json"
         if folder.is_dir() and not index.exists():
@@ -105,14 +207,20 @@ class DiffusersSpec(BackboneSpec):
                 f"{folder} has no model_index.json; expected a diffusers {self.pipeline_class} "
                 "folder."
             )
-        found = _read_json(index).get("_class_name")
-        if found not in (self.pipeline_class, *self.also_of):
+        pipeline = _read_json(index).get("_class_name")
+        if pipeline not in (self.pipeline_class, *self.also_of):
             raise UserError(
-                f"{folder} holds a {found}; the backbone {self.name} loads a {self.pipeline_class}."
+                f"{folder} holds a {pipeline}; the backbone {self.name} loads a "
+                f"{self.pipeline_class}."
             )
         return folder
 
     def check_clip(self, size: ClipSize) -> None:
+        """Check that the model can take clips of a size.
+
+        Raises:
+          UserError: It cannot; the message names the nearest size that it can take.
+        """
         geometry = self.geometry()
         stride, unit = geometry.stride, geometry.pixels * geometry.patch
         if (size.frames - 1) % stride:
@@ -128,7 +236,24 @@ class DiffusersSpec(BackboneSpec):
                 f"asks for {size.height}x{size.width}. Try {near[0]}x{near[1]}."
             )
 
+    def check_generation(self, settings: Generation) -> None:
+        """Check that the model's pipeline has the settings that are switched on.
+
+        Raises:
+          UserError: It lacks one.
+        """
+        if settings.dynamic_guidance and not self.generation.get("dynamic_guidance", True):
+            raise UserError(
+                "Only CogVideoX has generation.dynamic_guidance; set it to false for "
+                f"{self.weights}."
+            )
+
     def shapes(self, size: ClipSize) -> BackboneShapes:
+        """Work out what a clip becomes, from configuration files alone.
+
+        Raises:
+          UserError: The model cannot take clips of that size.
+        """
         self.check_clip(size)
         geometry = self.geometry()
         steps = (size.frames - 1) // geometry.stride + 1
@@ -143,68 +268,90 @@ class DiffusersSpec(BackboneSpec):
             parameters=_parameters(self.transformer_class, json.dumps(self.config("transformer"))),
         )
 
-    @property
-    def lora_pipeline(self) -> str:
-        return self.pipeline_class
+    def default_size(self) -> ClipSize:
+        """The clip size that the model was made for."""
+        return self.size
 
     def skeleton(self, dtype: torch.dtype) -> Any:
-        """The transformer as it would be loaded, frozen, on the meta device: nothing is read."""
+        """The frozen transformer as it would be loaded, but on the meta device."""
         model = _on_meta(self.transformer_class, self.config("transformer"))
         model.eval().requires_grad_(False)
         kept = model._keep_in_fp32_modules or ()
-        # What is not in a file, such as tables of positions, is as the class makes it.
+        # Non-persistent buffers, such as position tables, keep the dtype that the class gives them.
         for name, tensor in model.state_dict(keep_vars=True).items():
             if tensor.is_floating_point() and not set(kept).intersection(name.split(".")):
                 tensor.data = tensor.data.to(dtype)
         return model
 
+    def add_lora(self, transformer: Any, lora: Lora) -> None:
+        """Inject LoRA adapters into a transformer.
+
+        Raises:
+          UserError: A target names no layer.
+        """
+        from peft import LoraConfig
+
+        # peft's type hint is int, but any number works.
+        alpha: Any = lora.alpha
+        targets = list(lora.targets or self.lora_targets)
+        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets)
+        try:
+            transformer.add_adapter(config)
+        except ValueError as error:
+            raise UserError(f"LoRA cannot be added: {error} Check train.lora.targets.") from None
+
     def lora_parameters(self, lora: Lora) -> int:
+        """Count the weights that adapters would have.
+
+        Raises:
+          UserError: A target names no layer.
+        """
         model = self.skeleton(torch.float32)
         with torch.device("meta"):
             self.add_lora(model, lora)
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def fingerprint(self) -> dict[str, str]:
-        # How latents are scaled is left out: moments are stored unscaled, so that checkpoints that
-        # share a VAE (CogVideoX 2B and 5B) share a cache.
+        """Digests of everything that stored latents and text embeddings depend on."""
+        # The latents' scale is left out. Moments are stored unscaled, so checkpoints that share a
+        # VAE (CogVideoX 2B and 5B) share a cache.
         parts = ("vae", *self.text_encoders, *self.vocabularies)
         digests = {part: weights_digest(self.folder() / part) for part in parts}
         return digests | {"text_tokens": str(self.text_tokens)}
 
     def weights_digest(self) -> str:
+        """A digest of the transformer's weights."""
         return weights_digest(self.folder() / "transformer")
 
-    @property
-    def part(self) -> str:
-        """The folder of the transformer in the pipeline's."""
-        return "transformer"
-
     def weight_files(self) -> list[Path]:
+        """The transformer's weight files on this machine, in order."""
         return sorted((Path(self.source) / self.part).glob("*.safetensors"))
 
-    def default_size(self) -> ClipSize:
-        return self.size
+
+TWO_STREAMS = (*BackboneSpec.lora_targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""LoRA targets for transformers whose text has projections of its own: both streams get adapters,
+as CogVideoX's single stream does."""
 
 
 @cache
-def _defaults(kind: str) -> Config:
-    """Default arguments of a class of diffusers: what its config.json files may leave out."""
+def _defaults(stock_class: str) -> Config:
+    """Default arguments of a diffusers class: its config.json files may leave them out."""
     import diffusers
 
-    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    parameters = inspect.signature(getattr(diffusers, stock_class).__init__).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 
-def _on_meta(kind: str, config: Config) -> Any:
+def _on_meta(stock_class: str, config: Config) -> Any:
     import diffusers
 
     with torch.device("meta"):
-        return getattr(diffusers, kind).from_config(config)
+        return getattr(diffusers, stock_class).from_config(config)
 
 
 @cache
-def _parameters(kind: str, config: str) -> int:
-    return sum(p.numel() for p in _on_meta(kind, json.loads(config)).parameters())
+def _parameters(stock_class: str, config: str) -> int:
+    return sum(p.numel() for p in _on_meta(stock_class, json.loads(config)).parameters())
 
 
 @cache

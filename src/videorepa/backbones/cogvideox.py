@@ -1,4 +1,4 @@
-"""CogVideoX 1.0 and 1.5, any size, from a diffusers folder and on unmodified diffusers classes."""
+"""CogVideoX 1.0 and 1.5 (arXiv 2408.06072), any size, on unmodified diffusers classes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from videorepa.backbones import Part, Text
-from videorepa.backbones._live import DiffusersBackbone
-from videorepa.backbones._spec import Config, DiffusersSpec, Geometry
+from videorepa.backbones import Backbone, BackboneSpec, Config, Geometry, Part, Text
 from videorepa.diffusion import VPrediction
 from videorepa.settings.sections import ClipSize, Generation
 
@@ -22,9 +20,59 @@ _FIVE_BILLION = {
 }
 
 
-class CogVideoX(DiffusersSpec):
-    """A CogVideoX pipeline, as a diffusers folder, a Hub id or "micro"."""
+class CogVideoXBackbone(Backbone):
+    """The live model: its transformer takes latents (B, F, C, H, W), and it is no flow."""
 
+    def __init__(
+        self, spec: CogVideoX, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(spec, parts, device, dtype)
+        self.diffusion = VPrediction(self.scheduler.alphas_cumprod)
+
+    def scheduler_class(self) -> tuple[str, Config]:
+        return "CogVideoXDPMScheduler", {"timestep_spacing": "trailing"}
+
+    def latents(
+        self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator
+    ) -> Float[Tensor, "b f c h w"]:
+        latents = super().latents(moments, generator)
+        # Tokens of 1.5 span two latents. As in the authors' training, the first latent is repeated
+        # in front to fill the first token. The pipeline pads there too and drops it to decode.
+        padding = -latents.shape[1] % self.geometry.steps
+        return torch.cat([latents[:, :1].expand(-1, padding, -1, -1, -1), latents], dim=1)
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        return super().inputs(noisy, text, timestep) | {
+            "hidden_states": noisy.to(self.dtype),
+            "image_rotary_emb": self._rotary(noisy),
+        }
+
+    def velocity(
+        self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
+    ) -> Float[Tensor, "b f c h w"]:
+        return output
+
+    def _rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        if not self.transformer.config.use_rotary_positional_embeddings:
+            return None
+        # Training positions must equal those that the pipeline samples with. Without a VAE the
+        # pipeline assumes the published VAE's scale.
+        scale = self.stock.vae_scale_factor_spatial
+        _, frames, _, height, width = latents.shape
+        return self.stock._prepare_rotary_positional_embeddings(
+            height * scale, width * scale, frames, latents.device
+        )
+
+    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
+        return super().sampling(size, settings) | {"use_dynamic_cfg": settings.dynamic_guidance}
+
+
+class CogVideoX(BackboneSpec):
+    """A CogVideoX pipeline, as a diffusers folder, a Hub id or "micro", the lab's own model."""
+
+    live: ClassVar = CogVideoXBackbone
     pipeline_class = "CogVideoXPipeline"
     transformer_class = "CogVideoXTransformer3DModel"
     vae_class = "AutoencoderKLCogVideoX"
@@ -79,65 +127,10 @@ class CogVideoX(DiffusersSpec):
     def default_size(self) -> ClipSize:
         config, geometry = self.config("transformer"), self.geometry()
         if geometry.steps > 1:
-            # The size in the configuration of 1.5 is how far its positions reach.
+            # The size in 1.5's configuration is the range of its positions.
             return ClipSize(frames=config["sample_frames"], height=768, width=1360)
         return ClipSize(
             frames=config["sample_frames"],
             height=config["sample_height"] * geometry.pixels,
             width=config["sample_width"] * geometry.pixels,
         )
-
-    def load(
-        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> CogVideoXBackbone:
-        return CogVideoXBackbone(self, parts, device, dtype)
-
-
-class CogVideoXBackbone(DiffusersBackbone):
-    """The live model. Its latents are (B, F, C, H, W), and it is a diffusion, not a flow."""
-
-    def __init__(
-        self, spec: CogVideoX, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(spec, parts, device, dtype)
-        self.diffusion = VPrediction(self.scheduler.alphas_cumprod)
-
-    def scheduler_class(self) -> tuple[str, Config]:
-        return "CogVideoXDPMScheduler", {"timestep_spacing": "trailing"}
-
-    def latents(
-        self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator
-    ) -> Float[Tensor, "b f c h w"]:
-        latents = super().latents(moments, generator)
-        # As the authors train 1.5: the first latent repeated in front until tokens come out even.
-        # The pipeline puts what it adds there too, and drops it before it decodes.
-        missing = -latents.shape[1] % self.geometry.steps
-        return torch.cat([latents[:, :1].expand(-1, missing, -1, -1, -1), latents], dim=1)
-
-    def inputs(
-        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
-    ) -> Config:
-        given = super().inputs(noisy, text, timestep)
-        return given | {
-            "hidden_states": noisy.to(self.dtype),
-            "image_rotary_emb": self._rotary(noisy),
-        }
-
-    def velocity(
-        self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
-    ) -> Float[Tensor, "b f c h w"]:
-        return output
-
-    def _rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-        if not self.transformer.config.use_rotary_positional_embeddings:
-            return None
-        # The pipeline's own tables: positions must be those it samples with. Without the VAE it
-        # takes the published one's scale for granted.
-        scale = self.stock.vae_scale_factor_spatial
-        _, frames, _, height, width = latents.shape
-        return self.stock._prepare_rotary_positional_embeddings(
-            height * scale, width * scale, frames, latents.device
-        )
-
-    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
-        return super().sampling(size, settings) | {"use_dynamic_cfg": settings.dynamic_guidance}

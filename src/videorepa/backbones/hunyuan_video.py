@@ -1,4 +1,4 @@
-"""HunyuanVideo, text to video, from a diffusers folder and on unmodified diffusers classes."""
+"""HunyuanVideo (arXiv 2412.03603), text to video, on unmodified diffusers classes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,55 @@ from jaxtyping import Float, Num
 from pydantic import Field
 from torch import Tensor, nn
 
-from videorepa.backbones import Part, Text
-from videorepa.backbones._live import DiffusersBackbone
-from videorepa.backbones._spec import TWO_STREAMS, Config, DiffusersSpec, Geometry
+from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Geometry, Part, Text
 from videorepa.diffusion import STEPS, FlowMatching
 from videorepa.settings.sections import ClipSize
 
 
-class HunyuanVideo(DiffusersSpec):
+class HunyuanVideoBackbone(Backbone):
+    """The live model: blocks with separate video and text streams, then single-stream blocks."""
+
+    def __init__(
+        self,
+        spec: HunyuanVideo,
+        parts: Sequence[Part],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(spec, parts, device, dtype)
+        # HunyuanVideo is trained on logit-normal timesteps.
+        self.diffusion = FlowMatching(self.scheduler.config["shift"], logit_normal=True)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        embeddings, pooled, mask = self.stock.encode_prompt(
+            list(captions), device=self.device, max_sequence_length=self.spec.text_tokens
+        )
+        return {
+            "encoder_hidden_states": embeddings,
+            "encoder_attention_mask": mask.bool(),
+            "pooled_projections": pooled,
+        }
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        scale = torch.full((len(noisy),), STEPS * self.spec.guidance, device=noisy.device)
+        return super().inputs(noisy, text, timestep) | {"guidance": scale.to(self.dtype)}
+
+
+class HunyuanVideo(BackboneSpec):
     """A HunyuanVideo pipeline, as a diffusers folder or a Hub id.
 
-    guidance: the guidance scale that the model is told in training. The published model is
-        distilled from guided sampling; at 1, the default, it is trained on what clips look like,
-        not on guided samples.
+    Args:
+      guidance: The guidance scale that the model is given as an input in training. The published
+        model is distilled from guided sampling; 1 trains it on clips as they are, unguided.
     """
 
+    live: ClassVar = HunyuanVideoBackbone
     pipeline_class = "HunyuanVideoPipeline"
     transformer_class = "HunyuanVideoTransformer3DModel"
     vae_class = "AutoencoderKLHunyuanVideo"
@@ -60,43 +94,3 @@ class HunyuanVideo(DiffusersSpec):
             "encoder_attention_mask": torch.empty(tokens, dtype=torch.bool, device="meta"),
             "pooled_projections": torch.empty(config["pooled_projection_dim"], device="meta"),
         }
-
-    def load(
-        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> HunyuanVideoBackbone:
-        return HunyuanVideoBackbone(self, parts, device, dtype)
-
-
-class HunyuanVideoBackbone(DiffusersBackbone):
-    """The live model: blocks with a stream of text beside the video's, then blocks with one."""
-
-    def __init__(
-        self,
-        spec: HunyuanVideo,
-        parts: Sequence[Part],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(spec, parts, device, dtype)
-        # Trained on logit-normal timesteps (arXiv 2412.03603).
-        self.diffusion = FlowMatching(self.scheduler.config["shift"], logit_normal=True)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
-
-    @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Text:
-        embeddings, pooled, mask = self.stock.encode_prompt(
-            list(captions), device=self.device, max_sequence_length=self.spec.text_tokens
-        )
-        return {
-            "encoder_hidden_states": embeddings,
-            "encoder_attention_mask": mask.bool(),
-            "pooled_projections": pooled,
-        }
-
-    def inputs(
-        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
-    ) -> Config:
-        scale = torch.full((len(noisy),), STEPS * self.spec.guidance, device=noisy.device)
-        return super().inputs(noisy, text, timestep) | {"guidance": scale.to(self.dtype)}

@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5, text to video, from a diffusers folder and on unmodified diffusers classes."""
+"""HunyuanVideo 1.5, text to video, on unmodified diffusers classes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,91 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from videorepa.backbones import Part, Text
-from videorepa.backbones._live import DiffusersBackbone
-from videorepa.backbones._spec import TWO_STREAMS, Config, DiffusersSpec, Geometry
+from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Geometry, Part, Text
 from videorepa.diffusion import FlowMatching
 from videorepa.settings.sections import ClipSize, Generation
 
 IMAGE_TOKENS = 729
-"""What the pipeline gives for an image, all zero where there is none."""
+"""Tokens of the conditioning image; all are zero for text to video."""
 
 GLYPH_TOKENS = 256
+"""Tokens of a caption's quoted text, which the model is asked to write."""
 
 
-class HunyuanVideo15(DiffusersSpec):
+class HunyuanVideo15Backbone(Backbone):
+    """The live model: its transformer also takes a conditioning image, here none."""
+
+    # As in the authors' own trainer: logit-normal timesteps and a shift of 3, whatever shift the
+    # resolution has in sampling.
+    diffusion = FlowMatching(shift=3.0, logit_normal=True)
+
+    def __init__(
+        self,
+        spec: HunyuanVideo15,
+        parts: Sequence[Part],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(spec, parts, device, dtype)
+        if self.vae is not None:
+            # The VAE's attention fails on batches in diffusers 0.42; slicing encodes one by one.
+            self.vae.enable_slicing()
+
+    def components(self) -> Config:
+        from diffusers import ClassifierFreeGuidance
+
+        guider = ClassifierFreeGuidance.from_pretrained(self.spec.folder(), subfolder="guider")
+        return super().components() | {"guider": guider}
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        from diffusers import HunyuanVideo15Pipeline as Stock
+
+        # The stock pipeline could not be made without the VAE.
+        parts, captions = self.text_parts, list(captions)
+        embeddings, mask = Stock._get_mllm_prompt_embeds(
+            parts["text_encoder"], parts["tokenizer"], captions, self.device
+        )
+        glyphs, glyph_mask = Stock._get_byt5_prompt_embeds(
+            parts["tokenizer_2"], parts["text_encoder_2"], captions, self.device
+        )
+        return {
+            "encoder_hidden_states": embeddings,
+            "encoder_attention_mask": mask.bool(),
+            "encoder_hidden_states_2": glyphs,
+            "encoder_attention_mask_2": glyph_mask.bool(),
+        }
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        inputs = super().inputs(noisy, text, timestep)
+        latents = inputs["hidden_states"]
+        # The image's latents, and the mask of the frames that it covers.
+        no_image = torch.cat([torch.zeros_like(latents), torch.zeros_like(latents[:, :1])], dim=1)
+        width = self.spec.config("transformer")["image_embed_dim"]
+        return inputs | {
+            "hidden_states": torch.cat([latents, no_image], dim=1),
+            "image_embeds": latents.new_zeros(len(latents), IMAGE_TOKENS, width),
+            "timestep": timestep.to(self.dtype),
+        }
+
+    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
+        arguments = super().sampling(size, settings)
+        # This pipeline fixes the text's length and keeps the guidance scale in a part of its own.
+        del arguments["max_sequence_length"]
+        self.stock.guider = self.stock.guider.new(guidance_scale=arguments.pop("guidance_scale"))
+        return arguments
+
+
+class HunyuanVideo15(BackboneSpec):
     """A HunyuanVideo 1.5 pipeline, as a diffusers folder or a Hub id."""
 
+    live: ClassVar = HunyuanVideo15Backbone
     pipeline_class = "HunyuanVideo15Pipeline"
     transformer_class = "HunyuanVideo15Transformer3DModel"
     vae_class = "AutoencoderKLHunyuanVideo15"
-    # The second reads what a caption has in quotes, letter by letter, to have it written.
+    # The second encodes a caption's quoted text letter by letter, for the model to write it.
     text_encoders: ClassVar = {
         "text_encoder": "Qwen2_5_VLTextModel",
         "text_encoder_2": "T5EncoderModel",
@@ -43,7 +109,8 @@ class HunyuanVideo15(DiffusersSpec):
 
     @property
     def lora_pipeline(self) -> str:
-        # The pipeline of 1.5 cannot load LoRA files in diffusers 0.42; the format is its elder's.
+        # The pipeline of 1.5 cannot load LoRA files in diffusers 0.42; HunyuanVideo's, with the
+        # same format, can.
         return "HunyuanVideoPipeline"
 
     @property
@@ -77,74 +144,3 @@ class HunyuanVideo15(DiffusersSpec):
             f"encoder_attention_mask{n}": torch.empty(tokens, dtype=torch.bool, device="meta")
             for n, (tokens, _) in widths.items()
         }
-
-    def load(
-        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> HunyuanVideo15Backbone:
-        return HunyuanVideo15Backbone(self, parts, device, dtype)
-
-
-class HunyuanVideo15Backbone(DiffusersBackbone):
-    """The live model. Beside the noisy latents it is given those of an image, here none."""
-
-    # As the authors' own trainer: logit-normal timesteps and a shift of 3, whatever the
-    # resolution's shift in sampling.
-    diffusion = FlowMatching(shift=3.0, logit_normal=True)
-
-    def __init__(
-        self,
-        spec: HunyuanVideo15,
-        parts: Sequence[Part],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(spec, parts, device, dtype)
-        if self.vae is not None:
-            # In diffusers 0.42 its attention fails on batches; slicing takes clips one by one.
-            self.vae.enable_slicing()
-
-    def components(self) -> Config:
-        from diffusers import ClassifierFreeGuidance
-
-        guider = ClassifierFreeGuidance.from_pretrained(self.spec.folder(), subfolder="guider")
-        return super().components() | {"guider": guider}
-
-    @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Text:
-        from diffusers import HunyuanVideo15Pipeline as Stock
-
-        # Not through a pipeline of our own, which could not be made without the VAE.
-        parts, captions = self.text_parts, list(captions)
-        embeddings, mask = Stock._get_mllm_prompt_embeds(
-            parts["text_encoder"], parts["tokenizer"], captions, self.device
-        )
-        glyphs, glyph_mask = Stock._get_byt5_prompt_embeds(
-            parts["tokenizer_2"], parts["text_encoder_2"], captions, self.device
-        )
-        return {
-            "encoder_hidden_states": embeddings,
-            "encoder_attention_mask": mask.bool(),
-            "encoder_hidden_states_2": glyphs,
-            "encoder_attention_mask_2": glyph_mask.bool(),
-        }
-
-    def inputs(
-        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
-    ) -> Config:
-        given = super().inputs(noisy, text, timestep)
-        latents = given["hidden_states"]
-        # The image's latents, and the mask that says which frames it covers.
-        no_image = torch.cat([torch.zeros_like(latents), torch.zeros_like(latents[:, :1])], dim=1)
-        width = self.spec.config("transformer")["image_embed_dim"]
-        return given | {
-            "hidden_states": torch.cat([latents, no_image], dim=1),
-            "image_embeds": latents.new_zeros(len(latents), IMAGE_TOKENS, width),
-            "timestep": timestep.to(self.dtype),
-        }
-
-    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
-        given = super().sampling(size, settings)
-        # The length of the text is fixed, and guidance a part of the pipeline, here.
-        del given["max_sequence_length"]
-        self.stock.guider = self.stock.guider.new(guidance_scale=given.pop("guidance_scale"))
-        return given

@@ -1,4 +1,4 @@
-"""LTX-Video, text to video, from a diffusers folder and on unmodified diffusers classes."""
+"""LTX-Video (arXiv 2501.00103), text to video, on unmodified diffusers classes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor
 
-from videorepa.backbones import Part, Text
-from videorepa.backbones._live import DiffusersBackbone
-from videorepa.backbones._spec import Config, DiffusersSpec, Geometry
+from videorepa.backbones import Backbone, BackboneSpec, Config, Geometry, Text
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
@@ -25,12 +23,83 @@ _THIRTEEN_BILLION = {"attention_head_dim": 128, "cross_attention_dim": 4096, "nu
 _LATER_VAE = {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
 
 
-class LTX(DiffusersSpec):
+class LTXBackbone(Backbone):
+    """The live model: its transformer takes latents as a sequence of tokens (B, F H W, C)."""
+
+    diffusion: FlowMatching = FlowMatching(logit_normal=True)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        embeddings, mask, _, _ = self.stock.encode_prompt(
+            list(captions),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.spec.text_tokens,
+            device=self.device,
+        )
+        return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
+
+    def read_scaling(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        # LTX stores the statistics among the VAE's weights, not in its configuration.
+        folder, names = self.spec.folder() / "vae", ("latents_mean", "latents_std")
+        statistics: dict[str, Tensor] = {}
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                statistics |= {
+                    name: file.get_tensor(name).float() for name in set(names) & set(file.keys())
+                }
+        if len(statistics) < len(names):
+            raise UserError(
+                f"{folder} lacks {' or '.join(names)} among its weights. Copy or download the "
+                "folder again."
+            )
+        mean, spread = (statistics[name] for name in names)
+        return mean, self.spec.config("vae")["scaling_factor"] / spread
+
+    def sample_timesteps(
+        self, latents: Float[Tensor, "b f c h w"], generator: torch.Generator
+    ) -> Num[Tensor, " b"]:
+        # As in Lightricks' own trainer: the mean of the logit-normal grows with the number of
+        # tokens, from 0.95 at 1024 to 2.05 at 4096.
+        tokens = latents[0, :, 0].numel()
+        mean = 0.95 + (2.05 - 0.95) * (tokens - 1024) / (4096 - 1024)
+        flow = replace(self.diffusion, shift=math.exp(mean))
+        return flow.sample_timesteps(len(latents), generator).to(self.device)
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        _, frames, _, height, width = noisy.shape
+        ratio, pixels = self.geometry.frames, self.geometry.pixels
+        return super().inputs(noisy, text, timestep) | {
+            "hidden_states": noisy.to(self.dtype).permute(0, 1, 3, 4, 2).flatten(1, 3),
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "rope_interpolation_scale": (ratio / self.spec.frame_rate, pixels, pixels),
+        }
+
+    def velocity(
+        self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
+    ) -> Float[Tensor, "b f c h w"]:
+        _, frames, _, height, width = noisy.shape
+        return output.unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3)
+
+    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
+        arguments = super().sampling(size, settings) | {"frame_rate": self.spec.frame_rate}
+        if self.spec.config("vae")["timestep_conditioning"]:
+            # The decoder does the last denoising step. These are the authors' values.
+            arguments |= {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+        return arguments
+
+
+class LTX(BackboneSpec):
     """An LTX-Video pipeline, as a diffusers folder or a Hub id.
 
-    frame_rate: of the clips, which the model's positions are told in frames per second.
+    Args:
+      frame_rate: Frames per second of the clips, from which the model computes positions in time.
     """
 
+    live: ClassVar = LTXBackbone
     pipeline_class = "LTXPipeline"
     also_of: ClassVar = ("LTXConditionPipeline",)
     transformer_class = "LTXVideoTransformer3DModel"
@@ -69,76 +138,3 @@ class LTX(DiffusersSpec):
             "encoder_hidden_states": torch.empty(tokens, width, device="meta"),
             "encoder_attention_mask": torch.empty(tokens, dtype=torch.bool, device="meta"),
         }
-
-    def load(
-        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> LTXBackbone:
-        return LTXBackbone(self, parts, device, dtype)
-
-
-class LTXBackbone(DiffusersBackbone):
-    """The live model, whose latents come as a sequence of tokens."""
-
-    diffusion: FlowMatching = FlowMatching(logit_normal=True)
-
-    @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Text:
-        embeddings, mask, _, _ = self.stock.encode_prompt(
-            list(captions),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.spec.text_tokens,
-            device=self.device,
-        )
-        return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
-
-    def read_scaling(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        # They are among the VAE's weights here, not in its configuration.
-        folder, names = self.spec.folder() / "vae", ("latents_mean", "latents_std")
-        found: dict[str, Tensor] = {}
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, framework="pt") as file:
-                known = set(file.keys())
-                found |= {name: file.get_tensor(name).float() for name in names if name in known}
-        if len(found) < len(names):
-            raise UserError(
-                f"{folder} lacks {' or '.join(names)} among its weights. Copy or download the "
-                "folder again."
-            )
-        mean, spread = (found[name] for name in names)
-        return mean, self.spec.config("vae")["scaling_factor"] / spread
-
-    def sample_timesteps(
-        self, latents: Float[Tensor, "b f c h w"], generator: torch.Generator
-    ) -> Num[Tensor, " b"]:
-        # As Lightricks' own trainer: a logit-normal whose mean grows with the tokens, from 0.95 at
-        # 1024 to 2.05 at 4096.
-        tokens = latents[0, :, 0].numel()
-        mean = 0.95 + (2.05 - 0.95) * (tokens - 1024) / (4096 - 1024)
-        flow = replace(self.diffusion, shift=math.exp(mean))
-        return flow.sample_timesteps(len(latents), generator).to(self.device)
-
-    def inputs(
-        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
-    ) -> Config:
-        _, frames, _, height, width = noisy.shape
-        ratio, pixels = self.geometry.frames, self.geometry.pixels
-        return super().inputs(noisy, text, timestep) | {
-            "hidden_states": noisy.to(self.dtype).permute(0, 1, 3, 4, 2).flatten(1, 3),
-            "num_frames": frames,
-            "height": height,
-            "width": width,
-            "rope_interpolation_scale": (ratio / self.spec.frame_rate, pixels, pixels),
-        }
-
-    def velocity(
-        self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
-    ) -> Float[Tensor, "b f c h w"]:
-        _, frames, _, height, width = noisy.shape
-        return output.unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3)
-
-    def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
-        given = super().sampling(size, settings) | {"frame_rate": self.spec.frame_rate}
-        if self.spec.config("vae")["timestep_conditioning"]:
-            # The decoder does the last step of denoising; the authors' values.
-            given |= {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
-        return given

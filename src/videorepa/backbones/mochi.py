@@ -1,4 +1,4 @@
-"""Mochi 1, text to video, from a diffusers folder and on unmodified diffusers classes."""
+"""Mochi 1, text to video, on unmodified diffusers classes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,49 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from videorepa.backbones import Part, Text
-from videorepa.backbones._live import DiffusersBackbone
-from videorepa.backbones._spec import TWO_STREAMS, Config, DiffusersSpec, Geometry
+from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Geometry, Text
 from videorepa.diffusion import STEPS, FlowMatching
 from videorepa.settings.sections import ClipSize
 
 
-class Mochi(DiffusersSpec):
+class MochiBackbone(Backbone):
+    """The live model: its time runs from noise to latents, timestep and velocity reversed."""
+
+    # Timesteps are uniform, as in the authors' fine-tuner.
+    diffusion = FlowMatching()
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> Text:
+        # One by one, because the pipeline takes a batch that ends with an empty caption for empty.
+        encoded = [
+            self.stock.encode_prompt(
+                caption,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.spec.text_tokens,
+                device=self.device,
+            )
+            for caption in captions
+        ]
+        return {
+            "encoder_hidden_states": torch.cat([embeddings for embeddings, *_ in encoded]),
+            "encoder_attention_mask": torch.cat([mask for _, mask, *_ in encoded]),
+        }
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        return super().inputs(noisy, text, STEPS - timestep)
+
+    def velocity(
+        self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
+    ) -> Float[Tensor, "b f c h w"]:
+        return -super().velocity(output, noisy)
+
+
+class Mochi(BackboneSpec):
     """A Mochi pipeline, as a diffusers folder or a Hub id."""
 
+    live: ClassVar = MochiBackbone
     pipeline_class = "MochiPipeline"
     transformer_class = "MochiTransformer3DModel"
     vae_class = "AutoencoderKLMochi"
@@ -58,42 +91,3 @@ class Mochi(DiffusersSpec):
             "encoder_hidden_states": torch.empty(tokens, width, device="meta"),
             "encoder_attention_mask": torch.empty(tokens, dtype=torch.bool, device="meta"),
         }
-
-    def load(
-        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> MochiBackbone:
-        return MochiBackbone(self, parts, device, dtype)
-
-
-class MochiBackbone(DiffusersBackbone):
-    """The live model. Its time runs from noise to latents, so timestep and velocity turn round."""
-
-    # Uniform, as the authors' fine-tuner has it.
-    diffusion = FlowMatching()
-
-    @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Text:
-        # One by one: the pipeline takes a batch that ends with an empty caption for empty.
-        found = [
-            self.stock.encode_prompt(
-                caption,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.spec.text_tokens,
-                device=self.device,
-            )
-            for caption in captions
-        ]
-        return {
-            "encoder_hidden_states": torch.cat([embeddings for embeddings, *_ in found]),
-            "encoder_attention_mask": torch.cat([mask for _, mask, *_ in found]),
-        }
-
-    def inputs(
-        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
-    ) -> Config:
-        return super().inputs(noisy, text, STEPS - timestep)
-
-    def velocity(
-        self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
-    ) -> Float[Tensor, "b f c h w"]:
-        return -super().velocity(output, noisy)

@@ -1,8 +1,8 @@
-"""Wan 2.1 and Wan 2.2, text to video, from a diffusers folder and on unmodified classes.
+"""Wan 2.1 and Wan 2.2 (arXiv 2503.20314), text to video, on unmodified diffusers classes.
 
-Wan 2.2 A14B has two transformers: one for much noise, up to a boundary, and one for the rest. They
-share nothing but the VAE and the text encoder, so each is trained in a run of its own, on the
-timesteps of its side; the cache serves both runs. Sampling takes the other as it was published.
+Wan 2.2 A14B has two transformers: one for noise levels above a boundary and one for those below.
+They share only the VAE and the text encoder. Each is trained in a run of its own, on the timesteps
+of its side, and both runs use one cache. Sampling takes the other transformer as published.
 """
 
 from __future__ import annotations
@@ -14,22 +14,67 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from videorepa.backbones import Part, Text
-from videorepa.backbones._live import DiffusersBackbone
-from videorepa.backbones._spec import Config, DiffusersSpec, Geometry
+from videorepa.backbones import Backbone, BackboneSpec, Config, Geometry, Part, Text
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize
 from videorepa.system.fingerprint import json_digest, weights_digest
 
 
-class Wan(DiffusersSpec):
+class WanBackbone(Backbone):
+    """The live model: `transformer` is the expert that the recipe trains."""
+
+    def __init__(
+        self, spec: Wan, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(spec, parts, device, dtype)
+        # Wan is trained on logit-normal timesteps.
+        shift = self.scheduler.config.get("flow_shift") or self.scheduler.config["shift"]
+        low, high = spec.noise_levels
+        self.diffusion = FlowMatching(shift, logit_normal=True, low=low, high=high)
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        # As the stock pipeline's guide advises: the VAE's colours suffer in half precision.
+        return torch.float32
+
+    def components(self) -> Config:
+        modules = super().components()
+        return modules | {"transformer": None, "transformer_2": None, self.part: self.transformer}
+
+    def pipeline(self, transformer: Any = None) -> Any:
+        stock = super().pipeline(transformer)
+        for other in self.spec.parts[1:]:
+            if getattr(stock, other) is None:
+                with self.loading():
+                    module = self.whole(self.spec.transformer_class, other, self.dtype)
+                stock.register_modules(**{other: module})
+        return stock
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.transformer.blocks
+
+    def inputs(
+        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
+    ) -> Config:
+        inputs = super().inputs(noisy, text, timestep)
+        if self.spec.config("model_index")["expand_timesteps"]:
+            # Wan 2.2 TI2V takes a timestep for every token; without an image all are equal.
+            _, frames, _, height, width = noisy.shape
+            tokens = frames * (height // self.geometry.patch) * (width // self.geometry.patch)
+            inputs["timestep"] = timestep.float()[:, None].expand(-1, tokens)
+        return inputs
+
+
+class Wan(BackboneSpec):
     """A Wan text-to-video pipeline, as a diffusers folder or a Hub id.
 
-    expert: which of Wan 2.2's two transformers to train: the one for high noise, which lays out
-        the scene and its motion, or the one for low noise. Models with one call it "high".
+    Args:
+      expert: Which of Wan 2.2's two transformers to train: "high" for high noise, which lays out
+        the scene and its motion, or "low". Models with one transformer take "high".
     """
 
+    live: ClassVar = WanBackbone
     pipeline_class = "WanPipeline"
     transformer_class = "WanTransformer3DModel"
     vae_class = "AutoencoderKLWan"
@@ -67,7 +112,8 @@ class Wan(DiffusersSpec):
     def parts(self) -> tuple[str, ...]:
         """Folders of the transformers: the one that the recipe trains, then the other, if any.
 
-        Raises UserError if the recipe asks for an expert that is not there.
+        Raises:
+          UserError: The recipe asks for the low-noise expert of a model with one transformer.
         """
         if self.config("model_index")["boundary_ratio"] is not None:
             both = ("transformer", "transformer_2")
@@ -85,7 +131,7 @@ class Wan(DiffusersSpec):
 
     @property
     def noise_levels(self) -> tuple[float, float]:
-        """Between which the pipeline uses the transformer that the recipe trains."""
+        """Lowest and highest sigma at which the pipeline uses the trained transformer."""
         if len(self.parts) == 1:
             return 0.0, 1.0
         boundary = self.config("model_index")["boundary_ratio"]
@@ -93,7 +139,7 @@ class Wan(DiffusersSpec):
 
     def check_clip(self, size: ClipSize) -> None:
         super().check_clip(size)
-        _ = self.parts  # Refuses an expert that is not there.
+        _ = self.parts  # Raises for an expert that the model does not have.
 
     def geometry(self) -> Geometry:
         transformer, vae = self.config("transformer"), self.config("vae")
@@ -113,53 +159,3 @@ class Wan(DiffusersSpec):
 
     def weights_digest(self) -> str:
         return json_digest([weights_digest(self.folder() / part) for part in sorted(self.parts)])
-
-    def load(
-        self, parts: Sequence[Part], device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> WanBackbone:
-        return WanBackbone(self, parts, device, dtype)
-
-
-class WanBackbone(DiffusersBackbone):
-    """The live model: `transformer` is the expert that the recipe trains."""
-
-    def __init__(
-        self, spec: Wan, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(spec, parts, device, dtype)
-        # Wan is trained on logit-normal timesteps (arXiv 2503.20314).
-        shift = self.scheduler.config.get("flow_shift") or self.scheduler.config["shift"]
-        low, high = spec.noise_levels
-        self.diffusion = FlowMatching(shift, logit_normal=True, low=low, high=high)
-
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        # As the stock pipeline's guide has it: the VAE's colours suffer in half precision.
-        return torch.float32
-
-    def components(self) -> Config:
-        modules = super().components()
-        return modules | {"transformer": None, "transformer_2": None, self.part: self.transformer}
-
-    def pipeline(self, transformer: Any = None) -> Any:
-        stock = super().pipeline(transformer)
-        for other in self.spec.parts[1:]:
-            if getattr(stock, other) is None:
-                with self.loading():
-                    module = self.whole(self.spec.transformer_class, other, self.dtype)
-                stock.register_modules(**{other: module})
-        return stock
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.transformer.blocks
-
-    def inputs(
-        self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
-    ) -> Config:
-        given = super().inputs(noisy, text, timestep)
-        if self.spec.config("model_index")["expand_timesteps"]:
-            # Wan 2.2 TI2V is told the timestep of every token, all alike without an image.
-            _, frames, _, height, width = noisy.shape
-            tokens = frames * (height // self.geometry.patch) * (width // self.geometry.patch)
-            given["timestep"] = timestep.float()[:, None].expand(-1, tokens)
-        return given

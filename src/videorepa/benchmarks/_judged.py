@@ -1,10 +1,13 @@
-"""What benchmarks share whose clips a judge scores: flags, means, and which weights it has."""
+"""What benchmarks with a model as the judge share: flags, mean scores and the judge's identity."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import av
 import torch
 
 from videorepa.artifacts.scores import Row
@@ -14,13 +17,41 @@ from videorepa.system.device import Precision, compute_dtype, pick_device
 from videorepa.system.hub import local_copy
 
 
-class Judged(Listed):
-    """For each of `metrics`, whether the judge's score of a clip reaches a threshold; and joint,
-    whether it does so both for semantic adherence (sa) and for physical commonsense (pc).
+@dataclass(frozen=True)
+class DigitAnswer:
+    """A judge's answer to a question that wants a digit.
 
-    judge: the checkpoint's folder or its Hub id. Settings of `Listed` besides.
-    score_names: what a row calls the scores, METRIC_NAME; the flags are of the first.
-    thresholds: at which `aggregate` looks; the flags are of `threshold`.
+    Attributes:
+        value: The digit, or None if the judge answered anything else.
+        text: The judge's words.
+        probabilities: Of each digit allowed, at the place of the answer. They sum to 1; {} if
+            there is no such place.
+    """
+
+    value: int | None
+    text: str
+    probabilities: Mapping[str, float]
+
+    @property
+    def expected(self) -> float | None:
+        """The mean digit under the probabilities, sum(d p(d))."""
+        weighted = [int(digit) * share for digit, share in self.probabilities.items()]
+        return sum(weighted) if weighted else None
+
+
+class Judged(Listed):
+    """A benchmark whose flags say whether a judge's score of a clip reaches a threshold.
+
+    There is a flag for each of `metrics`, and `joint` for semantic adherence (sa) and physical
+    commonsense (pc) at once.
+
+    Attributes:
+        judge: The checkpoint's folder or its id on the Hub.
+        precision: What the judge computes in.
+        score_names: A row holds the scores of a metric as METRIC_NAME for each of these names.
+            Flags are about the first.
+        threshold: The score from which a flag is set.
+        thresholds: Further thresholds for `aggregate` to count at.
     """
 
     judge: str
@@ -31,27 +62,49 @@ class Judged(Listed):
     thresholds: ClassVar[tuple[float, ...]]
 
     def about(self) -> dict[str, Any]:
-        return {"judge": self._judge_about | self.readout()}
+        return {
+            "judge": self._identity
+            | {
+                "dtype": str(self._dtype).removeprefix("torch."),
+                "decoder": f"PyAV {av.__version__}",
+            }
+            | self.readout()
+        }
 
     def readout(self) -> dict[str, str]:
-        """How the judge is asked and its answer read, as far as settings say."""
+        """How the judge is asked and how its answer is read, as far as settings decide."""
         raise NotImplementedError
 
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
-        """Shares in percent, also at other thresholds, and mean scores."""
-        found = {flag: share(rows, flag) for flag in self._flags}
+        """Flags as percentages, also at the other thresholds, and mean scores."""
+        metrics = {flag: share(rows, flag) for flag in self._flags}
         for metric in self.metrics:
             score = f"{metric}_{self.score_names[0]}"
-            found[metric]["by_threshold"] = sweep(rows, score, self.thresholds)
-        return found | {score: mean(rows, score) for score in self._scores}
+            metrics[metric]["by_threshold"] = sweep(rows, score, self.thresholds)
+        return metrics | {score: mean(rows, score) for score in self._scores}
 
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
-        """B minus A: flags in percentage points, and means of the scores. See `Pairs`."""
+        """B minus A: flags in percentage points and mean scores. See `Pairs.compare`."""
         return Pairs.of(rows_a, rows_b).compare(self._flags, self._scores)
 
+    def rated(self, metric: str, rating: DigitAnswer) -> Row:
+        """What a row holds of a metric whose score is a rating."""
+        return {
+            metric: None if rating.value is None else rating.value >= self.threshold,
+            f"{metric}_rating": rating.value,
+            f"{metric}_expected": rating.expected,
+            f"{metric}_probabilities": rating.probabilities,
+        }
+
+    @staticmethod
+    def joint(row: Row) -> bool | None:
+        """Whether both flags are set, or None if either is invalid."""
+        both = row["sa"], row["pc"]
+        return None if None in both else all(both)
+
     @property
-    def _judge_about(self) -> dict[str, str]:
-        """The judge itself: its weights, their dtype, and what it sees of a clip."""
+    def _identity(self) -> dict[str, str]:
+        """The judge's model and weights, and what it sees of a clip."""
         raise NotImplementedError
 
     @property

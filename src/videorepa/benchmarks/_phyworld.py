@@ -1,9 +1,9 @@
 """PhyWorld's three tasks (arXiv 2411.02385): uniform motion, parabola and collision.
 
-How far a model follows a law inside and outside its training range: it is shown the first frames of
-a clip, and the velocity of what it draws next is compared with the law's. The world is 10 wide and
-10 high, y points up, and frames are 0.1 apart. Motion is exact here, where the published clips take
-a hundred steps of Box2D a second.
+They measure how far a model follows a law inside and outside its training range: the model gets the
+first frames of a clip, and the velocity of what it generates next is compared with the law's. The
+world is 10 wide and 10 high, y points up, and frames are 0.1 seconds apart. Motion is computed in
+closed form, whereas the published clips were simulated by Box2D in a hundred steps per second.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from videorepa.errors import UserError
 Task = Literal["uniform", "parabola", "collision"]
 
 Group = Literal["in", "r_out", "v_out", "rv_out"]
-"""Radii and velocities in the training range, or either or both outside of it."""
+"""Whether radii (r), velocities (v) or both (rv) are outside the training range."""
 
 WORLD = 10.0
 
 INTERVAL = 0.1
 
 FRAMES, SHOWN = 32, 3
-"""Frames in a clip, and those that the model is given; the last is not scored either."""
+"""Frames of a clip, and how many of them the model gets. The last frame is not scored."""
 
 GRAVITY = 2.5
 
 SOFT = 0.03
-"""Share of the squared radius over which a ball's edge fades."""
+"""Share of the squared radius over which a ball's edge fades out."""
 
 RADII: dict[Task, tuple[float, float]] = {
     "uniform": (0.7, 1.4),
@@ -58,23 +58,26 @@ LARGE_RADII: dict[Task, tuple[float, float]] = {
 OUTER_SPEEDS = ((0.0, 0.8), (4.5, 6.0))
 
 FPS = 5
-"""Of the video files; the world knows nothing of it."""
+"""Frame rate of the video files, which is not the world's."""
 
 LEAST_IN_VIEW = 24
-"""Frames that the centre of a single ball stays in view for, if it can."""
+"""Frames for which the centre of a single ball stays in view, if it is slow enough."""
 
 LEAST_APART = 8
-"""Frames before and after a collision."""
+"""Fewest frames before and after a collision."""
 
 TRIES = 50
+"""Starts of a collision to try with the same radii and speeds."""
 
 
 @dataclass(frozen=True)
 class Motion:
     """What happens in a clip.
 
-    radii, speeds: one for each ball; in a collision the first comes from the left and the second
-    from the right. centres: (FRAMES, balls, 2), x and y.
+    Attributes:
+        radii: One for each ball. In a collision the first comes from the left.
+        speeds: One for each ball.
+        centres: (FRAMES, balls, 2), x and y.
     """
 
     task: Task
@@ -84,7 +87,7 @@ class Motion:
 
     @property
     def counts(self) -> bool:
-        """Whether the published tables count it: balls too small to be read well are left out."""
+        """Whether published tables include it. They leave out balls too small to be read well."""
         if self.task == "collision":
             return min(self.radii) > 0.5
         return self.radii[0] >= 0.6
@@ -105,9 +108,12 @@ class Motion:
 
 
 def draw_motion(task: Task, group: Group, rng: np.random.Generator) -> Motion:
-    """A motion of the group. Outside of the range, a number is below or above it with equal chance,
-    in a collision for both balls alike. A collision that comes too early or too late is started
-    elsewhere, and after TRIES starts it gets other radii and speeds."""
+    """Draw a motion of a group.
+
+    A value outside the range is below it or above it with equal probability, the same for both
+    balls of a collision. A collision that is too early or too late is started elsewhere, and after
+    TRIES starts it gets other radii and speeds.
+    """
     while True:
         large, fast = rng.random(2) < 0.5
         outer = LARGE_RADII if large else SMALL_RADII
@@ -124,14 +130,17 @@ def draw_motion(task: Task, group: Group, rng: np.random.Generator) -> Motion:
 def _start(
     task: Task, radii: np.ndarray, speeds: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray | None:
-    """Centres of a motion that starts at a random place, or None if that shows too little."""
+    """Centres of a motion that starts at a random place.
+
+    Gives None for a collision that comes too early or too late.
+    """
     time = INTERVAL * np.arange(FRAMES)
     if task == "collision":
         left = rng.uniform(radii[0], WORLD / 2)
         right = rng.uniform(WORLD / 2, WORLD - radii[1])
         return _collide(left, right, radii, speeds, time)
     (radius,), (speed,) = radii, speeds
-    # What is too fast for that starts at the left edge.
+    # A ball that is too fast to stay in view starts at the left edge.
     last = max(radius, WORLD - speed * time[LEAST_IN_VIEW - 1])
     x = rng.uniform(radius, last) + speed * time
     if task == "uniform":
@@ -143,7 +152,10 @@ def _start(
 def _collide(
     left: float, right: float, radii: np.ndarray, speeds: np.ndarray, time: np.ndarray
 ) -> np.ndarray | None:
-    """An elastic collision of discs at the same height; their masses are their areas."""
+    """An elastic collision of two discs at the same height, whose masses are their areas.
+
+    A disc's velocity becomes 2 (m1 v1 + m2 v2) / (m1 + m2) less its velocity before.
+    """
     gap, closing = right - left - radii.sum(), speeds.sum()
     impact = gap / closing if closing else np.inf
     if not time[LEAST_APART] <= impact <= time[-1 - LEAST_APART]:
@@ -157,13 +169,13 @@ def _collide(
 
 
 def render(motion: Motion, size: int = 256) -> UInt8[np.ndarray, "f h w 3"]:
-    """Frames on white: the first ball is red, the second blue, and their edges are soft."""
+    """Draw the frames: a red and then a blue ball with soft edges, on white."""
     axis = np.linspace(0, WORLD, size, dtype=np.float32)
     frames = np.ones((FRAMES, size, size, 3), np.float32)
     for number, colour in zip(range(len(motion.radii)), ((1, 0, 0), (0, 0, 1)), strict=False):
         squared = motion.radii[number] ** 2
         for frame, (x, y) in zip(frames, motion.centres[:, number], strict=True):
-            # The first row is the world's top.
+            # The first row is the top of the world.
             away = (axis[::-1, None] - y) ** 2 + (axis[None, :] - x) ** 2
             cover = np.clip((squared - away) / (SOFT * squared), 0, 1)[..., None]
             frame += cover * (np.array(colour, np.float32) - frame)
@@ -172,26 +184,35 @@ def render(motion: Motion, size: int = 256) -> UInt8[np.ndarray, "f h w 3"]:
 
 @dataclass(frozen=True)
 class Sight:
-    """What a ball is seen as. centre: (F, 2). radius: (F,)."""
+    """A ball as seen in a clip.
+
+    Attributes:
+        centre: (F, 2), x and y in world units.
+        radius: (F,) in world units.
+    """
 
     centre: np.ndarray
     radius: np.ndarray
 
 
 def read(frames: UInt8[np.ndarray, "f h w 3"], balls: int, *, compat: bool = False) -> list[Sight]:
-    """Find the balls in square frames: the first red, the second blue.
+    """Find the balls in square frames: the first is red, the second blue.
 
-    A ball that is not seen is at the side that it leaves by, and as high and large as before.
-    compat: as published, where a column is divided by the width and not by the width less one, so
-    that velocities come out too small by the difference: use it to compare with published numbers
-    alone, and only at their size.
+    A ball that is out of view is taken to be at the side by which it leaves, as high and as large
+    as before.
+
+    Args:
+        balls: How many to find.
+        compat: Divide columns by the width, as published, instead of by the width less 1. This
+            makes velocities too small by 1 / width, so it serves only to compare with published
+            numbers, at their frame size.
     """
     width = frames.shape[2]
     scale = WORLD / (width if compat else width - 1)
     bright: np.ndarray = np.greater(frames, 127)
     red = bright[..., 0] & ~bright[..., 1] & ~bright[..., 2]
     blue = ~bright[..., 0] & ~bright[..., 1] & bright[..., 2]
-    # What a collision throws back leaves by the side that it came from.
+    # After a collision a ball leaves by the side from which it came.
     leaves_at = (WORLD,) if balls == 1 else (0.0, WORLD)
     return [_sight(mask, scale, side) for mask, side in zip((red, blue), leaves_at, strict=False)]
 
@@ -213,13 +234,18 @@ def _sight(mask: Bool[np.ndarray, "f h w"], scale: float, leaves_at: float) -> S
 def velocity_error(
     frames: UInt8[np.ndarray, "f h w 3"], motion: Motion, *, compat: bool = False
 ) -> float:
-    """PhyWorld's headline error, in world units per second; NaN if no frame can be scored.
+    """PhyWorld's headline error, |mean v - true v| of the horizontal velocity.
 
-    Of uniform motion and a parabola: how far the mean horizontal velocity is from the initial one.
-    Of a collision: how far the mean velocity is from the true mean, before and after, averaged over
-    both balls. Frames count in which the true ball is wholly in the world.
+    In uniform motion and parabolas the true velocity is the initial one. In a collision it is the
+    true mean, and the error is averaged over before and after and over both balls. Only frames
+    count in which the true ball is wholly in the world.
 
-    frames: the whole clip, (FRAMES, size, size, 3), of which those from SHOWN on are judged.
+    Args:
+        frames: The whole clip, (FRAMES, size, size, 3) uint8. Frames from SHOWN on are scored.
+        compat: See `read`.
+
+    Returns:
+        The error in world units per second, or NaN if no frame can be scored.
     """
     scored = slice(SHOWN, FRAMES - 1)
     errors = []
@@ -228,52 +254,60 @@ def velocity_error(
         inside = np.all((truth >= radius) & (truth <= WORLD - radius), axis=1)
         both = inside[1:] & inside[:-1]
         true = np.diff(truth[:, 0]) / INTERVAL
-        found = np.diff(sight.centre[scored, 0]) / INTERVAL
+        velocity = np.diff(sight.centre[scored, 0]) / INTERVAL
         if motion.task != "collision":
-            errors += _off(found[both], motion.speeds[0])
+            errors += _off(velocity[both], motion.speeds[0])
             continue
         jumps = np.flatnonzero(np.abs(np.diff(true)) > 0.1)
         hit = int(jumps[0]) + 1 if len(jumps) else len(true)
         for phase in (slice(0, hit), slice(hit, None)):
             kept = both[phase]
             if kept.any():
-                errors += _off(found[phase][kept], float(true[phase][kept].mean()))
+                errors += _off(velocity[phase][kept], float(true[phase][kept].mean()))
     return float(np.mean(errors)) if errors else float("nan")
 
 
-def _off(found: Float[np.ndarray, " n"], true: float) -> Sequence[float]:
-    return [abs(float(found.mean()) - true)] if len(found) else []
+def _off(velocity: Float[np.ndarray, " n"], true: float) -> Sequence[float]:
+    return [abs(float(velocity.mean()) - true)] if len(velocity) else []
 
 
-# Names, and clips as files.
+# The names of motions.
 
 
 SERIES = [(task, group) for task in get_args(Task) for group in get_args(Group)]
 
 NAME = re.compile(r"(?P<task>[a-z]+)-(?P<group>[a-z_]+)-(?P<seed>\d+)-(?P<number>\d+)")
-"""Of a motion, such as collision-v_out-0-0012."""
+"""The pattern of a motion's name, such as collision-v_out-0-0012."""
 
 
 def names(count: int, seed: int, groups: Sequence[Group] = get_args(Group)) -> list[str]:
-    """Names of motions, the tasks and those groups in turn."""
+    """Names of motions. The tasks, and these groups of them, take turns."""
     series = [one for one in SERIES if one[1] in groups]
     turns = (divmod(index, len(series)) for index in range(count))
     return ["-".join((*series[place], str(seed), f"{turn:04d}")) for turn, place in turns]
 
 
 def drawn(name: str) -> Motion:
-    """The motion of that name, ever the same. Raises UserError for what is no such name."""
+    """The motion of a name, always the same one.
+
+    Raises:
+        UserError: It is no name of a motion.
+    """
     task, group, seed, number = parsed(name)
     series = SERIES.index((task, group))
     return draw_motion(task, group, np.random.default_rng([seed, series, number]))
 
 
 def parsed(name: str) -> tuple[Task, Group, int, int]:
-    """Its parts. Raises UserError."""
-    found = NAME.fullmatch(name)
+    """Task, group, seed and number of a motion's name.
+
+    Raises:
+        UserError: It is no name of a motion.
+    """
+    match = NAME.fullmatch(name)
     for task, group in SERIES:
-        if found and (found["task"], found["group"]) == (task, group):
-            return task, group, int(found["seed"]), int(found["number"])
+        if match and (match["task"], match["group"]) == (task, group):
+            return task, group, int(match["seed"]), int(match["number"])
     raise UserError(
         f"{name!r} is not the name of a PhyWorld motion; expected TASK-GROUP-SEED-NUMBER, such as "
         "uniform-in-0-0003 (`videorepa lab phyworld` draws the clips)."

@@ -1,4 +1,4 @@
-"""The lab's benchmark: captions of the micro world, scored by measuring its laws in the clip."""
+"""The lab's benchmark: captions of the micro world, and its laws measured in the clips."""
 
 from __future__ import annotations
 
@@ -7,46 +7,54 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from videorepa import benchmarks
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks import Prompt
+from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks.laws import checks as laws
-from videorepa.evaluation.pairs import compare_flags, share
-from videorepa.world.scenarios import SCENARIOS, draw_scene
+from videorepa.data.manifest import Prompt
+from videorepa.evaluation.pairs import Pairs, share
+from videorepa.world.scenarios import HELD_OUT_SEED, SCENARIOS, draw_scene
 
 FLAGS = ("sa", "pc", "joint")
 
 
-class Benchmark(benchmarks.Benchmark):
-    """Semantic adherence (sa), physical commonsense (pc) and both at once (joint)."""
+class Lab(Benchmark):
+    """Semantic adherence (sa), physical commonsense (pc) and both at once (joint), as measured."""
 
     name: Literal["lab"] = "lab"
     version: ClassVar[str] = "2"
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
-        """`count` captions, the scenarios in turn. A scenario repeats a caption only when it has
-        no other left. The first n of a longer list are the shorter list."""
-        from videorepa.world.scenarios import HELD_OUT_SEED
+        """Captions of the scenarios in turn.
 
+        A scenario repeats a caption only once it has used all of its captions. A shorter list is
+        the beginning of a longer one.
+        """
         series = {
             scenario: self._captions(scenario, HELD_OUT_SEED + 1 + seed) for scenario in SCENARIOS
         }
         names = list(SCENARIOS)
-        found = []
+        prompts = []
         for number in range(count):
             scenario, turn = names[number % len(names)], number // len(names)
-            found.append(Prompt(f"{scenario}-{seed}-{turn:04d}", next(series[scenario])))
-        return found
+            prompts.append(Prompt(f"{scenario}-{seed}-{turn:04d}", next(series[scenario])))
+        return prompts
 
     def scenario(self, prompt: str) -> str | None:
         return laws.parse_caption(prompt).event
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, float | bool]:
-        """Scores of one clip, frames (F, 64, 64, 3) uint8: sa, pc, joint; NAME_passed and
-        NAME_value of every check that applies, in the unit of `laws.CHECKS`; and motion, the mean
-        over the bodies of the length of the path, in pixels."""
+        """Measure one clip.
+
+        Args:
+            frames: (F, 64, 64, 3) uint8.
+
+        Returns:
+            sa, pc and joint; motion, the length of the bodies' paths in pixels, as a mean over
+            bodies; and for every check that applies CHECK_passed and CHECK_value, the latter in
+            the unit that `laws.CHECKS` names.
+        """
         verdict = laws.score(frames, prompt)
-        found: dict[str, float | bool] = {
+        row: dict[str, float | bool] = {
             "sa": verdict.sa,
             "pc": verdict.pc,
             "joint": verdict.sa and verdict.pc,
@@ -54,29 +62,29 @@ class Benchmark(benchmarks.Benchmark):
         }
         for name, check in verdict.checks.items():
             if check.applies:
-                found[f"{name}_passed"] = check.passed
-                found[f"{name}_value"] = check.value
-        return found
+                row[f"{name}_passed"] = check.passed
+                row[f"{name}_value"] = check.value
+        return row
 
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
-        """Shares in percent with Wilson intervals, and mean motion in pixels."""
+        """Flags as percentages with their intervals, and mean motion in pixels."""
         motion = float(np.mean([row["motion"] for row in rows])) if rows else float("nan")
         flags = {flag: share(rows, flag) for flag in FLAGS}
         return flags | {"motion": {"mean": motion, "n": len(rows)}}
 
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
-        """B minus A, in percentage points, paired by prompt and k: see `compare_flags`."""
-        return compare_flags(rows_a, rows_b, FLAGS)
+        """B minus A in percentage points, paired by prompt and k. See `Pairs.compare`."""
+        return Pairs.of(rows_a, rows_b).compare(FLAGS)
 
     @staticmethod
     def _captions(scenario: str, seed: int) -> Iterator[str]:
-        """The scenario's captions without end, each once before any comes again."""
+        """The scenario's captions, without end. Each comes once before any is repeated."""
         used: set[str] = set()
         index = misses = 0
         while True:
             caption = draw_scene(seed, index, scenario).caption
             index += 1
-            # A few hundred draws in vain: the scenario has no other caption.
+            # After hundreds of repetitions, assume that the scenario has no other caption.
             misses = misses + 1 if caption in used else 0
             if misses > 300:
                 used.clear()

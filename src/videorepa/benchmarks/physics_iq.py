@@ -1,8 +1,8 @@
 """Physics-IQ (Motamed et al. 2025, arXiv 2501.09038): filmed experiments, continued by a model.
 
-Each experiment was filmed twice from each of three views. A clip is compared with the first take;
-how alike the two takes are is how well a clip could do. It is for models that are given the last
-frame before the test, or the three seconds before it: a text-to-video model cannot take it.
+Each experiment was filmed twice from each of three views. A clip is compared with the first take,
+and the likeness of the two takes is the best that a clip could reach. The benchmark is for models
+that continue the last frame, or the three seconds, before the test; a text-to-video model cannot.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch.nn import functional as F
 
-from videorepa import benchmarks
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks import Prompt
+from videorepa.benchmarks import Benchmark
+from videorepa.data.manifest import Prompt
 from videorepa.data.video import iterate, read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import bootstrap, swap
 
 SECONDS = 5.0
+"""Duration of a clip."""
 
 TOLERANCE = 0.001
+"""Seconds that a clip may be longer or shorter."""
 
 FILMED_FPS = 30
 
 SHRUNK = 4
-"""Everything is compared at a quarter of the filmed height and width."""
+"""Videos are compared at the filmed height and width over this."""
 
 MOVED = 10.0
-"""Grey levels from the running mean beyond which a pixel moves."""
+"""Distance from the running mean, in grey levels of 255, beyond which a pixel counts as moving."""
 
 KEPT = 0.7
-"""Of the running mean, at each frame."""
+"""Weight of the previous running mean at each frame."""
 
 METRICS = ("mse", "spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou")
 
@@ -54,7 +56,7 @@ _REAL = re.compile(
 
 
 class Take(NamedTuple):
-    """A video and where something moves in it, at the size that is compared."""
+    """A video, and where something moves in it, at the size of the comparison."""
 
     frames: UInt8[np.ndarray, "f h w 3"]
     moving: Bool[np.ndarray, "f h w"]
@@ -64,11 +66,15 @@ class Take(NamedTuple):
 
 
 def compared(a: Take, b: Take) -> dict[str, float]:
-    """The published metrics of two videos of the same frames and size.
+    """The published metrics of two videos with the same number of frames and the same size.
 
-    mse: mean square difference of pixels, 0 to 1. spatiotemporal_iou: of what moves, frame by
-    frame. spatial_iou: of what ever moves. weighted_spatial_iou: of how often each pixel moves,
-    sum of the lesser over sum of the greater. An IoU is 1 where nothing moves in either.
+    An IoU of motion a and b is sum(min(a, b)) / sum(max(a, b)), or 1 if nothing moves in either.
+
+    Returns:
+        mse: mean squared difference of pixels in [0, 1].
+        spatiotemporal_iou: IoU of the moving pixels of each frame, as a mean over frames.
+        spatial_iou: IoU of the pixels that ever move.
+        weighted_spatial_iou: IoU of the share of frames in which each pixel moves.
     """
     square = ((x / 255.0 - y / 255.0) ** 2 for x, y in zip(a.frames, b.frames, strict=True))
     by_frame = [_iou(x, y) for x, y in zip(a.moving, b.moving, strict=True)]
@@ -86,24 +92,30 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.minimum(a, b).sum() / either) if either else 1.0
 
 
-def score(found: Float[np.ndarray, "... 4"], takes: Float[np.ndarray, "... 4"]) -> np.ndarray:
-    """The Physics-IQ score, 0 to 100, of the metrics' means over scenarios, in METRICS' order.
+def score(clips: Float[np.ndarray, "... 4"], takes: Float[np.ndarray, "... 4"]) -> np.ndarray:
+    """The Physics-IQ score, 0 to 100.
 
-    takes: the same of the first take and the second. An IoU counts as a share of what a second
-    take reaches; the MSE by how much it exceeds a second take's.
+    It is 100 (mean of IoU of clips / IoU of takes - (MSE of clips - MSE of takes)), clipped.
+
+    Args:
+        clips: Mean metrics of the clips and the first takes, in the order of METRICS.
+        takes: Mean metrics of the first takes and the second ones.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = found[..., 1:] / takes[..., 1:]
-    return 100.0 * np.clip(shares.mean(-1) - (found[..., 0] - takes[..., 0]), 0.0, 1.0)
+        shares = clips[..., 1:] / takes[..., 1:]
+    return 100.0 * np.clip(shares.mean(-1) - (clips[..., 0] - takes[..., 0]), 0.0, 1.0)
 
 
-# What moves.
+# Motion masks.
 
 
 def moving(frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Iterator[UInt8[np.ndarray, "h w"]]:
-    """0 or 255 for each pixel of each frame: how far its grey is from the running mean, which this
-    frame is already part of. Nothing moves in the first frame. Specks and pinholes are closed, by
-    opening and then closing with a square of 5 pixels."""
+    """Where something moves: 0 or 255 for each pixel of each frame.
+
+    A pixel moves if its grey is more than MOVED away from the running mean m = KEPT m + (1 - KEPT)
+    grey, to which the frame itself contributes. Nothing moves in the first frame. Morphological
+    opening and then closing with a square of 5 pixels remove specks and pinholes.
+    """
     mean = None
     for frame in frames:
         grey = _blurred(_grey(frame))
@@ -117,13 +129,13 @@ def moving(frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Iterator[UInt8[np.nd
 
 
 def _grey(frame: UInt8[np.ndarray, "h w 3"]) -> torch.Tensor:
-    """ITU-R 601 luma in whole numbers, with OpenCV's weights of 15 bits."""
+    """ITU-R 601 luma in integers, with OpenCV's weights of 15 bits."""
     weights = torch.tensor([9798, 19235, 3735])
     return ((torch.from_numpy(frame).int() * weights).sum(-1) + (1 << 14)) >> 15
 
 
 def _blurred(grey: torch.Tensor) -> torch.Tensor:
-    """By OpenCV's Gaussian of 5 pixels, mirrored at the edges, in whole numbers."""
+    """OpenCV's Gaussian blur of 5 pixels, mirrored at the edges, rounded to integers."""
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0])
     padded = F.pad(grey[None, None].float(), (2, 2, 2, 2), mode="reflect")
     sums = F.conv2d(padded, torch.outer(kernel, kernel)[None, None])[0, 0]
@@ -131,13 +143,13 @@ def _blurred(grey: torch.Tensor) -> torch.Tensor:
 
 
 def _closed(mask: torch.Tensor) -> torch.Tensor:
-    """Dilated, then eroded. Of what is turned over it is the opening, turned over."""
+    """Dilation and then erosion by a square of 5 pixels. `-_closed(-mask)` is the opening."""
     grown = F.max_pool2d(mask[None], 5, stride=1, padding=2)
     return -F.max_pool2d(-grown, 5, stride=1, padding=2)[0]
 
 
 def resized(pixels: UInt8[np.ndarray, "h w *c"], height: int, width: int) -> np.ndarray:
-    """Bilinear without antialias, whatever the aspect, in whole numbers: OpenCV's default."""
+    """Scaled as OpenCV does by default: bilinear, without antialias, rounded to integers."""
     if pixels.shape[:2] == (height, width):
         return pixels
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).float().reshape(*pixels.shape[:2], -1)
@@ -147,8 +159,18 @@ def resized(pixels: UInt8[np.ndarray, "h w *c"], height: int, width: int) -> np.
 
 
 def at_rate(frames: Iterable[np.ndarray], rate: float, count: int) -> Iterator[np.ndarray]:
-    """`count` frames of a video filmed at 30 a second, at another rate, each blended linearly from
-    the two beside it in time; past the end the last stands."""
+    """Resample a video filmed at 30 frames per second.
+
+    Each frame is a linear blend of the two filmed frames next to it in time. Past the end the last
+    filmed frame is repeated.
+
+    Args:
+        rate: Frames per second to give.
+        count: Number of frames to give.
+
+    Raises:
+        ClipError: The video has no frame.
+    """
     step, number = FILMED_FPS / rate, 0
     before = after = None
     for place, frame in enumerate(frames):
@@ -167,12 +189,15 @@ def at_rate(frames: Iterable[np.ndarray], rate: float, count: int) -> Iterator[n
 # The benchmark.
 
 
-class Benchmark(benchmarks.Benchmark):
-    """data: the folder that Physics-IQ's files were downloaded to. Used are the test videos,
-    split-videos/testing/30FPS/*.mp4 and those of other rates if they are there; masks in
-    video-masks/real, which are made anew where there is none; and descriptions.csv.
+class PhysicsIQ(Benchmark):
+    """Continuations of filmed experiments, compared with what happened.
 
-    Videos are named as it wants them, {id}_{view}_trimmed-{name}.mp4, and last 5 seconds.
+    The videos to score last 5 seconds and are named {id}_{view}_trimmed-{name}.mp4.
+
+    Attributes:
+        data: The folder that Physics-IQ's files were downloaded to. Of these, the benchmark reads
+            the test videos in split-videos/testing/30FPS, and of other rates if there are any;
+            the masks in video-masks/real, computing those that are missing; and descriptions.csv.
     """
 
     name: Literal["physics_iq"] = "physics_iq"
@@ -180,7 +205,7 @@ class Benchmark(benchmarks.Benchmark):
     data: Path
 
     def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
-        found = []
+        clips = []
         for path in sorted(videos.glob("*.mp4")):
             match = _GENERATED.fullmatch(path.stem)
             if match is None:
@@ -189,11 +214,11 @@ class Benchmark(benchmarks.Benchmark):
                     "0001_perspective-left_trimmed-a-name.mp4, say. Rename it or take it away."
                 )
             name = f"{match['view']}_{match['name']}"
-            found.append((path, {"prompt_id": name, "caption": name, "k": 0}))
-        return found
+            clips.append((path, {"prompt_id": name, "caption": name, "k": 0}))
+        return clips
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
-        """The first `count` views of experiments; the same for every seed."""
+        """The first `count` views of experiments, whatever the seed."""
         names = sorted(
             {f"{view}_{name}" for _, view, take, name in self._videos if take[-1] == "1"}
         )
@@ -203,7 +228,7 @@ class Benchmark(benchmarks.Benchmark):
         return [p for p in self.prompts(len(self._videos), 0) if p.caption not in prompts]
 
     def scenario(self, prompt: str) -> str | None:
-        """The experiment's category, where descriptions.csv is there."""
+        """The experiment's category, if descriptions.csv names it."""
         return self._categories.get(prompt)
 
     def read(self, video: Path) -> np.ndarray:
@@ -216,8 +241,13 @@ class Benchmark(benchmarks.Benchmark):
         return frames
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
-        """The four metrics against the first take; as NAME_takes, those of the first take against
-        the second; and as NAME_static, those of a video in which the first frame stands still."""
+        """Compare one clip with the filmed takes.
+
+        Returns:
+            The four metrics of the clip and the first take; as METRIC_takes, those of the two
+            takes; and as METRIC_static, those of a video that repeats the first take's first
+            frame and of the first take.
+        """
         view, _, name = prompt.partition("_")
         first, second = (self._take(view, f"take-{n}", name, len(frames)) for n in (1, 2))
         height, width = first.frames.shape[1:3]
@@ -231,10 +261,13 @@ class Benchmark(benchmarks.Benchmark):
         )
 
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
-        """score, and static_score of standing still, in percent, with their bootstrap over
-        experiments; and the means that they follow from. n: experiments."""
+        """The scores of the clips (score) and of repeating the first frame (static_score), with
+        bootstrap intervals over experiments, and the mean metrics behind them.
+
+        n counts experiments.
+        """
         values = _by_experiment(rows)
-        found: dict[str, dict[str, Any]] = {}
+        metrics: dict[str, dict[str, Any]] = {}
         for name, columns in (("score", slice(0, 4)), ("static_score", slice(8, 12))):
 
             def scored(means: np.ndarray, columns: slice = columns) -> np.ndarray:
@@ -242,14 +275,16 @@ class Benchmark(benchmarks.Benchmark):
 
             low, high = bootstrap(values, scored)
             percent = float(scored(values.mean(0)))
-            found[name] = {"percent": percent, "low": low, "high": high, "n": len(values)}
+            metrics[name] = {"percent": percent, "low": low, "high": high, "n": len(values)}
         for place, key in enumerate(_keys()):
-            found[key] = {"mean": float(values[:, place].mean()), "n": len(values)}
-        return found
+            metrics[key] = {"mean": float(values[:, place].mean()), "n": len(values)}
+        return metrics
 
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
-        """B's score minus A's, with its bootstrap over experiments, and p by exchanging the two in
-        experiments drawn at random."""
+        """B's score minus A's, with its bootstrap interval over experiments and its p-value.
+
+        p is a permutation test's, which exchanges the two models in random experiments.
+        """
         paired = Pairs.of(rows_a, rows_b)
         a, b = (_by_experiment([pair[side] for pair in paired.pairs]) for side in (0, 1))
 
@@ -271,7 +306,7 @@ class Benchmark(benchmarks.Benchmark):
         }
 
     def _take(self, view: str, take: str, name: str, count: int) -> Take:
-        """A filmed take at the rate that gives so many frames."""
+        """A filmed take, resampled to `count` frames."""
         rate = count / SECONDS
         exact = (f"{rate:g}", view, take, name)
         path = self._videos.get(exact) or self._videos.get((str(FILMED_FPS), view, take, name))
@@ -302,14 +337,14 @@ class Benchmark(benchmarks.Benchmark):
 
     @cached_property
     def _videos(self) -> dict[tuple[str, str, str, str], Path]:
-        """By rate, view, take and name."""
-        found = _named(self.data / "split-videos" / "testing")
-        if not found:
+        """Filmed videos by rate, view, take and name."""
+        videos = _named(self.data / "split-videos" / "testing")
+        if not videos:
             raise UserError(
                 f"{self.data} holds no split-videos/testing/*FPS/*.mp4; expected the folder that "
                 "Physics-IQ's files were downloaded to."
             )
-        return found
+        return videos
 
     @cached_property
     def _masks(self) -> dict[tuple[str, str, str, str], Path]:
@@ -322,12 +357,12 @@ class Benchmark(benchmarks.Benchmark):
             return {}
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-        found = {}
+        categories = {}
         for row in rows:
             match = _GENERATED.fullmatch(Path(row.get("generated_video_name") or "").stem)
             if match and row.get("category"):
-                found[f"{match['view']}_{match['name']}"] = row["category"]
-        return found
+                categories[f"{match['view']}_{match['name']}"] = row["category"]
+        return categories
 
 
 def _named(folder: Path) -> dict[tuple[str, str, str, str], Path]:
@@ -336,12 +371,12 @@ def _named(folder: Path) -> dict[tuple[str, str, str, str], Path]:
 
 
 def _keys() -> list[str]:
-    """Columns of `_by_experiment`: four metrics, of the takes, and of standing still."""
+    """Columns of `_by_experiment`: metrics of the clips, of the takes and of the first frame."""
     return [f"{metric}{of}" for of in ("", "_takes", "_static") for metric in METRICS]
 
 
 def _by_experiment(rows: Sequence[Row]) -> Float[np.ndarray, "n 12"]:
-    """Means over the views of each experiment, which its three views are one of."""
+    """Mean metrics of each experiment over its views."""
     of: dict[str, list[list[float]]] = defaultdict(list)
     for row in rows:
         of[row["prompt_id"].partition("_")[2]].append([row[key] for key in _keys()])

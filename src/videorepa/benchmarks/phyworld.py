@@ -1,8 +1,7 @@
-"""PhyWorld (Kang et al. 2024, arXiv 2411.02385): does a model follow a law within the range that it
-was trained on, and beyond?
+"""PhyWorld (Kang et al. 2024, arXiv 2411.02385): laws inside and outside the training range.
 
-It is for models that continue clips, trained on these tasks: the first frames are given, and the
-rest is compared with the law.
+It is for models that were trained on its tasks and continue clips. A model gets the first frames,
+and what it generates after them is compared with the law.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from videorepa import benchmarks
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks import Prompt
+from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks._phyworld import FRAMES, NAME, drawn, names, parsed, velocity_error
+from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError
 from videorepa.evaluation.pairs import Pairs, mean
@@ -23,22 +22,23 @@ from videorepa.evaluation.pairs import Pairs, mean
 ERROR = "velocity_error"
 
 
-class Benchmark(benchmarks.Benchmark):
-    """The error of velocity, in world units a second, by task and by what is beyond the range.
+class PhyWorld(Benchmark):
+    """The error of velocity in world units per second, by task and by group of parameters.
 
-    A prompt is the name of a motion, such as collision-v_out-0-0012, and so is the name of its
-    clip's file.
+    A prompt is the name of a motion, such as collision-v_out-0-0012, and its clip's file has the
+    same name.
 
-    compat: read positions as published, with every velocity too small by a pixel in the width.
+    Attributes:
+        compat: Read positions as published, which makes every velocity too small. See
+            `_phyworld.read`.
     """
 
     name: Literal["phyworld"] = "phyworld"
     version: ClassVar[str] = "1"
-    higher_is_better: ClassVar[bool] = False
     compat: bool = False
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
-        """Names of motions, the tasks and groups in turn."""
+        """Names of motions. Tasks and groups take turns."""
         return [Prompt(name, name) for name in names(count, seed)]
 
     def about(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Benchmark(benchmarks.Benchmark):
         return f"{task} {group}"
 
     def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
-        """Those called by a motion's name."""
+        """The videos that are named after a motion."""
         named = ((path, path.stem) for path in sorted(videos.glob("*.mp4")))
         return [
             (path, {"prompt_id": name, "caption": name, "k": 0})
@@ -68,8 +68,11 @@ class Benchmark(benchmarks.Benchmark):
         return frames
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
-        """velocity_error; None where the published tables leave the clip out, because its ball is
-        too small to be read well, and where no frame shows the true ball."""
+        """velocity_error, or None.
+
+        It is None for a ball that is too small to be read well, which the published tables leave
+        out too, and if the true ball is never wholly in view.
+        """
         motion = drawn(prompt)
         if not motion.counts:
             return {ERROR: None, "invalid": {ERROR: "a ball too small to be read well"}}

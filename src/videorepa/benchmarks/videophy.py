@@ -15,17 +15,18 @@ PROMPT = (
     "Human: <|video|>\nHuman: {question}\nAI: "
 )
 
-# Each of these is encoded by itself: a tokenizer that sees the whole gives other ids.
+# Matches, and the text between them, are encoded separately. The whole at once has other ids.
 SPLIT = r"<image>|<\|video\|>|AI: |\nHuman: "
 
 
-class Benchmark(Videophysics):
-    """The flags say whether the judge finds "Yes" at least as likely as "No".
+class VideoPhy(Videophysics):
+    """A flag says whether the judge finds "Yes" at least as likely as "No".
 
-    caption: "cut" asks about the caption up to its first period, as VideoREPA does; "whole" keeps
-        the period, as VideoPhy's own examples do.
-    compat_bf16: round the probabilities to bfloat16, as the published code does. Scores near 0.5
-        then fall on 0.5 itself, which counts as "Yes".
+    Attributes:
+        caption: "cut" asks about the caption up to its first period, as VideoREPA does. "whole"
+            keeps the period, as VideoPhy's own examples do.
+        compat_bf16: Round the probabilities to bfloat16, as the published code does. Scores near
+            0.5 then become exactly 0.5, which counts as "Yes".
     """
 
     name: Literal["videophy"] = "videophy"
@@ -39,8 +40,8 @@ class Benchmark(Videophysics):
     compat_bf16: bool = False
 
     def scenario(self, prompt: str) -> str | None:
-        """The states of matter that meet, where the list has them."""
-        state = self.item(prompt).row.get("states_of_matter")
+        """The states of matter that interact, if the list names them."""
+        state = self.find(prompt).row.get("states_of_matter")
         return str(state) if state else None
 
     def readout(self) -> dict[str, str]:
@@ -48,9 +49,16 @@ class Benchmark(Videophysics):
         return {"caption": self.caption, "probabilities": probabilities}
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
-        """Of 32 frames (32, side, side, 3) uint8: for sa and pc the flag, NAME_score (the share of
-        "Yes" in "Yes" and "No", 0 to 1) and NAME_logits; and joint."""
-        caption = self.item(prompt).caption
+        """Ask the judge about one clip.
+
+        Args:
+            frames: (32, side, side, 3) uint8.
+
+        Returns:
+            joint; and for sa and pc the flag, METRIC_score, which is p(Yes) / (p(Yes) + p(No)) in
+            [0, 1], and METRIC_logits.
+        """
+        caption = self.find(prompt).caption
         if self.caption == "cut":
             caption = caption.split(".")[0]
         questions = {
@@ -75,5 +83,4 @@ class Benchmark(Videophysics):
                 value = torch.sigmoid(logits[yes].float() - logits[no].float()).item()
             row |= {metric: value >= self.threshold, f"{metric}_score": value}
             row[f"{metric}_logits"] = {"yes": logits[yes].item(), "no": logits[no].item()}
-        row["joint"] = None if invalid else row["sa"] and row["pc"]
-        return row | {"invalid": invalid}
+        return row | {"joint": self.joint(row), "invalid": invalid}

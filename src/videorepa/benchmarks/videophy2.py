@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from videorepa.benchmarks._judged import DigitAnswer
 from videorepa.benchmarks._videophysics import Videophysics
-from videorepa.benchmarks.mplug_owl.judge import Rating, rate
+from videorepa.benchmarks.mplug_owl.judge import rate
 from videorepa.errors import UserError
 
 PROMPT = (
@@ -16,16 +17,18 @@ PROMPT = (
     "Human: <|video|>\nHuman: {question}\nAI: "
 )
 
-# The published scoring encodes "AI:" in running text, unlike VideoPhy's and its own training.
+# Unlike VideoPhy's and unlike its own training, the published scoring does not split at "AI:".
 SPLIT = r"<image>|<\|video\|>"
 
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-class Benchmark(Videophysics):
-    """The flags say whether the judge's rating, 1 to 5, is 4 or 5. The hard subset is a scenario.
+class VideoPhy2(Videophysics):
+    """A flag says whether the judge's rating, 1 to 5, is 4 or 5. The hard subset is a scenario.
 
-    compat_parser: read the judge's answers as the published code does. See `mplug_owl.judge.rate`.
+    Attributes:
+        compat_parser: Read the judge's answers as the published code does. See
+            `mplug_owl.judge.rate`.
     """
 
     name: Literal["videophy2"] = "videophy2"
@@ -38,20 +41,27 @@ class Benchmark(Videophysics):
     compat_parser: bool = False
 
     def scenario(self, prompt: str) -> str | None:
-        """ "hard", for prompts that the list marks as `is_hard`."""
-        said = self.item(prompt).row.get("is_hard", False)
-        hard = _TRUTH.get(str(said).strip().lower())
+        """The scenario "hard" for a prompt that the list marks as `is_hard`."""
+        value = self.find(prompt).row.get("is_hard", False)
+        hard = _TRUTH.get(str(value).strip().lower())
         if hard is None:
-            raise UserError(f"{self.captions} says is_hard: {said!r}; expected True or False.")
+            raise UserError(f"{self.captions} says is_hard: {value!r}; expected True or False.")
         return "hard" if hard else None
 
     def readout(self) -> dict[str, str]:
         return {"parser": "published" if self.compat_parser else "exactly one digit"}
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
-        """Of 32 frames (32, side, side, 3) uint8: for sa and pc the flag, NAME_rating, NAME_answer,
-        NAME_probabilities and NAME_expected, their mean; and joint."""
-        caption = self.item(prompt).caption
+        """Ask the judge about one clip.
+
+        Args:
+            frames: (32, side, side, 3) uint8.
+
+        Returns:
+            joint; and for sa and pc the flag, METRIC_rating, METRIC_answer, METRIC_probabilities
+            of the ratings, and METRIC_expected, the mean rating under these.
+        """
+        caption = self.find(prompt).caption
         questions = {
             "sa": (
                 f'Does this video match the description: "{caption}"? Please rate the video on a '
@@ -67,26 +77,23 @@ class Benchmark(Videophysics):
         invalid = {}
         for metric, question in questions.items():
             rating = self._rate(seen, question, "12345")
-            row[metric] = None if rating.value is None else rating.value >= self.threshold
-            row[f"{metric}_rating"] = rating.value
-            row[f"{metric}_expected"] = rating.expected
-            row[f"{metric}_probabilities"] = rating.probabilities
-            row[f"{metric}_answer"] = rating.answer
+            row |= self.rated(metric, rating) | {f"{metric}_answer": rating.text}
             if rating.value not in range(1, 6):
-                invalid[metric] = f"the judge answered {rating.answer[:80]!r}"
-        both = row["sa"], row["pc"]
-        row["joint"] = None if None in both else all(both)
-        return row | {"invalid": invalid}
+                invalid[metric] = f"the judge answered {rating.text[:80]!r}"
+        return row | {"joint": self.joint(row), "invalid": invalid}
 
-    def follows(self, frames: np.ndarray, rule: str) -> Rating:
-        """Whether a clip, as `read` gives it, follows a physical rule: 0 if not, 1 if so, 2 if that
-        cannot be told."""
+    def follows(self, frames: np.ndarray, rule: str) -> DigitAnswer:
+        """Ask whether a clip follows a physical rule: 0 if not, 1 if so, 2 if indeterminate.
+
+        Args:
+            frames: What `read` gave.
+        """
         question = (
             f'Does the video follow the physical rule: "{rule}"?\n'
             "Choose 0 if not, 1 if valid, or 2 if indeterminate. "
         )
         return self._rate(self.live.see(frames), question, "012")
 
-    def _rate(self, seen: Any, question: str, digits: str) -> Rating:
+    def _rate(self, seen: Any, question: str, digits: str) -> DigitAnswer:
         ids = self.live.ids(PROMPT.format(question=question), SPLIT)
         return rate(self.live, seen, ids, digits, self.compat_parser)

@@ -1,4 +1,4 @@
-"""VideoScore2 (He et al. 2025, arXiv 2509.22799): Qwen2.5-VL, which reasons, then scores."""
+"""VideoScore2 (He et al. 2025, arXiv 2509.22799): a Qwen2.5-VL that reasons before it scores."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import av
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from videorepa.benchmarks._judged import Judged
-from videorepa.benchmarks._listed import Item
-from videorepa.benchmarks.mplug_owl.judge import Rating
+from videorepa.benchmarks._judged import DigitAnswer, Judged
+from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.system.device import pick_device
@@ -26,18 +24,20 @@ from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.progress import console
 
-# What the published code leaves to qwen-vl-utils: frames a second, frames, pixels of a frame, and
-# pixels of all frames that a token covers once.
+# Sampling and scaling as in qwen-vl-utils, which the published code relies on.
 FPS = 2.0
+"""Frames per second that the judge sees."""
 
 FEWEST_FRAMES, MOST_FRAMES = 4, 768
 
 FEWEST_PIXELS, MOST_PIXELS = 128 * 28**2, 768 * 28**2
+"""Pixels of a frame."""
 
 MOST_PIXELS_OF_ALL = 115_200 * 28**2
+"""Pixels of every second frame together."""
 
-# A token covers two frames.
 PAIR = 2
+"""Frames that a token covers."""
 
 ANSWER_LENGTH = 1024
 
@@ -51,7 +51,7 @@ MARKERS = {
     "pc": "physical/common-sense consistency",
 }
 
-# Asks for the published format; the wording is this project's own.
+# The format asked for is the published one; the wording is this project's own.
 INSTRUCTION = (
     f"A model made this video from the following text.\n\nText: {PLACE}\n\n"
     "Look at the whole video and think aloud about three things. How good does it look: is it "
@@ -64,8 +64,15 @@ INSTRUCTION = (
 
 
 def frame_indices(count: int, fps: float) -> list[int]:
-    """Which frames of `count`, at `fps` a second, the judge sees: two a second, but 4 to 768 and an
-    even number, evenly spaced from the first to the last. None of a clip of one frame."""
+    """The frames of a clip that the judge sees, evenly spaced from the first to the last.
+
+    They are two per second, but at least 4, at most 768, and an even number. A clip of one frame
+    gives [].
+
+    Args:
+        count: Frames of the clip.
+        fps: Its frames per second.
+    """
     seen = min(max(count / fps * FPS, FEWEST_FRAMES), MOST_FRAMES, count) // PAIR * PAIR
     return torch.linspace(0, count - 1, int(seen)).round().int().tolist()
 
@@ -73,28 +80,37 @@ def frame_indices(count: int, fps: float) -> list[int]:
 def patches(
     processor: Any, frames: UInt8[np.ndarray, "t h w 3"]
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, "1 3"]]:
-    """An even number of frames as the stock processor of videos, which wants torchvision, would
-    give them: scaled, normalised and cut into patches; and how many of these there are along time,
-    height and width. processor: the stock one of images."""
+    """Frames as the stock video processor, which needs torchvision, would prepare them.
+
+    Args:
+        processor: The stock processor of images.
+        frames: An even number of frames.
+
+    Returns:
+        Scaled and normalised patches, and their number along time, height and width.
+    """
     most = max(min(MOST_PIXELS, MOST_PIXELS_OF_ALL * PAIR // len(frames)), FEWEST_PIXELS * 21 // 20)
-    found = processor(
+    prepared = processor(
         list(frames),
         size={"shortest_edge": FEWEST_PIXELS, "longest_edge": most},
         input_data_format="channels_last",
         return_tensors="pt",
     )
-    # It shows an image as a video of two equal frames: (frame, patch, colour, showing, pixel).
-    stills = found["pixel_values"].unflatten(0, (len(frames), -1)).unflatten(2, (3, PAIR, -1))
+    # It turns an image into a video of two equal frames: (frame, patch, colour, copy, pixel).
+    stills = prepared["pixel_values"].unflatten(0, (len(frames), -1)).unflatten(2, (3, PAIR, -1))
     pairs = torch.stack([stills[0::2, :, :, 0], stills[1::2, :, :, 1]], 3)
-    _, height, width = found["image_grid_thw"][0].tolist()
+    _, height, width = prepared["image_grid_thw"][0].tolist()
     return pairs.flatten(2).flatten(0, 1), torch.tensor([[len(pairs), height, width]])
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A live judge.
+class QwenJudge:
+    """VideoScore2, loaded.
 
-    template: how a conversation is put into words. processor: of images. digits: ids of "1" to "5".
+    Attributes:
+        template: The chat template, where a file of its own holds it.
+        processor: The stock processor of images.
+        digits: The ids of "1" to "5".
     """
 
     model: Any
@@ -104,8 +120,12 @@ class Judge:
     digits: list[int]
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Judge:
-        """Read a published folder, with stock code alone. Raises UserError."""
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> QwenJudge:
+        """Load a published folder without running any code of its own.
+
+        Raises:
+            UserError: The folder is incomplete or does not hold such a model.
+        """
         from transformers import (
             AutoTokenizer,
             Qwen2_5_VLForConditionalGeneration,
@@ -114,14 +134,14 @@ class Judge:
 
         quieten_libraries()
         kind: Any = Qwen2_5_VLForConditionalGeneration
-        # What older folders have it in, which a tokenizer does not read.
+        # Older folders hold the template in this file, which a tokenizer does not read.
         chat = folder / "chat_template.json"
         try:
             template = (
                 json.loads(chat.read_text("utf-8"))["chat_template"] if chat.exists() else None
             )
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            model, found = kind.from_pretrained(
+            model, info = kind.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:
@@ -130,8 +150,8 @@ class Judge:
                 f"{str(error)[:500]}. Expected a Qwen2.5-VL folder as VideoScore2 is published: "
                 "config.json, *.safetensors and the tokenizer's files."
             ) from None
-        # Left to itself, transformers makes up those that are missing.
-        if missing := sorted(found["missing_keys"]):
+        # Otherwise transformers would initialise missing weights at random.
+        if missing := sorted(info["missing_keys"]):
             raise UserError(
                 f"{folder} lacks {len(missing)} of the judge's weights, such as "
                 f"{', '.join(missing[:4])}. Copy or download the folder again."
@@ -153,8 +173,11 @@ class Judge:
         )
 
     def inputs(self, frames: UInt8[np.ndarray, "t h w 3"], instruction: str) -> dict[str, Tensor]:
-        """What the stock model is given: the instruction's ids, with a place for each of the
-        video's tokens, and the video. Raises UserError where it has no one place for the video."""
+        """The stock model's inputs: the instruction's ids with the video's tokens, and the video.
+
+        Raises:
+            UserError: The chat template and the instruction do not make one place for the video.
+        """
         content = [{"type": "video"}, {"type": "text", "text": instruction}]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -174,62 +197,69 @@ class Judge:
         place = ids.index(video)
         tokens = int(grid.prod()) // self.processor.merge_size**2
         row = torch.tensor([ids[:place] + [video] * tokens + ids[place + 1 :]])
-        found = {
+        inputs = {
             "input_ids": row,
             "attention_mask": torch.ones_like(row),
-            # Without these a video's tokens are placed as if they were text.
+            # Without these, a video's tokens get positions as if they were text.
             "mm_token_type_ids": 2 * (row == video).int(),
             "pixel_values_videos": pixels,
             "video_grid_thw": grid,
-            # As published also where a clip of less than 2 seconds is seen more densely.
+            # As published, even for clips under 2 seconds, which are sampled more densely.
             "second_per_grid_ts": torch.tensor([PAIR / FPS]),
         }
-        return {name: value.to(self.model.device) for name, value in found.items()}
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     @torch.no_grad()
     def answer(
         self, frames: UInt8[np.ndarray, "t h w 3"], instruction: str
     ) -> tuple[list[int], Float[Tensor, "l 5"]]:
-        """The likeliest tokens, one after the other, up to the end of the answer; and the logits
-        that each digit had there, before any penalty that generation_config.json has."""
-        given = self.inputs(frames, instruction)
-        found = self.model.generate(
-            **given,
+        """Generate an answer greedily.
+
+        Returns:
+            The answer's tokens, and for each token the logits of the five digits, before any
+            penalty that generation_config.json asks for.
+        """
+        inputs = self.inputs(frames, instruction)
+        output = self.model.generate(
+            **inputs,
             max_new_tokens=ANSWER_LENGTH,
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
         )
-        tokens = found.sequences[0, given["input_ids"].shape[1] :].tolist()
-        return tokens, torch.cat([logits[:, self.digits] for logits in found.logits])
+        tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        return tokens, torch.cat([logits[:, self.digits] for logits in output.logits])
 
     def decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def rate(self, tokens: list[int], logits: Float[Tensor, "l 5"], marker: str) -> Rating:
-        """The score after the marker, and how likely each digit was in its place."""
-        said = score_after(self.decode(tokens), marker)
-        if said is None:
-            return Rating(None, "nothing", {})
-        number, start = said
+    def rate(self, tokens: list[int], logits: Float[Tensor, "l 5"], marker: str) -> DigitAnswer:
+        """The score after the marker, and the probability of each digit in its place."""
+        score = score_after(self.decode(tokens), marker)
+        if score is None:
+            return DigitAnswer(None, "nothing", {})
+        number, start = score
         if number not in DIGITS:
-            return Rating(None, number, {})
+            return DigitAnswer(None, number, {})
         ends = range(len(tokens) + 1)
         token = bisect_right(ends, start, key=lambda end: len(self.decode(tokens[:end]))) - 1
         if not logits[token].isfinite().all():
-            return Rating(None, f"{number} (its logits are not finite)", {})
+            return DigitAnswer(None, f"{number} (its logits are not finite)", {})
         shares = logits[token].softmax(-1).tolist()
-        return Rating(int(number), number, dict(zip(DIGITS, shares, strict=True)))
+        return DigitAnswer(int(number), number, dict(zip(DIGITS, shares, strict=True)))
 
 
 def score_after(answer: str, marker: str) -> tuple[str, int] | None:
-    """The number right after the marker and its colon, and where it starts; None if there is none.
+    """The number right after the last marker and its colon.
 
-    The last marker counts: whoever reasons aloud has said the words, and perhaps a number, before.
-    Between it and the colon a remark may stand, after a dash or in brackets: the model is known to
-    repeat those of the published instruction.
+    Only the last marker counts, since a model that reasons aloud may have used the words, and a
+    number, before. A remark after a dash or in brackets may come between marker and colon: the
+    model sometimes repeats those of the published instruction.
+
+    Returns:
+        The number and its position in the answer, or None if there is no such number.
     """
     remark = r"(?:[-–—(][^:;\n]*)?"
     markers = list(re.finditer(rf"{re.escape(marker)}[*\s]*{remark}:", answer, re.IGNORECASE))
@@ -239,14 +269,16 @@ def score_after(answer: str, marker: str) -> tuple[str, int] | None:
     return (number[1], number.start(1)) if number else None
 
 
-class Benchmark(Judged):
-    """The flags say whether a score, 1 to 5, is 4 or 5: of visual quality (vq), alignment with the
-    text (sa) and physical consistency (pc).
+class VideoScore2(Judged):
+    """A flag says whether a score, 1 to 5, is 4 or 5.
 
-    captions: as of `Listed`; without it a clip is scored against its own prompt.
-    instruction: a text file with the published instruction, with `{caption}` where the caption is
-        to stand. Without it the judge is asked in other words, and its scores do not compare with
-        published ones.
+    Scores are of visual quality (vq), alignment with the text (sa) and physical consistency (pc).
+
+    Attributes:
+        captions: See `Listed`. By default a clip is scored against its own prompt.
+        instruction: A text file with the published instruction and `{caption}` in the caption's
+            place. By default the judge is asked in other words, and scores do not compare with
+            published ones.
     """
 
     name: Literal["videoscore2"] = "videoscore2"
@@ -267,11 +299,15 @@ class Benchmark(Judged):
             "answer": f"likeliest tokens, at most {ANSWER_LENGTH}",
         }
 
-    def item(self, prompt: str) -> Item:
-        return super().item(prompt) if self.captions else Item(prompt, prompt, {})
+    def find(self, text: str) -> Prompt:
+        return super().find(text) if self.captions else Prompt(text, text)
 
     def read(self, video: Path) -> np.ndarray:
-        """The frames that the judge sees, of their own size."""
+        """The frames that the judge sees, in their own size.
+
+        Raises:
+            ClipError: The video cannot be read or has one frame.
+        """
         frames, fps = read_all(video)
         seen = frame_indices(len(frames), fps)
         if not seen:
@@ -279,27 +315,30 @@ class Benchmark(Judged):
         return frames[seen]
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
-        """Of an even number of frames (F, H, W, 3) uint8, two a second: for vq, sa and pc the flag,
-        NAME_rating, NAME_probabilities and NAME_expected, their mean; joint, and the answer."""
-        asked = self._instruction.replace(PLACE, self.item(prompt).caption)
-        tokens, logits = self.live.answer(frames, asked)
+        """Ask the judge about one clip.
+
+        Args:
+            frames: What `read` gave: an even number of frames (F, H, W, 3) uint8.
+
+        Returns:
+            The judge's answer; joint; and for vq, sa and pc the flag, METRIC_rating,
+            METRIC_probabilities of the ratings, and METRIC_expected, the mean under these.
+        """
+        instruction = self._instruction.replace(PLACE, self.find(prompt).caption)
+        tokens, logits = self.live.answer(frames, instruction)
         row: dict[str, Any] = {}
         invalid = {}
         for metric, marker in MARKERS.items():
             rating = self.live.rate(tokens, logits, marker)
-            row[metric] = None if rating.value is None else rating.value >= self.threshold
-            row[f"{metric}_rating"] = rating.value
-            row[f"{metric}_expected"] = rating.expected
-            row[f"{metric}_probabilities"] = rating.probabilities
+            row |= self.rated(metric, rating)
             if rating.value is None:
-                invalid[metric] = f"the judge gave {rating.answer} as its {marker}"
-        both = row["sa"], row["pc"]
-        row["joint"] = None if None in both else all(both)
-        return row | {"answer": self.live.decode(tokens), "invalid": invalid}
+                invalid[metric] = f"the judge gave {rating.text} as its {marker}"
+        answer = self.live.decode(tokens)
+        return row | {"joint": self.joint(row), "answer": answer, "invalid": invalid}
 
     @cached_property
-    def live(self) -> Judge:
-        """The judge, loaded when it is first asked for."""
+    def live(self) -> QwenJudge:
+        """The judge, loaded on first use."""
         if self.instruction is None:
             console.print(
                 "warning: VideoScore2 is asked in words of our own; scores do not compare with "
@@ -308,7 +347,7 @@ class Benchmark(Judged):
                 markup=False,
                 highlight=False,
             )
-        return Judge.load(self._folder, pick_device(), self._dtype)
+        return QwenJudge.load(self._folder, pick_device(), self._dtype)
 
     @cached_property
     def _instruction(self) -> str:
@@ -328,18 +367,16 @@ class Benchmark(Judged):
         return text
 
     @cached_property
-    def _items(self) -> dict[str, Item]:
-        return super()._items if self.captions else {}
+    def _by_text(self) -> dict[str, Prompt]:
+        return super()._by_text if self.captions else {}
 
     @cached_property
-    def _judge_about(self) -> dict[str, str]:
-        read = (".safetensors", ".json", ".jinja", ".txt")
-        files = sorted(file for file in self._folder.glob("*.*") if file.suffix in read)
+    def _identity(self) -> dict[str, str]:
+        suffixes = (".safetensors", ".json", ".jinja", ".txt")
+        files = sorted(file for file in self._folder.glob("*.*") if file.suffix in suffixes)
         return {
             "model": "Qwen2.5-VL",
             "weights": json_digest({file.name: file_sample_digest(file) for file in files}),
-            "dtype": str(self._dtype).removeprefix("torch."),
             "frames": f"{FPS:g} a second, {FEWEST_FRAMES} to {MOST_FRAMES}",
             "scaling": "to multiples of 28, bicubic, by Pillow",
-            "decoder": f"PyAV {av.__version__}",
         }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
+import os
 import sys
+from collections.abc import Callable
 
 import tyro
 
@@ -24,7 +27,11 @@ VERBS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; the exit code is 0 if all went well, 1 for an error that the user can mend."""
+    """Run a verb.
+
+    The exit code is 0 if all went well, 1 for an error that the user can mend, 130 after Ctrl-C,
+    and 141 where the reader of the output has gone, as of a process that SIGPIPE ended.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     if given in (["--version"], ["-V"]):
         from videorepa import __version__
@@ -32,13 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            VERBS,
-            prog="videorepa",
-            description=(__import__("videorepa").__doc__ or "").splitlines()[0],
-            args=_with_overrides(given),
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
-        )
+        _run(given)
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -52,6 +57,33 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {where}{error.strerror}. {_advice(error.errno)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    """Run the verb that the arguments name, and hand all of its output over."""
+    names_a_verb = bool(arguments) and arguments[0] in VERBS
+    verbs = VERBS if names_a_verb else {name: _in_brief(verb) for name, verb in VERBS.items()}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            verbs,
+            prog="videorepa",
+            description=(__import__("videorepa").__doc__ or "").splitlines()[0],
+            args=_with_overrides(arguments),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
+        )
+    finally:
+        sys.stdout.flush()
+
+
+def _in_brief(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with the first sentence of its help alone, for the list of all verbs."""
+
+    @functools.wraps(verb)
+    def brief(**arguments: object) -> None:
+        verb(**arguments)
+
+    brief.__doc__ = (verb.__doc__ or "").partition("\n")[0]
+    return brief
 
 
 def _with_overrides(arguments: list[str]) -> list[str]:
@@ -77,7 +109,3 @@ def _advice(number: int) -> str:
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Check who owns it and who may read and write it, or choose another place."
     return "Check the path, or choose another."
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,6 +8,8 @@ from typing import Literal
 import tyro
 
 from videorepa.cli.options import Overrides, RecipeFile
+from videorepa.errors import UserError
+from videorepa.system.wording import count
 
 
 def scan(
@@ -17,13 +19,12 @@ def scan(
     noise: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
     blocks: tuple[int, ...] = (),
     teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    probe_clips: int = 256,
     set: Overrides = (),
 ) -> None:
     """Measure how close each block already is to the teacher, before choosing which to align.
 
-    Also how well a linear probe reads contact from them, where the clips are of the lab's size.
-    Trains nothing, and nothing need be prepared; goes on where it stopped.
+    Trains nothing, and nothing need be prepared; goes on where it stopped. How well each block and
+    the teacher foretell contact is measured by `videorepa probe --protocol lab`.
 
     For example:
       videorepa scan recipes/videorepa-2b.yaml --out scans/2b
@@ -35,7 +36,6 @@ def scan(
       noise: Noise levels: the share of the noisy latents' variance that is noise.
       blocks: Which blocks, counted from 1; by default all.
       teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
-      probe_clips: Clips that contact is read from; 0 leaves it out.
     """
     from videorepa.probing.scan_table import table
     from videorepa.probing.sources import teachers_from
@@ -43,16 +43,15 @@ def scan(
     from videorepa.scan import scan
 
     parsed = Recipe.from_yaml(recipe, set)
-    found = scan(
+    measured = scan(
         parsed,
         out,
         teachers=teachers_from(teacher, parsed),
         clips=clips,
         noise_levels=noise,
         blocks=blocks or None,
-        probe_clips=probe_clips,
     )
-    print(table(found))
+    print(table(measured))
     print(f"scan: {out / 'report.html'}")
 
 
@@ -75,7 +74,7 @@ def probe(
 ) -> None:
     """Measure how much physics features hold: does a linear readout foresee contact (Physion)?
 
-    The recipe's untouched base model, its teacher and straw men are read, and further models and
+    It reads the recipe's untouched base model, its teacher and straw men, and further models and
     teachers beside them. Trains nothing but the readout; goes on where it stopped.
 
     For example:
@@ -90,9 +89,9 @@ def probe(
       models: Runs, recipes or diffusers folders, called by the names of their folders or files.
       teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
       blocks: Which blocks, counted from 1; by default those that the recipe aligns.
-      timesteps: Of the noise that models are given.
-      draws: Noises that each clip is read with.
-      steps: Steps in time that are read, evenly spaced.
+      timesteps: Timesteps of the noise that models are given.
+      draws: How many noises each clip is read with.
+      steps: How many evenly spaced steps in time are read.
       pools: Rows and columns that each step is averaged to; each is a readout of its own.
       frames: Evenly from all that is shown, or only those that published extractors are given.
       leave_out: A text file with the name of a test clip a line, such as the buggy ones.
@@ -104,7 +103,7 @@ def probe(
     from videorepa.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, set)
-    found = probe(
+    measured = probe(
         parsed,
         data,
         out,
@@ -120,5 +119,10 @@ def probe(
         leave_out=read_names(leave_out) if leave_out else (),
         against=against,
     )
-    print(table(found))
+    print(table(measured))
     print(f"probe: {out}")
+    if measured.failures:
+        raise UserError(
+            f"{count(len(measured.failures), 'clip')} could not be read; the tables are of the "
+            "others.\n" + "\n".join(f"  {clip}: {why}" for clip, why in measured.failures.items())
+        )

@@ -17,15 +17,29 @@ from videorepa.tokens import TokenGrid
 
 
 class Pixels(EncoderSpec):
-    """Raw pixels on a teacher's grid: what a teacher tells beyond this, it has understood.
+    """Raw pixels on a teacher's grid. What the teacher tells beyond these, it has understood.
 
-    patch, tubelet: pixels along a side and frames that a token covers, as the teacher's.
+    Attributes:
+        patch: Pixels along a side of a token, as the teacher's.
+        tubelet: Frames that a token covers, as the teacher's.
     """
 
     name: Literal["pixels"] = "pixels"
     weights: Literal["none"] = "none"
     patch: int = Field(default=16, ge=1)
     tubelet: int = Field(default=2, ge=1)
+
+    @classmethod
+    def on_grid_of(cls, teacher: EncoderSpec) -> Pixels:
+        """The pixels that the teacher sees, averaged to the teacher's tokens."""
+        grid = teacher.shape(teacher.frames)
+        return cls(
+            frames=teacher.frames,
+            height=teacher.height,
+            width=teacher.width,
+            patch=teacher.height // grid.size[1],
+            tubelet=grid.stride,
+        )
 
     def shape(self, clip_frames: int) -> TokenGrid:
         frames, height, width = self.piece
@@ -42,19 +56,19 @@ class Pixels(EncoderSpec):
         return {"encoder": json_digest(self.model_dump())}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
-        self.shape(self.frames)  # Refuses what cannot work.
+        self.shape(self.frames)  # Refuses sizes that do not divide.
         return PixelEncoder(self).to(device)
 
 
 class PixelEncoder(Encoder):
-    """The live one. Colours are -1 to 1."""
+    """Averages colours, from -1 to 1, over each token's patch and tubelet."""
 
     mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self, spec: Pixels) -> None:
         super().__init__(spec, spec.tubelet)
         self.cell = spec.tubelet, spec.patch, spec.patch
-        # Says where the encoder is, as others' weights do.
+        # `Encoder` takes its device and dtype from its parameters.
         self.register_parameter("place", torch.nn.Parameter(torch.zeros(()), requires_grad=False))
 
     def features(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w 3"]:

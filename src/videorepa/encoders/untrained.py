@@ -15,9 +15,11 @@ from videorepa.tokens import TokenGrid
 
 
 class Untrained(WrapperSpec):
-    """The teacher `of` with weights drawn anew: what it tells beyond this, it has learnt.
+    """A teacher with its weights drawn anew. What the teacher tells beyond this, it has learnt.
 
-    of: the teacher. How it is fed is said there alone. draw: another number gives other weights.
+    Attributes:
+        of: The teacher; its settings of size apply.
+        draw: Seed of the weights.
     """
 
     name: Literal["untrained"] = "untrained"
@@ -31,28 +33,29 @@ class Untrained(WrapperSpec):
         return {"encoder": json_digest([self.of.fingerprint(), self.draw])}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
+        # Drawn on the CPU, so that the weights are the same whatever the device.
         return UntrainedEncoder(self, self.of.load(torch.device("cpu"), dtype)).to(device)
 
 
 class UntrainedEncoder(Encoder):
-    """The live one."""
+    """The teacher's network after its weights have been drawn anew."""
 
     def __init__(self, spec: Untrained, of: Encoder) -> None:
         super().__init__(spec, of.stride)
         self.of = of
-        forget(of, spec.draw)
+        _draw_weights(of, spec.draw)
 
     @torch.no_grad()
     def forward(self, video: Float[Tensor, "b f 3 h w"]) -> TokenGrid:
         return self.of(video)
 
 
-def forget(encoder: torch.nn.Module, draw: int = 0) -> None:
-    """Draw the weights anew, as the layers themselves do; parameters that belong to no such layer,
-    such as position tables, are shuffled."""
+def _draw_weights(network: torch.nn.Module, seed: int) -> None:
+    """Reset every layer as it resets itself. Shuffle parameters that belong to no such layer, for
+    example tables of positions."""
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(draw)
-        for module in encoder.modules():
+        torch.manual_seed(seed)
+        for module in network.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()

@@ -14,17 +14,19 @@ from videorepa.evaluation.statistics import (
     holm,
     mcnemar_exact,
     paired_bootstrap,
-    two_shares,
     wilson,
 )
 
 
 def share(rows: Sequence[Row], key: str) -> dict[str, Any]:
-    """How many rows have the flag `key`: percent, its interval low and high in percent, n, and how
-    many more rows are invalid, in which it is None. With no valid row percent is None.
+    """The share of rows in which a flag is set.
 
-    The interval is Wilson's with one sample a prompt. With several it is a bootstrap over prompts,
-    since a prompt's clips are alike.
+    Its interval is Wilson's if each prompt has one sample. With several it is a bootstrap over
+    prompts, since a prompt's clips are alike.
+
+    Returns:
+        percent, or None without a valid row; its 95 % interval low and high, in percent; n, the
+        number of valid rows; and invalid, that of rows in which the flag is None.
     """
     clusters = _by_prompt(rows, key)
     flags = [bool(flag) for cluster in clusters for flag in cluster]
@@ -38,8 +40,12 @@ def share(rows: Sequence[Row], key: str) -> dict[str, Any]:
 
 
 def mean(rows: Sequence[Row], key: str) -> dict[str, Any]:
-    """The mean of `key`, its bootstrap over prompts low and high, n, and how many more rows are
-    invalid, in which it is None. With no valid row all three are None."""
+    """The mean of a value over rows.
+
+    Returns:
+        mean and low and high, its 95 % bootstrap interval over prompts, all None without a valid
+        row; n, the number of valid rows; and invalid, that of rows in which the value is None.
+    """
     clusters = _by_prompt(rows, key)
     values = [value for cluster in clusters for value in cluster]
     low, high = paired_bootstrap(clusters) if values else (None, None)
@@ -49,7 +55,7 @@ def mean(rows: Sequence[Row], key: str) -> dict[str, Any]:
 
 
 def sweep(rows: Sequence[Row], key: str, thresholds: Sequence[float]) -> dict[str, float]:
-    """The percentage of valid rows in which `key` reaches each threshold; {} with none."""
+    """The percentage of valid rows in which a value reaches each threshold; {} without any."""
     values = np.array([row[key] for row in rows if row[key] is not None], float)
     if not len(values):
         return {}
@@ -65,14 +71,23 @@ def _by_prompt(rows: Sequence[Row], key: str) -> list[list[float]]:
 
 
 class Pairs(NamedTuple):
-    """Clips that two sets of rows both have: same prompt, same k. unpaired: rows left out."""
+    """The clips that two sets of rows have in common, by prompt and sample number.
+
+    Attributes:
+        pairs: A's and B's row of each clip.
+        unpaired: Number of rows without a partner.
+    """
 
     pairs: list[tuple[Row, Row]]
     unpaired: int
 
     @classmethod
     def of(cls, rows_a: Sequence[Row], rows_b: Sequence[Row]) -> Pairs:
-        """Raises UserError if no clip is in both or a row is double."""
+        """Pair A's rows with B's.
+
+        Raises:
+            UserError: The two have no clip in common, or one has two rows for a clip.
+        """
         a, b = _by_clip(rows_a), _by_clip(rows_b)
         both = sorted(a.keys() & b.keys())
         if not both:
@@ -84,41 +99,44 @@ class Pairs(NamedTuple):
         return cls([(a[clip], b[clip]) for clip in both], len(a) + len(b) - 2 * len(both))
 
     def compare(self, flags: Sequence[str], means: Sequence[str] = ()) -> dict[str, Any]:
-        """What a benchmark's `compare` gives. A key without a valid pair is left out."""
-        found = {key: self.flag(key) for key in flags if self._valid(key)}
-        found |= {key: self.mean(key) for key in means if self._valid(key)}
-        return found | {"unpaired": self.unpaired}
+        """What a benchmark's `compare` returns. A key without a valid pair is left out.
+
+        Args:
+            flags: Keys to compare with `flag`.
+            means: Keys to compare with `mean`.
+        """
+        differences = {key: self.flag(key) for key in flags if self._valid(key)}
+        differences |= {key: self.mean(key) for key in means if self._valid(key)}
+        return differences | {"unpaired": self.unpaired}
 
     def flag(self, key: str) -> dict[str, Any]:
         """B minus A for a flag.
 
-        difference in percentage points; low and high of its bootstrap over prompts; n pairs, of so
-        many prompts, and how many more are invalid; only_a and only_b, pairs in which one side
-        alone has the flag; p, McNemar's exact p-value. That test wants independent pairs, so it is
-        done for each k alone, and p is the smallest of those after Holm's adjustment. p_unpaired is
-        that of the z test which published tables, without their rows, leave one: for the record.
+        McNemar's test assumes independent pairs, so it is done for each sample number alone, and p
+        is the smallest of those p-values after Holm's adjustment.
+
+        Returns:
+            What `mean` returns, in percentage points; only_a and only_b, the numbers of pairs in
+            which the flag is set on one side alone; and p.
         """
-        valid = self._valid(key)
         discordant: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-        for a, b in valid:
+        for a, b in self._valid(key):
             discordant[a["k"]][0] += bool(a[key]) and not b[key]
             discordant[a["k"]][1] += bool(b[key]) and not a[key]
-        alone = two_shares(
-            sum(bool(a[key]) for a, _ in valid),
-            len(valid),
-            sum(bool(b[key]) for _, b in valid),
-            len(valid),
-        )
         return self._difference(key, 100.0) | {
             "only_a": sum(only_a for only_a, _ in discordant.values()),
             "only_b": sum(only_b for _, only_b in discordant.values()),
             "p": min(holm([mcnemar_exact(*pair) for pair in discordant.values()])),
-            "p_unpaired": alone.p,
         }
 
     def mean(self, key: str) -> dict[str, Any]:
-        """B minus A for a value: difference, low and high of its bootstrap over prompts, n,
-        prompts, invalid."""
+        """B minus A for a value.
+
+        Returns:
+            difference; low and high, its 95 % bootstrap interval over prompts; n, the number of
+            valid pairs; prompts, the number of prompts that they are of; and invalid, the number
+            of pairs in which either value is None.
+        """
         return self._difference(key, 1.0)
 
     def _valid(self, key: str) -> list[tuple[Row, Row]]:
@@ -134,13 +152,6 @@ class Pairs(NamedTuple):
         invalid = len(self.pairs) - len(valid)
         counts = {"n": len(valid), "prompts": len(clusters), "invalid": invalid}
         return {"difference": difference, "low": low, "high": high, **counts}
-
-
-def compare_flags(
-    rows_a: Sequence[Row], rows_b: Sequence[Row], keys: Sequence[str]
-) -> dict[str, Any]:
-    """`Pairs.compare` of flags alone. Raises UserError as `Pairs.of` does."""
-    return Pairs.of(rows_a, rows_b).compare(keys)
 
 
 def _by_clip(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:

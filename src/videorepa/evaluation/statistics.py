@@ -1,27 +1,35 @@
-"""Intervals and tests for shares and paired differences: what a number in a table may claim."""
+"""Intervals and tests for shares and paired differences."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share, as two fractions in [0, 1].
+    """Wilson's score interval of a share.
 
-    Holds for n independent trials. Without trials nothing is known: (0, 1).
-    Raises ValueError unless 0 <= successes <= n and 0 < confidence < 1.
+    With p = successes / n and z the normal quantile of (1 + confidence) / 2, it is
+    (p + z^2 / (2 n) +- z sqrt(p (1 - p) / n + z^2 / (4 n^2))) / (1 + z^2 / n). It assumes
+    independent trials.
+
+    Returns:
+        Two fractions in [0, 1]; (0, 1) without trials.
+
+    Raises:
+        ValueError: Unless 0 <= successes <= n and 0 < confidence < 1.
     """
     return _interval(successes, n, confidence, "wilson")
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval for a share: never narrower than its confidence promises. Otherwise as
-    `wilson`."""
+    """The exact interval of a share, which covers it at least as often as `confidence` says.
+
+    Arguments, result and errors are those of `wilson`.
+    """
     return _interval(successes, n, confidence, "exact")
 
 
@@ -34,8 +42,8 @@ def _interval(
         raise ValueError(f"Found confidence {confidence}; expected a fraction between 0 and 1.")
     if n == 0:
         return 0.0, 1.0
-    found = stats.binomtest(successes, n).proportion_ci(confidence, method)
-    return float(found.low), float(found.high)
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method)
+    return float(interval.low), float(interval.high)
 
 
 def paired_bootstrap(
@@ -44,11 +52,18 @@ def paired_bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean difference, in the differences' own unit.
+    """Percentile interval of the mean difference, by drawing whole clusters with replacement.
 
-    One cluster is one prompt with the differences of all its seeds: clusters are drawn with
-    replacement and keep all that is in them, since clips of one prompt are alike.
-    Raises ValueError if there is no difference at all.
+    Clips of one prompt are alike, so a prompt's differences are drawn together.
+
+    Args:
+        differences_by_cluster: The differences of each prompt over all of its seeds.
+
+    Returns:
+        The interval in the differences' own unit.
+
+    Raises:
+        ValueError: There is no difference at all.
     """
     clusters = [np.asarray(cluster, float) for cluster in differences_by_cluster if len(cluster)]
     if not clusters:
@@ -57,44 +72,17 @@ def paired_bootstrap(
     return bootstrap(sums, lambda m: m[..., 0] / m[..., 1], resamples, seed, confidence)
 
 
-class TwoShares(NamedTuple):
-    """B minus A as a fraction, its interval, and the test of whether the two are equal."""
-
-    difference: float
-    low: float
-    high: float
-    z: float
-    p: float
-
-
-def two_shares(
-    successes_a: int, n_a: int, successes_b: int, n_b: int, confidence: float = 0.95
-) -> TwoShares:
-    """Two-proportion z test (pooled, two-sided) and Wald's interval of the difference.
-
-    For counts out of independent trials: what can be said of two published shares without the
-    rows. Where the same prompts were scored twice, pairing tells more.
-    Raises ValueError unless 0 <= successes <= n.
-    """
-    for successes, n in ((successes_a, n_a), (successes_b, n_b)):
-        if not 0 <= successes <= n:
-            raise ValueError(f"Found {successes} successes in {n} trials; expected 0 to {n}.")
-    if not (n_a and n_b):
-        return TwoShares(0.0, -1.0, 1.0, 0.0, 1.0)
-    a, b = successes_a / n_a, successes_b / n_b
-    pooled = (successes_a + successes_b) / (n_a + n_b)
-    spread = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
-    z = (b - a) / spread if spread else 0.0
-    apart = math.sqrt(a * (1 - a) / n_a + b * (1 - b) / n_b)
-    half = float(stats.norm.isf((1 - confidence) / 2)) * apart
-    return TwoShares(b - a, b - a - half, b - a + half, z, 2 * float(stats.norm.sf(abs(z))))
-
-
 def mcnemar_exact(b: int, c: int) -> float:
-    """Two-sided exact p-value of McNemar's test.
+    """Two-sided exact p-value of McNemar's test: min(1, 2 P(X <= min(b, c))), X ~ Bin(b + c, 1/2).
 
-    b, c: pairs in which only the first, and only the second, succeeded. Pairs must be
-    independent. Without such pairs p is 1.
+    It assumes independent pairs, and is 1 without discordant ones.
+
+    Args:
+        b: Pairs in which only the first succeeded.
+        c: Pairs in which only the second succeeded.
+
+    Raises:
+        ValueError: A count is negative.
     """
     if b < 0 or c < 0:
         raise ValueError(f"Found {b} and {c} discordant pairs; counts cannot be negative.")
@@ -102,7 +90,13 @@ def mcnemar_exact(b: int, c: int) -> float:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """P-values adjusted for being a family, by Holm's step-down method, in the order given."""
+    """P-values of a family of tests, adjusted by Holm's step-down method.
+
+    The i-th smallest of m becomes max over j <= i of min(1, (m - j + 1) p_j). The order is kept.
+
+    Raises:
+        ValueError: A p-value is outside [0, 1].
+    """
     p = np.asarray(pvalues, float)
     if p.size == 0:
         return []
@@ -118,19 +112,24 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 def sign_flip(
     differences_by_cluster: Sequence[Sequence[float]], resamples: int = 10_000, seed: int = 0
 ) -> float:
-    """Two-sided p-value for a mean difference of 0, by flipping the signs of whole clusters.
+    """Two-sided p-value of a mean difference, by flipping the signs of random clusters.
 
-    Where two models are alike, a prompt's differences could as well have been the other way round,
-    all at once: p is the share of such draws whose mean is as far from 0 as the one found, which is
-    counted as a draw too. Unlike McNemar's test it takes several pairs of one prompt. Raises
-    ValueError if there is no difference at all.
+    If two models are alike, a prompt's differences could as well all have had the opposite sign. p
+    is the share of draws whose mean is at least as far from 0 as the observed one, which counts as
+    a draw too. Unlike McNemar's test, this allows several pairs per prompt.
+
+    Args:
+        differences_by_cluster: The differences of each prompt over all of its seeds.
+
+    Raises:
+        ValueError: There is no difference at all.
     """
     totals = np.array(
         [float(np.sum(cluster)) for cluster in differences_by_cluster if len(cluster)]
     )
     if not len(totals):
         raise ValueError("Found no differences; expected at least one cluster that holds one.")
-    # To flip a sign is to exchange what was found with its opposite, or halves of both.
+    # Flipping the sign of a total is exchanging its two halves, -total / 2 and total / 2.
     half = totals[:, None] / 2
     return swap(-half, half, lambda a, b: (b - a)[..., 0], resamples, seed)
 
@@ -142,9 +141,14 @@ def bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of a function of means, by drawing rows of `values` (n, k) anew.
+    """Percentile interval of a function of means, by drawing rows with replacement.
 
-    statistic: of the columns' means, (..., k) -> (...). Raises ValueError without rows.
+    Args:
+        values: (n, k).
+        statistic: The function of the columns' means, (..., k) -> (...).
+
+    Raises:
+        ValueError: There are no rows.
     """
     if not len(values):
         raise ValueError("Found no rows; expected at least one.")
@@ -162,15 +166,20 @@ def swap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of a difference between functions of the means of a and b, both (n, k), of
-    which the rows are paired: how often it is as far from 0 when the two are exchanged in rows
-    drawn at random. What is found counts as a draw too.
+    """Two-sided p-value of a difference between two paired samples, by exchanging random rows.
 
-    difference: of the columns' means, (..., k) and (..., k) -> (...).
+    p is the share of draws in which the difference is at least as far from 0 as the observed one,
+    which counts as a draw too.
+
+    Args:
+        a: (n, k). Its rows are paired with those of b.
+        b: (n, k).
+        difference: A function of both samples' column means, (..., k) and (..., k) -> (...).
     """
     exchanged = np.random.default_rng(seed).random((resamples, len(a))) < 0.5
     moved = exchanged @ (b - a) / len(a)
-    found = abs(difference(a.mean(0), b.mean(0)))
+    observed = abs(difference(a.mean(0), b.mean(0)))
     drawn = np.abs(difference(a.mean(0) + moved, b.mean(0) - moved))
-    # What is equal but for rounding is equal.
-    return float((1 + (drawn >= found - 1e-9 * max(1.0, found)).sum()) / (1 + resamples))
+    # Differences that are equal up to rounding count as equal.
+    threshold = observed - 1e-9 * max(1.0, observed)
+    return float((1 + (drawn >= threshold).sum()) / (1 + resamples))

@@ -1,8 +1,9 @@
-"""LoRA files in the layouts that diffusers and ComfyUI read, with rank and alpha inside."""
+"""LoRA files in the layouts that diffusers and ComfyUI read, with their strength in the weights."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,14 +47,32 @@ _COMFYUI_NAMES: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA: each layer's weight grows by alpha / rank * up @ down.
+    """A LoRA whose strength is in its weights: each layer's weight grows by up @ down.
 
-    layers: name of the layer -> (down, (rank, in, ...)) and (up, (out, rank, ...)).
+    Files say rank and alpha in a header or beside the weights, and several public ways of loading
+    read neither (diffusers' `load_lora_adapter` of a file, `load_lora_weights` of a dict): they
+    take alpha to be the rank. So it is, in every file written here.
+
+    Args:
+      layers: Name of the layer -> (down, (rank, in, ...)) and (up, (out, rank, ...)).
     """
 
-    rank: int
-    alpha: float
     layers: dict[str, tuple[Tensor, Tensor]]
+
+    @classmethod
+    def scaled(cls, layers: dict[str, tuple[Tensor, Tensor]], scale: float) -> Adapter:
+        """The adapter that adds scale * up @ down; scale is alpha / rank.
+
+        Powers of two change no digit of a weight. Other scales are written in float32, because the
+        products would be rounded once more in anything shorter.
+        """
+        is_exact = math.frexp(scale)[0] == 0.5
+        return cls(
+            {
+                name: (down, (up.float() * scale).to(up.dtype if is_exact else torch.float32))
+                for name, (down, up) in layers.items()
+            }
+        )
 
     @classmethod
     def of(cls, transformer: Any) -> Adapter:
@@ -65,16 +84,23 @@ class Adapter:
         layers = {
             name: (state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]) for name in names
         }
-        return cls(config.r, config.lora_alpha, layers)
+        return cls.scaled(layers, config.lora_alpha / config.r)
+
+    @property
+    def rank(self) -> int:
+        """The rank of every layer."""
+        (rank,) = {len(down) for down, _ in self.layers.values()}
+        return rank
 
     def to(self, dtype: torch.dtype) -> Adapter:
-        layers = {name: (down.to(dtype), up.to(dtype)) for name, (down, up) in self.layers.items()}
-        return Adapter(self.rank, self.alpha, layers)
+        return Adapter(
+            {name: (down.to(dtype), up.to(dtype)) for name, (down, up) in self.layers.items()}
+        )
 
     def save_for_diffusers(self, path: Path) -> None:
-        """The layout of diffusers' own writer, whose loader reads rank and alpha from the header.
+        """Write the layout of diffusers' own writer.
 
-        The header holds these two and the layers' names, not all of peft's settings, which peft
+        The header holds rank, alpha and the layers' names, not all of peft's settings, which peft
         of another version would refuse.
         """
         weights = {
@@ -82,22 +108,25 @@ class Adapter:
             for name, pair in self.layers.items()
             for part, matrix in zip("AB", pair, strict=True)
         }
-        settings = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": list(self.layers)}
+        settings = {"r": self.rank, "lora_alpha": self.rank, "target_modules": list(self.layers)}
         about = json.dumps({f"transformer.{key}": value for key, value in settings.items()})
         save_file(weights, path, {"lora_adapter_metadata": about})
 
     def save_for_comfyui(self, path: Path, names: dict[str, str]) -> None:
-        """The layout that ComfyUI's loader takes for any model; names: as `comfyui_names` gives.
+        """Write the layout that ComfyUI's loader takes for any model.
 
-        Alpha stands beside each layer's two matrices, whose shape is the rank; there is no header,
-        or diffusers, which reads this layout for some models, would apply alpha twice.
+        Alpha stands beside each layer's two matrices, whose shape is the rank. There is no header,
+        because diffusers reads this layout for some models and would apply alpha a second time.
+
+        Args:
+          names: What ComfyUI calls each layer, as `comfyui_names` gives them.
         """
         weights = {}
         for name, (down, up) in self.layers.items():
             prefix = f"diffusion_model.{names[name]}"
             weights[f"{prefix}.lora_down.weight"] = down.detach().contiguous()
             weights[f"{prefix}.lora_up.weight"] = up.detach().contiguous()
-            weights[f"{prefix}.alpha"] = torch.tensor(float(self.alpha))
+            weights[f"{prefix}.alpha"] = torch.tensor(float(self.rank))
         save_file(weights, path)
 
 

@@ -59,13 +59,10 @@ def model_card(
 
 def _in_the_folder(product: str, part: str) -> str:
     if product == COMFYUI_FILE:
-        return f"`{product}`, for ComfyUI's LoRA loader at strength 1; rank and alpha are in it"
+        return f"`{product}`, for ComfyUI's LoRA loader at strength 1"
     if product == LORA_FILE:
         into = "" if part == "transformer" else f", with `load_into_{part}=True`"
-        return (
-            f"`{product}`, for `load_lora_weights` of the base model's diffusers pipeline{into}; "
-            "rank and alpha are in it"
-        )
+        return f"`{product}`, for `load_lora_weights` of the base model's diffusers pipeline{into}"
     return (
         f"`{product}`, for the `{part}` of the base model's diffusers pipeline; `from_pretrained` "
         "of its stock class loads it"

@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from videorepa.errors import UserError
-from videorepa.losses._relations import unit_length
+from videorepa.losses._relations import (
+    every_pair,
+    pairs_in_space,
+    pairs_in_time,
+    relation_distance,
+    unit_length,
+)
 from videorepa.settings.section import Section
 from videorepa.tokens import TokenGrid
 
 if TYPE_CHECKING:
     from videorepa.encoders import EncoderSpec
 
+__all__ = [
+    "Loss",
+    "check_same_grid",
+    "every_pair",
+    "pairs_in_space",
+    "pairs_in_time",
+    "relation_distance",
+    "unit_tokens",
+]
+
 
 class Loss(Section):
-    """What a loss module calls its class's base: `loss(student, teacher)` gives a scalar.
+    """The base of all losses: `loss(student, teacher)` gives a scalar.
 
-    Both grids have the same shape. The gradient reaches the student alone.
+    The fields are what a recipe sets. The gradient reaches the student alone.
     """
 
     name: str
 
+    @abstractmethod
     def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
-        raise NotImplementedError
+        """The loss, a mean over clips, of two grids of the same shape.
+
+        Raises:
+          UserError: The grids differ, or the loss needs something that they lack.
+        """
 
     def taught_by(self, encoder: EncoderSpec | None) -> Loss:
-        """The loss with what this encoder wants where the recipe leaves it open."""
+        """The loss with the encoder's values for what the recipe leaves open."""
         return self
 
 
-def unit_tokens(grid: TokenGrid) -> Tensor:
-    """The grid's tokens in float32 (or float64) at unit length; half precision gives NaN here.
+def unit_tokens(grid: TokenGrid) -> Float[Tensor, "b t h w d"]:
+    """The grid's tokens at unit length, in float32 (float64 stays), since half precision gives NaN.
 
     A token shorter than 1e-6 becomes zero and gets no gradient.
     """
@@ -44,9 +67,15 @@ def unit_tokens(grid: TokenGrid) -> Tensor:
 
 
 def check_same_grid(student: TokenGrid, teacher: TokenGrid, widths: bool = False) -> None:
-    """Raises UserError, with both grids, unless their shapes are the same.
+    """Check that two grids have the same steps, rows and columns.
 
-    widths: tokens are compared with tokens, so that their widths must be equal too.
+    Args:
+      student: The student's grid.
+      teacher: The teacher's grid.
+      widths: Check the widths of the tokens too, for losses that compare token with token.
+
+    Raises:
+      UserError: They differ; the message shows both grids.
     """
     if widths and student.width != teacher.width:
         raise UserError(

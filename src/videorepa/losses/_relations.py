@@ -1,11 +1,11 @@
-"""Compares how two sets of tokens relate, exactly, without ever holding all pairs of tokens.
+"""Compares the pairwise similarities of two sets of tokens without holding all pairs at once.
 
-The relation of two tokens is the cosine of the angle between them. A clip of N tokens has N x N of
-them, and a plain implementation holds several matrices of that size for its backward pass.
-Here they come and go in tiles that fit a cache. The matrices are symmetric, so a tile beside the
-diagonal is computed once and counted twice; and the gradient is formed along with the value, from
-the same tile, so that the backward pass is one multiplication. That takes 4 N^2 D operations a
-clip in place of 8 N^2 D, and no memory but for the gradient and a few tiles.
+The relation of two tokens is the cosine of the angle between them. A clip of N tokens has N x N
+relations, and a plain implementation holds several matrices of that size for its backward pass.
+Here they are computed in tiles that fit a cache. The matrices are symmetric, so a tile beside the
+diagonal is computed once and counted twice. The gradient is formed from the same tile as the value,
+so the backward pass is one multiplication. A clip takes 4 N^2 D operations instead of 8 N^2 D, and
+memory for the gradient and a few tiles.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.utils.flop_counter import register_flop_formula
 SMALLEST_NORM = 1e-6
 
 TILE = {"cpu": 640}
-"""Tokens along a tile's side, at most, on a type of device: two tiles of float32 take 3 MB."""
+"""Most tokens along a tile's side, by device type: two float32 tiles take 3 MB."""
 
 TILE_ELSEWHERE = 2048
-"""Should be enough work in one product for a GPU; not measured on one."""
+"""The same for other devices. It should give a GPU enough work per product; not measured."""
 
 
 def unit_length(
@@ -33,8 +33,8 @@ def unit_length(
 ) -> tuple[Float[Tensor, "*n d"], Float[Tensor, "*n 1"]]:
     """The tokens divided by their lengths, and the lengths.
 
-    A token shorter than 1e-6 has no direction to speak of: its length counts as infinite, so it
-    becomes zero and gets no gradient, which would be of the order of one over its length.
+    A token shorter than 1e-6 has no reliable direction, and its gradient would be of the order of
+    one over its length. Its length counts as infinite, so it becomes zero and gets no gradient.
     """
     norm = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
     length = torch.where(norm > SMALLEST_NORM, norm, torch.inf)
@@ -42,17 +42,22 @@ def unit_length(
 
 
 def every_pair(frames: int, places: int) -> Float[Tensor, "t t"]:
-    """Weights for the mean over all pairs of tokens of a clip with so many places in a frame."""
+    """Weights of `relation_distance` for the mean over all pairs of a clip's tokens.
+
+    Args:
+      frames: Frames (steps in time) of the grid.
+      places: Tokens in a frame.
+    """
     return torch.full((frames, frames), 1 / (frames * places) ** 2, dtype=torch.float64)
 
 
 def pairs_in_space(frames: int, places: int) -> Float[Tensor, "t t"]:
-    """Weights for the mean over pairs of tokens of one frame."""
+    """Weights for the mean over pairs of tokens within one frame; see `every_pair`."""
     return torch.eye(frames, dtype=torch.float64) / (frames * places**2)
 
 
 def pairs_in_time(frames: int, places: int) -> Float[Tensor, "t t"]:
-    """Weights for the mean over pairs of tokens of different frames; a single frame has none."""
+    """Weights for the mean over pairs of tokens of different frames; all 0 for a single frame."""
     across = 1 - torch.eye(frames, dtype=torch.float64)
     return across / max(1, frames * (frames - 1) * places**2)
 
@@ -65,19 +70,25 @@ def relation_distance(
     margin: float = 0.0,
     saliency: Float[Tensor, "b t *place"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """How far the student's relations are from the teacher's, for each clip.
+    """The distance of the student's relations from the teacher's, for each clip.
 
-    With S and T the cosines of all pairs of tokens of student and teacher and d = S - T, this is
-    the sum over all tokens i in frame f and j in frame g of pairs[f, g] * W_ij * rho(d_ij).
+    With d_ij = cos(s_i, s_j) - cos(t_i, t_j), it is
 
-    pairs: symmetric; what two tokens count by the frames they are in, normalisation included
-        (`every_pair`, `pairs_in_space`, `pairs_in_time`). Tiles that count nothing cost nothing.
-    distance: rho is relu(|d| - margin) ("hinge"), |d| where |d| >= margin ("threshold"), or d^2
-        ("squared", which knows no margin).
-    saliency: w, from 0 to 1, for W_ij = w_i + w_j - w_i w_j; without it W is 1.
+        sum over i, j of pairs[f(i), f(j)] * W_ij * rho(d_ij),
 
-    Computed in float32, or float64 if tokens are, whatever autocast says: half precision gives NaN
-    here. The gradient reaches the student alone and cannot be differentiated again.
+    where f(i) is the frame of token i. It is computed in float32, or float64 for float64 tokens,
+    under autocast too, since half precision gives NaN. The gradient reaches the student alone and
+    cannot be differentiated again.
+
+    Args:
+      student: The student's tokens.
+      teacher: The teacher's tokens, in the same places; their width may differ.
+      pairs: Symmetric weights of pairs by their frames, with the normalisation included, as from
+        `every_pair`, `pairs_in_space` or `pairs_in_time`. Tiles whose weights are 0 cost nothing.
+      distance: "hinge" is rho(d) = relu(|d| - margin), "threshold" is |d| where |d| >= margin and
+        0 elsewhere, "squared" is d^2 and has no margin.
+      margin: Differences up to it are ignored, 0 to 2.
+      saliency: w, from 0 to 1, with W_ij = w_i + w_j - w_i w_j. Without it W is 1.
     """
     with_gradient = torch.is_grad_enabled() and student.requires_grad
     with torch.autocast(student.device.type, enabled=False):
@@ -87,7 +98,7 @@ def relation_distance(
     return values
 
 
-# An operator of its own, so that torch.compile takes it as one step and does not unroll its loops.
+# A custom operator, so that torch.compile takes it as one step and does not unroll its loops.
 @torch.library.custom_op(
     "videorepa::relation_distance",
     mutates_args=(),
@@ -112,7 +123,7 @@ def _values_and_gradient(
             f"got one of {tuple(pairs.shape)}, or one that is not symmetric."
         )
     side = TILE.get(student.device.type, TILE_ELSEWHERE)
-    # As many clips at once as fit a tile, of large clips one.
+    # Small clips share a tile; large ones go one by one.
     together = max(1, (side // (frames * math.prod(places))) ** 2)
     for first in range(0, clips, together):
         some = slice(first, first + together)
@@ -153,7 +164,7 @@ def _scale_gradient(ctx, by: Tensor | None, of_gradient: Tensor | None):
         # In place, unless the graph is kept for another backward pass.
         kept = _autograd._get_current_graph_task_keep_graph()  # pyright: ignore
         gradient = gradient * by if kept else gradient.mul_(by)
-        # Rounded last: in half precision the small numbers of before would vanish.
+        # Round last: the small unscaled numbers would vanish in half precision.
         by = gradient.to(ctx.student_dtype)
     return by, None, None, None, None, None, None
 
@@ -163,8 +174,8 @@ _values_and_gradient.register_autograd(_scale_gradient, setup_context=_keep_grad
 
 @register_flop_formula(torch.ops.videorepa.relation_distance)
 def _operations(student, teacher, *options, out_shape, **_) -> int:
-    """Half of each symmetric matrix, and the gradient from all slopes; where only some pairs
-    count there are fewer."""
+    """Half of each symmetric matrix, and the gradient from all slopes: an upper bound, reached
+    where all pairs count."""
     clips, *places, width = student
     with_gradient = math.prod(out_shape[1]) > 0
     each = width + teacher[-1] + (2 * width if with_gradient else 0)
@@ -182,10 +193,10 @@ def _walk(
     distance: str,
     margin: float,
 ) -> None:
-    """Adds the distances to `values` and their gradient to `gradient`, tile by tile."""
+    """Add the distances to `values` and their gradient to `gradient`, tile by tile."""
 
     def unit(tokens: Tensor, run: slice) -> Tensor:
-        # Again for every tile: that is little beside its products, and needs no copy of them all.
+        # Recomputed for every tile: it costs little beside the products and saves a copy.
         return unit_length(tokens[:, run].to(values.dtype))[0]
 
     places = student.shape[1] // len(pairs)
@@ -202,8 +213,8 @@ def _walk(
             s_j, t_j = (unit(student, j), unit(teacher, j)) if beside_diagonal else (s_i, t_i)
             tile = len(values), i.stop - i.start, j.stop - j.start
             d, amount = (part[: math.prod(tile)].view(tile) for part in scratch)
-            # One after the other, and not as one product of twice the width: so equal features
-            # differ by zero and not by rounding, whose sign would be their gradient.
+            # Two products instead of one of twice the width: equal features then differ by exactly
+            # zero and not by rounding, whose sign would become the gradient.
             torch.bmm(s_i, s_j.mT, out=d)
             d.sub_(torch.bmm(t_i, t_j.mT, out=amount))
             degree = RHO[distance](d, amount, margin)
@@ -222,16 +233,17 @@ def _walk(
                     gradient[:, j].baddbmm_(d.mT, s_i, alpha=2 * degree * factor)
     if gradient is not None:
         for _, run in runs:
-            # Moving along itself, a token changes its length and no relation.
+            # A move along itself changes a token's length and no relation.
             s, length = unit_length(student[:, run].to(values.dtype))
             along = torch.linalg.vecdot(gradient[:, run], s).unsqueeze(-1)
             gradient[:, run].addcmul_(along, s, value=-1).div_(length)
 
 
 def _runs(pairs: Float[Tensor, "t t"], places: int, side: int) -> list[tuple[slice, slice]]:
-    """Cuts a clip into runs of tokens, each whole frames or part of one, as (frames, tokens).
+    """Cut a clip into runs of tokens, each whole frames or part of one, as (frames, tokens).
 
-    Frames that count only by themselves are kept apart, so that only their tiles are computed.
+    Where only pairs within a frame count, each frame has runs of its own, so that no other tiles
+    are computed.
     """
     alone = torch.equal(pairs, pairs.diag().diag())
     step = 1 if alone else max(1, side // places)
@@ -244,8 +256,8 @@ def _runs(pairs: Float[Tensor, "t t"], places: int, side: int) -> list[tuple[sli
     return runs
 
 
-# Each replaces the differences d of a tile by slopes, and fills `amount`, so that rho is amount
-# times slope. It returns the degree of rho: the slope times the degree is rho's derivative.
+# Each of these replaces a tile's differences d by slopes and fills `amount`, such that rho(d) is
+# amount * slope. It returns the degree of rho, such that rho'(d) is degree * slope.
 
 
 def _hinge(d: Tensor, amount: Tensor, margin: float) -> int:

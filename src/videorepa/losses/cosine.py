@@ -12,7 +12,7 @@ from videorepa.tokens import TokenGrid
 
 
 class Cosine(Loss):
-    """Minus the mean over tokens of the cosine of student and teacher; -1 (equal) to 1."""
+    """REPA: loss = -mean over tokens i of cos(s_i, y_i), from -1 (equal directions) to 1."""
 
     name: Literal["cosine"] = "cosine"
 

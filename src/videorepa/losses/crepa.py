@@ -1,4 +1,4 @@
-"""CREPA: each student token points where the teacher's does now, a little before and after.
+"""CREPA: student tokens align with the teacher's of the same frame and of two neighbouring ones.
 
 Cross-frame Representation Alignment (arXiv 2506.09229).
 """
@@ -17,17 +17,19 @@ from videorepa.tokens import TokenGrid
 
 
 class Crepa(Loss):
-    """Minus the mean over tokens of the cosines with the teacher's token and its two neighbours.
+    """REPA with neighbouring frames. With n steps of dt seconds to a neighbour,
 
-    Of a token at step f it is cos(s_f, y_f) + sum over k = f - n and f + n of
-    exp(-seconds between k and f / tau) cos(s_f, y_k). Neighbours past the ends of the clip are left
-    out. Published is a distance and a tau of one latent frame; given in seconds they mean the same
-    on every grid, and the defaults are one latent frame of CogVideoX.
+        loss = -mean over tokens of cos(s_f, y_f) + sum over k = f - n, f + n of
+            exp(-n dt / tau) cos(s_f, y_k),
 
-    distance: to the neighbours, in seconds; rounded to n steps of the grid, at least one. The
-        weight goes by where the neighbour then is.
-    tau: how fast the weight falls, in seconds.
-    fps: frames a second of the clips.
+    where neighbours past the ends of the clip are left out. The paper sets the distance and tau to
+    one latent frame. In seconds they mean the same on every grid; the defaults are one latent frame
+    of CogVideoX.
+
+    Args:
+      distance: Seconds to the neighbours, rounded to n steps of the grid, at least one.
+      tau: Seconds over which a neighbour's weight falls by a factor of e.
+      fps: Frames per second of the clips.
     """
 
     name: Literal["crepa"] = "crepa"
@@ -41,8 +43,8 @@ class Crepa(Loss):
         steps = max(1, round(self.distance / seconds_a_step))
         weight = math.exp(-steps * seconds_a_step / self.tau)
         with torch.autocast(student.tokens.device.type, enabled=False):
-            ours, theirs = unit_tokens(student), unit_tokens(teacher).detach()
-            now = (ours * theirs).sum()
-            before = (ours[:, steps:] * theirs[:, :-steps]).sum()
-            after = (ours[:, :-steps] * theirs[:, steps:]).sum()
-            return -(now + weight * (before + after)) / ours[..., 0].numel()
+            s, y = unit_tokens(student), unit_tokens(teacher).detach()
+            same = (s * y).sum()
+            before = (s[:, steps:] * y[:, :-steps]).sum()
+            after = (s[:, :-steps] * y[:, steps:]).sum()
+            return -(same + weight * (before + after)) / s[..., 0].numel()

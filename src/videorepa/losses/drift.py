@@ -1,7 +1,7 @@
-"""LaMo's motion drift: the predicted latents move on the whole as the clip's own do.
+"""LaMo's motion drift loss: a frame's mean latent moves as the clip's own does (arXiv 2605.23878).
 
-LaMo (arXiv 2605.23878), the motion drift loss. No teacher: with `block: clean` and
-`target: latents` both grids hold latents, the model's prediction and the clip's.
+It needs no teacher. With `block: clean` and `target: latents` the grids hold latents: those that
+the model predicts and the clip's own.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from videorepa.losses import Loss, check_same_grid
 from videorepa.tokens import TokenGrid
 
 
-class Drift(Loss):
-    """Mean squared difference of the two drifts. Drift is the mean over a frame of z_{t+lag} - z_t.
+class LatentDrift(Loss):
+    """The squared error of the drift m(z_{t+lag}) - m(z_t), where m is the mean over a frame.
 
-    lag: steps between the two latents.
+    loss = mean over steps and channels of (drift of the prediction - drift of the clip)^2
+
+    Args:
+      lag: Steps of the grid between the two frames.
     """
 
     name: Literal["drift"] = "drift"

@@ -1,4 +1,7 @@
-"""MoAlign: relations within a frame, and across frames the more the nearer they are in time."""
+"""MoAlign: relations within frames, and across frames with weights that decay over time.
+
+MoAlign (arXiv 2510.19022).
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,28 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from videorepa.losses import Loss, check_same_grid
-from videorepa.losses._relations import pairs_in_space, pairs_in_time, relation_distance
+from videorepa.losses import (
+    Loss,
+    check_same_grid,
+    pairs_in_space,
+    pairs_in_time,
+    relation_distance,
+)
 from videorepa.tokens import TokenGrid
 
 
 class MoAlign(Loss):
-    """Mean over pairs of one frame, plus weighted mean over pairs of different frames, of |dS|.
+    """The sum of a spatial and a temporal relation loss. With dS = S_student - S_teacher,
 
-    dS is the difference of student and teacher similarity. Pairs dt steps apart weigh
-    exp(-dt / decay), and their sum is divided by how many there are, not by the sum of weights:
-    the more they decay, the less time counts against space.
+        loss = mean over pairs within a frame of |dS|
+             + mean over pairs dt > 0 steps apart of exp(-dt / decay) |dS|.
 
-    margin: relu(|dS| - margin) is what counts; 0 to 2.
-    decay: in steps of the grid.
+    The second mean divides by the number of pairs and not by the sum of their weights: the faster
+    they decay, the less time counts against space.
+
+    Args:
+      margin: relu(|dS| - margin) takes the place of |dS|; 0 to 2.
+      decay: Steps of the grid over which a pair's weight falls by a factor of e.
     """
 
     name: Literal["moalign"] = "moalign"

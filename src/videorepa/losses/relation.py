@@ -1,4 +1,4 @@
-"""Token Relation Distillation: the student's token-to-token similarities follow the teacher's.
+"""Token Relation Distillation: the student's pairwise token similarities follow the teacher's.
 
 VideoREPA (arXiv 2505.23656), section 4.2 and equation 5.
 """
@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from torch import Tensor
 
-from videorepa.losses import Loss, check_same_grid
-from videorepa.losses._relations import every_pair, pairs_in_space, pairs_in_time, relation_distance
+from videorepa.losses import (
+    Loss,
+    check_same_grid,
+    every_pair,
+    pairs_in_space,
+    pairs_in_time,
+    relation_distance,
+)
 from videorepa.tokens import TokenGrid
 
 if TYPE_CHECKING:
@@ -19,15 +25,18 @@ if TYPE_CHECKING:
 
 
 class Relation(Loss):
-    """Mean over pairs of tokens of how far student and teacher similarity differ past a margin.
+    """VideoREPA's TRD. With dS = S_student - S_teacher, the differences of all pairs' cosines,
 
-    margin: similarities within it count as equal; 0 to 2. A recipe that leaves it out gets the
-        one that was published for its encoder.
-    scope: "all" pairs of a clip, pairs within one frame ("space"), or across frames ("time").
-    weighting: "joint" takes one mean over all pairs, as the published code does; "equal" adds the
-        mean over space and the mean over time, as the paper's equation 5 does. Only for "all".
-    hinge: relu(|d| - margin) as in the published code; without it |d| where |d| >= margin, as in
-        the paper.
+        loss = mean over pairs of relu(|dS| - margin).
+
+    Args:
+      margin: Differences up to it count as 0; 0 to 2. A recipe that leaves it out gets the margin
+        that was published for its encoder.
+      scope: "all" pairs of a clip, pairs within a frame ("space"), or across frames ("time").
+      weighting: "joint" takes one mean over all pairs, as the published code does. "equal" adds
+        the mean over space and the mean over time, as equation 5 does. Only for scope "all".
+      hinge: relu(|dS| - margin), as in the published code. Without it |dS| where
+        |dS| >= margin, as in the paper.
     """
 
     name: Literal["relation"] = "relation"

@@ -1,4 +1,4 @@
-"""Relation L2: the student's similarities follow the teacher's in the least squares (dREPA)."""
+"""Relation L2 (dREPA): squared differences of the student's and the teacher's similarities."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from videorepa.losses import Loss, check_same_grid
-from videorepa.losses._relations import every_pair, relation_distance
+from videorepa.losses import Loss, check_same_grid, every_pair, relation_distance
 from videorepa.tokens import TokenGrid
 
 
 class RelationL2(Loss):
-    """Mean over pairs of different tokens of a clip of the squared difference in similarity.
+    """loss = mean over pairs i != j of a clip's tokens of (S_student - S_teacher)^2.
 
-    A token with itself has similarity 1 in both grids and adds nothing to the sum.
+    S holds the cosines of all pairs. Pairs i = j have cosine 1 in both and add nothing.
     """
 
     name: Literal["relation_l2"] = "relation_l2"
@@ -23,6 +22,6 @@ class RelationL2(Loss):
         check_same_grid(student, teacher)
         frames, height, width = teacher.size
         tokens = frames * height * width
-        # From the mean over all pairs to that over pairs of different tokens.
+        # The factor turns the mean over all pairs into that over pairs of different tokens.
         pairs = every_pair(frames, height * width) * (tokens / max(1, tokens - 1))
         return relation_distance(student.tokens, teacher.tokens, pairs, "squared").mean()

@@ -1,4 +1,4 @@
-"""SARA: relations follow the teacher's where something salient has a part in them."""
+"""SARA: relations follow the teacher's where either token is salient (arXiv 2605.07800)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from videorepa.errors import UserError
-from videorepa.losses import Loss, check_same_grid, unit_tokens
-from videorepa.losses._relations import every_pair, relation_distance
+from videorepa.losses import Loss, check_same_grid, every_pair, relation_distance, unit_tokens
 from videorepa.tokens import TokenGrid
 
 
 class Sara(Loss):
-    """Weighted mean over pairs of tokens of |dS|, per clip, then the mean over clips.
+    """A saliency-weighted relation loss. With dS = S_student - S_teacher, the mean over clips of
 
-    dS is the difference of student and teacher similarity. A pair weighs
-    W_ij = w_i + w_j - w_i w_j, with w the saliency of a token from 0 to 1: the weight is 1 as soon
-    as one of the two is fully salient. A clip without any salient token has no loss.
+        sum over pairs of W_ij |dS_ij| / sum over pairs of W_ij,  W_ij = w_i + w_j - w_i w_j.
 
-    saliency: "teacher" reads it from the teacher's grid. "change" has no parameters: how far a
-        teacher token's direction is from the mean over time at its place, divided by the clip's
-        maximum.
+    w is the saliency of a token, 0 to 1, so a pair weighs 1 where either token is fully salient. A
+    clip without any salient token has a loss of 0.
+
+    Args:
+      saliency: "teacher" reads w from the teacher's grid. "change" needs no trained part: w is the
+        distance of a teacher token's direction from its place's mean over time, divided by the
+        clip's maximum.
     """
 
     name: Literal["sara"] = "sara"
@@ -50,8 +51,8 @@ class Sara(Loss):
             return changes.saliency
         if teacher.saliency is None:
             raise UserError(
-                "The loss `sara` with `saliency: teacher` needs an encoder that says how salient "
-                f"each token is; the teacher's grid {teacher} does not. Choose another encoder or "
-                "`saliency: change`, which needs nothing."
+                "The loss `sara` with `saliency: teacher` needs an encoder that gives a saliency "
+                f"of each token; the teacher's grid {teacher} has none. Choose another encoder or "
+                "`saliency: change`, which works with any."
             )
         return teacher.saliency

@@ -1,4 +1,4 @@
-"""U-REPA: tokens point where the teacher's do, and relate to each other as the teacher's do."""
+"""U-REPA: REPA plus squared differences of relations (arXiv 2503.18414)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from videorepa.losses import Loss, check_same_grid
-from videorepa.losses._relations import every_pair, relation_distance
+from videorepa.losses import Loss, check_same_grid, every_pair, relation_distance
 from videorepa.losses.cosine import Cosine
 from videorepa.tokens import TokenGrid
 
@@ -16,9 +15,10 @@ REPA = Cosine()
 
 
 class URepa(Loss):
-    """REPA plus the mean over all pairs of tokens of the squared difference in similarity.
+    """loss = REPA + relations * mean over all pairs of tokens of (S_student - S_teacher)^2.
 
-    relations: coefficient of the second term; 3 as published.
+    Args:
+      relations: Coefficient of the second term; 3 as published.
     """
 
     name: Literal["u_repa"] = "u_repa"

@@ -1,15 +1,13 @@
-"""What a forward pass tells of every block: how close it is to teachers, and what it knows of
-contact."""
+"""The blocks of a base model: their outputs for noisy clips, and how close they are to teachers."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
@@ -18,8 +16,8 @@ from videorepa.align.taps import tap
 from videorepa.backbones import Backbone, Text
 from videorepa.errors import UserError
 from videorepa.probing.clips import Clips
-from videorepa.probing.closeness import closeness
-from videorepa.probing.records import Reading, contact_reading, mean_reading
+from videorepa.probing.closeness import closeness, mean_reading
+from videorepa.probing.records import Reading
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
@@ -28,14 +26,16 @@ TIMESTEPS_TRIED = 4096
 
 LEVEL_TOLERANCE = 0.02
 
-SLICES = 3
-"""Steps in time whose tokens the probe reads, evenly spaced, as for VideoREPA's figure 1."""
-
 
 @dataclass(frozen=True)
 class Encoded:
-    """Clips as the base model takes them: latents (f, c, h, w), noise alike, and what each
-    caption became."""
+    """Clips as the base model takes them.
+
+    Attributes:
+        latents: For each clip, (f, c, h, w).
+        noise: For each clip, of the same size.
+        text: For each clip, its encoded caption.
+    """
 
     clips: Clips
     latents: list[Tensor]
@@ -43,53 +43,48 @@ class Encoded:
     text: list[Text]
 
 
-def slices(
-    grid: TokenGrid, count: int = SLICES, side: int | None = None
-) -> Float[np.ndarray, "b d"]:
-    """The tokens of so many evenly spaced steps in time, of those that begin in the clip:
-    CogVideoX's first step, which is frame 0 alone, is not among them.
-
-    side: rows and columns that each frame's tokens are averaged to; by default all are given.
-    """
-    grid = grid.since(0)
-    if side is not None:
-        grid = grid.averaged(side)
-    steps = np.linspace(0, grid.size[0] - 1, count).round().astype(int)
-    return grid.tokens[:, steps].flatten(1).float().cpu().numpy()
-
-
-# The base model.
-
-
 def encode(backbone: Backbone, clips: Clips, seed: int) -> Encoded:
-    """Latents and text of clips, and the noise for them, which is the same at every level."""
-    latents = draw_latents(backbone, clips, lambda n: generator(seed, "scan latents", n), "encode")
-    noise = draw_noise(latents, lambda n: generator(seed, "scan noise", n))
+    """Encode clips and captions, and draw the noise, which is the same at every noise level."""
+    latents = draw_latents(backbone, clips, seed, "scan latents", "encode")
+    noise = draw_noise(latents, clips, seed, "scan noise")
     text = {caption: backbone.encode_text([caption]) for caption in set(clips.captions)}
     return Encoded(clips, latents, noise, [text[caption] for caption in clips.captions])
 
 
 def draw_latents(
-    backbone: Backbone, clips: Clips, by: Callable[[int], torch.Generator], what: str = ""
-) -> list[Tensor]:
-    """A sample of each clip's posterior, (f, c, h, w), drawn by the clip's own generator.
+    backbone: Backbone, clips: Clips, seed: int, purpose: str, what: str = ""
+) -> list[Float[Tensor, "f c h w"]]:
+    """Draw a sample of each clip's posterior, by its id.
 
-    what: its progress is shown under that name; without one it is not.
+    Args:
+        purpose: Keeps draws of the same seed apart.
+        what: Name of the progress bar; without one there is none.
     """
     latents: list[Tensor] = []
     for which in track(clips.batches(), what, shown=bool(what)):
         for moments in backbone.encode_video(clips.video(which)).split(1):
-            latents += backbone.latents(moments, by(len(latents)))
+            draw = generator(seed, purpose, clips.ids[len(latents)])
+            latents += backbone.latents(moments, draw)
     return latents
 
 
-def draw_noise(latents: Sequence[Tensor], by: Callable[[int], torch.Generator]) -> list[Tensor]:
-    """Noise for each clip's latents, drawn by the clip's own generator."""
-    return [torch.randn(x.shape, generator=by(number)).to(x) for number, x in enumerate(latents)]
+def draw_noise(
+    latents: Sequence[Tensor], clips: Clips, seed: int, purpose: str, *draw: int
+) -> list[Tensor]:
+    """Draw noise for each clip's latents, by its id."""
+    return [
+        torch.randn(x.shape, generator=generator(seed, purpose, clip, *draw)).to(x)
+        for clip, x in zip(clips.ids, latents, strict=True)
+    ]
 
 
 class Blocks:
-    """A base model whose transformer is loaded, and the blocks of it that are measured."""
+    """Some blocks of a base model whose transformer is loaded.
+
+    Args:
+        backbone: The live base model.
+        blocks: Their numbers, counted from 1.
+    """
 
     def __init__(self, backbone: Any, blocks: Sequence[int]) -> None:
         self.backbone, self.blocks = backbone, blocks
@@ -97,39 +92,37 @@ class Blocks:
     def distances(
         self, encoded: Encoded, level: float, teachers: Mapping[str, TokenGrid]
     ) -> dict[str, list[Reading]]:
-        """Relation error and CKA of every block, for every teacher's features of these clips."""
-        found: dict[tuple[str, int, str], list[float]] = defaultdict(list)
-        for which, block, grid in self._at_level(encoded, level):
-            for name, features in teachers.items():
+        """Measure relation error and CKA of every block against each teacher.
+
+        Args:
+            level: The noise's share of the noisy latents' variance, 0 to 1.
+            teachers: Features of the same clips, by the teacher's name.
+        """
+        values: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+        timestep = self._timestep(level, encoded.latents[0])
+        for which, block, grid in self.outputs(encoded, timestep, f"noise {level:g}"):
+            for teacher, features in teachers.items():
                 theirs = features.with_tokens(features.tokens[which])
-                for measure, values in closeness(grid, theirs).items():
-                    found[name, block, measure] += values
+                for measure, of_clips in closeness(grid, theirs).items():
+                    values[teacher, block, measure] += of_clips
         readings: dict[str, list[Reading]] = defaultdict(list)
-        for (name, block, measure), values in found.items():
-            readings[name].append(mean_reading(measure, values, "block", block, level))
+        for (teacher, block, measure), of_clips in values.items():
+            readings[teacher].append(
+                mean_reading(measure, of_clips, teacher, "block", block, level)
+            )
         return readings
-
-    def contact(self, encoded: Encoded, level: float) -> list[Reading]:
-        """How well contact is read from every block."""
-        found: dict[int, list[np.ndarray]] = defaultdict(list)
-        for _, block, grid in self._at_level(encoded, level):
-            found[block].append(slices(grid))
-        return [
-            contact_reading(np.concatenate(rows), encoded.clips, "block", block, level)
-            for block, rows in found.items()
-        ]
-
-    def _at_level(self, encoded: Encoded, level: float) -> Iterator[tuple[slice, int, TokenGrid]]:
-        return self.outputs(encoded, self._timestep(level, encoded.latents[0]), f"noise {level:g}")
 
     @torch.no_grad()
     def outputs(
         self, encoded: Encoded, timestep: Num[Tensor, " 1"], what: str = ""
     ) -> Iterator[tuple[slice, int, TokenGrid]]:
-        """Which clips, a block's number and its grid of them: one pass per batch of clips, with all
-        blocks tapped; what is taken is let go at once.
+        """Yield the place of a batch of clips, a block's number, and the block's output for them.
 
-        what: its progress is shown under that name; without one it is not.
+        The transformer runs once for each batch, with all blocks tapped. A tapped output is
+        dropped once it has been yielded.
+
+        Args:
+            what: Name of the progress bar; without one there is none.
         """
         with ExitStack() as stack:
             taps = {n: stack.enter_context(tap(self.backbone.block(n))) for n in self.blocks}
@@ -148,7 +141,7 @@ class Blocks:
     def _timestep(self, level: float, latents: Float[Tensor, "f c h w"]) -> Num[Tensor, " 1"]:
         """The timestep at which the noise's share of the variance is nearest to the level.
 
-        Found by noising zeros and ones, so that it holds for any kind of diffusion.
+        Noises zeros and ones at many timesteps, so it holds for any kind of diffusion.
         """
         many = latents.expand(TIMESTEPS_TRIED, *latents.shape)
         drawn = self.backbone.sample_timesteps(many, generator(0, "scan timesteps")).unique()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from videorepa.data.source import open_source
@@ -17,11 +17,41 @@ from videorepa.probing.physion import Stimulus
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import ClipSize
 from videorepa.system.fingerprint import json_digest
-from videorepa.world.contact import contact_clip
-from videorepa.world.simulator import VERSION as LAB_VERSION
 
 
-def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, list[str]]:
+@dataclass(frozen=True)
+class Clips:
+    """Clips in memory.
+
+    Attributes:
+        frames: Colours from 0 to 255.
+        captions: One for each clip.
+        ids: One for each clip, by which noise is drawn.
+        batch: How many clips go through a model at once.
+    """
+
+    frames: UInt8[np.ndarray, "n f h w 3"]
+    captions: Sequence[str]
+    ids: Sequence[str]
+    batch: int
+
+    def batches(self) -> list[slice]:
+        """Where each batch lies."""
+        count = len(self.frames)
+        return [slice(first, first + self.batch) for first in range(0, count, self.batch)]
+
+    def video(self, which: slice) -> Float[Tensor, "b f 3 h w"]:
+        """Some of the clips, with colours from 0 to 1."""
+        return torch.from_numpy(self.frames[which]).permute(0, 1, 4, 2, 3).float() / 255.0
+
+
+def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[str]]:
+    """The first `count` clips of the recipe's data that can be read, their digest, and notes on
+    the others.
+
+    Raises:
+        UserError: Fewer than two can be read.
+    """
     source = open_source(recipe.data)
     frames, captions, digests, notes = [], [], [], []
     for number, item in enumerate(source.items):
@@ -42,67 +72,36 @@ def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, list[str]]:
         )
     if len(frames) < count:
         notes.append(f"There are {len(frames)} clips to measure on, where {count} were asked for.")
-    batch = recipe.data.prepare_batch
-    return Clips(np.stack(frames), captions, json_digest(digests), batch), notes
-
-
-def contact_clips(recipe: Recipe, count: int) -> Clips:
-    drawn = [contact_clip(recipe.seed, index) for index in range(count)]
-    return Clips(
-        frames=np.stack([clip.frames for clip, _ in drawn]),
-        captions=[""] * count,
-        digest=f"lab {LAB_VERSION}, seed {recipe.seed}, {count} clips",
-        batch=recipe.data.prepare_batch,
-        label=np.array([touches for _, touches in drawn]),
-    )
-
-
-# Features, kept as they come.
+    ids = [str(place) for place in range(len(frames))]
+    clips = Clips(np.stack(frames), captions, ids, recipe.data.prepare_batch)
+    return clips, json_digest(digests), notes
 
 
 @dataclass(frozen=True)
 class ShownFrames:
-    """What of a clip is shown. shown: numbers of frames by scenario. batch: clips that go through a
-    model at once. seed: of latents and noise."""
+    """Reads of each video the frames that a probe shows.
+
+    Attributes:
+        size: What each clip is brought to.
+        numbers: Numbers of the frames shown, by scenario.
+        batch: How many clips go through a model at once.
+    """
 
     size: ClipSize
-    shown: Mapping[str, Sequence[int]]
+    numbers: Mapping[str, Sequence[int]]
     batch: int
-    seed: int
 
-    def read(self, chunk: Sequence[Stimulus]) -> tuple[Clips | None, list[str], dict[str, str]]:
-        """The clips that can be read, their ids, and why others cannot."""
-        frames, ids, failed = [], [], {}
+    def read(self, chunk: Sequence[Stimulus]) -> tuple[Clips | None, dict[str, str]]:
+        """The clips that can be read, None if there are none, and by id why others cannot be."""
+        frames, ids, failures = [], [], {}
         for stimulus in chunk:
+            numbers = self.numbers[stimulus.scenario]
             try:
-                numbers = self.shown[stimulus.scenario]
                 frames.append(
                     read_chosen(stimulus.path, numbers, self.size.height, self.size.width)
                 )
                 ids.append(stimulus.id)
             except ClipError as error:
-                failed[stimulus.id] = str(error)
-        clips = Clips(np.stack(frames), [""] * len(ids), "", self.batch) if ids else None
-        return clips, ids, failed
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Clips in memory.
-
-    frames: (n, F, H, W, 3) uint8. digest: changes when the clips do. batch: how many go through a
-    model at once. label: what the probe is to read.
-    """
-
-    frames: np.ndarray
-    captions: Sequence[str]
-    digest: str
-    batch: int
-    label: Bool[np.ndarray, " n"] | None = None
-
-    def batches(self) -> list[slice]:
-        count = len(self.frames)
-        return [slice(first, first + self.batch) for first in range(0, count, self.batch)]
-
-    def video(self, which: slice) -> Float[Tensor, "b f 3 h w"]:
-        return torch.from_numpy(self.frames[which]).permute(0, 1, 4, 2, 3).float() / 255.0
+                failures[stimulus.id] = str(error)
+        clips = Clips(np.stack(frames), [""] * len(ids), ids, self.batch) if ids else None
+        return clips, failures

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from videorepa.align.resampling import resample
+from videorepa.evaluation.statistics import paired_bootstrap
 from videorepa.losses.relation import Relation
+from videorepa.probing.records import Reading, check_finite
 from videorepa.tokens import TokenGrid
 
 SMALLEST_SHARE = 1e-6
-"""What float32 leaves of features that do not vary, as a share of their norm, is below this."""
-
-
-# Two grids.
+"""Features whose deviation is a smaller share of their norm do not vary: float32 rounds so."""
 
 
 def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Float[Tensor, ""]:
-    """Linear CKA of the same n tokens in two models, 0 to 1 (Kornblith et al. 2019,
-    arXiv 1905.00414): |Y'X|^2 / (|X'X| |Y'Y|), with X and Y centred over the tokens.
+    """Linear CKA of the same n tokens in two models, 0 to 1 (Kornblith et al. 2019, 1905.00414).
 
-    It is 1 for features that are equal up to a rotation, a scale and an offset, and 0 where either
-    does not vary. Unrelated features of a width near the number of tokens are well above 0, so a
-    straw man has to stand beside it. Computed in float32 or wider.
+    CKA = |Y'X|^2 / (|X'X| |Y'Y|), with X and Y centred over the tokens, in float32 or wider. It is
+    1 for features that are equal up to a rotation, a scale and an offset, and 0 where either does
+    not vary. Unrelated features about as wide as there are tokens are well above 0, so compare it
+    with a straw man's.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = _centred(x), _centred(y)
@@ -39,8 +41,10 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Float[Tensor
 
 
 def _centred(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
-    """Without the mean token, at norm 1: the fourth powers in CKA must not overflow. Zero if no
-    more than rounding is left."""
+    """Subtract the mean token and scale to norm 1, so that CKA's fourth powers do not overflow.
+
+    Zero if nothing but rounding is left.
+    """
     x = x if x.dtype == torch.float64 else x.float()
     varying = x - x.mean(0)
     length = varying.norm()
@@ -48,17 +52,43 @@ def _centred(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
 
 
 def closeness(student: TokenGrid, teacher: TokenGrid) -> dict[str, list[float]]:
-    """Relation error and CKA of each clip, on the teacher's grid; there is no projector, since
-    neither depends on the width.
+    """Measure each clip's relation error and CKA, with the student's tokens on the teacher's grid.
 
     The relation error is TRD with margin 0: the mean, over all pairs of a clip's tokens, of how far
-    apart the two cosine similarities are; 0 to 2.
+    apart their cosine similarity is in the two, from 0 to 2. Neither measure depends on the width,
+    so there is no projector.
     """
-    found: dict[str, list[float]] = {"relation_error": [], "cka": []}
+    by_clip: dict[str, list[float]] = {"relation_error": [], "cka": []}
     # Clip by clip: relations of the published grid take 52 MB for each.
     for ours, theirs in zip(student.tokens.split(1), teacher.tokens.split(1), strict=True):
         like = teacher.with_tokens(theirs.to(ours.device, torch.float32))
         met = resample(student.with_tokens(ours.float()), like=like)
-        found["relation_error"].append(Relation(margin=0.0)(met, like).item())
-        found["cka"].append(linear_cka(met.tokens.flatten(0, 3), like.tokens.flatten(0, 3)).item())
-    return found
+        cka = linear_cka(met.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
+        by_clip["relation_error"].append(Relation(margin=0.0)(met, like).item())
+        by_clip["cka"].append(cka.item())
+    return by_clip
+
+
+def mean_reading(
+    measure: str,
+    values: Sequence[float],
+    teacher: str,
+    source: str,
+    block: int | None = None,
+    noise: float | None = None,
+) -> Reading:
+    """The mean of a measure's values, one for each clip. Raises UserError if one is not finite."""
+    check_finite(values, source if block is None else f"block {block} at noise {noise:g}")
+    low, high = paired_bootstrap([[value] for value in values])
+    return Reading(
+        measure=measure,
+        source=source,
+        value=float(np.mean(values)),
+        low=low,
+        high=high,
+        n=len(values),
+        sd=float(np.std(values, ddof=1)),
+        block=block,
+        noise=noise,
+        teacher=teacher,
+    )

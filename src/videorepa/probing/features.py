@@ -19,7 +19,7 @@ from videorepa.errors import UserError
 from videorepa.probing.clips import ShownFrames
 from videorepa.probing.physion import Stimulus
 from videorepa.probing.records import check_finite
-from videorepa.probing.sources import Condition, Source
+from videorepa.probing.sources import Condition, FeatureSource
 from videorepa.system.files import atomic_write
 from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import track
@@ -29,16 +29,28 @@ CHUNK = 16
 
 LARGEST = float(np.finfo(np.float16).max)
 
+Chunk = Sequence[Stimulus]
+
 
 class FeatureStore:
-    """A source's features: a folder for each condition, a file for each chunk of clips."""
+    """A source's features: a folder for each condition, a file for each chunk of clips.
 
-    def __init__(self, root: Path, name: str, source: Source, made_with: dict[str, Any]) -> None:
+    Args:
+        root: Folder of all stores.
+        name: What the source is called.
+        source: Where the features come from.
+        made_with: What the features depend on; a store made with something else is refused.
+    """
+
+    def __init__(
+        self, root: Path, name: str, source: FeatureSource, made_with: dict[str, Any]
+    ) -> None:
         self.path = root / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-        self.source, self.made_with = source, made_with
+        self.name, self.source, self.made_with = name, source, made_with
 
     def open(self) -> None:
-        """Raises UserError if it is another source's, or of other clips."""
+        """Make the folder, unless it is there. Raises UserError if it is another source's, or of
+        other clips."""
         about = self.path / "made-with.json"
         if read_finished(about, self.made_with, lambda _: True) is None:
             if any(self.path.rglob("*.safetensors")):
@@ -48,57 +60,77 @@ class FeatureStore:
                 )
             write_finished(about, self.made_with, None)
 
-    def file(self, condition: Condition, chunk: Sequence[Stimulus]) -> Path:
-        # Named by the clips in it, as digests are short.
+    def extract(
+        self, chunks: Sequence[Chunk], frames: ShownFrames, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Extract and write what is missing. Raises UserError for features that are not finite."""
+        todo = [chunk for chunk in chunks if self._missing(chunk)]
+        if not todo:
+            return
+        features_of = self.source.load(device, dtype)
+        for chunk in track(todo, self.name, done=len(chunks) - len(todo)):
+            clips, failures = frames.read(chunk)
+            conditions = self._missing(chunk)
+            if clips is None:
+                for condition in conditions:
+                    self._write(condition, chunk, [], failures, {})
+                continue
+            for condition, features in features_of(clips, conditions):
+                for key, values in features.items():
+                    check_finite(values, f"{self.name}, {key}, {condition}")
+                self._write(condition, chunk, clips.ids, failures, features)
+
+    def read(
+        self, condition: Condition, key: str, chunks: Sequence[Chunk]
+    ) -> tuple[list[str], Float[np.ndarray, "n d"]]:
+        """The ids of the clips that could be read, and their features in the same order."""
+        ids: list[str] = []
+        parts = []
+        for chunk in chunks:
+            with self._opened(condition, chunk) as file:
+                in_chunk = _about(file)["ids"]
+                if in_chunk:
+                    parts.append(file.get_tensor(key))
+                ids += in_chunk
+        if not parts:
+            raise UserError("None of Physion's clips can be read.")
+        return ids, np.concatenate(parts).astype(np.float32)
+
+    def failures(self, chunks: Sequence[Chunk]) -> dict[str, str]:
+        """Why a clip could not be read, by its id."""
+        failures: dict[str, str] = {}
+        for chunk in chunks:
+            with self._opened(self.source.conditions[0], chunk) as file:
+                failures |= _about(file)["failed"]
+        return failures
+
+    def _file(self, condition: Condition, chunk: Chunk) -> Path:
+        # Named by a digest of its clips' ids, which would be too long.
         return self.path / str(condition) / f"{json_digest([s.id for s in chunk])}.safetensors"
 
-    def missing(self, chunk: Sequence[Stimulus]) -> list[Condition]:
-        return [c for c in self.source.conditions if not self.file(c, chunk).exists()]
+    def _missing(self, chunk: Chunk) -> list[Condition]:
+        return [c for c in self.source.conditions if not self._file(c, chunk).exists()]
 
-    def write(
+    def _write(
         self,
         condition: Condition,
-        chunk: Sequence[Stimulus],
+        chunk: Chunk,
         ids: Sequence[str],
-        failed: Mapping[str, str],
+        failures: Mapping[str, str],
         features: Mapping[str, Float[np.ndarray, "n d"]],
     ) -> None:
-        path = self.file(condition, chunk)
+        path = self._file(condition, chunk)
         path.parent.mkdir(exist_ok=True)
-        about = json.dumps({"ids": list(ids), "failed": dict(failed)})
-        # As v1.5 does; what does not fit becomes the largest that does.
+        about = json.dumps({"ids": list(ids), "failed": dict(failures)})
+        # Half precision, as v1.5 has it; what does not fit becomes the largest number that does.
         half = {
             key: values.clip(-LARGEST, LARGEST).astype(np.float16)
             for key, values in features.items()
         }
         atomic_write(path, save(half, metadata={"about": about}))
 
-    def read(
-        self, condition: Condition, key: str, chunks: Sequence[Sequence[Stimulus]]
-    ) -> tuple[list[str], Float[np.ndarray, "n d"]]:
-        """Ids, and features in their order."""
-        ids: list[str] = []
-        parts = []
-        for chunk in chunks:
-            with self._opened(condition, chunk) as file:
-                there = _about(file)["ids"]
-                if there:
-                    parts.append(file.get_tensor(key))
-                ids += there
-        if not parts:
-            raise UserError("None of Physion's clips can be read.")
-        return ids, np.concatenate(parts).astype(np.float32)
-
-    def failures(self, chunks: Sequence[Sequence[Stimulus]]) -> list[str]:
-        notes = []
-        for chunk in chunks:
-            with self._opened(self.source.conditions[0], chunk) as file:
-                failed = _about(file)["failed"]
-            notes += [f"The clip {name} was left out: {why}." for name, why in failed.items()]
-        return notes
-
-    def _opened(self, condition: Condition, chunk: Sequence[Stimulus]) -> Any:
-        path = self.file(condition, chunk)
+    def _opened(self, condition: Condition, chunk: Chunk) -> Any:
+        path = self._file(condition, chunk)
         try:
             return safe_open(path, framework="np")
         except (OSError, SafetensorError) as error:
@@ -109,28 +141,3 @@ class FeatureStore:
 
 def _about(file: Any) -> dict[str, Any]:
     return json.loads(file.metadata()["about"])
-
-
-def extract(
-    name: str,
-    store: FeatureStore,
-    chunks: Sequence[Sequence[Stimulus]],
-    cut: ShownFrames,
-    where: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    todo = [chunk for chunk in chunks if store.missing(chunk)]
-    if not todo:
-        return
-    live = store.source.load(where, dtype)
-    for chunk in track(todo, name, done=len(chunks) - len(todo)):
-        clips, ids, failed = cut.read(chunk)
-        conditions = store.missing(chunk)
-        if clips is None:
-            for condition in conditions:
-                store.write(condition, chunk, [], failed, {})
-            continue
-        for condition, features in live.see(clips, ids, conditions, cut):
-            for key, values in features.items():
-                check_finite(values, f"{name}, {key}, {condition}")
-            store.write(condition, chunk, ids, failed, features)

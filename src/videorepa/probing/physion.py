@@ -1,7 +1,7 @@
-"""Physion: clips of which half end in red touching yellow, and two published ways to ask a model.
+"""Physion's clips, in half of which a red object will touch a yellow one, and how they are asked.
 
-The clips stop before it is decided. Releases of 2021 (arXiv 2106.08261) and v1.5; this module reads
-their folders as they are unpacked, and says what is shown and how features are read out.
+The clips stop before that is decided. This module reads the folders of both releases, 2021 (arXiv
+2106.08261) and v1.5, and keeps what each shows of a clip and how it reads features out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from videorepa.errors import UserError
-from videorepa.probing.readout import Decided, decide
+from videorepa.probing.readout import FOLDS, decide
+from videorepa.world.contact import KINDS
 
 LABELS = "all_video_labels.json"
 """The file with v1.5's answers, in either split's folder."""
@@ -25,8 +26,12 @@ LABELS = "all_video_labels.json"
 
 @dataclass(frozen=True)
 class Stimulus:
-    """A clip. id: "train/" or "test/" and its file's stem. touches: whether red will touch
-    yellow."""
+    """A clip.
+
+    Attributes:
+        id: "train/" or "test/", and the stem of its file.
+        touches: Whether red will touch yellow.
+    """
 
     id: str
     path: Path
@@ -46,14 +51,16 @@ class Stimulus:
 class Protocol:
     """What is shown of a clip, and how the answer is read from features.
 
-    names: patterns of file names and the scenarios they mean, tried in this order.
-    load: reads a split's folder: each video's label, and notes of what was left out.
-    frames: numbers of the frames that published extractors are given, at 30 a second; exceptions:
-        other ones for some scenarios.
-    strengths: inverse strengths of regularisation to choose from. iterations: at most, for a fit.
-    seed: of folds, and of what is drawn to balance. by_scenario: each scenario has a readout of its
-        own; otherwise one serves all. balanced: as many clips of either answer are fitted to; the
-        rest is left out.
+    Attributes:
+        names: Scenarios by patterns of file names, tried in this order.
+        load: Reads a split's folder: each video's label, and notes of what was left out.
+        frames: Numbers of the frames that published extractors are given, at 30 a second.
+        strengths: Inverse strengths of regularisation to choose from.
+        iterations: The most that a fit may take.
+        seed: Of the folds, and of the clips that are drawn to balance the answers.
+        by_scenario: Each scenario has a readout of its own; otherwise one serves all.
+        balanced: The readout is fitted to as many clips of either answer.
+        exceptions: Other frames for some scenarios.
     """
 
     name: str
@@ -68,9 +75,10 @@ class Protocol:
     exceptions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def shown(self, scenario: str, count: int, published: bool = False) -> list[int]:
-        """The numbers of `count` frames, evenly spaced over all up to the last one shown.
+        """The numbers of `count` frames, evenly spaced over all that are shown.
 
-        published: over those alone that published extractors are given.
+        Args:
+            published: Choose from the frames alone that published extractors are given.
         """
         frames: Sequence[int] = self.exceptions.get(scenario, self.frames)
         if not published:
@@ -81,7 +89,8 @@ class Protocol:
     def read(self, root: Path) -> tuple[list[Stimulus], list[str]]:
         """All clips in `root`/train and `root`/test by id, and notes of what was left out.
 
-        Raises UserError for a folder that is not laid out so, and for a clip of no scenario.
+        Raises:
+            UserError: The folder is not laid out so, or a clip is of no scenario.
         """
         stimuli, notes = [], []
         for split in ("train", "test"):
@@ -93,13 +102,13 @@ class Protocol:
                 )
             labelled, left_out = self.load(folder, split)
             notes += left_out
-            known: dict[str, Path] = {}
+            by_stem: dict[str, Path] = {}
             for path, touches in sorted(labelled.items()):
-                if path.stem in known:
+                if path.stem in by_stem:
                     raise UserError(
-                        f"{known[path.stem]} and {path} have one name; expected each video once."
+                        f"{by_stem[path.stem]} and {path} have one name; expected each video once."
                     )
-                known[path.stem] = path
+                by_stem[path.stem] = path
                 scenario = self._scenario(path.relative_to(folder))
                 stimuli.append(Stimulus(f"{split}/{path.stem}", path, scenario, touches))
             if not labelled:
@@ -126,41 +135,63 @@ class Protocol:
     ) -> tuple[Float[np.ndarray, " m"], dict[str, float]]:
         """The score of each unseen clip, above 0 for a yes, and by scenario the strength chosen.
 
-        Raises UserError if there are too few clips of either answer to fit to.
+        Raises:
+            UserError: There are too few clips, as `check` tells.
         """
+        self.check(fitted, unseen)
         label = np.array([stimulus.touches for stimulus in fitted])
         score = np.empty(len(unseen))
         strengths = {}
-        groups = [{name} for name in sorted({stimulus.scenario for stimulus in unseen})]
-        if not self.by_scenario:
-            groups = [{stimulus.scenario for stimulus in (*fitted, *unseen)}]
-        for group in groups:
+        for group in self._groups(fitted, unseen):
             mine, theirs = (
                 np.array([n for n, clip in enumerate(clips) if clip.scenario in group], int)
                 for clips in (fitted, unseen)
             )
             if self.balanced:
                 mine = mine[_balanced(label[mine], self.seed)]
-            try:
-                found: Decided = decide(
-                    features[mine],
-                    label[mine],
-                    unseen_features[theirs],
-                    self.strengths,
-                    seed=self.seed,
-                    iterations=self.iterations,
-                )
-            except ValueError as error:
-                raise UserError(
-                    f"There are too few training clips of {', '.join(sorted(group))}. {error}"
-                ) from None
-            score[theirs] = found.score
-            strengths |= dict.fromkeys(group, found.strength)
+            decided = decide(
+                features[mine],
+                label[mine],
+                unseen_features[theirs],
+                self.strengths,
+                seed=self.seed,
+                iterations=self.iterations,
+            )
+            score[theirs] = decided.score
+            strengths |= dict.fromkeys(group, decided.strength)
         return score, strengths
+
+    def check(self, fitted: Sequence[Stimulus], unseen: Sequence[Stimulus]) -> None:
+        """Raises UserError if there is no unseen clip, or too few of either answer to fit to."""
+        if not unseen:
+            raise UserError("No test clip is left to be judged.")
+        for group in self._groups(fitted, unseen):
+            touching = [clip.touches for clip in fitted if clip.scenario in group]
+            yes, no = touching.count(True), touching.count(False)
+            if min(yes, no) < FOLDS:
+                raise UserError(
+                    f"There are too few training clips of {', '.join(group)}. Found {yes} clips "
+                    f"that have the label and {no} that have not; expected at least {FOLDS} of "
+                    "each to fit to."
+                )
+
+    def _groups(self, fitted: Sequence[Stimulus], unseen: Sequence[Stimulus]) -> list[list[str]]:
+        """The scenarios that share a readout."""
+        if self.by_scenario:
+            return [[name] for name in sorted({stimulus.scenario for stimulus in unseen})]
+        return [sorted({stimulus.scenario for stimulus in (*fitted, *unseen)})]
+
+
+def split(
+    stimuli: Sequence[Stimulus], left_out: Collection[str]
+) -> tuple[list[Stimulus], list[Stimulus]]:
+    """The clips to fit to, and the test clips whose stems are not in `left_out`."""
+    fitted = [stimulus for stimulus in stimuli if not stimulus.is_test]
+    return fitted, [s for s in stimuli if s.is_test and s.stem not in left_out]
 
 
 def _balanced(label: Bool[np.ndarray, " n"], seed: int) -> np.ndarray:
-    """Places of as many of either answer, drawn from the more frequent one."""
+    """Places of as many clips of either answer; those of the more frequent one are drawn."""
     rng = np.random.default_rng(seed)
     sides = [np.flatnonzero(label == answer) for answer in (False, True)]
     fewest = min(map(len, sides))
@@ -168,11 +199,11 @@ def _balanced(label: Bool[np.ndarray, " n"], seed: int) -> np.ndarray:
 
 
 def _load_v1_5(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
-    """*.mp4 and all_video_labels.json, stem -> {"label": whether they touch, ...}."""
+    """Reads *.mp4 and all_video_labels.json, stem -> {"label": whether they touch, ...}."""
     path = folder / LABELS
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        labels = {Path(stem).stem: _answer(about["label"]) for stem, about in found.items()}
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        labels = {Path(stem).stem: _answer(about["label"]) for stem, about in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be used ({type(error).__name__}: {error}); expected an object of "
@@ -182,8 +213,10 @@ def _load_v1_5(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
 
 
 def _load_2021(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
-    """labels.csv, whose columns are a stem and "ground truth outcome", and videos anywhere below:
-    those in folders `mp4s-redyellow`, in which the two objects have their colours, if there are."""
+    """Reads labels.csv, whose columns are a stem and "ground truth outcome", and videos below.
+
+    Where folders `mp4s-redyellow` exist, in which the objects have their colours, only those count.
+    """
     path = folder / "labels.csv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -211,16 +244,16 @@ def _answer(value: object) -> bool:
 def _labelled(
     videos: Sequence[Path], labels: Mapping[str, bool], split: str
 ) -> tuple[dict[Path, bool], list[str]]:
-    found, missing = {}, []
+    labelled, missing = {}, []
     for video in videos:
         # The coloured version of a clip has no label of its own.
         label = labels.get(video.stem, labels.get(video.stem.replace("-redyellow", "")))
         if label is None:
             missing.append(video.stem)
         else:
-            found[video] = label
+            labelled[video] = label
     notes = [f"{split} clip {stem} has no label and was left out." for stem in sorted(missing)]
-    return found, notes
+    return labelled, notes
 
 
 _SCENARIOS = {
@@ -263,7 +296,7 @@ PROTOCOLS = {
         # The lab's own clips (`videorepa lab contact`), in v1.5's layout and read as it is.
         Protocol(
             name="lab",
-            names={kind: kind for kind in ("meet", "push", "brake", "land", "descend")},
+            names={kind: kind for kind in KINDS},
             load=_load_v1_5,
             frames=tuple(range(17)),
             strengths=(1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0),

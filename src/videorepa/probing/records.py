@@ -1,35 +1,36 @@
-"""Measured numbers, as a scan and a probe write them and a report reads them."""
+"""The numbers that `scan` and `probe` leave in a folder: written and read here."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from pydantic import BaseModel
 
 from videorepa.artifacts.reading import read_finished
 from videorepa.errors import UserError
-from videorepa.evaluation.statistics import paired_bootstrap
-from videorepa.probing import records as readings
-from videorepa.probing.clips import Clips
-from videorepa.probing.readout import read_label
+from videorepa.system.files import atomic_write, csv_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One measured number.
+    """How close something is to a teacher: a mean over clips.
 
-    measure: "relation_error" and "cka", means over clips, or "contact_auc".
-    source: "block"; or "pixels" (mean colours on the teacher's grid), "untrained" (the teacher with
-        weights drawn anew) or the "teacher" itself, which are given the clean clip.
-    low, high: 95 % interval, by bootstrap over clips. n: clips.
-    sd: standard deviation over clips, of what every clip has a number of.
-    block: counted from 1. noise: its share of the variance. Both None but for blocks.
-    teacher: its name; None for contact read from a block, which no teacher has part in.
+    Attributes:
+        measure: "relation_error" (0 to 2, lower is closer) or "cka" (0 to 1, higher is closer).
+        source: "block", or one of the straw men "pixels" and "untrained", which see the clean clip.
+        value: The mean.
+        low: Lower end of its 95 % interval, by bootstrap over clips.
+        high: Upper end of the interval.
+        n: Number of clips.
+        sd: Standard deviation over clips.
+        block: Number of the block, counted from 1; None for straw men.
+        noise: The noise's share of the latents' variance, 0 to 1; None for straw men.
+        teacher: Name of the teacher.
     """
 
     measure: str
@@ -38,22 +39,61 @@ class Reading:
     low: float
     high: float
     n: int
-    sd: float | None = None
-    block: int | None = None
-    noise: float | None = None
-    teacher: str | None = None
+    sd: float
+    block: int | None
+    noise: float | None
+    teacher: str
+
+
+class Scan(BaseModel):
+    """How close a base model's blocks are to teachers.
+
+    Attributes:
+        aligned_blocks: Blocks that the recipe aligns.
+        notes: What was left out and why, in sentences.
+        says: What was measured, in sentences.
+        recipe: The recipe as YAML.
+    """
+
+    teachers: list[str]
+    blocks: list[int]
+    noise_levels: list[float]
+    aligned_blocks: list[int]
+    readings: list[Reading]
+    notes: list[str]
+    says: list[str]
+    recipe: str
+    environment: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write scan.json and scan.csv."""
+        _write_table(folder / "scan.csv", Reading, self.readings)
+        _write_json(folder / "scan.json", self)
+
+    @classmethod
+    def read(cls, folder: Path) -> Scan:
+        """Read what `write` wrote. Raises UserError if it is missing or damaged."""
+        return read_finished(folder, "scan", cls)
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """How often one readout is right about test clips.
 
-    scenario: "all" counts all clips; "mean" is the unweighted mean of the scenarios', the published
-        number, which has no exact interval.
-    percent; low, high: the exact (Clopper-Pearson) 95 % interval, also in percent. touch: clips in
-        which the objects touch: to say so always would be right that often.
-    strength: the inverse strength of regularisation that was chosen.
-    pool: rows and columns that each step's tokens were averaged to.
+    Attributes:
+        block: Number of the model's block, counted from 1; None for an encoder.
+        timestep: Timestep of the noise; None for an encoder, which sees the clean clip.
+        draw: Which draw of the noise, counted from 0; None for an encoder.
+        pool: Rows and columns that the tokens of each step were averaged to.
+        scenario: A scenario's name; "all" for all clips; or "mean", the unweighted mean over
+            scenarios, which is the published number and has no exact interval.
+        percent: Share of clips that the readout is right about.
+        low: Lower end of the exact (Clopper-Pearson) 95 % interval, in percent.
+        high: Upper end of the interval, in percent.
+        right: Clips that the readout is right about.
+        n: Clips.
+        touch: Clips in which the objects touch.
+        strength: The inverse strength of regularisation that was chosen.
     """
 
     source: str
@@ -72,11 +112,17 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A source minus another over the same clips, in percentage points: `compare_flags`' values.
+class AccuracyDifference:
+    """A source minus another over the same clips, in percentage points.
 
-    p: McNemar's exact test, in every draw alone, the smallest after Holm's adjustment; p_holm:
-    adjusted also for all scenarios and timesteps of these two sources, at this pool and block.
+    Attributes:
+        difference: In percentage points, as are `low` and `high`, its 95 % interval.
+        n: Pairs: clips times draws.
+        only_source: Pairs in which the source alone is right.
+        only_against: Pairs in which the other alone is right.
+        p: McNemar's exact test, done in every draw; the smallest p after Holm's adjustment.
+        p_holm: `p` adjusted also for all scenarios and timesteps of these two sources at this pool
+            and block.
     """
 
     source: str
@@ -95,63 +141,15 @@ class Difference:
     p_holm: float
 
 
-def mean_reading(
-    measure: str,
-    values: Sequence[float],
-    source: str,
-    block: int | None = None,
-    noise: float | None = None,
-) -> Reading:
-    check_finite(values, source if block is None else f"block {block} at noise {noise:g}")
-    low, high = paired_bootstrap([[value] for value in values])
-    value, sd = float(np.mean(values)), float(np.std(values, ddof=1))
-    return Reading(measure, source, value, low, high, len(values), sd, block, noise)
-
-
-def contact_reading(
-    features: Float[np.ndarray, "n d"],
-    clips: Clips,
-    source: str,
-    block: int | None = None,
-    noise: float | None = None,
-) -> Reading:
-    assert clips.label is not None
-    check_finite(features, source if block is None else f"block {block} at noise {noise:g}")
-    found = read_label(features, clips.label)
-    return Reading(
-        "contact_auc", source, found.auc, found.low, found.high, found.n, None, block, noise
-    )
-
-
-def check_finite(values: Sequence[float] | np.ndarray, whose: str) -> None:
-    """Raises UserError if any is not."""
-    if not np.isfinite(values).all():
-        raise UserError(
-            f"The features of {whose} are not finite. The weights are damaged, or the precision is "
-            "too low: try --train.precision float32."
-        )
-
-
-class Scan(BaseModel):
-    """How close a base model's blocks are to teachers, and how well contact is read from them.
-
-    aligned_blocks: those that the recipe aligns. says and notes: sentences.
-    """
-
-    teachers: list[str]
-    blocks: list[int]
-    noise_levels: list[float]
-    aligned_blocks: list[int]
-    readings: list[readings.Reading]
-    notes: list[str]
-    says: list[str]
-    recipe: str
-    environment: dict[str, Any]
-
-
 class Probe(BaseModel):
-    """How well contact is foreseen from the features of models and teachers. against: the source
-    that the differences are to."""
+    """How well contact is foreseen from the features of models and encoders.
+
+    Attributes:
+        against: The source that the differences are to.
+        notes: What is odd about the data, in sentences.
+        failures: Why a clip could not be read, by the clip's id.
+        recipe: The recipe as YAML.
+    """
 
     protocol: str
     sources: list[str]
@@ -160,18 +158,44 @@ class Probe(BaseModel):
     timesteps: list[int]
     pools: list[int]
     against: str
-    accuracies: list[readings.Accuracy]
-    differences: list[readings.Difference]
+    accuracies: list[Accuracy]
+    differences: list[AccuracyDifference]
     notes: list[str]
+    failures: dict[str, str] = {}
     recipe: str
     environment: dict[str, Any]
 
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, and a sentence for each clip that could not be read."""
+        lost = [f"The clip {clip} was left out: {why}." for clip, why in self.failures.items()]
+        return [*self.notes, *lost]
 
-def read_scan(folder: Path) -> Scan:
-    """Read what `scan` wrote. Raises UserError when it is missing or damaged."""
-    return read_finished(folder, "scan", Scan)
+    def write(self, folder: Path) -> None:
+        """Write probe.json, accuracies.csv and differences.csv."""
+        _write_table(folder / "accuracies.csv", Accuracy, self.accuracies)
+        _write_table(folder / "differences.csv", AccuracyDifference, self.differences)
+        _write_json(folder / "probe.json", self)
+
+    @classmethod
+    def read(cls, folder: Path) -> Probe:
+        """Read what `write` wrote. Raises UserError if it is missing or damaged."""
+        return read_finished(folder, "probe", cls)
 
 
-def read_probe(folder: Path) -> Probe:
-    """Read what `probe` wrote. Raises UserError when it is missing or damaged."""
-    return read_finished(folder, "probe", Probe)
+def _write_table(path: Path, row: type, items: Sequence[Any]) -> None:
+    columns = [field.name for field in fields(row)]
+    atomic_write(path, csv_text(columns, [asdict(item) for item in items]))
+
+
+def _write_json(path: Path, record: BaseModel) -> None:
+    atomic_write(path, json.dumps(record.model_dump(), indent=1))
+
+
+def check_finite(values: Sequence[float] | np.ndarray, whose: str) -> None:
+    """Raises UserError if any value is not finite."""
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"The features of {whose} are not finite. The weights are damaged, or the precision is "
+            "too low: try --train.precision float32."
+        )

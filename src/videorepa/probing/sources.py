@@ -1,43 +1,44 @@
-"""What a probe reads from: models, teachers, and the straw men that stand beside them."""
+"""What a scan and a probe measure: models, teachers, and the straw men that stand beside them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import ValidationError
-from torch import Tensor
-from torch.nn import functional as F
 
-from videorepa.artifacts.model import Model as ModelSource
-from videorepa.encoders import Encoder, EncoderSpec
-from videorepa.encoders.untrained import Untrained, forget
+from videorepa.artifacts.model import Model
+from videorepa.encoders import EncoderSpec
+from videorepa.encoders.pixels import Pixels
+from videorepa.encoders.untrained import Untrained
 from videorepa.errors import UserError
-from videorepa.probing.blocks import Blocks, Encoded, draw_latents, draw_noise, slices
-from videorepa.probing.clips import Clips, ShownFrames
-from videorepa.probing.closeness import closeness
-from videorepa.probing.records import Reading, contact_reading, mean_reading
+from videorepa.probing.blocks import Blocks, Encoded, draw_latents, draw_noise
+from videorepa.probing.clips import Clips
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
-from videorepa.settings.sections import ClipSize
 from videorepa.system.files import short_name
-from videorepa.system.progress import track
-from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
+
+BASE, PIXELS, UNTRAINED = "base", "pixels", "untrained"
+
+SLICES = 3
+"""Steps in time that a probe reads, evenly spaced, as for VideoREPA's figure 1."""
 
 
 def teachers_from(texts: Sequence[str], recipe: Recipe) -> dict[str, EncoderSpec]:
-    """Further teachers, each from NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,... They are called by
-    their name if no other teacher has it, else by the whole text.
+    """Parse further teachers, each NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,...
 
-    Keys that are not given are as in the recipe, if its encoder is of that name, else the encoder's
-    own defaults. Raises UserError for an unknown encoder or key.
+    A teacher is called by its encoder's name if no other is called so, else by its whole text. Keys
+    that are left out are the recipe's if its encoder is of that name, else the encoder's defaults.
+
+    Raises:
+        UserError: An encoder or a key is unknown, or a value is not possible.
     """
     specs = {text: _teacher_from(text, recipe) for text in texts}
     names = [spec.name for spec in (recipe.encoder, *specs.values()) if spec is not None]
@@ -52,36 +53,86 @@ def _teacher_from(text: str, recipe: Recipe) -> EncoderSpec:
         raise UserError(f"A teacher is NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,...; got {text!r}.")
     described = plugins.description("encoders", kind)
     encoder = recipe.encoder
-    known = encoder.model_dump() if encoder is not None and encoder.name == kind else {}
+    same_kind = encoder.model_dump() if encoder is not None and encoder.name == kind else {}
     try:
-        return described.model_validate(known | {"name": kind, "weights": weights} | options)
+        return described.model_validate(same_kind | {"name": kind, "weights": weights} | options)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise UserError(f"The teacher {text!r} is not possible: {'; '.join(faults)}.") from None
 
 
-# What is to be measured, and whether it can be.
-
-
 def all_teachers(recipe: Recipe, further: Mapping[str, EncoderSpec]) -> dict[str, EncoderSpec]:
-    known = {} if recipe.encoder is None else {recipe.encoder.name: recipe.encoder}
-    if twice := known.keys() & further.keys():
+    """The recipe's teacher and further ones, by name. Raises UserError if names are the same."""
+    own = {} if recipe.encoder is None else {recipe.encoder.name: recipe.encoder}
+    if twice := sorted(own.keys() & further.keys()):
         raise UserError(f"Two teachers are called {', '.join(twice)}. Give each a name of its own.")
-    known |= further
-    if not known:
+    return own | dict(further)
+
+
+def straw_men(teacher: EncoderSpec) -> dict[str, EncoderSpec]:
+    """The encoders that a teacher has to beat, by name."""
+    return {PIXELS: Pixels.on_grid_of(teacher), UNTRAINED: Untrained(of=teacher)}
+
+
+def named(models: Sequence[Path]) -> dict[str, Path]:
+    """Call models by the names of their folders or files, or by whole paths if names are alike."""
+    names = [short_name(path) for path in models]
+    return {
+        name if names.count(name) == 1 else str(path): path
+        for name, path in zip(names, models, strict=True)
+    }
+
+
+def check_blocks(blocks: Sequence[int], existing: int) -> None:
+    """Raises UserError unless there is one or more, and all are from 1 to `existing`."""
+    if not blocks or min(blocks) < 1 or max(blocks) > existing:
         raise UserError(
-            f"The recipe {recipe.name} has no encoder, so there is no teacher to compare with. "
-            "Give one with --teacher NAME=WEIGHTS."
+            f"The base model's blocks are numbered 1 to {existing}; got "
+            f"{', '.join(map(str, blocks)) or 'none'}."
         )
-    return known
 
 
-BASE, PIXELS, UNTRAINED = "base", "pixels", "untrained"
+def slices(grid: TokenGrid, steps: int, side: int) -> Float[np.ndarray, "b d"]:
+    """The tokens of some evenly spaced steps in time, one row for each clip.
+
+    Steps that begin before the clip are left out: CogVideoX's first, which is frame 0 alone.
+
+    Args:
+        steps: How many steps.
+        side: Rows and columns that each step's tokens are averaged to.
+    """
+    grid = grid.since(0).averaged(side)
+    which = np.linspace(0, grid.size[0] - 1, steps).round().astype(int)
+    return grid.tokens[:, which].flatten(1).float().cpu().numpy()
+
+
+Features = dict[str, Float[np.ndarray, "n d"]]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What is taken of a grid: `steps` steps in time, averaged to each number of `sides`."""
+
+    steps: int
+    sides: Sequence[int]
+
+    def features(self, grid: TokenGrid, block: int | None = None) -> Features:
+        """By their key in the store."""
+        return {feature_key(block, side): slices(grid, self.steps, side) for side in self.sides}
+
+
+def feature_key(block: int | None, side: int) -> str:
+    """What features are called in the store."""
+    return f"pool {side}" if block is None else f"block {block}, pool {side}"
 
 
 class Condition(NamedTuple):
-    """The noise that a model is given: its timestep, and the how-many-th draw it is. Both None for
-    what is given the clean clip."""
+    """The noise that a model is given; both None for an encoder, which sees the clean clip.
+
+    Attributes:
+        timestep: Timestep of the noise.
+        draw: Which draw it is, counted from 0.
+    """
 
     timestep: int | None = None
     draw: int | None = None
@@ -90,235 +141,126 @@ class Condition(NamedTuple):
         return "clean" if self.timestep is None else f"t{self.timestep:03d}-draw{self.draw}"
 
 
-def named(models: Sequence[Path]) -> dict[str, Path]:
-    """Models by the names of their folders or files, or by their whole paths where names are the
-    same."""
-    names = [short_name(path) for path in models]
-    return {
-        name if names.count(name) == 1 else str(path): path
-        for name, path in zip(names, models, strict=True)
-    }
-
-
-# What is read from.
-
-
-class Source(Protocol):
-    """A model or teacher, described."""
-
-    @property
-    def blocks(self) -> Sequence[int | None]:
-        """Those that are read; (None,) for a teacher."""
-        ...
-
-    @property
-    def conditions(self) -> Sequence[Condition]: ...
-
-    def made_with(self) -> dict[str, Any]:
-        """What its features depend on beside the clips."""
-        ...
-
-    def load(self, where: torch.device, dtype: torch.dtype) -> Live: ...
-
-
-class Live(Protocol):
-    """A loaded source."""
-
-    def see(
-        self, clips: Clips, ids: Sequence[str], conditions: Sequence[Condition], cut: ShownFrames
-    ) -> Iterator[tuple[Condition, dict[str, Float[np.ndarray, "n d"]]]]:
-        """Features of the clips by their keys (`feature_key`), for each condition."""
-        ...
+FeaturesOf = Callable[[Clips, Sequence[Condition]], Iterator[tuple[Condition, Features]]]
+"""Yields the features of clips, by their keys, under each condition."""
 
 
 @dataclass(frozen=True)
-class _Model:
-    """path: a run, recipe or diffusers folder; None for the base model that `base` is. It is opened
-    when it is needed: a run's checkpoint is large."""
+class ModelFeatures:
+    """Features of a model's blocks for noisy clips.
+
+    Attributes:
+        path: A run, recipe or diffusers folder; None for `base`. It is opened only when needed,
+            since a run's checkpoint is large.
+        base: The base model, whose clip size and precision hold for all models.
+        seed: Seed of latents and noise.
+    """
 
     path: Path | None
-    base: ModelSource
+    base: Model
     blocks: Sequence[int]
     conditions: Sequence[Condition]
-    steps: int
-    pools: Sequence[int]
+    pooling: Pooling
+    seed: int
 
-    def _open(self) -> ModelSource:
-        source = self.base if self.path is None else ModelSource.of(self.path)
-        source.spec.check_clip(self.base.size)
-        existing = source.spec.shapes(self.base.size).blocks
+    def _open(self) -> Model:
+        model = self.base if self.path is None else Model.of(self.path)
+        model.spec.check_clip(self.base.size)
+        existing = model.spec.shapes(self.base.size).blocks
         if self.blocks[-1] > existing:
             raise UserError(
-                f"{source.name} has the blocks 1 to {existing}; got "
+                f"{model.name} has the blocks 1 to {existing}; got "
                 f"{', '.join(map(str, self.blocks))}."
             )
-        return replace(source, precision=self.base.precision)
+        return replace(model, precision=self.base.precision)
 
     def made_with(self) -> dict[str, Any]:
-        model = self._open().about()["model_digest"]
-        return {
-            "model": model,
-            "blocks": list(self.blocks),
-            "steps": self.steps,
-            "pools": list(self.pools),
-        }
+        """What the features depend on beside the clips and the pooling."""
+        return {"model": self._open().about()["model_digest"], "blocks": list(self.blocks)}
 
-    def load(self, where: torch.device, dtype: torch.dtype) -> Live:
-        source = self._open()
-        text = source.spec.load(("text_encoder",), where, dtype).encode_text([""])
-        backbone = source.load(where, ("transformer", "vae"))
-        return _LiveModel(self, Blocks(backbone, self.blocks), text)
+    def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
+        """Load the model."""
+        model = self._open()
+        text = model.spec.load(("text_encoder",), device, dtype).encode_text([""])
+        backbone = model.load(device, ("transformer", "vae"))
+        blocks = Blocks(backbone, self.blocks)
 
-
-@dataclass(frozen=True)
-class _LiveModel:
-    model: _Model
-    student: Blocks
-    text: dict[str, torch.Tensor]
-
-    def see(
-        self, clips: Clips, ids: Sequence[str], conditions: Sequence[Condition], cut: ShownFrames
-    ) -> Iterator[tuple[Condition, dict[str, Float[np.ndarray, "n d"]]]]:
-        backbone, model = self.student.backbone, self.model
-        latents = draw_latents(
-            backbone, clips, lambda n: generator(cut.seed, "probe latents", ids[n])
-        )
-        for condition in conditions:
-            draw = condition.draw or 0
-            noise = draw_noise(
-                latents, lambda n, draw=draw: generator(cut.seed, "probe noise", ids[n], draw)
-            )
-            encoded = Encoded(clips, latents, noise, [self.text] * len(latents))
-            # Of the kind that the model counts in: whole numbers or not.
+        def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:
+            latents = draw_latents(backbone, clips, self.seed, "probe latents")
+            # Of the backbone's own dtype, which may be whole numbers.
             like = backbone.sample_timesteps(latents[0][None], torch.Generator())
-            assert condition.timestep is not None
-            timestep = torch.full_like(like, condition.timestep)
-            features = defaultdict(list)
-            for _, block, grid in self.student.outputs(encoded, timestep):
-                for key, values in _features(grid, block, model.steps, model.pools).items():
-                    features[key].append(values)
-            yield condition, {key: np.concatenate(parts) for key, parts in features.items()}
+            for condition in conditions:
+                assert condition.timestep is not None and condition.draw is not None
+                noise = draw_noise(latents, clips, self.seed, "probe noise", condition.draw)
+                encoded = Encoded(clips, latents, noise, [text] * len(latents))
+                timestep = torch.full_like(like, condition.timestep)
+                outputs = blocks.outputs(encoded, timestep)
+                yield condition, _joined(self.pooling.features(x, block) for _, block, x in outputs)
+
+        return features_of
 
 
 @dataclass(frozen=True)
-class _Teacher:
-    """A teacher; or raw pixels, averaged over what its tokens cover."""
+class EncoderFeatures:
+    """Features of an encoder for clean clips."""
 
     spec: EncoderSpec
-    size: ClipSize
-    steps: int
-    pools: Sequence[int]
-    pixels: bool = False
+    pooling: Pooling
     blocks: Sequence[None] = (None,)
     conditions: Sequence[Condition] = (Condition(),)
 
     def made_with(self) -> dict[str, Any]:
-        like = {"pixels like": str(self.spec.shape(self.size.frames))}
-        teacher = like if self.pixels else {"name": self.spec.name} | self.spec.fingerprint()
-        return {"teacher": teacher, "steps": self.steps, "pools": list(self.pools)}
+        """What the features depend on beside the clips and the pooling."""
+        return {"teacher": {"name": self.spec.name} | self.spec.fingerprint()}
 
-    def load(self, where: torch.device, dtype: torch.dtype) -> Live:
-        like = self.spec.shape(self.size.frames)
-        if self.pixels:
-            return _LiveTeacher(self, lambda video: mean_colours(video, like))
-        return _LiveTeacher(self, self.spec.load(where, dtype))
+    def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
+        """Load the encoder."""
+        encoder = self.spec.load(device, dtype)
 
+        def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:
+            grids = (encoder(clips.video(which)) for which in clips.batches())
+            features = _joined(self.pooling.features(grid) for grid in grids)
+            return ((condition, features) for condition in conditions)
 
-@dataclass(frozen=True)
-class _LiveTeacher:
-    teacher: _Teacher
-    look: Any
-
-    def see(
-        self, clips: Clips, ids: Sequence[str], conditions: Sequence[Condition], cut: ShownFrames
-    ) -> Iterator[tuple[Condition, dict[str, Float[np.ndarray, "n d"]]]]:
-        features = defaultdict(list)
-        for which in clips.batches():
-            grid = self.look(clips.video(which))
-            found = _features(grid, None, self.teacher.steps, self.teacher.pools)
-            for key, values in found.items():
-                features[key].append(values)
-        for condition in conditions:
-            yield condition, {key: np.concatenate(parts) for key, parts in features.items()}
+        return features_of
 
 
-def _features(
-    grid: TokenGrid, block: int | None, steps: int, pools: Sequence[int]
-) -> dict[str, Float[np.ndarray, "n d"]]:
-    return {feature_key(block, pool): slices(grid, steps, pool) for pool in pools}
+def _joined(batches: Iterable[Features]) -> Features:
+    """Features of all clips from those of batches."""
+    parts = defaultdict(list)
+    for batch in batches:
+        for key, values in batch.items():
+            parts[key].append(values)
+    return {key: np.concatenate(values) for key, values in parts.items()}
 
 
-def feature_key(block: int | None, pool: int) -> str:
-    return f"pool {pool}" if block is None else f"block {block}, pool {pool}"
+FeatureSource = ModelFeatures | EncoderFeatures
 
 
 def probed_sources(
     recipe: Recipe,
-    base: ModelSource,
     models: Mapping[str, Path],
     teachers: Mapping[str, EncoderSpec],
     blocks: Sequence[int],
     conditions: Sequence[Condition],
-    steps: int,
-    pools: Sequence[int],
-) -> Mapping[str, Source]:
-    paths = {BASE: None} | dict(models)
-    straw = {}
-    if recipe.encoder is not None:
-        straw = {
-            PIXELS: _Teacher(recipe.encoder, recipe.data, steps, pools, pixels=True),
-            UNTRAINED: _Teacher(Untrained(of=recipe.encoder), recipe.data, steps, pools),
-        }
-    names = [BASE, *models, *teachers, *straw]
+    pooling: Pooling,
+) -> dict[str, FeatureSource]:
+    """Everything that a probe reads, by name: the recipe's base model first, straw men last.
+
+    Raises:
+        UserError: Two are called alike.
+    """
+    encoders = all_teachers(recipe, teachers)
+    straw = {} if recipe.encoder is None else straw_men(recipe.encoder)
+    names = [BASE, *models, *encoders, *straw]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(
             f"Two sources are called {', '.join(sorted(twice))}. Give each a name of its own."
         )
-    return (
-        {name: _Model(path, base, blocks, conditions, steps, pools) for name, path in paths.items()}
-        | {name: _Teacher(spec, recipe.data, steps, pools) for name, spec in teachers.items()}
-        | straw
+    base = Model(
+        recipe.name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision
     )
-
-
-See = Callable[[Float[Tensor, "b f 3 h w"]], TokenGrid]
-
-
-# Teachers and straw men.
-
-
-def look(see: See, clips: Clips, what: str) -> TokenGrid:
-    """The grid of all clips, in float32 on the CPU."""
-    grids = [see(clips.video(which)) for which in track(clips.batches(), what)]
-    return grids[0].with_tokens(torch.cat([grid.tokens.float().cpu() for grid in grids]))
-
-
-def mean_colours(video: Float[Tensor, "b f 3 h w"], like: TokenGrid) -> TokenGrid:
-    """Raw pixels, -1 to 1, averaged over what each token of `like` covers."""
-    seen = video[:, max(0, like.start) :].transpose(1, 2) * 2 - 1
-    return like.with_tokens(F.adaptive_avg_pool3d(seen, like.size).permute(0, 2, 3, 4, 1))
-
-
-def straw_men(
-    encoder: Encoder, features: TokenGrid, shown: Clips, balls: Clips | None
-) -> list[Reading]:
-    """How close raw pixels and the untrained teacher are to the teacher's features of `shown`; how
-    well contact in `balls` is read from them and from the teacher. The encoder is untrained after.
-    """
-
-    def sources() -> Iterator[tuple[str, See]]:
-        yield "teacher", encoder
-        yield "pixels", lambda video: mean_colours(video, features)
-        forget(encoder)
-        yield "untrained", encoder
-
-    readings = []
-    for source, see in sources():
-        if source != "teacher":
-            near = closeness(look(see, shown, source), features)
-            readings += [mean_reading(m, values, source) for m, values in near.items()]
-        if balls is not None:
-            readings.append(
-                contact_reading(slices(look(see, balls, f"{source}, contact")), balls, source)
-            )
-    return readings
+    return {
+        name: ModelFeatures(path, base, blocks, conditions, pooling, recipe.seed)
+        for name, path in ({BASE: None} | dict(models)).items()
+    } | {name: EncoderFeatures(spec, pooling) for name, spec in (encoders | straw).items()}

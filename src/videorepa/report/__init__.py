@@ -19,7 +19,7 @@ from videorepa.artifacts.run import LoggedRun, read_run
 from videorepa.artifacts.scores import read_scores
 from videorepa.errors import UserError
 from videorepa.evaluation.ratings import FORMAT, QUESTIONS
-from videorepa.probing.records import Probe, Scan, read_probe, read_scan
+from videorepa.probing.records import Probe, Scan
 from videorepa.report.gallery import clip_gallery, sample_rows
 from videorepa.report.media import Media
 from videorepa.report.plots import COLOURS, SHOWN_SHARE, SMOOTHED_SHARE
@@ -80,9 +80,9 @@ def report(
         name: [read_scores(Path(folder)) for folder in folders] for name, folders in scores.items()
     }
     scan_folders = dict(zip(_names(scans), map(Path, scans), strict=True))
-    scanned = {name: read_scan(folder) for name, folder in scan_folders.items()}
+    scanned = {name: Scan.read(folder) for name, folder in scan_folders.items()}
     probe_folders = dict(zip(_names(probes), map(Path, probes), strict=True))
-    probed = {name: read_probe(folder) for name, folder in probe_folders.items()}
+    probed = {name: Probe.read(folder) for name, folder in probe_folders.items()}
     sources = [source for found in probed.values() for source in found.sources]
     order = dict.fromkeys([*(run.name for run in loaded), *clips, *scored, *sources])
     colours = {name: index for index, name in enumerate(order)}

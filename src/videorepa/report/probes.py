@@ -1,4 +1,4 @@
-"""Draws what a probe found: a panel for each scenario, with all sources side by side in it."""
+"""Draws a probe: a panel for each scenario, with all sources side by side in it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from videorepa.probing.records import Accuracy, Difference, Probe
+from videorepa.probing.records import Accuracy, AccuracyDifference, Probe
 from videorepa.report.plots import Group, Interval, Plot, draw_columns
 from videorepa.system.wording import BEYOND_CHANCE, count, number
 
 EVEN = 50.0
-"""Percent; panels show it even where all that is found lies above."""
+"""Percent; panels show it even where all accuracies lie above."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """A source's accuracy in all draws of one timestep: their mean, from the lowest to the highest
-    end of their exact intervals. right: test clips it is right about, in each draw."""
+class AccuracyPoint:
+    """A source's accuracy over the draws of one timestep.
+
+    Attributes:
+        percent: The mean of the draws.
+        low: The lowest end of their exact intervals, in percent.
+        high: The highest end of them.
+        right: In each draw, the number of test clips that the source is right about.
+        n: Number of test clips.
+    """
 
     scenario: str
     source: str
@@ -34,27 +41,31 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is read from features of one kind: one pooling, and one block of each model."""
+class ReadoutPanels:
+    """The readouts from features of one kind: one pooling, and one block of each model."""
 
     title: str
     plots: Sequence[Plot]
-    points: Sequence[Point]
-    differences: Sequence[Difference]
+    points: Sequence[AccuracyPoint]
+    differences: Sequence[AccuracyDifference]
     says: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A probe as the page shows it. draws: how many noises each clip was read with."""
+class DrawnProbe:
+    """A probe as the page shows it.
+
+    Attributes:
+        draws: How many noises each clip was read with.
+    """
 
     probe: Probe
     draws: int
-    parts: Sequence[Part]
+    parts: Sequence[ReadoutPanels]
 
 
-def draw_probe(name: str, probe: Probe, colours: Mapping[str, int]) -> Drawn:
-    """The panels of a probe. name starts every id in them, so it has to be unique on a page."""
+def draw_probe(name: str, probe: Probe, colours: Mapping[str, int]) -> DrawnProbe:
+    """The panels of a probe. Every id in them starts with `name`, which is unique on the page."""
     draws = len({a.draw for a in probe.accuracies if a.draw is not None})
     # One span, so that panels can be compared by eye.
     ends = [end for a in probe.accuracies for end in (a.low, a.high) if end is not None]
@@ -64,7 +75,7 @@ def draw_probe(name: str, probe: Probe, colours: Mapping[str, int]) -> Drawn:
         _part(f"{name}-{place}", probe, pool, block, span, colours)
         for place, (pool, block) in enumerate((p, b) for p in probe.pools for b in probe.blocks)
     ]
-    return Drawn(probe, draws, parts)
+    return DrawnProbe(probe, draws, parts)
 
 
 def _part(
@@ -74,11 +85,11 @@ def _part(
     block: int,
     span: tuple[float, float],
     colours: Mapping[str, int],
-) -> Part:
-    read = [a for a in probe.accuracies if a.pool == pool and a.block in (block, None)]
+) -> ReadoutPanels:
     by_scenario: dict[str, list[Accuracy]] = defaultdict(list)
-    for accuracy in read:
-        by_scenario[accuracy.scenario].append(accuracy)
+    for accuracy in probe.accuracies:
+        if accuracy.pool == pool and accuracy.block in (block, None):
+            by_scenario[accuracy.scenario].append(accuracy)
     points = {
         scenario: _points(by_scenario[scenario]) for scenario in (*probe.scenarios, "all", "mean")
     }
@@ -116,15 +127,15 @@ def _part(
     differences = [d for d in probe.differences if d.pool == pool and d.block in (block, None)]
     title = f"Tokens of each step averaged to {pool} × {pool}, block {block}"
     every = [point for of in points.values() for point in of]
-    return Part(title, plots, every, differences, _says(differences))
+    return ReadoutPanels(title, plots, every, differences, _says(differences))
 
 
-def _points(accuracies: Sequence[Accuracy]) -> list[Point]:
+def _points(accuracies: Sequence[Accuracy]) -> list[AccuracyPoint]:
     draws: dict[tuple[str, int | None, int | None], list[Accuracy]] = defaultdict(list)
     for accuracy in accuracies:
         draws[accuracy.source, accuracy.block, accuracy.timestep].append(accuracy)
     return [
-        Point(
+        AccuracyPoint(
             of[0].scenario,
             *place,
             percent=sum(a.percent for a in of) / len(of),
@@ -137,17 +148,18 @@ def _points(accuracies: Sequence[Accuracy]) -> list[Point]:
     ]
 
 
-def _says(differences: Sequence[Difference]) -> list[str]:
+def _says(differences: Sequence[AccuracyDifference]) -> list[str]:
     """How many of a source's differences are beyond chance, and which way they go."""
-    by_source: dict[tuple[str, str], list[Difference]] = defaultdict(list)
+    by_source: dict[tuple[str, str], list[AccuracyDifference]] = defaultdict(list)
     for difference in differences:
         by_source[difference.source, difference.against].append(difference)
-    said = []
+    sentences = []
     for (source, against), of in by_source.items():
-        found = [d.difference > 0 for d in of if d.p_holm < BEYOND_CHANCE]
-        ways = f" ({sum(found)} above, {len(found) - sum(found)} below)" if found else ""
-        said.append(
-            f"{source} less {against}: {len(found) or 'none'} of {count(len(of), 'difference')} "
+        beyond = [d.difference > 0 for d in of if d.p_holm < BEYOND_CHANCE]
+        above = sum(beyond)
+        ways = f" ({above} above, {len(beyond) - above} below)" if beyond else ""
+        sentences.append(
+            f"{source} less {against}: {len(beyond) or 'none'} of {count(len(of), 'difference')} "
             f"beyond chance{ways}."
         )
-    return said
+    return sentences

@@ -1,4 +1,4 @@
-"""Draws what a scan found: a panel for each measure, a line for each noise level."""
+"""Draws a scan: a panel for each measure, with a line for each noise level."""
 
 from __future__ import annotations
 
@@ -22,15 +22,9 @@ MEASURES = {
         "linear CKA (0 to 1)",
         "Likeness of all tokens of a clip, less their mean. Higher is closer.",
     ),
-    "contact_auc": (
-        "Contact, beside {}",
-        "ROC AUC (0.5 is chance)",
-        "How well a linear probe foretells whether two things will touch. Higher is better.",
-    ),
 }
 
-SOURCES = {
-    "teacher": ("-", "Solid: the teacher"),
+STRAW_MEN = {
     "pixels": ("--", "Dashed: raw pixels"),
     "untrained": (":", "Dotted: the untrained teacher"),
 }
@@ -38,8 +32,8 @@ SOURCES = {
 
 
 @dataclass(frozen=True)
-class Line:
-    """A reading, for the page's table of numbers."""
+class ReadingRow:
+    """A reading in the page's table of numbers."""
 
     measure: str
     source: str
@@ -48,33 +42,36 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A scan as the page shows it. levels: noise levels, each with its colour's number."""
+class DrawnScan:
+    """A scan as the page shows it.
+
+    Attributes:
+        levels: Noise levels, each with the number of its colour.
+    """
 
     scan: Scan
     levels: Sequence[tuple[float, int]]
     plots: Sequence[Plot]
-    lines: Sequence[Line]
+    lines: Sequence[ReadingRow]
 
 
-def draw_scan(name: str, scan: Scan) -> Drawn:
-    """The panels of a scan. name starts every id in them, so it has to be unique on a page."""
+def draw_scan(name: str, scan: Scan) -> DrawnScan:
+    """The panels of a scan. Every id in them starts with `name`, which is unique on the page."""
     plots = [
         _plot(f"{name}-{place}-{measure.replace('_', '-')}", scan, teacher, measure)
         for place, teacher in enumerate(scan.teachers)
         for measure in MEASURES
-        if any(reading.measure == measure for reading in scan.readings)
     ]
     levels = [(level, place % COLOURS + 1) for place, level in enumerate(scan.noise_levels)]
-    return Drawn(scan, levels, plots, [_line(reading) for reading in scan.readings])
+    return DrawnScan(scan, levels, plots, [_row(reading) for reading in scan.readings])
 
 
 def _plot(name: str, scan: Scan, teacher: str, measure: str) -> Plot:
     title, y_label, note = MEASURES[measure]
-    of = [r for r in scan.readings if r.measure == measure and r.teacher in (teacher, None)]
+    readings = [r for r in scan.readings if (r.measure, r.teacher) == (measure, teacher)]
     profiles = []
     for colour, level in enumerate(scan.noise_levels):
-        points = sorted((r for r in of if r.noise == level), key=lambda r: r.block or 0)
+        points = sorted((r for r in readings if r.noise == level), key=lambda r: r.block or 0)
         profiles.append(
             Profile(
                 colour,
@@ -84,15 +81,14 @@ def _plot(name: str, scan: Scan, teacher: str, measure: str) -> Plot:
                 [r.high for r in points],
             )
         )
-    straw = {r.source: r.value for r in of if r.block is None}
-    found = [(straw[source], *how) for source, how in SOURCES.items() if source in straw]
-    legend = ". ".join(f"{said}, {value:.3f}" for value, _, said in found)
-    levels = [(value, style) for value, style, _ in found]
+    straw = {r.source: r.value for r in readings if r.block is None}
+    legend = ". ".join(f"{label}, {straw[source]:.3f}" for source, (_, label) in STRAW_MEN.items())
+    levels = [(straw[source], style) for source, (style, _) in STRAW_MEN.items()]
     svg = draw_profiles(name, y_label, profiles, levels, scan.aligned_blocks)
     return Plot(title.format(teacher), f"{note} {legend}.", Markup(svg))
 
 
-def _line(reading: Reading) -> Line:
+def _row(reading: Reading) -> ReadingRow:
     source = reading.source if reading.block is None else f"block {reading.block}"
     noise = "none" if reading.noise is None else f"{reading.noise:g}"
-    return Line(reading.measure.replace("_", " "), source, noise, reading)
+    return ReadingRow(reading.measure.replace("_", " "), source, noise, reading)

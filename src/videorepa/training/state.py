@@ -84,6 +84,6 @@ class Training:
             collected(self.student.terms.state_dict()),
             self.workers.optimizer_state(self.optimizer),
             None if self.ema is None else collected(self.ema),
-            self.student.terms.memory(),
+            self.student.terms.stopping_state(),
             self.recipe.optim.clips(self.workers.count),
         )

@@ -81,4 +81,4 @@ class Student(nn.Module):
         """Take up a checkpoint's weights. Raises UserError if it is of another model."""
         copy_into(found.trained, self.trained)
         copy_into(found.projector, self.terms.state_dict())
-        self.terms.remember(found.stopping)
+        self.terms.load_stopping_state(found.stopping)

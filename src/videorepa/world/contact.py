@@ -1,12 +1,12 @@
-"""Clips that end before the red object touches the yellow one, and whether it is about to.
+"""Clips that end before the red object touches the yellow one, or does not.
 
-They ask Physion's question (object contact prediction, arXiv 2106.08261) of the lab's world. A
-scene is drawn by where things are in a middle frame; then motions through it are drawn, until one
-ends in contact and one does not, and one of the two is taken. So that frame is drawn alike for both
-answers and tells nothing; the first and the last tell little, since what will touch comes from
-farther away and is nearer at the end. The motion tells. Things go to the right, where the yellow
-object is: a linear probe cannot ask whether two things approach each other when either may be on
-either side.
+They pose Physion's task, object contact prediction (arXiv 2106.08261), in the lab's world. A scene
+is drawn by its middle frame. Motions through that frame are drawn until one ends in contact and one
+does not, and the clip shows either. So the middle frame has the same distribution for both answers
+and carries no information. The first and last frames carry little: before contact, objects come
+from farther away and end nearer. The motion carries the answer. Objects move to the right, where
+the yellow one is, since a linear probe cannot tell whether two objects approach each other if
+either may be on either side.
 """
 
 from __future__ import annotations
@@ -41,23 +41,25 @@ SHOWN = FRAMES - 1
 """Number of the last frame that is shown."""
 
 MIDDLE = 8
-"""Number of the frame whose positions a setting says. At 8, the first and the last frame tell
-equally much."""
+"""Number of the frame whose positions a setting fixes. At 8, the first and the last frame carry
+equally much information."""
 
 RIGHT = Side(1)
 
 RED, YELLOW = 0, 1
-"""Their numbers among a scene's bodies."""
+"""Their indices among a scene's bodies."""
 
 TRIES = 60
-"""Motions that are tried for one setting, before another is drawn."""
+"""Motions to try for a setting before another is drawn."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """What the middle frame shows.
 
-    move: draws a motion through it: the red and the yellow object, and others, as they start.
+    Attributes:
+        move: Draws a motion through that frame, as the initial states of the red object, the
+            yellow one, and others.
     """
 
     move: Callable[[], tuple[Body, ...]]
@@ -66,9 +68,13 @@ class Setting:
 
 
 def contact_clip(seed: int, index: int) -> tuple[Clip, bool]:
-    """Clip number `index` of the series that `seed` names, and whether the red object touches the
-    yellow one in the HORIZON frames after its end: for even numbers it does, for odd ones not."""
-    # A series of its own: no teacher has seen these clips, whatever its seed.
+    """A clip of the series of a seed, and its answer.
+
+    Returns:
+        The clip, and whether the red object touches the yellow one in the HORIZON frames after its
+        end. It does for every even index and for no odd one.
+    """
+    # Seeded apart from `unlabelled_clip`, so that no teacher has seen these clips.
     rng = np.random.default_rng([seed, index, 1])
     for scenes in _pairs(rng):
         scene = scenes[index % 2]
@@ -78,9 +84,11 @@ def contact_clip(seed: int, index: int) -> tuple[Clip, bool]:
 
 
 def unlabelled_clip(seed: int, index: int, frames: int = FRAMES) -> np.ndarray:
-    """Frames (frames, SIZE, SIZE, 3) uint8 without caption or label, for teachers: of every three,
-    two are a stretch of what contact is asked about, and one is of the captioned scenarios; all
-    with clutter and a camera that shakes."""
+    """A clip for training teachers, without caption or label: (frames, SIZE, SIZE, 3) uint8.
+
+    Two thirds are excerpts of contact scenes and one third are captioned scenarios. All have
+    clutter and a shaking camera.
+    """
     rng = np.random.default_rng([seed, index])
     look = _look(rng)
     if rng.random() < 1 / 3:
@@ -96,25 +104,28 @@ def unlabelled_clip(seed: int, index: int, frames: int = FRAMES) -> np.ndarray:
 
 
 def _pairs(rng: np.random.Generator) -> Iterator[tuple[Scene, Scene]]:
-    """Scenes of one setting, one that ends in contact and one that does not."""
+    """Pairs of scenes with the same setting: one that ends in contact, and one that does not."""
     while True:
         draw = Draw(rng)
         setting, scene = _drawn(draw, RIGHT)
         scene = replace(scene, look=_look(rng))
-        found: dict[bool, Scene] = {}
+        by_answer: dict[bool, Scene] = {}
         for _ in range(TRIES):
             tried = replace(scene, bodies=setting.move() + scene.bodies)
             answer = _answer(tried)
             if answer is not None:
-                found[answer] = tried
-            if len(found) == 2:
-                yield found[True], found[False]
+                by_answer[answer] = tried
+            if len(by_answer) == 2:
+                yield by_answer[True], by_answer[False]
                 break
 
 
 def _answer(scene: Scene) -> bool | None:
-    """Whether red and yellow touch within the horizon; None if they or others already do in what
-    is shown, or if they are not in the frame from the sixth frame on."""
+    """Whether red and yellow touch within the horizon.
+
+    Gives None for a scene that cannot be used: bodies already touch in the clip, or red or yellow
+    is out of view in any frame from the sixth on.
+    """
     trajectory = simulate(scene, FRAMES + HORIZON)
     at = trajectory.positions[5:FRAMES, :2]
     if trajectory.touched[SHOWN].any() or at.min() < 0 or at.max() > SIZE:
@@ -123,7 +134,7 @@ def _answer(scene: Scene) -> bool | None:
 
 
 def _drawn(draw: Draw, side: Side) -> tuple[Setting, Scene]:
-    """A setting, and what it stands in: planks, screen, and bodies that have no part in it."""
+    """A setting, and a scene around it: planks, a screen, and bodies that play no part."""
     name = tuple(KINDS)[int(draw.rng.integers(len(KINDS)))]
     others = [colour for colour in draw.colours(6) if colour not in ("red", "yellow")]
     setting = KINDS[name](draw, side, others[0])
@@ -147,7 +158,7 @@ def _look(rng: np.random.Generator) -> Look:
 
 
 def _meet(draw: Draw, side: Side, other: str) -> Setting:
-    """Both on the floor, each rolling or still."""
+    """Both objects are on the floor, rolling or still."""
     red_radius, yellow_radius = draw.place(4, 6), draw.place(4, 6)
     red = draw.place(18, 34)
     yellow = red + red_radius + yellow_radius + draw.place(8, 22)
@@ -164,7 +175,7 @@ def _meet(draw: Draw, side: Side, other: str) -> Setting:
 
 
 def _push(draw: Draw, side: Side, other: str) -> Setting:
-    """A third ball rolls towards the red one from behind, and will set it in motion."""
+    """A third ball rolls towards the red one from behind and sets it in motion."""
     radii = draw.place(4, 5.5), draw.place(4, 5.5), draw.place(4, 6)
     third = draw.place(8, 16)
     red = third + radii[2] + radii[0] + draw.place(6, 14)
@@ -205,7 +216,7 @@ def _brake(draw: Draw, side: Side, other: str) -> Setting:
 
 
 def _land(draw: Draw, side: Side, other: str) -> Setting:
-    """The red ball is in the air; the yellow one on the floor, perhaps in an open box."""
+    """The red ball is in the air, and the yellow one is on the floor, perhaps in an open box."""
     red_radius, yellow_radius = draw.place(3.5, 5), draw.place(4, 5.5)
     x, y = draw.place(12, 36), draw.place(8, 20)
     yellow = x + draw.place(-4, 26)
@@ -232,11 +243,11 @@ def _land(draw: Draw, side: Side, other: str) -> Setting:
 
 
 def _descend(draw: Draw, side: Side, other: str) -> Setting:
-    """The red ball is on a ramp; the yellow one on the floor before it."""
+    """The red ball is on a ramp, and the yellow one is on the floor in front of it."""
     red_radius, yellow_radius = draw.place(4, 5.5), draw.place(4, 5.5)
     foot, slope = draw.place(28, 40), np.radians(draw.place(12, 24))
     above = draw.place(8, 18)
-    # A disc that rolls down gains two thirds of what one that slides without friction gains.
+    # A rolling disc accelerates two thirds as much as one that slides without friction.
     gain = 2 / 3 * GRAVITY * float(np.sin(slope))
     yellow = foot + red_radius + yellow_radius + draw.place(0, 12)
     plank = side.plank(-16, FLOOR - (foot + 16) * np.tan(slope), foot, FLOOR)
@@ -253,7 +264,7 @@ def _descend(draw: Draw, side: Side, other: str) -> Setting:
 
 
 def _rolled(colour: str, radius: float, side: Side, x: float, speed: float) -> Ball:
-    """A ball that rolls past x in the middle frame."""
+    """A ball that is at x in the middle frame."""
     return rolling(colour, radius, side.x(x - MIDDLE * speed), side.sign * speed)
 
 

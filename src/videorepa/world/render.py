@@ -1,7 +1,7 @@
-"""The renderer: a scene's trajectory to anti-aliased RGB frames, all frames of a clip at once.
+"""The renderer: draws a scene's trajectory as anti-aliased RGB frames, a whole clip at once.
 
-Wall and floor are nearly gray, with smooth textures and light; only bodies have strong colours, so
-that they can be told from all else by hue. The screen and the planks are told by their brightness.
+Wall and floor are nearly gray, with smooth textures and light. Only bodies have strong colours, so
+that hue distinguishes them from everything else. Brightness distinguishes the screen and planks.
 """
 
 from __future__ import annotations
@@ -29,30 +29,32 @@ from videorepa.world.simulator import (
 WALL = (0.74, 0.88)
 
 GROUND = (0.40, 0.50)
-"""From and to which brightness their means are."""
+"""Ranges of the mean brightness of the wall and the floor, in [0, 1]."""
 
 SCREEN = 0.5
 
 PLANK = 0.22
+"""Brightness of a plank, as of the screen above."""
 
 TINT = 0.04
-"""Length of the wall's and the floor's colour off gray; a body's is 0.35 to 0.65."""
+"""Largest distance of the wall's and the floor's colour from gray. A body's is 0.35 to 0.65."""
 
 TEXTURE, LIGHT, CLUTTER = 0.03, 0.04, 0.05
-"""Largest changes of brightness: by texture, from one side of a frame to the other, by clutter."""
+"""Largest changes of brightness by texture, by light across a frame, and by clutter."""
 
 SHADOW = 0.25
-"""Share of the floor's light that a body right above it takes."""
+"""Share of the floor's light that a body directly above it takes away."""
 
 _MARGIN = 8
-"""Pixels of the room around the frame, for a camera that shakes."""
+"""Pixels of the room around the frame, for a shaking camera."""
 
 
 @dataclass(frozen=True)
 class Clip:
     """A captioned clip with its ground truth.
 
-    frames: (FRAMES, SIZE, SIZE, 3) uint8 RGB.
+    Attributes:
+        frames: (FRAMES, SIZE, SIZE, 3) uint8 RGB.
     """
 
     frames: np.ndarray
@@ -71,15 +73,18 @@ def make_clip(
     frames: int = FRAMES,
     split: Split = "within",
 ) -> Clip:
-    """The clip of that scene; see `draw_scene`."""
+    """Simulate and render a scene. See `draw_scene` for the arguments."""
     scene = draw_scene(seed, index, scenario, split)
     trajectory = simulate(scene, frames)
     return Clip(render(scene, trajectory), scene, trajectory)
 
 
 def render(scene: Scene, trajectory: Trajectory) -> np.ndarray:
-    """Draw the scene: (frames, SIZE, SIZE, 3) uint8. A pixel's coverage by a shape is taken from
-    its centre's signed distance to the edge, which is exact to a few percent for these sizes."""
+    """Draw a scene: (frames, SIZE, SIZE, 3) uint8 RGB.
+
+    A shape covers clip(0.5 - d, 0, 1) of a pixel whose centre has the signed distance d to the
+    shape's edge. For these sizes that is accurate to a few percent.
+    """
     camera = _camera(scene.look, len(trajectory.positions))
     rows = np.arange(SIZE, dtype=np.float32) + 0.5 + camera[:, 1, None]
     columns = np.arange(SIZE, dtype=np.float32) + 0.5 + camera[:, 0, None]
@@ -103,8 +108,8 @@ def render(scene: Scene, trajectory: Trajectory) -> np.ndarray:
 
 
 def _mix(frames: np.ndarray, distance: np.ndarray, colour: np.ndarray) -> None:
-    """Paint where the signed distance to a shape's edge, (F, SIZE, SIZE), is negative."""
-    # Only the pixels that the shape touches are mixed: they are a small part of the clip.
+    """Paint a shape, given the signed distance of every pixel to its edge, (F, SIZE, SIZE)."""
+    # Mix only the pixels that the shape touches, which are a small part of the clip.
     hit = np.nonzero(distance < 0.5)
     cover = np.minimum(0.5 - distance[hit], 1.0)[:, None]
     frames[hit] += cover * (colour - frames[hit])
@@ -124,7 +129,7 @@ def _plank_distance(plank: Plank, rows: np.ndarray, columns: np.ndarray) -> np.n
     along = np.clip(dx * direction[0] + dy * direction[1], 0.0, 1.0)
     x, y = dx - along * (end - start)[0], dy - along * (end - start)[1]
     away = np.sqrt(x**2 + y**2) - plank.radius
-    # What reaches into the ground is not seen.
+    # The part in the ground is not visible.
     return np.maximum(away, (rows - FLOOR)[:, :, None])
 
 
@@ -137,7 +142,7 @@ def _screen_distance(screen: Screen, rows: np.ndarray, columns: np.ndarray) -> n
 def _cast_shadows(
     frames: np.ndarray, scene: Scene, trajectory: Trajectory, rows: np.ndarray, columns: np.ndarray
 ) -> None:
-    """A soft spot on the floor below each body, fainter the higher it is."""
+    """Darken the floor below each body, the less the higher the body is."""
     depth = np.where(rows > FLOOR, np.exp(-(((rows - FLOOR) / 4) ** 2)), 0.0)
     for index, body in enumerate(scene.bodies):
         x, y = trajectory.positions[:, index].T
@@ -152,7 +157,7 @@ def _cast_shadows(
 
 
 def _camera(look: Look, frames: int) -> np.ndarray:
-    """(F, 2) pixels that the camera is off, to the right and down: a smooth random path."""
+    """(F, 2): the camera's offset in pixels to the right and down, a smooth random path."""
     if not look.shake:
         return np.zeros((frames, 2), np.float32)
     rng = np.random.default_rng([look.seed, 1])
@@ -177,7 +182,7 @@ def _room(look: Look, camera: np.ndarray) -> np.ndarray:
 
 
 def _whole_room(look: Look) -> np.ndarray:
-    """(SIZE + 2 margins, same, 3) in [0, 1]."""
+    """The room with its margins, (SIZE + 2 _MARGIN, SIZE + 2 _MARGIN, 3) in [0, 1]."""
     rng = np.random.default_rng([look.seed, 0])
     side = SIZE + 2 * _MARGIN
     axis = np.arange(side, dtype=np.float32) + 0.5 - _MARGIN
@@ -194,7 +199,7 @@ def _whole_room(look: Look) -> np.ndarray:
 
 
 def _hang(wall: np.ndarray, rng: np.random.Generator, axis: np.ndarray) -> None:
-    """A rectangle or disc on the wall, a little darker or lighter."""
+    """Hang a rectangle or a disc on the wall, a little darker or lighter."""
     x, y, half = rng.uniform(0, SIZE), rng.uniform(0, FLOOR - 14), rng.uniform(4, 11, 2)
     dx, dy = np.abs(axis - x)[None, :] / half[0], np.abs(axis - y)[:, None] / half[1]
     away = np.maximum(dx, dy) if rng.random() < 0.5 else np.sqrt(dx**2 + dy**2)
@@ -210,14 +215,14 @@ def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _tint(rng: np.random.Generator) -> np.ndarray:
-    """A colour off gray, of no brightness."""
+    """A random offset from gray that does not change brightness."""
     colour = rng.normal(size=3)
     colour -= colour.mean()
     return rng.uniform(0, TINT) * colour / np.linalg.norm(colour)
 
 
 def _smooth(count: int, knots: int) -> np.ndarray:
-    """(count, knots): weights that draw a smooth curve of `count` points through `knots` values."""
+    """(count, knots): weights that interpolate `knots` values smoothly at `count` points."""
     at = np.linspace(0, knots - 1, count)[:, None] - np.arange(knots)
     weights = np.exp(-(at**2))
     return weights / weights.sum(1, keepdims=True)

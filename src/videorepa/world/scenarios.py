@@ -1,6 +1,6 @@
-"""The kinds of clip the lab knows: each draws a scene, with its caption.
+"""The scenarios of the lab: each is a function that draws a scene with its caption.
 
-The function's name is the scenario's name; what a check has to find in a clip stands in the scene.
+A scenario has its function's name.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from videorepa.world.simulator import (
 )
 
 Split = Literal["within", "beyond"]
-"""Whether the parameters lie within their ranges, or past the upper ends: faster, larger, higher.
-Models are trained on "within" alone."""
+"""Whether parameters are within their ranges, or above them: faster, larger, higher. Models are
+trained on "within" alone."""
 
 CAPTIONS: dict[str, tuple[str, ...]] = {
     "fall": (
@@ -81,30 +81,30 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
         "Behind a gray screen a {a} ball rolls to the {s}.",
     ),
 }
-"""What each scenario's clips may be called: a, b and c are the bodies' colours, in their order in
-the scene, and s the side they move to."""
+"""Captions of each scenario. a, b and c are the colours of the scene's bodies, in order, and s is
+the side that they move to."""
 
 BYSTANDERS = (
     " A {a} ball lies still.",
     " A {a} box stands still.",
     " A {a} ball lies on a shelf.",
 )
-"""What may be added, of one that has no part in what happens."""
+"""Sentences that may follow, about a body that plays no part."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A random generator that knows on which side of a range to draw."""
+    """A random generator that draws within a range or beyond it."""
 
     rng: np.random.Generator
     split: Split = "within"
 
     def place(self, low: float, high: float) -> float:
-        """A number that is the same in both splits: where things are."""
+        """A number whose range is the same in both splits, such as a position."""
         return float(self.rng.uniform(low, high))
 
     def extent(self, low: float, high: float) -> float:
-        """A size, speed or height: between the two, or from `high` on by half that width."""
+        """A size, speed or height. Beyond the range it is in (high, high + (high - low) / 2)."""
         if self.split == "beyond":
             low, high = high, high + (high - low) / 2
         return float(self.rng.uniform(low, high))
@@ -113,7 +113,7 @@ class Draw:
         return bool(self.rng.random() < share)
 
     def colours(self, count: int) -> list[str]:
-        """Different ones."""
+        """Distinct colours."""
         return [str(name) for name in self.rng.permutation(list(COLOURS))[:count]]
 
     def caption(self, event: str, *colours: str, side: str = "") -> str:
@@ -124,7 +124,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Side:
-    """Which way things go: scenes are written for the right, and mirrored for the left."""
+    """The side that things move to. Scenes are written for the right, and mirrored for the left."""
 
     sign: int
 
@@ -144,7 +144,7 @@ class Side:
 
 
 def rolling(colour: str, radius: float, x: float, speed: float, elasticity: float = 0.9) -> Ball:
-    """A ball on the floor, which rolls from the start."""
+    """A ball on the floor that rolls from the start."""
     return Ball(
         colour=colour,
         radius=radius,
@@ -156,7 +156,7 @@ def rolling(colour: str, radius: float, x: float, speed: float, elasticity: floa
 
 
 def _bystander(draw: Draw, colour: str, x: float) -> tuple[Ball | Box, str]:
-    """Something that stands on the floor and has no part in what happens, and its sentence."""
+    """A body on the floor that plays no part, and its sentence for the caption."""
     if draw.chance(0.5):
         return rolling(colour, draw.place(4.5, 6), x, 0.0), BYSTANDERS[0].format(a=colour)
     width = draw.place(6.5, 8)
@@ -166,7 +166,7 @@ def _bystander(draw: Draw, colour: str, x: float) -> tuple[Ball | Box, str]:
 
 
 def _perhaps_under_a_shelf(draw: Draw, scene: Scene, colour: str) -> Scene:
-    """The scene; three times in ten with a ball out of the way on a shelf, and its sentence."""
+    """The scene, to which in 30 % of cases a ball on a shelf and its sentence are added."""
     if not draw.chance(0.3):
         return scene
     x, y, radius = draw.place(14, 50), draw.place(22, 27), draw.place(4.5, 6)
@@ -177,12 +177,12 @@ def _perhaps_under_a_shelf(draw: Draw, scene: Scene, colour: str) -> Scene:
 
 
 def fall(draw: Draw) -> Scene:
-    """One ball is let go in the air, falls and bounces."""
+    """A ball is released in the air, falls and bounces."""
     return _let_go(draw, "fall", draw.place(0.65, 0.85))
 
 
 def drop(draw: Draw) -> Scene:
-    """One ball is let go in the air, falls and hardly bounces."""
+    """A ball is released in the air, falls and hardly bounces."""
     return _let_go(draw, "drop", draw.place(0.1, 0.25))
 
 
@@ -206,7 +206,7 @@ def _let_go(draw: Draw, event: str, elasticity: float) -> Scene:
 
 
 def throw(draw: Draw) -> Scene:
-    """One ball flies across in an arc."""
+    """A ball flies across in an arc."""
     (colour,) = draw.colours(1)
     radius = draw.extent(4.5, 6.5)
     side = Side.drawn(draw)
@@ -224,7 +224,7 @@ def throw(draw: Draw) -> Scene:
 
 
 def roll(draw: Draw) -> Scene:
-    """One ball rolls along the floor, perhaps under another on a shelf."""
+    """A ball rolls along the floor, perhaps under another one on a shelf."""
     colour, other = draw.colours(2)
     radius = draw.extent(5, 7)
     side = Side.drawn(draw)
@@ -235,7 +235,7 @@ def roll(draw: Draw) -> Scene:
 
 
 def slide(draw: Draw) -> Scene:
-    """One box slides along the floor until friction has stopped it."""
+    """A box slides along the floor until friction stops it."""
     colour, other = draw.colours(2)
     height = draw.extent(6.5, 8.5)
     width = height * draw.place(1.4, 1.8)
@@ -255,7 +255,7 @@ def slide(draw: Draw) -> Scene:
 
 
 def ramp(draw: Draw) -> Scene:
-    """One ball rolls down a ramp and on along the floor."""
+    """A ball rolls down a ramp and on along the floor."""
     (colour,) = draw.colours(1)
     side = Side.drawn(draw)
     radius = draw.extent(4.5, 6)
@@ -269,7 +269,14 @@ def ramp(draw: Draw) -> Scene:
 def on_ramp(
     colour: str, radius: float, side: Side, foot: float, slope: float, above: float, speed: float
 ) -> Ball:
-    """A ball that rolls down a ramp, which ends at x = `foot`, from `above` that along it."""
+    """A ball that rolls down a ramp.
+
+    Args:
+        foot: The x at which the ramp reaches the floor.
+        slope: Angle of the ramp in radians.
+        above: Pixels along the ramp from its foot to where the ball starts.
+        speed: Initial speed in pixels per frame.
+    """
     along = np.array([np.cos(slope), np.sin(slope)])
     up = np.array([np.sin(slope), -np.cos(slope)])
     x, y = np.array([foot, FLOOR]) - above * along + (radius + Plank.radius) * up
@@ -286,7 +293,7 @@ def on_ramp(
 
 
 def collide(draw: Draw) -> Scene:
-    """One ball rolls into another that lies still."""
+    """A ball rolls into another that lies still."""
     first, second = draw.colours(2)
     side = Side.drawn(draw)
     balls = (
@@ -300,7 +307,7 @@ def collide(draw: Draw) -> Scene:
 
 
 def chain(draw: Draw) -> Scene:
-    """One ball hits another, which hits a third."""
+    """A ball hits another, which hits a third."""
     a, b, c = draw.colours(3)
     side = Side.drawn(draw)
     r1, r2, r3 = (draw.extent(4.5, 5.5) for _ in range(3))
@@ -316,7 +323,7 @@ def chain(draw: Draw) -> Scene:
 
 
 def stack(draw: Draw) -> Scene:
-    """The upper of two boxes hangs over too far, tips and falls."""
+    """The upper of two boxes overhangs too far, tips and falls."""
     upper, lower = draw.colours(2)
     side = Side.drawn(draw)
     x, width, height = draw.place(20, 34), draw.place(8, 10), draw.extent(12, 16)
@@ -354,14 +361,14 @@ def catch(draw: Draw) -> Scene:
 
 
 def cup(left: float, right: float, top: float) -> tuple[Plank, Plank]:
-    """An open box on the floor: its two sides, from their inner edges on."""
+    """The two sides of an open box on the floor, whose inner edges are at `left` and `right`."""
     return tuple(  # pyright: ignore[reportReturnType]
         Plank((x, top), (x, FLOOR)) for x in (left - Plank.radius, right + Plank.radius)
     )
 
 
 def hide(draw: Draw) -> Scene:
-    """One ball rolls behind a screen and comes out again."""
+    """A ball rolls behind a screen and comes out again."""
     (colour,) = draw.colours(1)
     radius = draw.extent(4.5, 6)
     side = Side.drawn(draw)
@@ -382,9 +389,11 @@ SCENARIOS: dict[str, Callable[[Draw], Scene]] = {
 def draw_scene(
     seed: int, index: int, scenario: str | None = None, split: Split = "within"
 ) -> Scene:
-    """The scene number `index` of the endless series that `seed` names: always the same one.
+    """Draw a scene of the endless series of a seed. The same arguments give the same scene.
 
-    Without a scenario, one is drawn, all equally likely.
+    Args:
+        index: Number of the scene in the series.
+        scenario: A key of SCENARIOS. By default one is drawn, all equally likely.
     """
     rng = np.random.default_rng([seed, index])
     drawn = list(SCENARIOS)[rng.integers(len(SCENARIOS))]
@@ -394,4 +403,4 @@ def draw_scene(
 
 
 HELD_OUT_SEED = 1_000_003
-"""Clips of this seed are never trained on; checks are calibrated on them."""
+"""Clips of this seed are never trained on. The law checks are calibrated on them."""

@@ -1,7 +1,7 @@
 """The simulator: balls and boxes on a floor with planks, moved by a 2-D physics engine.
 
-Lengths are in pixels of a 64 x 64 frame, y points down, times are in frames (8 frames make a
-second), so a velocity is in pixels per frame and gravity in pixels per frame squared.
+Lengths are in pixels of a 64 x 64 frame, y points down, and times are in frames, 8 per second. So a
+velocity is in pixels per frame and gravity in pixels per frame squared.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import pymunk
 
 VERSION = 2
-"""Raised whenever the same seed gives other clips than before."""
+"""Increased whenever the same seed gives other clips than before."""
 
 SIZE = 64
 """Width and height of a frame, in pixels."""
 
 FRAMES = 17
-"""Frames in a clip: one, then four for every further latent frame."""
+"""Frames in a clip: one for the first latent frame, and four for every further one."""
 
 FPS = 8
 
@@ -27,10 +27,10 @@ FLOOR = 54.0
 """Height of the floor's surface, in pixels from the top."""
 
 GRAVITY = 0.45
-"""Pixels per frame squared, the same in every clip: a fall over half a frame takes 12 frames."""
+"""Pixels per frame squared, the same in every clip. Falling half the height takes 12 frames."""
 
 SUBSTEPS = 8
-"""Engine steps per frame: what falls from the top of the frame moves 0.8 pixels in the last one."""
+"""Engine steps per frame. A body that falls from the top moves 0.8 pixels in its last step."""
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.16, 0.16),
@@ -44,11 +44,16 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Body(ABC):
-    """Something that moves: its colour's name, and where and how it starts.
+    """Something that moves, as it starts.
 
-    position: of its centre. spin: in radians per frame, clockwise as seen.
-    elasticity: share of its speed that it keeps when it bounces on the floor.
-    friction: coefficient on the floor. Of two bodies that touch, either number is the product.
+    Attributes:
+        colour: A name of COLOURS.
+        position: Its centre, x and y.
+        velocity: In pixels per frame.
+        spin: In radians per frame, clockwise on the screen.
+        elasticity: Share of its speed that it keeps when it bounces on the floor. For two bodies
+            that touch it is the product of both.
+        friction: Coefficient on the floor. For two bodies that touch it is the product of both.
     """
 
     colour: str
@@ -61,12 +66,12 @@ class Body(ABC):
     @property
     @abstractmethod
     def area(self) -> float:
-        """Square pixels, which are its mass too."""
+        """Area in square pixels, which is also its mass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ball(Body):
-    """A disc. It rolls without loss."""
+    """A disc. It rolls without losing speed."""
 
     radius: float
 
@@ -89,8 +94,8 @@ class Box(Body):
 
 @dataclass(frozen=True)
 class Plank:
-    """A dark rail that never moves, from `start` to `end`, round at both ends: ramps, shelves and
-    the sides of an open box are made of it."""
+    """A dark rail that never moves and is round at both ends. Ramps, shelves and the sides of an
+    open box are planks."""
 
     start: tuple[float, float]
     end: tuple[float, float]
@@ -108,10 +113,12 @@ class Screen:
 
 @dataclass(frozen=True)
 class Look:
-    """How a clip looks, which its physics does not depend on.
+    """How a clip looks apart from its bodies. Physics does not depend on it.
 
-    seed: of the wall's and floor's texture and light. clutter: gray patches on the wall.
-    shake: pixels that the camera is off, as a root mean square over a clip.
+    Attributes:
+        seed: Seed of the texture and light of wall and floor.
+        clutter: Number of gray patches on the wall.
+        shake: Root mean square of the camera's offset over a clip, in pixels.
     """
 
     seed: int = 0
@@ -121,8 +128,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that decides a clip, with the caption that describes it. The bodies that a caption says
-    something of come first, in its order."""
+    """Everything that determines a clip, and the caption that describes it.
+
+    Attributes:
+        event: The scenario's name.
+        bodies: Those that the caption mentions come first, in its order.
+    """
 
     event: str
     caption: str
@@ -136,9 +147,10 @@ class Scene:
 class Trajectory:
     """What happened in a scene.
 
-    positions: (F, bodies, 2), centres in pixels, x to the right and y down.
-    angles: (F, bodies), radians, clockwise as seen.
-    touched: (F, bodies, bodies) bool, whether two of them have touched by then.
+    Attributes:
+        positions: (F, bodies, 2), centres in pixels, x to the right and y down.
+        angles: (F, bodies), in radians, clockwise on the screen.
+        touched: (F, bodies, bodies) bool, whether two bodies have touched by then.
     """
 
     positions: np.ndarray
@@ -147,8 +159,12 @@ class Trajectory:
 
 
 def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Trajectory:
-    """Move the scene for `frames` frames; the first is the starting state. gravity: in pixels per
-    frame squared; only clips that are wrong on purpose have another."""
+    """Simulate a scene.
+
+    Args:
+        frames: Number of frames. The first is the initial state.
+        gravity: In pixels per frame squared. Only clips that are broken on purpose change it.
+    """
     space = pymunk.Space()
     space.gravity = (0.0, gravity)
     space.collision_slop = 0.02
@@ -190,7 +206,7 @@ def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Tr
 
 
 def _engine_body(body: Body) -> tuple[pymunk.Body, pymunk.Shape]:
-    """Of unit density, so that mass is the area that is seen."""
+    """The engine's body and shape, of unit density, so that its mass is its visible area."""
     if isinstance(body, Ball):
         moment = pymunk.moment_for_circle(body.area, 0, body.radius)
         moved = pymunk.Body(body.area, moment)

@@ -12,26 +12,24 @@ from videorepa.benchmarks.laws.tracking import NEAR_FLOOR, Observation, Track
 from videorepa.world.simulator import FLOOR, SIZE
 
 MOVED = 4.0
-"""Pixels from which on something has moved, in the captions' sense."""
+"""Pixels after which something has moved, in the sense of a caption."""
 
 TURNS_ABOVE = 4.0
-"""Pixels over the floor at which the fastest ball may seem to turn: half of its way per frame,
-and what a blurred ball's radius is off."""
+"""Pixels above the floor at which the fastest ball may seem to turn: half of its step per frame,
+plus the error of a blurred ball's radius."""
 
 BOUNCED = 3.0
-"""Pixels that a ball has to rise again to have bounced."""
+"""Pixels that a ball has to rise again for it to have bounced."""
 
 STOPPED = 0.5
-"""Pixels per frame up to which something counts as stopped."""
+"""Pixels per frame below which something has stopped."""
 
 SIDEWAYS = 1.5
-"""Pixels from which on something has gone to a side."""
-
-
-# --- semantic adherence: each function returns a shortfall, 0 if the caption is fulfilled
+"""Pixels after which something has moved to a side."""
 
 
 def objects(seen: Observation, request: Request) -> float:
+    """How many of the named objects are missing or wrong, plus how many others there are."""
     bodies = {track.colour: track for track in seen.bodies}
     named = dict(zip(request.colours, request.shapes, strict=True))
     wrong = len(named.keys() ^ bodies.keys())
@@ -40,12 +38,13 @@ def objects(seen: Observation, request: Request) -> float:
         for colour, track in bodies.items()
         if colour in named and track.whole.any()
     )
-    # A second body of the same colour has to stay for a while to be one too many.
+    # A second body of the same colour counts only if it stays for a while.
     wrong += sum(int((track.components > 1).sum() >= 3) for track in bodies.values())
     return float(wrong + ((request.event == "hide") != (seen.screen is not None)))
 
 
 def event(seen: Observation, request: Request) -> float:
+    """How much movement, in pixels, the named event lacks. 0 if it happens."""
     tracks = [seen.tracks[colour] for colour in request.colours]
     if not all(track.is_body for track in tracks):
         return float(SIZE)
@@ -53,16 +52,16 @@ def event(seen: Observation, request: Request) -> float:
 
 
 def _shift(track: Track) -> float:
-    """How far to the right the body is at the end of where it started, in pixels."""
+    """How far the body ends to the right of where it started, in pixels."""
     x = track.position[track.visible, 0]
     return float(x[-1] - x[0])
 
 
 def _down(track: Track) -> tuple[float, float]:
-    """What a fall to the floor lacks, and how far the body rises after it; in pixels."""
+    """How much a fall to the floor lacks, and how far the body rises after it, in pixels."""
     height = track.height[track.visible]
-    # Between two frames a ball may touch the floor and leave again: over frames it seems to turn
-    # a little above the floor, by what it covers in half a frame.
+    # A ball may touch the floor and leave it again between two frames, so that it seems to turn a
+    # little above the floor: by what it covers in half a frame.
     above = height.min() - TURNS_ABOVE
     low = int(np.argmax(height <= max(TURNS_ABOVE, height.min())))
     rise = (height[low:] - np.minimum.accumulate(height[low:])).max()
@@ -107,7 +106,7 @@ def _descends(tracks: list[Track], seen: Observation, sign: int) -> float:
 
 
 def _hits(tracks: list[Track], seen: Observation, sign: int) -> float:
-    """Each of them comes to the next, and that one moves on."""
+    """Each body comes up to the next one, which then moves on."""
     worst = 0.0
     for first, second in pairwise(tracks):
         together = first.visible & second.visible
@@ -115,21 +114,21 @@ def _hits(tracks: list[Track], seen: Observation, sign: int) -> float:
             return float(SIZE)
         gap = np.linalg.norm(first.position - second.position, axis=1) - first.size - second.size
         approach = min(MOVED, gap[together][0]) - np.nanmin(gap)
-        # Frames are coarse: at 3 px/frame the balls may turn up to 3 px apart.
+        # Frames are coarse. At 3 px/frame the balls may turn while they are 3 px apart.
         lacking = (MOVED / 2 - approach, np.nanmin(gap) - 4.0, MOVED / 2 - sign * _shift(second))
         worst = max(worst, *lacking)
     return float(worst)
 
 
 def _topples(tracks: list[Track], seen: Observation, sign: int) -> float:
-    """The first falls from above the second."""
+    """The first body falls from above the second."""
     first, second = (track.position[track.visible, 1] for track in tracks[:2])
     fallen = first[-1] - first[0]
     return float(max(MOVED - (second[0] - first[0]), MOVED - fallen, 0.0))
 
 
 def _is_caught(tracks: list[Track], seen: Observation, sign: int) -> float:
-    """It falls and ends low between two planks."""
+    """The body falls and ends low between two planks."""
     track = tracks[0]
     x, y = track.position[track.visible][-1]
     height = track.height[track.visible]
@@ -154,7 +153,7 @@ def _hides(tracks: list[Track], seen: Observation, sign: int) -> float:
     if before[-1] >= after[0]:
         return MOVED
     least = track.area[before[-1] : after[0] + 1].min() / (np.pi * track.size**2)
-    # A ball that shows more than half of itself all the way has passed in front.
+    # A ball that always shows more than half of itself has passed in front of the screen.
     return float(max(least - 0.5, 0.0) * 2 * track.size)
 
 
@@ -174,6 +173,7 @@ _EVENTS: dict[str, Callable[[list[Track], Observation, int], float]] = {
 
 
 def direction(seen: Observation, request: Request) -> float | None:
+    """How much movement to the named side is lacking, in pixels. None if no side is named."""
     if not request.sign:
         return None
     track = seen.tracks[request.colours[0]]

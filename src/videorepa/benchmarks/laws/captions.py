@@ -10,15 +10,16 @@ from videorepa.errors import UserError
 from videorepa.world.scenarios import BYSTANDERS, CAPTIONS
 from videorepa.world.simulator import COLOURS
 
-# --- captions
-
 
 @dataclass(frozen=True)
 class Request:
     """What a caption asks for.
 
-    colours: of the named bodies, those that the event is about first. shapes: "ball" or "box" of
-    each. sign: +1 to the right, -1 to the left, 0 if it names no side.
+    Attributes:
+        event: The scenario's name.
+        colours: Colours of the named bodies. Those that the event is about come first.
+        shapes: "ball" or "box" for each of them.
+        sign: +1 for the right, -1 for the left, 0 if no side is named.
     """
 
     event: str
@@ -32,22 +33,26 @@ _NAMED = re.compile(f"({'|'.join(COLOURS)}) (ball|box)")
 
 @cache
 def _patterns() -> dict[str, re.Pattern[str]]:
-    """For each event, what its captions look like, whatever the colours and the side."""
-    colour, found = f"(?:{'|'.join(COLOURS)})", {}
+    """For each event, a pattern of its captions with any colours and side."""
+    colour, patterns = f"(?:{'|'.join(COLOURS)})", {}
     blanks = dict.fromkeys("abc", colour)
     also = "|".join(text.format(**blanks) for text in BYSTANDERS)
     for event, templates in CAPTIONS.items():
-        # A group has to have a name of its own in every way to say it.
+        # Each way to say it needs a group with a name of its own.
         ways = [
             text.format(**blanks, s=f"(?P<s{number}>left|right)")
             for number, text in enumerate(templates)
         ]
-        found[event] = re.compile(f"(?:{'|'.join(ways)})(?:{also})?".replace(".", r"\."))
-    return found
+        patterns[event] = re.compile(f"(?:{'|'.join(ways)})(?:{also})?".replace(".", r"\."))
+    return patterns
 
 
 def parse_caption(caption: str) -> Request:
-    """Read one of the lab's captions. Raises UserError for any other."""
+    """Read one of the lab's captions.
+
+    Raises:
+        UserError: The caption is not one of the lab's.
+    """
     for event, pattern in _patterns().items():
         match = pattern.fullmatch(caption.strip())
         if match:

@@ -1,13 +1,14 @@
 """Measures whether a clip shows what its caption says, and whether it obeys the lab's laws.
 
-Semantic adherence (SA) is about the caption, physical commonsense (PC) about the clip alone: PC
-never reads the caption, so a clip of the wrong ball that moves rightly is physical. Every check is
-one number, bad when large, against one tolerance. SA's thresholds define its words and stand
-here; PC's tolerances are what real clips need after the autoencoder, and `calibration` finds them.
+Semantic adherence (SA) is about the caption. Physical commonsense (PC) is about the clip alone: it
+never reads the caption, so a clip of the wrong ball that moves correctly is physical. Every check
+compares one value, for which larger is worse, with one tolerance. SA's thresholds belong to the
+definitions in `adherence`. PC's tolerances are what real clips need after the autoencoder;
+`lab.calibration` sets them.
 
-What these checks cannot know: a roll has no direction in time, so a reversed one is physical (SA's
-`direction` catches it). Nor do they judge light, texture, or the shapes of the screen and the
-planks.
+Some faults these checks cannot detect. A roll has no direction in time, so a reversed one is
+physical (but fails SA's `direction`). Light, texture, and the shapes of the screen and the planks
+are not judged.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from videorepa.benchmarks.laws.adherence import direction, event, objects
 from videorepa.benchmarks.laws.captions import parse_caption
-from videorepa.benchmarks.laws.physics import measured, path_length
+from videorepa.benchmarks.laws.physics import deviations, path_length
 from videorepa.benchmarks.laws.tracking import observe
 
 TOLERANCES = "tolerances.json"
@@ -30,9 +31,12 @@ TOLERANCES = "tolerances.json"
 
 @dataclass(frozen=True)
 class Definition:
-    """What a check measures: its aspect, the unit of its value, and what the value is.
+    """What a check measures.
 
-    resolution: in the same unit; no tolerance is smaller, however well real clips do.
+    Attributes:
+        unit: Unit of its value.
+        meaning: What the value is.
+        resolution: The smallest tolerance allowed, in the same unit, however well real clips do.
     """
 
     aspect: Literal["sa", "pc"]
@@ -77,8 +81,11 @@ CHECKS: dict[str, Definition] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One measurement; unit and meaning are in CHECKS. One that does not apply has the value 0
-    and passes."""
+    """One measurement, whose unit and meaning are in CHECKS.
+
+    Attributes:
+        applies: Whether the clip can be tested. If not, the value is 0 and the check passes.
+    """
 
     value: float
     tolerance: float
@@ -87,8 +94,14 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """sa, pc: whether all checks of that aspect pass. motion: see `path_length`."""
+class ClipVerdict:
+    """How a clip is judged.
+
+    Attributes:
+        sa: Whether all checks of semantic adherence pass.
+        pc: Whether all checks of physical commonsense pass.
+        motion: See `physics.path_length`.
+    """
 
     sa: bool
     pc: bool
@@ -98,16 +111,23 @@ class Verdict:
 
 @cache
 def packaged_tolerances() -> dict[str, float]:
-    """What each PC check allows by default, in the check's unit."""
+    """The tolerance of each PC check that the package ships, in the check's unit."""
     text = Path(__file__).with_name(TOLERANCES).read_text("utf-8")
     return json.loads(text)["tolerances"]
 
 
-def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None = None) -> Verdict:
+def score(
+    frames: np.ndarray, caption: str, tolerances: dict[str, float] | None = None
+) -> ClipVerdict:
     """Judge one clip.
 
-    frames: (F, SIZE, SIZE, 3) uint8 RGB. caption: one of the lab's own, else UserError.
-    tolerances: of the PC checks, in their units; those of the package by default.
+    Args:
+        frames: (F, SIZE, SIZE, 3) uint8 RGB.
+        caption: One of the lab's own.
+        tolerances: Those of the PC checks, in their units. By default those of the package.
+
+    Raises:
+        UserError: The clip has another shape, or the caption is not one of the lab's.
     """
     request = parse_caption(caption)
     seen = observe(frames)
@@ -116,10 +136,10 @@ def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None 
         "objects": objects(seen, request),
         "event": event(seen, request),
         "direction": direction(seen, request),
-    } | measured(seen)
+    } | deviations(seen)
     checks = {}
     for name, value in values.items():
-        # What SA measures is a shortfall already; its thresholds are part of the definition.
+        # SA's values are shortfalls: its thresholds are subtracted already.
         limit = 0.0 if CHECKS[name].aspect == "sa" else limits[name]
         number = 0.0 if value is None else float(value)
         checks[name] = Check(number, limit, number <= limit, value is not None)
@@ -127,4 +147,4 @@ def score(frames: np.ndarray, caption: str, tolerances: dict[str, float] | None 
         aspect: all(c.passed for name, c in checks.items() if CHECKS[name].aspect == aspect)
         for aspect in ("sa", "pc")
     }
-    return Verdict(passed["sa"], passed["pc"], checks, path_length(seen))
+    return ClipVerdict(passed["sa"], passed["pc"], checks, path_length(seen))

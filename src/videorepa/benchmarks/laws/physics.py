@@ -8,39 +8,36 @@ from itertools import combinations
 
 import numpy as np
 
-from videorepa.benchmarks.laws.tracking import NEAR_FLOOR, Observation, Track, observe
+from videorepa.benchmarks.laws.tracking import NEAR_FLOOR, Observation, Track
 from videorepa.world.simulator import GRAVITY, SIZE
 
 NEAR_BODY = 2.0
-"""The same between two bodies."""
+"""Pixels between two bodies up to which they count as touching."""
 
 BRAKE = 0.45
-"""Pixels per frame squared that friction takes from a sliding box at most."""
+"""Largest deceleration of a sliding box by friction, in pixels per frame squared."""
 
 STIRRED = 2.0
-"""Pixels that something has to move for a clip to test anything: one in which all lies still breaks
-no law, and obeys none."""
-
-
-# --- physical commonsense: each function returns a value, or None if the clip cannot be asked
+"""Pixels that something has to move for a clip to test any law. A clip in which nothing moves
+neither breaks nor obeys one."""
 
 
 def _runs(flags: np.ndarray) -> Iterator[slice]:
-    """The stretches of True."""
+    """The runs of True."""
     edges = np.flatnonzero(np.diff(np.r_[False, flags, False].astype(int)))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         yield slice(int(start), int(stop))
 
 
 def _touching(track: Track, others: Sequence[Track]) -> np.ndarray:
-    """(F,) bool, frames in which a plank or another body may be touched, or just was, or is about
-    to be."""
+    """(F,) bool: frames in which the body may touch a plank or another body, just did, or is about
+    to."""
     near = track.at_plank.copy()
     for other in others:
         if other is track:
             continue
         gap = np.linalg.norm(track.position - other.position, axis=1) - track.size - other.size
-        # What approaches at 3 px a frame touches between two frames.
+        # A body that approaches at 3 px/frame may touch between two frames.
         near |= np.nan_to_num(gap, nan=np.inf) < NEAR_BODY + 3.0
     return near
 
@@ -48,8 +45,8 @@ def _touching(track: Track, others: Sequence[Track]) -> np.ndarray:
 def _free_triples(track: Track, untouched: np.ndarray) -> np.ndarray:
     """(F,) bool: the body is in free flight from the frame before to the frame after.
 
-    A body bounces between frames, unseen. So a triple counts only if the floor is out of reach:
-    if neither from its first two frames on, nor from its last two back, would the body get there.
+    A bounce happens between frames, unseen. So three frames count only if the floor was out of
+    reach, extrapolating forward from the first two and backward from the last two.
     """
     height = np.where(track.whole & untouched, track.height, np.nan)
     free = np.zeros(len(height), bool)
@@ -61,7 +58,7 @@ def _free_triples(track: Track, untouched: np.ndarray) -> np.ndarray:
 
 
 def _flights(bodies: Sequence[Track]) -> Iterator[np.ndarray]:
-    """Positions (n, 2) of every stretch of free flight of at least four frames."""
+    """Positions (n, 2) in every free flight of at least four frames."""
     for track in bodies:
         for run in _runs(_free_triples(track, ~_touching(track, bodies))):
             if run.stop - run.start >= 2:
@@ -69,18 +66,22 @@ def _flights(bodies: Sequence[Track]) -> Iterator[np.ndarray]:
 
 
 def _gravity(bodies: Sequence[Track]) -> float | None:
-    """One acceleration is fitted to all flights, each with its own start and velocity."""
+    """|a - g| for the vertical acceleration a that fits all flights best.
+
+    Each flight has its own start and velocity: y = y0 + v t + a t^2 / 2, by least squares.
+    """
     along = information = 0.0
     for flight in _flights(bodies):
         time = np.arange(len(flight)) - (len(flight) - 1) / 2
         curve = time**2 / 2 - (time**2 / 2).mean()
         along += curve @ flight[:, 1]
         information += curve @ curve
-    # 3.5 is one flight of five frames; with less, half a pixel of noise drowns gravity.
+    # 3.5 is one flight of five frames. With less, half a pixel of noise drowns gravity.
     return abs(along / information - GRAVITY) if information >= 3.5 else None
 
 
 def _arc(bodies: Sequence[Track]) -> float | None:
+    """Largest distance of a flight from a parabola of acceleration g."""
     worst = []
     for flight in _flights(bodies):
         time = np.arange(len(flight)) - (len(flight) - 1) / 2
@@ -91,15 +92,21 @@ def _arc(bodies: Sequence[Track]) -> float | None:
 
 
 def _off_line(time: np.ndarray, path: np.ndarray) -> float:
-    """Largest distance from even motion, the best fitting one; path is (n,) or (n, 2)."""
+    """Largest distance of a path, (n,) or (n, 2), from the uniform motion that fits it best."""
     design = np.stack([np.ones_like(time), time], 1)
     return float(np.abs(path - design @ np.linalg.lstsq(design, path, rcond=None)[0]).max())
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """A stretch in which no ball hits anything. energy: mean over its steps of kinetic plus
-    potential energy by weight, in pixels of height; velocity: of the bodies' common centre."""
+    """Consecutive steps in which no body hits anything.
+
+    Attributes:
+        start: The first step.
+        energy: Kinetic plus potential energy over the bodies' weight, v^2 / (2 g) + height in
+            pixels: the median over the steps.
+        velocity: Horizontal velocity of the bodies' common centre, likewise.
+    """
 
     start: int
     energy: float
@@ -107,7 +114,7 @@ class _Phase:
 
 
 def _phases(bodies: Sequence[Track]) -> list[_Phase]:
-    """Where all bodies are in full view and either in free flight or on the floor."""
+    """The phases in which all bodies are in full view and either in free flight or on the floor."""
     if not bodies:
         return []
     steps = len(bodies[0].visible) - 1
@@ -123,28 +130,29 @@ def _phases(bodies: Sequence[Track]) -> list[_Phase]:
         valid &= flying | rolling
         kind += flying * 2**number
         speed = np.diff(track.position, axis=0)
-        # At the middle of a step a flying ball is g/8 above the mean of the two ends.
+        # In the middle of a step a flying ball is g / 8 above the mean of the step's two ends.
         height = (track.height[1:] + track.height[:-1]) / 2 + flying * GRAVITY / 8
         weight = track.size**2
         energy += weight * ((speed**2).sum(1) / 2 / GRAVITY + height)
         velocity += weight * speed[:, 0]
         mass += weight
-    found = []
+    phases = []
     for run in _runs(valid):
         cuts = np.flatnonzero(np.diff(kind[run])) + 1
         for part in np.split(np.arange(run.start, run.stop), cuts):
             if len(part) >= 2:
-                found.append(
+                phases.append(
                     _Phase(
                         int(part[0]),
                         float(np.median(energy[part]) / mass),
                         float(np.median(velocity[part]) / mass),
                     )
                 )
-    return found
+    return phases
 
 
 def _energy(bodies: Sequence[Track]) -> float | None:
+    """Largest growth of energy from one phase to a later one."""
     phases = _phases(bodies)
     if len(phases) < 2:
         return None
@@ -154,7 +162,10 @@ def _energy(bodies: Sequence[Track]) -> float | None:
 
 
 def _exchange(bodies: Sequence[Track]) -> float | None:
-    """Only balls that stay on the floor can be asked: friction takes momentum too."""
+    """Change of the balls' common velocity by their collisions.
+
+    Boxes are left out, since friction takes momentum from them.
+    """
     touching = np.flatnonzero(np.any([_touching(track, bodies) for track in bodies], axis=0))
     phases = _phases(bodies)
     if not len(touching) or any(track.is_box for track in bodies):
@@ -167,9 +178,11 @@ def _exchange(bodies: Sequence[Track]) -> float | None:
 
 
 def _momentum(bodies: Sequence[Track]) -> float | None:
-    """Largest change of horizontal velocity from one step to the next, of a body that touches no
-    other. A bounce may take up to a third of it: that is what starts a sliding disc spinning. A box
-    on the floor may brake, and one that tips over there is not asked."""
+    """Largest unexplained change of an untouched body's horizontal velocity between two steps.
+
+    A bounce may take up to a third of the velocity, which is what it takes to set a sliding disc
+    spinning. A box on the floor may brake by BRAKE. A box that tips over there is not tested.
+    """
     worst = []
     for track in bodies:
         x = np.where(track.whole & ~_touching(track, bodies), track.position[:, 0], np.nan)
@@ -191,10 +204,13 @@ def _momentum(bodies: Sequence[Track]) -> float | None:
 
 
 def _continuity(bodies: Sequence[Track]) -> float | None:
-    """A ball that hits something within a step moves on with one velocity before the hit and
-    another after it, so the step lies between the step before and the step after, whatever was
-    hit; in height give or take gravity. What is seen of a ball that the frame's edge or the screen
-    cuts has its centroid somewhere within the ball."""
+    """Largest amount by which a step is outside the range of the two steps around it.
+
+    A body that hits something within a step moves with the velocity of the step before until the
+    hit, and with that of the step after from then on. So the step is between those two, whatever
+    was hit, up to gravity in height. If the frame's edge or the screen cuts a body, its visible
+    centroid is somewhere within the body, which widens the range by the body's size.
+    """
     worst = []
     for track in bodies:
         steps = np.diff(track.position, axis=0)
@@ -207,7 +223,7 @@ def _continuity(bodies: Sequence[Track]) -> float | None:
 
 
 def _coasting(bodies: Sequence[Track]) -> float | None:
-    """Also across the screen: what comes out has to be where and when it was due."""
+    """Largest distance of an untouched rolling ball from uniform motion, also behind the screen."""
     worst = []
     for track in bodies:
         if track.is_box:
@@ -223,52 +239,57 @@ def _coasting(bodies: Sequence[Track]) -> float | None:
 
 
 def _presence(bodies: Sequence[Track]) -> float:
-    ways = [track.position[track.visible] for track in bodies if track.visible.any()]
-    farthest = [np.linalg.norm(way - way[0], axis=1).max() for way in ways]
+    """How much the farthest movement of any body falls short of STIRRED."""
+    paths = [track.position[track.visible] for track in bodies if track.visible.any()]
+    farthest = [np.linalg.norm(path - path[0], axis=1).max() for path in paths]
     return max(0.0, STIRRED - float(max(farthest, default=0.0)))
 
 
 def _permanence(seen: Observation) -> float:
+    """Most frames from which a body is missing without reason."""
     return float(max((_missing(track, seen).sum() for track in seen.bodies), default=0))
 
 
 def _missing(track: Track, seen: Observation) -> np.ndarray:
-    """(F,) bool, frames in which the ball should be seen and is not.
+    """(F,) bool: frames in which the body should be visible but is not.
 
-    It may be away where it was about to be out of the frame or behind the screen when last seen,
-    or was so shortly before it was seen again, taking its velocity for constant.
+    A body may be out of sight if, at constant velocity, it would be out of the frame or behind the
+    screen: extrapolated from when it was last seen, or back from when it is seen again.
     """
     count = len(track.visible)
     missing = np.zeros(count, bool)
     for gap in _runs(~track.visible):
         frames = np.arange(gap.start, gap.stop)
         excused = np.zeros(len(frames), bool)
-        for known, step in ((gap.start - 1, -1), (gap.stop, 1)):
-            if not 0 <= known < count:
-                continue
-            excused |= _may_be_hidden(track, seen, known, step, frames)
+        for sighting, step in ((gap.start - 1, -1), (gap.stop, 1)):
+            if 0 <= sighting < count:
+                excused |= _may_be_hidden(track, seen, sighting, step, frames)
         missing[gap] = ~excused
     return missing
 
 
 def _may_be_hidden(
-    track: Track, seen: Observation, known: int, step: int, frames: np.ndarray
+    track: Track, seen: Observation, sighting: int, step: int, frames: np.ndarray
 ) -> np.ndarray:
-    """For each of the frames: whether a ball seen in frame `known`, and before in the direction
-    `step`, could be out of sight in it."""
-    history = [known + step * back for back in range(8)]
+    """(len(frames),) bool: whether the body could be out of sight in each of the frames.
+
+    Args:
+        sighting: A frame in which the body is visible.
+        step: -1 to extrapolate from that frame and those before it, +1 from those after it.
+    """
+    history = [sighting + step * back for back in range(8)]
     history = [f for f in history if 0 <= f < len(track.visible) and track.visible[f]]
-    # A body that is cut seems to move at half its speed: rather ask the frames that show it all.
+    # A body that is cut seems to move at half its speed, so prefer frames that show all of it.
     whole = [f for f in history if track.whole[f]]
     base = (whole if len(whole) >= 2 else history)[:4]
     if len(base) < 2:
-        return np.full(len(frames), bool(track.at_edge[known] or track.at_screen[known]))
+        return np.full(len(frames), bool(track.at_edge[sighting] or track.at_screen[sighting]))
     velocity = (track.position[base[0]] - track.position[base[-1]]) / (base[0] - base[-1])
     time = frames - base[0]
     x = track.position[base[0], 0] + velocity[0] * time
     slack = 3.0 + 0.1 * np.abs(velocity[0] * time)
     hidden = (x < slack) | (x > SIZE - slack)
-    # Over the top edge it goes only in flight.
+    # It leaves over the top edge only in flight.
     hidden |= track.position[base[0], 1] + velocity[1] * time + GRAVITY * time**2 / 2 < slack
     if seen.screen is not None and track.position[base[0], 1] - track.size > seen.screen.top - 2:
         inside = track.size - 2.0 - slack
@@ -277,29 +298,34 @@ def _may_be_hidden(
 
 
 def _size(bodies: Sequence[Track]) -> float | None:
+    """Largest relative change of a body's radius."""
     changes = [np.abs(t.radius[t.whole] / t.size - 1).max() for t in bodies if t.whole.any()]
     return float(max(changes)) if changes else None
 
 
 def _shape(bodies: Sequence[Track]) -> float | None:
+    """Largest relative change of a body's elongation."""
     shapes = [track.elongation[track.whole] for track in bodies if track.whole.any()]
     changes = [np.abs(shape / np.median(shape) - 1).max() for shape in shapes]
     return float(max(changes)) if changes else None
 
 
 def _one_piece(bodies: Sequence[Track]) -> float | None:
-    # In front of a narrow screen a ball shows on both sides at once.
+    """Largest stray piece of a body's colour, in square pixels."""
+    # A ball behind a narrow screen is visible on both sides at once.
     pieces = [track.stray[~track.at_screen].max(initial=0.0) for track in bodies]
     return float(max(pieces)) if pieces else None
 
 
 def _floor(bodies: Sequence[Track]) -> float | None:
-    # A ball cut by a side still shows its lowest point, but its centroid is off.
+    """How deep a body is in the floor."""
+    # A ball cut by a side still shows its lowest point, but its centroid is wrong.
     depths = [-track.height[track.whole].min() for track in bodies if track.whole.any()]
     return max(0.0, float(max(depths))) if depths else None
 
 
 def _overlap(bodies: Sequence[Track]) -> float | None:
+    """How deep two balls are in each other."""
     depths = []
     for one, two in combinations([track for track in bodies if not track.is_box], 2):
         both = one.whole & two.whole
@@ -308,11 +334,8 @@ def _overlap(bodies: Sequence[Track]) -> float | None:
     return max(0.0, float(max(depths))) if depths else None
 
 
-# --- scoring
-
-
 def path_length(seen: Observation) -> float:
-    """Mean over the bodies of the length of the path that each is seen on, in pixels."""
+    """Length of a body's visible path in pixels, as a mean over bodies."""
     lengths = [
         np.linalg.norm(np.diff(track.position[track.visible], axis=0), axis=1).sum()
         for track in seen.bodies
@@ -320,15 +343,9 @@ def path_length(seen: Observation) -> float:
     return float(np.mean(lengths)) if lengths else 0.0
 
 
-def measure(frames: np.ndarray) -> dict[str, float | None]:
-    """The values of all PC checks, in the units of CHECKS; None where one does not apply.
-
-    frames: (F, SIZE, SIZE, 3) uint8 RGB.
-    """
-    return measured(observe(frames))
-
-
-def measured(seen: Observation) -> dict[str, float | None]:
+def deviations(seen: Observation) -> dict[str, float | None]:
+    """How far the clip departs from each law: the value of every PC check, in the unit that
+    `checks.CHECKS` names, or None for a check that does not apply to the clip."""
     bodies = seen.bodies
     return {
         "presence": _presence(bodies),

@@ -1,10 +1,9 @@
-"""Finds the coloured bodies, the screen and the planks in a clip's pixels, with no knowledge of its
-scene.
+"""Finds the coloured bodies, the screen and the planks from a clip's pixels alone.
 
-The room is almost gray, so a body is told by its hue. Decoded clips are blurred and their colours
-are off: hue decides which body a pixel belongs to, and how much of the pixel it covers is measured
-against the body's own strongest colour, not against the palette. What no body ever covers is the
-room; the screen and the planks are told in it by their brightness. The camera must not move.
+The room is almost gray, so a body is recognised by its hue. Decoded clips are blurred and their
+colours are off. So hue decides which body a pixel belongs to, and the body's own strongest colour,
+not the palette's, decides how much of the pixel it covers. The room is what shows where no body is,
+and the screen and the planks are recognised in it by their brightness. The camera must not move.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from videorepa.world.render import SCREEN
 from videorepa.world.simulator import COLOURS, FLOOR, SIZE
 
 NEAR_FLOOR = 1.5
-"""Pixels between a body and the floor up to which it counts as touching it."""
+"""Pixels between a body and the floor up to which they count as touching."""
 
-# Two axes that span the colours of no brightness: a colour's direction there is its hue.
+# Two axes that span the colours without brightness. A colour's direction in this plane is its hue.
 _HUE_PLANE = np.array([[2, -1, -1], [0, 3**0.5, -(3**0.5)]], np.float32).T / 6**0.5
 
 _PALETTE = np.array(list(COLOURS.values()), np.float32) @ _HUE_PLANE
@@ -34,50 +33,52 @@ _LIKENESS = (_PALETTE @ _PALETTE.T) / np.outer(_STRENGTH, _STRENGTH)
 _IN_FRAME = np.zeros((3, 3, 3), bool)
 
 _IN_FRAME[1] = True
-"""Neighbours within a frame, never across time."""
+"""Neighbours within a frame, not across time."""
 
 SOLID = 0.4
-"""Share of a palette colour's strength from which on a pixel is inside a body."""
+"""Share of a palette colour's strength above which a pixel is inside a body."""
 
 FAINT = 0.2
-"""The same for a body's soft rim, which the sub-pixel centroid uses."""
+"""Share above which a pixel is in a body's soft rim, which the sub-pixel centroid uses."""
 
 SMALLEST_AREA = 6.0
-"""Square pixels under which a patch of colour is no sight of a body."""
+"""Square pixels of the smallest patch of colour that counts as a body."""
 
 NEIGHBOUR = 0.35
-"""Cosine between two colours' hues from which on blur can turn one into the other."""
+"""Cosine between two colours' hues above which blur can turn one into the other."""
 
 FOREIGN_DIFFERENCE = 0.25
-"""Difference from the room, in [0, 1], from which on a pixel shows something."""
+"""Difference from the room, in [0, 1], above which a pixel shows something."""
 
 OBLONG = 1.2
-"""Ratio of its long to its short axis from which on a body is a box and not a ball."""
+"""Ratio of its long to its short axis above which a body is a box and not a ball."""
 
 LIKE_SCREEN = 0.065
-"""Distance from the screen's brightness, in [0, 1], up to which a pixel is its. The wall is
-brighter even in its shade, and the planks are darker even where they are blurred."""
+"""Distance from the screen's brightness, in [0, 1], below which a pixel can be the screen's. The
+wall is brighter even in shadow, and the planks are darker even where they are blurred."""
 
 NEAR_PLANK = 2
-"""Pixels between a body and a plank up to which one may carry the other."""
+"""Pixels between a body and a plank up to which the plank may carry the body."""
 
 
 @dataclass(frozen=True)
 class Track:
     """The largest patch of one colour in every frame.
 
-    colour: a name of `world.COLOURS`.
-    visible: (F,) bool, whether the colour is in the frame at all.
-    position: (F, 2) float, centroid x and y in pixels; NaN where not visible.
-    area: (F,) float, square pixels of all that is visible of the patch; 0 where not visible.
-    elongation: (F,) float >= 1, ratio of the patch's long to its short axis; NaN where not visible.
-    stray: (F,) float, square pixels of the second largest patch of the colour; 0 if there is none.
-    components: (F,) int, patches of the colour of at least SMALLEST_AREA.
-    lowest: (F,) float, y of the patch's lower edge in pixels; NaN where not visible.
-    at_edge: (F,) bool, whether the frame's edge may cut the patch.
-    at_screen: (F,) bool, whether the screen may hide a part of it.
-    at_plank: (F,) bool, whether a plank may carry or stop it.
-    mask: (F, SIZE, SIZE) bool, the patch's pixels.
+    Attributes:
+        colour: A name of `world.simulator.COLOURS`.
+        visible: (F,) bool, whether the colour is in the frame at all.
+        position: (F, 2) float, centroid x and y in pixels; NaN where not visible.
+        area: (F,) float, visible square pixels of the patch; 0 where not visible.
+        elongation: (F,) float >= 1, ratio of the patch's long to its short axis; NaN where not
+            visible.
+        stray: (F,) float, square pixels of the colour's second largest patch; 0 without one.
+        components: (F,) int, patches of the colour of at least SMALLEST_AREA.
+        lowest: (F,) float, y of the patch's lower edge in pixels; NaN where not visible.
+        at_edge: (F,) bool, whether the frame's edge may cut the patch.
+        at_screen: (F,) bool, whether the screen may hide a part of the patch.
+        at_plank: (F,) bool, whether a plank may carry or stop the body.
+        mask: (F, SIZE, SIZE) bool, the patch's pixels.
     """
 
     colour: str
@@ -100,39 +101,44 @@ class Track:
 
     @property
     def whole(self) -> np.ndarray:
-        """(F,) bool: seen and cut by nothing, so that centroid and size are the body's own."""
+        """(F,) bool: visible and cut by nothing, so that centroid and size are the body's own."""
         return self.visible & ~self.at_edge & ~self.at_screen
 
     @property
     def size(self) -> float:
-        """The body's radius in pixels: the median over the frames that show all of it, else the
-        largest seen; NaN for one never seen."""
+        """The body's radius in pixels: the median over frames that show all of it.
+
+        Without such a frame it is the largest visible radius, or NaN for a body that is never
+        visible.
+        """
         if self.whole.any():
             return float(np.median(self.radius[self.whole]))
         return float(self.radius.max()) if self.visible.any() else float("nan")
 
     @property
     def is_body(self) -> bool:
-        """Whether there is enough of the colour, for long enough, to call it a body and not a
-        discoloured rim or a flicker."""
+        """Whether there is too much of the colour, for too long, for a discoloured rim or a
+        flicker."""
         return bool((self.area >= 3 * SMALLEST_AREA).sum() >= 3)
 
     @property
     def is_box(self) -> bool:
-        """Whether it is oblong, in most of the frames that show all of it."""
+        """Whether the body is oblong in most of the frames that show all of it."""
         shape = self.elongation[self.whole]
         return bool(len(shape)) and float(np.median(shape)) > OBLONG
 
     @property
     def height(self) -> np.ndarray:
-        """(F,) pixels from the floor up to its lowest point; NaN where not visible. A ball's is
-        taken from its centre, which is known better than its edge."""
+        """(F,) pixels from the floor up to the body's lowest point; NaN where not visible.
+
+        A ball's lowest point is computed from its centre, which is more precise than its edge.
+        """
         return FLOOR - (self.lowest if self.is_box else self.position[:, 1] + self.size)
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Edges in whole pixels; right and bottom are the first ones outside."""
+    """Edges in whole pixels. `right` and `bottom` are the first ones outside."""
 
     left: int
     top: int
@@ -144,10 +150,11 @@ class Rectangle:
 class Observation:
     """What a clip shows.
 
-    tracks: one per name of `world.COLOURS`, also for colours that are not there.
-    screen: where the gray screen stands, or None.
-    planks: (SIZE, SIZE) bool, the dark rails' pixels.
-    differs: (F, SIZE, SIZE) bool, pixels that are not what they usually are.
+    Attributes:
+        tracks: One for each of `world.simulator.COLOURS`, even if the colour never occurs.
+        screen: Where the gray screen stands, or None.
+        planks: (SIZE, SIZE) bool, pixels of the dark rails.
+        differs: (F, SIZE, SIZE) bool, pixels that differ from the room.
     """
 
     tracks: dict[str, Track]
@@ -160,13 +167,13 @@ class Observation:
         """The tracks that are bodies."""
         return tuple(track for track in self.tracks.values() if track.is_body)
 
-    def foreign_area(self, known: Iterable[Track]) -> np.ndarray:
-        """(F,) square pixels of the largest thing that is none of the known tracks."""
-        seen = np.zeros_like(self.differs)
-        for track in known:
-            seen |= track.mask
-        # Three pixels: how far the blur around a ball reaches.
-        around = np.asarray(ndimage.binary_dilation(seen, _IN_FRAME, iterations=3), bool)
+    def foreign_area(self, tracks: Iterable[Track]) -> np.ndarray:
+        """(F,) square pixels of the largest thing that is none of these tracks."""
+        own = np.zeros_like(self.differs)
+        for track in tracks:
+            own |= track.mask
+        # The blur around a ball reaches three pixels.
+        around = np.asarray(ndimage.binary_dilation(own, _IN_FRAME, iterations=3), bool)
         left = self.differs & ~around
         labels, count = ndimage.label(left, _IN_FRAME)  # pyright: ignore[reportGeneralTypeIssues]
         largest = np.zeros(len(left))
@@ -179,7 +186,11 @@ class Observation:
 def observe(frames: np.ndarray) -> Observation:
     """Track every colour through a clip.
 
-    frames: (F, SIZE, SIZE, 3) uint8 RGB. Raises UserError for anything else.
+    Args:
+        frames: (F, SIZE, SIZE, 3) uint8 RGB.
+
+    Raises:
+        UserError: The frames have another shape or type.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3):
         raise UserError(
@@ -191,11 +202,11 @@ def observe(frames: np.ndarray) -> Observation:
     room = _room(video, (along / _STRENGTH).max(-1) > FAINT)
     screen, planks = _find_screen(room), _find_planks(room)
     differs = np.abs(video - room).max(-1) > FOREIGN_DIFFERENCE
-    # Thin lines are the blur of an edge, not things.
+    # Thin lines are blurred edges, not things.
     differs = ndimage.binary_opening(differs, np.ones((1, 2, 2), bool))
 
     tracks = _tracks(along, np.ones(len(COLOURS), bool), screen, planks)
-    # A pixel's hue is unsure where a body moves fast: only bodies' colours are then given out.
+    # Where a body moves fast, hues are uncertain. So track again, with the bodies' colours alone.
     theirs = np.array([t.is_body and not _is_discoloration(t, tracks) for t in tracks.values()])
     if theirs.any():
         tracks = _tracks(along, theirs, screen, planks)
@@ -203,8 +214,8 @@ def observe(frames: np.ndarray) -> Observation:
 
 
 def _room(video: np.ndarray, coloured: np.ndarray) -> np.ndarray:
-    """(SIZE, SIZE, 3): the median of what each pixel shows while no body is there; of all it shows
-    where one always is."""
+    """(SIZE, SIZE, 3): the median of each pixel over the frames in which no body covers it, or over
+    all frames if a body always does."""
     shown = np.where((coloured & ~coloured.all(0))[..., None], np.inf, video)
     middle = np.isfinite(shown[..., :1]).sum(0, keepdims=True) // 2
     return np.take_along_axis(np.sort(shown, axis=0), middle, axis=0)[0]
@@ -213,9 +224,11 @@ def _room(video: np.ndarray, coloured: np.ndarray) -> np.ndarray:
 def _tracks(
     along: np.ndarray, among: np.ndarray, screen: Rectangle | None, planks: np.ndarray
 ) -> dict[str, Track]:
-    """Track the colours that `among` (6,) bool names; the others get nothing.
+    """Track some of the colours. The others get empty tracks.
 
-    along: (F, SIZE, SIZE, 6), length of every pixel's hue vector along each colour's direction.
+    Args:
+        along: (F, SIZE, SIZE, 6), length of every pixel's hue vector along each colour's direction.
+        among: (6,) bool, the colours to track.
     """
     nearest = np.where(among, along, -np.inf).argmax(-1)
     rails = np.asarray(
@@ -233,8 +246,11 @@ def _tracks(
 
 
 def _is_discoloration(track: Track, tracks: dict[str, Track]) -> bool:
-    """Whether a patch is but the blur of a body of a neighbouring colour: mostly seen where that
-    body is, or was a frame ago, or is a frame later, and with much less of it."""
+    """Whether a patch is only the blur of a body of a neighbouring colour.
+
+    Such a patch is much smaller than the body, and mostly visible where the body is in the same
+    frame or in the frame before or after.
+    """
     patch = track.mask.any((1, 2))
     here = list(COLOURS).index(track.colour)
     for other in tracks.values():
@@ -258,7 +274,7 @@ def _grown(box: Rectangle, by: int) -> tuple[slice, slice]:
 
 
 def _frame_and_size(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For every component: the frame that it is in, and its number of pixels."""
+    """The frame of every component, and its number of pixels."""
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     frame = [box[0].start for box in ndimage.find_objects(labels)]
     return np.array(frame, int), sizes.astype(float)
@@ -268,7 +284,7 @@ def _find_screen(room: np.ndarray) -> Rectangle | None:
     """The largest broad patch of the screen's gray."""
     gray = (np.abs(room.mean(-1) - SCREEN) < LIKE_SCREEN) & (np.ptp(room, axis=-1) < 0.13)
     gray[int(FLOOR) - 1 :] = False
-    # A screen is broad; a row of blur over the floor is not.
+    # A screen is broad; a blurred row above the floor is not.
     gray = ndimage.binary_opening(gray, np.ones((5, 5), bool))
     labels, count = ndimage.label(gray)  # pyright: ignore[reportGeneralTypeIssues]
     if not count:
@@ -277,7 +293,7 @@ def _find_screen(room: np.ndarray) -> Rectangle | None:
     rows, columns = ndimage.find_objects(labels)[int(sizes.argmax())]
     if sizes.max() < 64:
         return None
-    # Below, the screen stands on the floor.
+    # The screen stands on the floor.
     bottom = int(FLOOR) if rows.stop >= FLOOR - 3 else rows.stop
     return Rectangle(columns.start, rows.start, columns.stop, bottom)
 
@@ -289,8 +305,12 @@ def _find_planks(room: np.ndarray) -> np.ndarray:
 
 
 def _track(colour: str, cover: np.ndarray, screen: Rectangle | None, rails: np.ndarray) -> Track:
-    """cover: (F, SIZE, SIZE), how much of a pixel is of this colour, 0 for other hues.
-    rails: (SIZE, SIZE) bool, where a plank is near."""
+    """Track one colour.
+
+    Args:
+        cover: (F, SIZE, SIZE), how much of a pixel has this colour; 0 for other hues.
+        rails: (SIZE, SIZE) bool, where a plank is near.
+    """
     count_frames = len(cover)
     visible = np.zeros(count_frames, bool)
     position = np.full((count_frames, 2), np.nan)
@@ -348,10 +368,10 @@ def _shape(core: np.ndarray, cover: np.ndarray) -> tuple[np.ndarray, float, floa
     points = np.stack([xs + 0.5, ys + 0.5], 1)
     centre = weight @ points / area
     away = points - centre
-    # A pixel is a square of variance 1/12, which keeps a single row from being infinitely long.
+    # A pixel is a square of variance 1/12. This keeps a single row from being infinitely long.
     spread = (away * weight[:, None]).T @ away / area + np.eye(2) / 12
     short, long = np.linalg.eigvalsh(spread)
-    # Rows below the centre count by the fullest of their pixels.
+    # A row below the centre counts as much as the fullest of its pixels.
     rows = np.zeros(SIZE)
     np.maximum.at(rows, ys, weight)
     middle = int(centre[1])

@@ -1,8 +1,8 @@
 """mPLUG-Owl-Video, the model that judges clips for VideoPhy, on stock layers of transformers.
 
-A CLIP vision tower whose layers look along time first, an abstractor that sums a clip up in a few
-tokens, and LLaMA. Only what transformers has no class for is written here: the look along time and
-the abstractor.
+It consists of a CLIP vision tower whose layers first mix along time, an abstractor that condenses a
+clip into a few tokens, and LLaMA. Mixing along time and the abstractor, which transformers lacks,
+are written here.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from videorepa.errors import UserError
 
 VIDEO = -2
-"""The id that stands in a prompt wherever a token of the video goes."""
+"""The id in a prompt for every token of the video."""
 
-# What a configuration leaves out is as published.
+# The published sizes, for whatever a configuration leaves out.
 _PUBLISHED = {
     "vision_config": {
         "hidden_size": 1024,
@@ -55,9 +55,9 @@ _PUBLISHED = {
     },
 }
 
-# Names of the modules here, and the published names.
 _CROSS = r"abstractor.encoder.layers.\1.crossattention."
 
+# Patterns of the names here, and the published names.
 _NAMES = {
     r"vision_model\.(cls_token|position_embedding|patch_embed|pre_layernorm)": (
         r"vision_model.embeddings.\1"
@@ -75,24 +75,29 @@ _NAMES = {
 
 _JOINT = re.compile(r"(vision_model\..*)\.([qkv])_proj\.(weight|bias)")
 
-# Old versions of transformers stored what follows from the configuration.
+# Old versions of transformers stored these, which the configuration determines.
 _IGNORED = re.compile(r"language_model\..*\.rotary_emb\.inv_freq")
 
 
 class MPlugOwlVideo(nn.Module):
-    """Made without weights, on the meta device; `from_state_dict` makes one that has them.
+    """The model without weights, on the meta device. `from_state_dict` makes one with weights.
 
-    side: pixels along a side of a frame. video_tokens: how many stand for a clip.
-    Shapes: m tokens stand for a clip, 65 as published, of the language model's width d; the vision
-    tower has n tokens a frame, of width w, the class token first.
+    In shapes, a clip has m tokens, 65 as published, of the language model's width d. The vision
+    tower has n tokens per frame, of width w, with the class token first.
+
+    Args:
+        config: The published config.json.
+
+    Attributes:
+        side: Side of a frame in pixels.
+        video_tokens: Tokens of a clip, m.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """config: the published config.json."""
         super().__init__()
         sections = {
-            name: {key: (config.get(name) or {}).get(key, value) for key, value in known.items()}
-            for name, known in _PUBLISHED.items()
+            name: {key: (config.get(name) or {}).get(key, value) for key, value in sizes.items()}
+            for name, sizes in _PUBLISHED.items()
         }
         vision: Any = CLIPVisionConfig(**sections["vision_config"])
         vision._attn_implementation = "sdpa"
@@ -109,7 +114,7 @@ class MPlugOwlVideo(nn.Module):
             self.language_model = LlamaForCausalLM(text)
         self.side: int = vision.image_size
         self.video_tokens: int = queries[1] + 1
-        # Its buffers are no weights: they are computed, so they must not stay on the meta device.
+        # Its buffers are computed, not loaded, so they must not stay on the meta device.
         self.language_model.model.rotary_emb = LlamaRotaryEmbedding(text)
         self.eval().requires_grad_(False)
 
@@ -120,12 +125,17 @@ class MPlugOwlVideo(nn.Module):
         state_dict: Mapping[str, Tensor],
         dtype: torch.dtype | None = None,
     ) -> MPlugOwlVideo:
-        """The model with exactly these weights, under their published names.
+        """The model with exactly these weights.
 
-        Weights that have the dtype already are taken, not copied. dtype: bfloat16 or float32; by
-        default the weights' own. Raises UserError that names weights which are missing, too many
-        or of another shape, and for any other dtype: the class token doubles in every layer, which
-        float16 cannot hold.
+        Args:
+            config: The published config.json.
+            state_dict: Weights under their published names. Those that have the dtype already are
+                shared, not copied.
+            dtype: bfloat16 or float32. By default the weights' own.
+
+        Raises:
+            UserError: Weights are missing, superfluous or of another shape; or the dtype is
+                another one. The class token doubles in every layer, which float16 cannot hold.
         """
         model = cls(config)
         weights = {key: value for key, value in state_dict.items() if not _IGNORED.fullmatch(key)}
@@ -140,7 +150,7 @@ class MPlugOwlVideo(nn.Module):
         for name, expected in model.state_dict().items():
             value = weights[_published_name(name)]
             if joint := _JOINT.fullmatch(name):
-                # Rows are ordered by head, then query, key or value: a plain thirding is wrong.
+                # Rows are ordered by head first, and only then by query, key and value.
                 heads = model.vision_model.heads
                 by_head = value.unflatten(0, (heads, 3, -1))
                 value = by_head[:, "qkv".index(joint[2])].flatten(0, 1)
@@ -156,21 +166,22 @@ class MPlugOwlVideo(nn.Module):
             if _JOINT.fullmatch(name):
                 shape = (3 * shape[0], *shape[1:])
             elif ".along_time." in name and len(shape) > 1:
-                shape += (1,) * (5 - len(shape))  # A kernel of three dimensions, as it is stored.
+                shape += (1,) * (5 - len(shape))  # Stored as a kernel of three dimensions.
             shapes[_published_name(name)] = shape
         return shapes
 
     def forward(
         self, video_pixel_values: Float[Tensor, "b 3 t h w"], input_ids: Int[Tensor, "b l"]
     ) -> Float[Tensor, "b l vocab"]:
-        """Logits after every token of the prompts; `VIDEO` stands in them once per video token."""
+        """Logits after every token of the prompts, which hold `VIDEO` once per video token."""
         embedded = self.embed(self.see(video_pixel_values), input_ids)
         return self.language_model(inputs_embeds=embedded, use_cache=False).logits
 
     def see(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b m d"]:
-        """The clips as tokens for the language model. They do not depend on what is asked.
+        """The clips as tokens for the language model. They do not depend on the question.
 
-        Raises ValueError for a single frame, which the model treats as a picture, not a video.
+        Raises:
+            ValueError: The clips have a single frame, which the model would treat as a picture.
         """
         if video.shape[2] < 2:
             raise ValueError(f"Found a video of shape {tuple(video.shape)}; expected 2+ frames.")
@@ -181,12 +192,15 @@ class MPlugOwlVideo(nn.Module):
     def embed(
         self, seen: Float[Tensor, "b m d"], input_ids: Int[Tensor, "b l"]
     ) -> Float[Tensor, "b l d"]:
-        """Prompts with the video's tokens in their places. Raises ValueError for another number of
-        places than tokens."""
+        """Embedded prompts with the video's tokens in their places.
+
+        Raises:
+            ValueError: A prompt has more or fewer places than the video has tokens.
+        """
         places = input_ids == VIDEO
-        if (found := set(places.sum(1).tolist())) != {seen.shape[1]}:
+        if (counts := set(places.sum(1).tolist())) != {seen.shape[1]}:
             raise ValueError(
-                f"Found prompts with {sorted(found)} places for video tokens; expected "
+                f"Found prompts with {sorted(counts)} places for video tokens; expected "
                 f"{seen.shape[1]} in each."
             )
         embedded = self.language_model.get_input_embeddings()(input_ids.where(~places, 0))
@@ -194,10 +208,13 @@ class MPlugOwlVideo(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """ViT-L/14 whose layers look along time before they look at each frame."""
+    """ViT-L/14 whose layers mix along time before they attend within each frame.
+
+    Args:
+        config: A CLIPVisionConfig.
+    """
 
     def __init__(self, config: Any) -> None:
-        """config: a CLIPVisionConfig."""
         super().__init__()
         width, patch = config.hidden_size, config.patch_size
         tokens = 1 + (config.image_size // patch) ** 2
@@ -219,13 +236,15 @@ class VisionTower(nn.Module):
         for along_time, in_frame in zip(self.along_time, self.in_frame, strict=True):
             mixed = along_time(hidden.unflatten(0, (clips, frames)))
             hidden = in_frame(hidden + mixed.flatten(0, 1), attention_mask=None)
-        # Of all tokens, where CLIP's own tower has it of the class token alone.
+        # CLIP's own tower normalises the class token alone; this one normalises every token.
         return self.post_layernorm(hidden).unflatten(0, (clips, frames))
 
 
 class Temporal(nn.Module):
-    """A bottleneck with a depthwise convolution over three frames, for the patches. The class
-    token comes back as it went in, so the sum with the input doubles it: as trained."""
+    """A bottleneck with a depthwise convolution over three frames, for the patches.
+
+    The class token is returned unchanged, so that adding the input doubles it, as in training.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -243,8 +262,10 @@ class Temporal(nn.Module):
 
 
 class Abstractor(nn.Module):
-    """Queries that read a clip's tokens, at the width of the language model in the end. The second
-    half of them is for time: its tokens are added to the first half's."""
+    """Queries that read a clip's tokens and are projected to the language model's width.
+
+    The second half of the queries is temporal; its tokens are added to the first half's.
+    """
 
     def __init__(self, width: int, width_text: int, num_hidden_layers: int, **layer: Any) -> None:
         super().__init__()
@@ -266,14 +287,14 @@ class Abstractor(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """A layer of the abstractor: queries attend to themselves and the clip, then SwiGLU."""
+    """A layer of the abstractor: queries attend to themselves and to the clip, then a SwiGLU."""
 
     def __init__(
         self, width: int, intermediate_size: int, num_attention_heads: int, layer_norm_eps: float
     ) -> None:
         super().__init__()
         self.heads = num_attention_heads
-        # Two thirds, up to a multiple of 256, as in LLaMA.
+        # Two thirds, rounded up to a multiple of 256, as in LLaMA.
         inner = -(-(2 * intermediate_size // 3) // 256) * 256
         self.norm1, self.normk, self.norm2 = (nn.LayerNorm(width) for _ in range(3))
         self.query, self.key, self.value, self.out_proj = (
@@ -286,7 +307,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, queries: Float[Tensor, "b q w"], seen: Float[Tensor, "b s w"]
     ) -> Float[Tensor, "b q w"]:
-        queries = self.norm1(queries)  # The residual is taken after the norm: as trained.
+        queries = self.norm1(queries)  # As trained, the residual starts after the norm.
         read = torch.cat([queries, self.normk(seen)], 1)
         by_head = (
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -315,9 +336,9 @@ def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor])
         ],
     }
     if any(faults.values()):
-        said = [f"{what}: {', '.join(names[:8])}" for what, names in faults.items() if names]
+        reasons = [f"{what}: {', '.join(names[:8])}" for what, names in faults.items() if names]
         raise UserError(
             f"The weights do not fit mPLUG-Owl-Video as its configuration has it; "
-            f"{'; '.join(said)}. Compare the folder with the one it was copied from; a LoRA has to "
-            "be merged first."
+            f"{'; '.join(reasons)}. Compare the folder with the one it was copied from; a LoRA has "
+            "to be merged first."
         )

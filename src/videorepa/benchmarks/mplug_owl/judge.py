@@ -1,4 +1,4 @@
-"""mPLUG-Owl-Video as a judge: a checkpoint's folder, clips and questions in, logits out."""
+"""mPLUG-Owl-Video as a judge: answers questions about clips, from a checkpoint's folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from videorepa.benchmarks._judged import DigitAnswer
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.errors import UserError
 from videorepa.system.fingerprint import file_sample_digest, json_digest
@@ -41,18 +42,23 @@ _ADVICE = (
 
 
 def frame_indices(count: int) -> list[int]:
-    """Which frames of `count` the judge sees: 32, evenly spaced as published. The last is left out,
-    and clips of fewer frames repeat some."""
+    """The 32 frames of a clip that the judge sees, evenly spaced as published.
+
+    The last frame is never among them, and a clip of fewer frames repeats some.
+    """
     step = (count - 1) / FRAMES
-    # Halves are rounded to even, as published: what round does.
+    # As published, halves are rounded to even, which is what round does.
     return [int(step / 2) + round(step * number) for number in range(FRAMES)]
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A live judge.
+class OwlJudge:
+    """mPLUG-Owl-Video, loaded.
 
-    mean, std: of the colours, 0 to 1. side: pixels along a side of a frame.
+    Attributes:
+        mean: Mean of each colour, for normalisation of pixels in [0, 1].
+        std: Standard deviation of each colour.
+        side: Side of a frame in pixels.
     """
 
     model: MPlugOwlVideo
@@ -62,13 +68,17 @@ class Judge:
     side: int
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Judge:
-        """Read a published checkpoint, of which nothing is run. Raises UserError."""
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> OwlJudge:
+        """Load a published checkpoint without running any code of its own.
+
+        Raises:
+            UserError: The folder is incomplete or does not hold such a model.
+        """
         quieten_libraries()
         config = _json(folder / "config.json")
         colours = _json(folder / "preprocessor_config.json", {})
         try:
-            # Not by way of transformers, which wants protobuf to read the same file.
+            # transformers would need protobuf to read the same file.
             tokenizer = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         except (OSError, RuntimeError) as error:
             raise UserError(
@@ -84,36 +94,44 @@ class Judge:
         )
 
     def token(self, text: str) -> int:
-        """The id of a token. Raises UserError if the vocabulary lacks it."""
-        found = self.tokenizer.piece_to_id(text)
-        if found == self.tokenizer.unk_id():
+        """The id of a token.
+
+        Raises:
+            UserError: The vocabulary lacks it.
+        """
+        token = self.tokenizer.piece_to_id(text)
+        if token == self.tokenizer.unk_id():
             raise UserError(
                 f"The judge's tokenizer has no token {text!r}, so its answer cannot be read; "
                 "expected LLaMA's. Compare the folder with the one it was copied from."
             )
-        return found
+        return token
 
     def ids(self, prompt: str, split: str) -> list[int]:
-        """The prompt's ids. Pieces between matches of the pattern `split`, and the matches, are
-        encoded each by itself; `VIDEO_TEXT` becomes a place for each of the video's tokens."""
-        found = [self.tokenizer.bos_id()]
+        """Encode a prompt.
+
+        Args:
+            prompt: `VIDEO_TEXT` in it becomes a `VIDEO` for each of the video's tokens.
+            split: A pattern. Its matches, and the pieces between them, are encoded separately.
+        """
+        ids = [self.tokenizer.bos_id()]
         for piece in filter(None, re.split(f"({split})", prompt)):
             if piece == VIDEO_TEXT:
-                found += [VIDEO] * self.model.video_tokens
+                ids += [VIDEO] * self.model.video_tokens
             else:
-                found += self.tokenizer.encode(piece)
-        return found
+                ids += self.tokenizer.encode(piece)
+        return ids
 
     @torch.no_grad()
     def see(self, frames: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "1 m d"]:
-        """What the judge has seen of a clip, to be asked about."""
+        """The clip as tokens for the language model, which any number of questions can share."""
         video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 255.0
         mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (self.mean, self.std))
         return self.model.see(((video - mean) / std).to(self.model.query_tokens.device))
 
     @torch.no_grad()
     def next_logits(self, seen: Float[Tensor, "1 m d"], ids: list[int]) -> Float[Tensor, " vocab"]:
-        """Logits of the token after the prompt, in the judge's dtype."""
+        """Logits of the first token after the prompt, in the judge's dtype."""
         embedded = self.model.embed(seen, self._row(ids))
         language = self.model.language_model
         return language(inputs_embeds=embedded, use_cache=False, logits_to_keep=1).logits[0, -1]
@@ -122,11 +140,15 @@ class Judge:
     def answer(
         self, seen: Float[Tensor, "1 m d"], ids: list[int], length: int
     ) -> tuple[list[int], Float[Tensor, "l vocab"]]:
-        """The likeliest tokens after the prompt, at most `length`, up to the end of the answer; and
-        the logits that each of them was chosen by."""
+        """Generate at most `length` tokens greedily.
+
+        Returns:
+            The answer's tokens without the end token, and the logits of every step, the end
+            token's included.
+        """
         embedded = self.model.embed(seen, self._row(ids))
         language: Any = self.model.language_model
-        found = language.generate(
+        output = language.generate(
             inputs_embeds=embedded,
             attention_mask=torch.ones_like(embedded[..., 0], dtype=torch.long),
             max_new_tokens=length,
@@ -136,64 +158,55 @@ class Judge:
             output_logits=True,
             return_dict_in_generate=True,
         )
-        tokens = found.sequences[0].tolist()
+        tokens = output.sequences[0].tolist()
         if tokens[-1] == self.tokenizer.eos_id():
             del tokens[-1]
-        return tokens, torch.cat(found.logits)
+        return tokens, torch.cat(output.logits)
 
     def _row(self, ids: list[int]) -> Tensor:
         return torch.tensor([ids], device=self.model.query_tokens.device)
 
 
-@dataclass(frozen=True)
-class Rating:
-    """A digit that the judge answered. value: None if it answered anything else; answer: its words.
-
-    probabilities: of each digit that it may answer, where it answered, as shares of all of them.
-    """
-
-    value: int | None
-    answer: str
-    probabilities: dict[str, float]
-
-    @property
-    def expected(self) -> float | None:
-        """The mean digit by those probabilities."""
-        weighted = [int(digit) * share for digit, share in self.probabilities.items()]
-        return sum(weighted) if weighted else None
-
-
 def rate(
-    judge: Judge, seen: Float[Tensor, "1 m d"], ids: list[int], digits: str, compat: bool = False
-) -> Rating:
-    """Have the judge answer with one of these digits.
+    judge: OwlJudge, seen: Float[Tensor, "1 m d"], ids: list[int], digits: str, compat: bool = False
+) -> DigitAnswer:
+    """Ask the judge a question that wants one of some digits.
 
-    The answer counts if it holds exactly one digit and that is one of these. compat: as the
-    published parser, the first of "zero" to "five" and then "0" to "5" that stands anywhere in a
-    long answer, and 0 if none does: so it takes 100000 for 0.
+    An answer counts if it holds exactly one digit, which is one of these.
+
+    Args:
+        ids: The prompt. See `OwlJudge.ids`.
+        digits: The digits allowed, such as "12345".
+        compat: Parse as the published code does: let the judge answer at length, and take the
+            first of "zero" to "five", then of "0" to "5", that occurs anywhere; if none does,
+            take 0. This takes 100000 for 0.
     """
     tokens, logits = judge.answer(seen, ids, PUBLISHED_LENGTH if compat else ANSWER_LENGTH)
     answer = judge.tokenizer.decode(tokens)
     if not logits.isfinite().all():
-        return Rating(None, f"{answer} (its logits are not finite)", {})
+        return DigitAnswer(None, f"{answer} (its logits are not finite)", {})
     legal = [judge.token(digit) for digit in digits]
     if compat:
         lowered = answer.lower()
         value = next((number for word, number in _SCANNED if word in lowered), 0)
     else:
-        found = re.findall("[0-9]", answer)
-        value = int(found[0]) if len(found) == 1 and found[0] in digits else None
-    # LLaMA says a digit in two tokens, of which the first is an empty word.
+        answered = re.findall("[0-9]", answer)
+        value = int(answered[0]) if len(answered) == 1 and answered[0] in digits else None
+    # LLaMA's tokenizer splits a digit in two, of which the first is an empty word.
     empty = judge.token("▁")
     places = [place for place, token in enumerate(tokens) if token in legal]
     others = [place for place, token in enumerate(tokens) if token != empty]
     place = (places or others or [0])[0]
     shares = logits[place, legal].float().softmax(-1).tolist()
-    return Rating(value, answer, dict(zip(digits, shares, strict=True)))
+    return DigitAnswer(value, answer, dict(zip(digits, shares, strict=True)))
 
 
 def digest(folder: Path) -> str:
-    """Changes when the weights, the tokenizer or their configuration do. Raises UserError."""
+    """A digest of the weights, the tokenizer and their configuration.
+
+    Raises:
+        UserError: The folder holds no weights.
+    """
     files = [*_weight_files(folder), folder / "tokenizer.model"]
     configs = [folder / "config.json", folder / "preprocessor_config.json"]
     return json_digest(
@@ -206,12 +219,12 @@ def _json(path: Path, missing: Any = None) -> dict[str, Any]:
     if missing is not None and not path.exists():
         return missing
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}. {_ADVICE}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, not an object. {_ADVICE}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object. {_ADVICE}")
+    return content
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -222,23 +235,25 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder; they stay on the disk until they are used."""
+    """All tensors of a folder. They stay on the disk until they are used."""
     weights: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         with plain_weights(file):
-            found = (
+            content = (
                 load_file(file)
                 if file.suffix == ".safetensors"
                 else torch.load(
                     file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
                 )
             )
-        if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        if not isinstance(content, dict) or not all(
+            isinstance(value, Tensor) for value in content.values()
+        ):
             raise UserError(f"{file} holds no table of weights. {_ADVICE}")
-        if both := found.keys() & weights.keys():
+        if both := content.keys() & weights.keys():
             raise UserError(
                 f"{folder} holds {min(both)} in {file.name} and in another file: it has several "
                 "copies of the model. Keep the files of one."
             )
-        weights |= found
+        weights |= content
     return weights

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from videorepa.benchmarks.laws import checks
 from videorepa.benchmarks.laws.checks import CHECKS, TOLERANCES
-from videorepa.benchmarks.laws.physics import measure
+from videorepa.benchmarks.laws.physics import deviations
+from videorepa.benchmarks.laws.tracking import observe
 from videorepa.data.video import read_all, write_video
 from videorepa.errors import UserError
 from videorepa.lab.calibration.corruptions import CORRUPTIONS
@@ -97,7 +98,7 @@ def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]
     real = (make_clip(seed, index).frames for index in range(clips))
     shown = progress.track(reconstructed(real, reconstruct), "measuring real clips", total=clips)
     for index, frames in enumerate(shown):
-        found = measure(frames)
+        found = deviations(observe(frames))
         values[index] = [np.nan if found[name] is None else found[name] for name in names]
     empty = [n for n, column in zip(names, values.T, strict=True) if np.isnan(column).all()]
     if empty:

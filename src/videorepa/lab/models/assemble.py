@@ -1,4 +1,4 @@
-"""Puts the lab's parts together: a pipeline to train, and the trained one to ship."""
+"""Assembles the lab's parts: first into a pipeline to train, then into what the package ships."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from videorepa.world.simulator import FRAMES
 
 
 class AssembleRecipe(Section):
-    """parts: folder with `tokenizer`, `text_encoder` and `vae`. out: the pipeline's folder.
-    start: a transformer to go on from, instead of a new one."""
+    """How the pipeline is assembled.
+
+    Attributes:
+        parts: The folder that holds `tokenizer`, `text_encoder` and `vae`.
+        out: The pipeline's folder. What it held before is removed.
+        start: A transformer whose weights to continue from. By default they are random.
+    """
 
     parts: Path
     out: Path
@@ -31,7 +36,7 @@ class AssembleRecipe(Section):
 
 
 def assemble(recipe: AssembleRecipe) -> dict[str, float]:
-    """Write the folder; gives the transformer's millions of parameters."""
+    """Write a CogVideoX pipeline and count its transformer's parameters, in millions."""
     from diffusers import (
         AutoencoderKLCogVideoX,
         CogVideoXDPMScheduler,
@@ -61,10 +66,10 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
         spatial_interpolation_scale=1.0,
     )
     if recipe.start is not None:
-        # Its weights alone: the captions may have grown longer since.
+        # Take the weights alone: captions may have become longer since.
         older: Any = CogVideoXTransformer3DModel.from_pretrained(recipe.start)
         transformer.load_state_dict(older.state_dict())
-    # The schedule of CogVideoX, without the SNR shift that is meant for large frames.
+    # CogVideoX's schedule without its SNR shift, which is meant for large frames.
     scheduler = CogVideoXDPMScheduler(
         snr_shift_scale=1.0,
         rescale_betas_zero_snr=True,
@@ -82,10 +87,17 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
 
 
 class ShipRecipe(Section):
-    """run: the base model's training. vae: its autoencoder, perhaps with a better decoder.
-    teacher: the VideoMAE's folder. teacher_layers: how many of its blocks are kept, since the last
-    ones foretell pixels; all unless said. image_teacher: the DINOv2's folder. out: gets the folders
-    `cogvideox`, `videomae` and `dinov2`."""
+    """What the package ships.
+
+    Attributes:
+        run: The base model's run.
+        vae: Its autoencoder, perhaps with a better decoder.
+        teacher: The VideoMAE's folder.
+        teacher_layers: How many of the teacher's first blocks are kept, since its last ones
+            predict pixels. By default all.
+        image_teacher: The DINOv2's folder.
+        out: Gets the folders `cogvideox`, `videomae` and `dinov2`. What it held before is removed.
+    """
 
     run: Path
     vae: Path
@@ -96,7 +108,7 @@ class ShipRecipe(Section):
 
 
 def ship(recipe: ShipRecipe) -> dict[str, float]:
-    """Write what the package ships, in bfloat16; gives the megabytes of all weights."""
+    """Write what the package ships, in bfloat16, and sum the size of its weights, in megabytes."""
     from diffusers import AutoencoderKLCogVideoX
     from transformers import Dinov2Model, VideoMAEModel
 
@@ -116,7 +128,7 @@ def ship(recipe: ShipRecipe) -> dict[str, float]:
     image_teacher: Any = Dinov2Model.from_pretrained(recipe.image_teacher)
     image_teacher.to(torch.bfloat16).save_pretrained(recipe.out / "dinov2")
     for path in recipe.out.rglob("config.json"):
-        # Where a part was trained is nobody's business, and is there no more.
+        # Drop the trainer's path.
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         atomic_write(path, json.dumps(config, indent=2) + "\n")

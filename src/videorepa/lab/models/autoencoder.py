@@ -1,8 +1,9 @@
 """Trains the lab's video autoencoder, an AutoencoderKLCogVideoX of 4x in time and 4x in space.
 
-From scratch on whole clips a small causal autoencoder learns the background and blurs what moves.
-So it starts on single frames cut out around the bodies, then short crops, then whole clips, and
-the squared error counts more where a frame has strong colours, which only bodies have.
+Trained on whole clips from the start, a small causal autoencoder learns the background and blurs
+whatever moves. So training begins with single frames cropped around the bodies, goes on with short
+crops, and ends with whole clips. Errors weigh more where a frame has strong colours, which only
+bodies have.
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ from videorepa.world.simulator import FRAMES, SIZE
 CPU = torch.device("cpu")
 
 STRONG = 0.2
-"""Difference between a pixel's channels, in [0, 1], from which on it is a body's."""
+"""Range of a pixel's channels, in [0, 1], above which the pixel belongs to a body."""
 
 
 class Stage(Section):
-    """A part of the curriculum: crops of `frames` frames and `size` pixels, `batch` at a time,
-    for so many steps. `frames` is 1 or a multiple of 8 plus 1."""
+    """A part of the curriculum.
+
+    Attributes:
+        frames: Frames of a crop: 1, or a multiple of 8 plus 1.
+        size: Side of a crop in pixels.
+        batch: Crops of a step.
+    """
 
     steps: int
     frames: int
@@ -41,8 +47,11 @@ class Stage(Section):
 class AutoencoderRecipe(Section):
     """How the micro autoencoder is made.
 
-    start: an autoencoder to go on from, instead of from scratch. decoder_only: leave its encoder
-    as it is: its latents, and models trained on them, stay valid.
+    Attributes:
+        start: An autoencoder to continue from. By default the training starts from scratch.
+        decoder_only: Freeze the encoder, so that latents, and models trained on them, stay valid.
+        foreground_weight: Weight of a body's pixel in the loss; another's is 1.
+        kl_weight: Weight of the posterior's KL divergence.
     """
 
     out: Path
@@ -62,7 +71,7 @@ class AutoencoderRecipe(Section):
 
 
 def _crops(recipe: AutoencoderRecipe, stage: Stage, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of crops and their weights, both (B, F, h, w, .), floats in [0, 1]."""
+    """A batch of crops (B, F, h, w, 3) in [0, 1] and their pixels' weights (B, F, h, w, 1)."""
     rng = np.random.default_rng([recipe.seed, stage.frames, step])
     # Drawing a clip takes as long as training on a few of its frames.
     per_clip = max(1, FRAMES // 3 // stage.frames)
@@ -83,7 +92,7 @@ def _crops(recipe: AutoencoderRecipe, stage: Stage, step: int) -> tuple[np.ndarr
 
 
 def _clip(seed: int, number: int) -> np.ndarray:
-    """Every fourth clip is one of those that teachers and the contact probe are shown."""
+    """Every fourth clip is of the kind that teachers and the contact probe see."""
     return unlabelled_clip(seed, number) if number % 4 == 3 else make_clip(seed, number).frames
 
 
@@ -93,9 +102,13 @@ def _to_model(frames: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(vae: Any, clips: int = 24) -> dict[str, float]:
-    """Reconstruction of held-out clips: PSNR in dB over all pixels and where objects are, and the
-    latents' standard deviation."""
+def reconstruction(vae: Any, clips: int = 24) -> dict[str, float]:
+    """How well held-out clips are reconstructed.
+
+    Returns:
+        The PSNR in dB, -10 log10(MSE) for pixels in [0, 1], of all pixels (psnr) and of those of
+        bodies (psnr_objects), and the latents' standard deviation (latent_std).
+    """
     errors, object_errors, latents = [], [], []
     for index in range(clips):
         frames = make_clip(HELD_OUT_SEED, index).frames[None].astype(np.float32) / 255.0
@@ -116,12 +129,13 @@ def measure(vae: Any, clips: int = 24) -> dict[str, float]:
 
 
 def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
-    """Train, write a diffusers folder to `recipe.out` in bf16 and return what was measured.
+    """Train the autoencoder, write it to `recipe.out` as a diffusers folder in bfloat16, and
+    measure it with `reconstruction`.
 
-    A training that was stopped goes on from its last checkpoint, beside `recipe.out`.
+    A stopped training resumes from its last checkpoint, beside `recipe.out`.
     """
     torch.manual_seed(recipe.seed)
-    vae = _new(recipe) if recipe.start is None else _opened(recipe.start)
+    vae = _new(recipe) if recipe.start is None else _load(recipe.start)
     vae.encoder.requires_grad_(not recipe.decoder_only)
     trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     stages = [stage for stage in recipe.stages for _ in range(stage.steps)]
@@ -144,12 +158,12 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
         rate=lambda progress: (
             recipe.learning_rate * (0.02 + 0.98 * math.cos(progress * math.pi / 2))
         ),
-        folder=recipe.out.with_name(f"{recipe.out.name}-checkpoints"),
+        out=recipe.out,
         seed=recipe.seed,
     )
-    measured = measure(vae)
+    measured = reconstruction(vae)
     if not recipe.decoder_only:
-        # Diffusion expects latents of about unit spread.
+        # Diffusion expects latents of about unit variance.
         vae.register_to_config(scaling_factor=round(1.0 / measured["latent_std"], 5))
     vae.to(torch.bfloat16).save_pretrained(recipe.out)
     return measured
@@ -171,14 +185,14 @@ def _new(recipe: AutoencoderRecipe) -> Any:
         scaling_factor=1.0,
     )
     with torch.no_grad():
-        # A posterior that starts almost without noise: otherwise it drowns the objects' few pixels.
+        # Start with a posterior of little noise, which would drown the objects' few pixels.
         out = vae.encoder.conv_out.conv
         out.weight[recipe.latent_channels :] *= 0.01
         out.bias[recipe.latent_channels :] = -8.0
     return vae
 
 
-def _opened(folder: Path) -> Any:
+def _load(folder: Path) -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
     vae: Any = AutoencoderKLCogVideoX.from_pretrained(folder)

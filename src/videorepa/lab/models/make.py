@@ -24,24 +24,30 @@ PARTS = {
     "contact": ("datasets", "ContactRecipe", "draw_contact"),
     "laws": ("calibration.tolerances", "LawsRecipe", "calibrate_laws"),
 }
-"""For each part: its file, imported only when it is made, the recipe's class and what makes it."""
+"""For each part: its module, imported only when needed, its recipe's class and its function."""
 
 
 def make(part: str, path: Path) -> dict[str, float]:
-    """Run the recipe at `path` and give what was measured, which is also written beside a model's
-    folder.
+    """Make a part from the recipe at `path`.
 
-    part: one of PARTS. Raises UserError for a bad recipe.
+    Args:
+        part: A key of PARTS.
+
+    Returns:
+        What was measured. It is also written as JSON beside the folder of a part that has one.
+
+    Raises:
+        UserError: The recipe cannot be read or does not describe this part.
     """
-    file, described, run = PARTS[part]
-    module = import_module(f"videorepa.lab.{file}")
-    kind, run = getattr(module, described), getattr(module, run)
+    module_name, recipe_class, function = PARTS[part]
+    module = import_module(f"videorepa.lab.{module_name}")
     try:
-        recipe = kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = getattr(module, recipe_class).model_validate(values)
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{path} is not a recipe for {part}: {error}") from None
     keep_freed_memory()
-    measured = run(recipe)
+    measured = getattr(module, function)(recipe)
     if recipe.out.is_dir():
         atomic_write(
             recipe.out.with_name(f"{recipe.out.name}-{part}.json"), json.dumps(measured, indent=1)

@@ -95,8 +95,7 @@ def _placed(recipe: Recipe, out: Path) -> Recipe:
 
 
 def _prompts(count: int) -> list[Prompt]:
-    drawn = plugins.benchmark("lab").prompts(count, seed=0)
-    return [Prompt(prompt.id, prompt.caption) for prompt in drawn]
+    return plugins.benchmark("lab").prompts(count, seed=0)
 
 
 def _do(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:

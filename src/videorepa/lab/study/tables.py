@@ -69,7 +69,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ArmDifference:
     """An arm minus the control over the clips of the same prompt and seed: in percentage points, of
     violations in their own unit.
 
@@ -89,7 +89,7 @@ class Difference:
     p_holm: float = float("nan")
 
 
-def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> Difference:
+def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> ArmDifference:
     """Raises UserError if the two share no clip."""
     theirs = {_clip(row): float(row[score]) for row in control}
     by_caption: dict[str, list[float]] = defaultdict(list)
@@ -106,7 +106,7 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> Differen
         raise UserError("The two arms share no clip: they need seeds and prompts in common.")
     every = [value for cluster in clusters for value in cluster]
     low, high = paired_bootstrap(clusters)
-    return Difference(
+    return ArmDifference(
         float(np.mean(every)),
         low,
         high,
@@ -117,7 +117,7 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> Differen
     )
 
 
-class Table:
+class ArmTable:
     """Arms that are one family of tests, with base, the control and what is shown again beside
     them, all by the clips that the table's own arms have.
 
@@ -135,9 +135,9 @@ class Table:
             for name in (*again, *names)
         }
         self.rows = {name: rows for name, rows in found.items() if rows}
-        self._against: dict[str, dict[str, Difference]] = {}
+        self._against: dict[str, dict[str, ArmDifference]] = {}
 
-    def against(self, score: str) -> dict[str, Difference]:
+    def against(self, score: str) -> dict[str, ArmDifference]:
         """Each own arm less the arm that is its control, with p adjusted for one another; and so
         what is shown again, which is no part of this table's family and has no adjusted p."""
         if score not in self._against:
@@ -214,7 +214,7 @@ def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *(r.values() for r in rows)))
 
 
-def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, Table]:
+def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, ArmTable]:
     at_end: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["step"] is None:
@@ -223,7 +223,7 @@ def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, Table]:
     for name, arm in recipe.arms.items():
         if at_end[name]:
             groups[arm.table].append(name)
-    return {group: Table(recipe, names, at_end) for group, names in groups.items()}
+    return {group: ArmTable(recipe, names, at_end) for group, names in groups.items()}
 
 
 def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
@@ -245,7 +245,7 @@ def _share(passed: Sequence[bool]) -> str:
     return f"{100 * np.mean(passed):.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _points(found: Difference) -> str:
+def _points(found: ArmDifference) -> str:
     interval = f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
     return interval if np.isnan(found.p_holm) else f"{interval}, p {found.p_holm:.2f}"
 

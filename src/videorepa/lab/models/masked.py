@@ -1,0 +1,104 @@
+"""What the lab's two teachers share: vision transformers that predict hidden content."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
+from videorepa.lab.models.training import train
+from videorepa.settings.section import Section
+from videorepa.world.simulator import SIZE
+
+
+class MaskedRecipe(Section):
+    """How a teacher is made.
+
+    Attributes:
+        out: The teacher's folder.
+        patch: Side of a patch in pixels.
+        mask: Share of the places in a frame that are hidden, in [0, 1].
+        batch: Clips or frames of a step.
+        learning_rate: The highest one, which then falls along half a cosine to 0.
+    """
+
+    out: Path
+    steps: int
+    patch: int = 8
+    width: int
+    layers: int
+    heads: int
+    mask: float
+    batch: int
+    learning_rate: float = 1e-3
+    seed: int
+
+    def sizes(self) -> dict[str, Any]:
+        """The encoder's sizes, by their names in a transformers configuration."""
+        return {
+            "image_size": SIZE,
+            "patch_size": self.patch,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+        }
+
+    def hidden(self, count: int, places: int) -> Tensor:
+        """(count, places) bool: random places to hide, equally many in each row."""
+        return torch.rand(count, places).argsort(1) < round(self.mask * places)
+
+
+class MaskedModel(nn.Module):
+    """An encoder with a head, which maps pixels (b, ..., 3, h, w) in [0, 1] to the loss."""
+
+    encoder: Any
+
+
+def normalised(frames: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """Frames in [0, 1], normalised by ImageNet's mean and deviation as teachers expect them."""
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return (frames - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+def train_masked(
+    kind: Callable[[Any], MaskedModel], recipe: MaskedRecipe, example: Callable[[int], np.ndarray]
+) -> dict[str, float]:
+    """Train a teacher and write its encoder to `recipe.out`, a transformers folder in bfloat16.
+
+    A stopped training resumes from its last checkpoint, beside `recipe.out`.
+
+    Args:
+        kind: Makes the model from the recipe.
+        example: The example of a number, counted from 0: uint8 of shape (..., h, w, 3).
+
+    Returns:
+        The mean loss of the last 100 steps.
+    """
+    torch.manual_seed(recipe.seed)
+    model = kind(recipe)
+
+    def loss(step: int) -> Tensor:
+        first = step * recipe.batch
+        batch = np.stack([example(first + number) for number in range(recipe.batch)])
+        return model(torch.from_numpy(batch).movedim(-1, -3).float() / 255)
+
+    value = train(
+        model,
+        torch.optim.AdamW(
+            model.parameters(), recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
+        ),
+        loss,
+        steps=recipe.steps,
+        rate=lambda progress: recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * progress)),
+        out=recipe.out,
+        seed=recipe.seed,
+    )
+    model.encoder.to(torch.bfloat16).save_pretrained(recipe.out)
+    return {"loss": value}

@@ -1,0 +1,51 @@
+"""The command line as a shell sees it: its help, and what happens when nobody reads on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from videorepa.cli import VERBS, main
+
+COMMAND = [sys.executable, "-m", "videorepa"]
+
+
+def test_the_help_has_a_line_for_each_verb(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    listed = [line.partition("•")[2].split()[0] for line in text.splitlines() if "•" in line]
+    assert listed == list(VERBS)
+    for verb in VERBS.values():
+        first, _, rest = (verb.__doc__ or "").partition("\n")
+        assert first in " ".join(text.split())
+        assert not any(line.strip() in text for line in rest.splitlines() if len(line) > 40)
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys; from videorepa.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["inspect", "recipes/videorepa-2b.yaml"]]
+)
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
+    verb = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert verb.stdout is not None and verb.stderr is not None
+    verb.stdout.close()
+    said = verb.stderr.read()
+    verb.stderr.close()
+    assert (verb.wait(), said) == (141, "")
