@@ -11,7 +11,7 @@ import pytest
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.train import train
-from videorepa.training.drift import Drift, Look, look
+from videorepa.training.drift import Appearance, Drift, appearance
 
 
 def grey(luma: np.ndarray) -> np.ndarray:
@@ -32,25 +32,25 @@ def wave(period: float, amplitude: float = 0.4, shift: float = 0.0) -> np.ndarra
 
 
 def test_saturation_is_that_of_hsv() -> None:
-    assert look(grey(noise())).saturation == 0
+    assert appearance(grey(noise())).saturation == 0
     colours = {(255, 0, 0): 1, (200, 100, 100): 0.5, (0, 0, 0): 0, (255, 255, 255): 0}
     for colour, expected in colours.items():
         clip = np.full((2, 4, 4, 3), colour, np.uint8)
-        assert look(clip).saturation == pytest.approx(expected, abs=1e-6)
+        assert appearance(clip).saturation == pytest.approx(expected, abs=1e-6)
     half = np.zeros((1, 4, 4, 3), np.uint8)
     half[:, :2, :, 2] = 9
-    assert look(half).saturation == pytest.approx(0.5)
+    assert appearance(half).saturation == pytest.approx(0.5)
 
 
 def test_contrast_is_the_deviation_of_luma() -> None:
-    assert look(grey(np.full((2, 4, 4), 0.3))).contrast == pytest.approx(0, abs=1e-6)
+    assert appearance(grey(np.full((2, 4, 4), 0.3))).contrast == pytest.approx(0, abs=1e-6)
     board = np.indices((1, 8, 8)).sum(0) % 2
-    assert look(grey(board)).contrast == pytest.approx(0.5)
-    whole, half = look(grey(noise(amplitude=0.4))), look(grey(noise(amplitude=0.2)))
+    assert appearance(grey(board)).contrast == pytest.approx(0.5)
+    whole, half = appearance(grey(noise(amplitude=0.4))), appearance(grey(noise(amplitude=0.2)))
     assert whole.contrast == pytest.approx(2 * half.contrast, rel=0.01)
     green = np.zeros((1, 8, 8, 3), np.uint8)
     green[..., 1] = 255 * board
-    assert look(green).contrast == pytest.approx(0.5 * 0.7152)
+    assert appearance(green).contrast == pytest.approx(0.5 * 0.7152)
 
 
 @pytest.mark.parametrize("period", [4, 8, 16])
@@ -58,28 +58,28 @@ def test_sharpness_of_a_wave_is_known_and_not_a_matter_of_contrast(period: int) 
     expected = 2 * np.sin(np.pi / period)
     for amplitude in (0.4, 0.1):
         # The last column has no next pixel, so that the mean is over slightly less than periods.
-        found = look(grey(wave(period, amplitude))).sharpness
+        found = appearance(grey(wave(period, amplitude))).sharpness
         assert found == pytest.approx(expected, rel=0.04)
-    turned = look(grey(wave(period).transpose(0, 2, 1)))
-    assert turned.sharpness == pytest.approx(look(grey(wave(period))).sharpness)
+    turned = appearance(grey(wave(period).transpose(0, 2, 1)))
+    assert turned.sharpness == pytest.approx(appearance(grey(wave(period))).sharpness)
 
 
 def test_motion_is_the_mean_change_of_luma() -> None:
     still = np.repeat(noise(1), 4, 0)
-    assert look(grey(still)).motion == 0
-    assert look(grey(noise(1))).motion == 0
+    assert appearance(grey(still)).motion == 0
+    assert appearance(grey(noise(1))).motion == 0
     steps = np.arange(4)[:, None, None] * np.full((1, 6, 6), 0.2)
-    assert look(grey(steps)).motion == pytest.approx(0.2)
+    assert appearance(grey(steps)).motion == pytest.approx(0.2)
     # A ramp of 1/255 a pixel that goes 3 pixels a frame to the left.
     ramp = (np.arange(40)[None, None] + 3 * np.arange(5)[:, None, None]) / 255
-    assert look(grey(np.tile(ramp, (1, 8, 1)))).motion == pytest.approx(3 / 255, rel=1e-4)
+    assert appearance(grey(np.tile(ramp, (1, 8, 1)))).motion == pytest.approx(3 / 255, rel=1e-4)
 
 
 def test_flips_and_the_order_of_time_change_nothing() -> None:
     clip = np.random.default_rng(1).integers(0, 256, (5, 12, 16, 3), np.uint8)
-    assert look(clip[::-1]) == pytest.approx(look(clip))
+    assert appearance(clip[::-1]) == pytest.approx(appearance(clip))
     # The gradient is taken down and across, so that the border it leaves out is another one.
-    assert look(clip[:, ::-1, ::-1]) == pytest.approx(look(clip), rel=0.05)
+    assert appearance(clip[:, ::-1, ::-1]) == pytest.approx(appearance(clip), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -94,19 +94,19 @@ def test_flips_and_the_order_of_time_change_nothing() -> None:
 )
 def test_other_arrays_are_refused(clip: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected uint8"):
-        look(clip)
+        appearance(clip)
 
 
 def test_ratios_their_spread_and_one_warning_each(capsys) -> None:
-    base = [Look(0.2, 0.1, 1.0, 0.0), Look(0.4, 0.1, 1.0, 0.0)]
+    base = [Appearance(0.2, 0.1, 1.0, 0.0), Appearance(0.4, 0.1, 1.0, 0.0)]
     drift = Drift(base, 0.3)
     same = drift(1, base)
     assert same == {
-        **{f"drift_{q}{s}": 1 for q in Look._fields[:3] for s in ("", "_low", "_high")},
+        **{f"drift_{q}{s}": 1 for q in Appearance._fields[:3] for s in ("", "_low", "_high")},
         "drift_outside": 0,
     }
     assert capsys.readouterr().err == ""
-    pushed = [Look(0.2, 0.06, 1.29, 0.1), Look(0.7, 0.06, 1.29, 0.1)]
+    pushed = [Appearance(0.2, 0.06, 1.29, 0.1), Appearance(0.7, 0.06, 1.29, 0.1)]
     found = drift(2, pushed)
     assert found["drift_saturation"] == pytest.approx(0.9 / 0.6)
     assert found["drift_saturation_low"] == pytest.approx(1)

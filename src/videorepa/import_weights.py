@@ -19,7 +19,7 @@ from videorepa.errors import UserError
 from videorepa.exchange import zero_checkpoint as zero
 from videorepa.exchange.lora import LORA_FILE, Adapter
 from videorepa.settings import plugins
-from videorepa.system.files import atomic_folder
+from videorepa.system.files import atomic_folder, to_metadata
 from videorepa.system.hub import local_copy, quieten_libraries
 from videorepa.system.weights import Misfit, shapes
 
@@ -89,8 +89,7 @@ def import_weights(
     about = {"from": found.name, "block": config.get("align_layer")}
     with atomic_folder(out) as staged:
         transformer.save_pretrained(staged / "transformer")
-        # One entry, since safetensors writes several in no fixed order.
-        save_file(projector, staged / PROJECTOR_FILE, {"about": json.dumps(about)})
+        save_file(projector, staged / PROJECTOR_FILE, to_metadata(about))
     return Imported(out / "transformer", out / PROJECTOR_FILE)
 
 

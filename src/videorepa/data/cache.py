@@ -22,7 +22,7 @@ from videorepa.data.source import CaptionedClip
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
-from videorepa.system.files import atomic_write, is_vacant, sweep
+from videorepa.system.files import atomic_write, from_metadata, is_vacant, sweep, to_metadata
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
@@ -200,9 +200,7 @@ class Cache:
         return rest
 
     def _write(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-        # One entry: safetensors writes several in no fixed order, and equal clips must be equal
-        # files.
-        atomic_write(path, save(tensors, metadata={"about": json.dumps(about, sort_keys=True)}))
+        atomic_write(path, save(tensors, metadata=to_metadata(about)))
 
     def _read_item(
         self, folder: Path, item: CaptionedClip
@@ -235,7 +233,7 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str
     try:
         with safe_open(path, framework="pt") as file:
             content = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
-            return content, json.loads((file.metadata() or {})["about"])
+            return content, from_metadata(file.metadata())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}). Delete it and run `videorepa prepare` again."

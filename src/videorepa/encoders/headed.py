@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.encoders._wrapper import WrapperSpec
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write
+from videorepa.system.files import atomic_write, from_metadata, to_metadata
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.hub import micro_weights
 from videorepa.tokens import TokenGrid
@@ -155,8 +154,7 @@ def save_head(path: Path, head: Head, of: EncoderSpec, held_out: dict[str, float
         "held_out": held_out,
     }
     tensors = {key: value.cpu().contiguous() for key, value in head.state_dict().items()}
-    # A single entry, because safetensors writes several in no fixed order.
-    atomic_write(path, save(tensors, metadata={"about": json.dumps(about, sort_keys=True)}))
+    atomic_write(path, save(tensors, metadata=to_metadata(about)))
 
 
 def read_about(path: Path) -> About:
@@ -171,7 +169,7 @@ def read_about(path: Path) -> About:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
+            about = from_metadata(file.metadata())
             sizes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
         kind = about["kind"]
         if kind not in get_args(Kind):

@@ -12,7 +12,8 @@ from torch import Tensor
 from videorepa.align.resampling import resample
 from videorepa.evaluation.statistics import paired_bootstrap
 from videorepa.losses.relation import Relation
-from videorepa.probing.records import Reading, check_finite
+from videorepa.probing.records import Reading
+from videorepa.system.checks import check_finite
 from videorepa.tokens import TokenGrid
 
 SMALLEST_SHARE = 1e-6
@@ -78,7 +79,8 @@ def mean_reading(
     noise: float | None = None,
 ) -> Reading:
     """The mean of a measure's values, one for each clip. Raises UserError if one is not finite."""
-    check_finite(values, source if block is None else f"block {block} at noise {noise:g}")
+    place = source if block is None else f"block {block} at noise {noise:g}"
+    check_finite(f"The features of {place}", np.asarray(values))
     low, high = paired_bootstrap([[value] for value in values])
     return Reading(
         measure=measure,

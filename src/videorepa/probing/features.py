@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ from videorepa.artifacts.finished import read_finished, write_finished
 from videorepa.errors import UserError
 from videorepa.probing.clips import ShownFrames
 from videorepa.probing.physion import Stimulus
-from videorepa.probing.records import check_finite
 from videorepa.probing.sources import Condition, FeatureSource
-from videorepa.system.files import atomic_write
+from videorepa.system.checks import check_finite
+from videorepa.system.files import atomic_write, from_metadata, to_metadata
 from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import track
 
@@ -77,7 +76,7 @@ class FeatureStore:
                 continue
             for condition, features in features_of(clips, conditions):
                 for key, values in features.items():
-                    check_finite(values, f"{self.name}, {key}, {condition}")
+                    check_finite(f"The features of {self.name}, {key}, {condition},", values)
                 self._write(condition, chunk, clips.ids, failures, features)
 
     def read(
@@ -88,7 +87,7 @@ class FeatureStore:
         parts = []
         for chunk in chunks:
             with self._opened(condition, chunk) as file:
-                in_chunk = _about(file)["ids"]
+                in_chunk = from_metadata(file.metadata())["ids"]
                 if in_chunk:
                     parts.append(file.get_tensor(key))
                 ids += in_chunk
@@ -101,7 +100,7 @@ class FeatureStore:
         failures: dict[str, str] = {}
         for chunk in chunks:
             with self._opened(self.source.conditions[0], chunk) as file:
-                failures |= _about(file)["failed"]
+                failures |= from_metadata(file.metadata())["failed"]
         return failures
 
     def _file(self, condition: Condition, chunk: Chunk) -> Path:
@@ -121,13 +120,13 @@ class FeatureStore:
     ) -> None:
         path = self._file(condition, chunk)
         path.parent.mkdir(exist_ok=True)
-        about = json.dumps({"ids": list(ids), "failed": dict(failures)})
+        about = {"ids": list(ids), "failed": dict(failures)}
         # Half precision, as v1.5 has it; what does not fit becomes the largest number that does.
         half = {
             key: values.clip(-LARGEST, LARGEST).astype(np.float16)
             for key, values in features.items()
         }
-        atomic_write(path, save(half, metadata={"about": about}))
+        atomic_write(path, save(half, metadata=to_metadata(about)))
 
     def _opened(self, condition: Condition, chunk: Chunk) -> Any:
         path = self._file(condition, chunk)
@@ -137,7 +136,3 @@ class FeatureStore:
             raise UserError(
                 f"{path} is damaged ({error}). Delete it; the same command makes it again."
             ) from None
-
-
-def _about(file: Any) -> dict[str, Any]:
-    return json.loads(file.metadata()["about"])

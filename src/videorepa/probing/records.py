@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel
 
 from videorepa.artifacts.reading import read_result
-from videorepa.errors import UserError
 from videorepa.system.files import atomic_write, csv_text
 
 
@@ -190,12 +188,3 @@ def _write_table(path: Path, row: type, items: Sequence[Any]) -> None:
 
 def _write_json(path: Path, record: BaseModel) -> None:
     atomic_write(path, json.dumps(record.model_dump(), indent=1))
-
-
-def check_finite(values: Sequence[float] | np.ndarray, whose: str) -> None:
-    """Raises UserError if any value is not finite."""
-    if not np.isfinite(values).all():
-        raise UserError(
-            f"The features of {whose} are not finite. The weights are damaged, or the precision is "
-            "too low: try --train.precision float32."
-        )

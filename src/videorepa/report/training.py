@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from videorepa.artifacts.run import Run
 from videorepa.report.plots import Line, draw_curve
-from videorepa.training.drift import Look
+from videorepa.training.drift import Appearance
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ PANELS = (
     Panel(
         "Speed", "training speed (clips/s)", ("clips_per_second",), "Clips trained on per second."
     ),
-    *(_drift(quantity) for quantity in Look._fields),
+    *(_drift(quantity) for quantity in Appearance._fields),
 )
 
 

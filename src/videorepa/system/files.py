@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -114,6 +116,18 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 def short_name(path: Path) -> str:
     """What a folder, or a file, is called in tables: its name, a file's without the ending."""
     return path.resolve().stem if path.is_file() else path.resolve().name
+
+
+def to_metadata(about: Mapping[str, object]) -> dict[str, str]:
+    """Give the metadata for the header of a safetensors file: what it is about, as JSON."""
+    # One entry with sorted keys: safetensors writes several in no fixed order, and equal content
+    # should make equal files.
+    return {"about": json.dumps(about, sort_keys=True)}
+
+
+def from_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """Read what `to_metadata` wrote. Raises KeyError or ValueError where there is no such entry."""
+    return json.loads((metadata or {})["about"])
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:

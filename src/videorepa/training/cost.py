@@ -1,8 +1,8 @@
-"""What a step of a training takes, in memory and arithmetic, without loading or computing anything.
+"""Predicts the memory and arithmetic of a training step, without loading or computing anything.
 
-The prediction is the training itself, run once on tensors that have shapes and no content: every
-storage that comes to be or goes away is entered into a ledger, and every product's operations are
-counted. So nothing is guessed of a model's inside, and a model that is new needs nothing here.
+The prediction runs the training's own code once, on tensors that have shapes and no content. A
+ledger records every storage from its creation to its end, and counts the operations of every
+product. So no knowledge of a model's inside is needed, and a new model needs nothing here.
 """
 
 from __future__ import annotations
@@ -30,17 +30,22 @@ from videorepa.training.memory import moment_bytes
 from videorepa.training.student import Student
 
 WORKING = 32e6
-"""Bytes by which Python and its libraries grow at work, beside the tensors: fitted to what
-timings/memory.py measures."""
+"""Bytes by which Python and its libraries grow at work, beside the tensors.
+
+Fitted to what timings/memory.py measures.
+"""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step of a training takes, on one device.
+    """The memory and arithmetic that one training step takes on one device.
 
-    parts: bytes at the moment of the step's peak, by what they are for. loading: bytes at the worst
-    moment before, or 0 where that is not known. operations: floating-point, of the whole step, a
-    multiplication and an addition being two.
+    Attributes:
+      device: The device of the prediction.
+      dtype: The dtype that the step computes in.
+      parts: Bytes at the step's peak, by what they are for.
+      loading: Bytes at the worst moment of loading, or 0 where that is not known.
+      operations: Floating-point operations of the whole step; a multiply-add counts as two.
     """
 
     device: torch.device
@@ -51,17 +56,19 @@ class Cost:
 
     @property
     def peak(self) -> int:
-        """Bytes, all parts together, or those of loading if they are more."""
+        """Bytes at the step's peak or while loading, whichever are more."""
         return max(sum(self.parts.values()), self.loading)
 
 
 def predict(recipe: Recipe, device: torch.device) -> Cost:
-    """Run one step on shapes; nothing is read, loaded or computed.
+    """Predict the cost of one step by running it on shapes.
 
-    device: what it is predicted for; it need not be there. On the CPU the process itself is a part
-    of the peak, as it is of what the system measures: that of now, with the libraries that are
-    installed. Teachers that are online, validation clips and, with FSDP2, the sharding are not in
-    it.
+    It leaves out online teachers, validation clips and, with FSDP2, the sharding.
+
+    Args:
+      recipe: The training.
+      device: The device to predict for; it need not exist here. On the CPU, the process is a part
+        of the peak, as it is for the operating system; its size is that of this process now.
     """
     dtype = compute_dtype(recipe.train.precision, device)
     if device.type == "cuda" and recipe.train.precision == "auto":
@@ -72,7 +79,7 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
     ledger = Ledger()
     skipped = _skip_repeats(student, ledger)
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        # From here on tensors say that they are on the CPU, which autocast goes by.
+        # Tensors claim to be on the CPU from here on, since autocast looks at their device.
         cpu = torch.device("cpu")
         left_out = {module for block in skipped for module in block.modules()}
         for module in student.modules():
@@ -97,7 +104,7 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
                 )
         student.terms.register_forward_pre_hook(lambda *_: ledger.within("alignment"))
         student.terms.register_forward_hook(lambda *_: ledger.within("activations"))
-        if recipe.optim.accumulate > 1:  # Gradients of the micro-batch before are there.
+        if recipe.optim.accumulate > 1:  # Gradients of earlier micro-batches exist.
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
             ledger.enter("gradients", *(p.grad for p in trained))
@@ -109,7 +116,7 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
     loading = 0
     if device.type == "cpu":
         parts["process"] = process + int(WORKING)
-        # Adapters are made when all is loaded.
+        # Adapters are made after loading.
         held = frozen if recipe.train.lora is not None else trained
         worst = _while_loading(recipe, sum(map(size_in_bytes, held)))
         loading = worst and worst + parts["process"]
@@ -117,12 +124,14 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
 
 
 def _while_loading(recipe: Recipe, held: int) -> int:
-    """Bytes of weights at the worst moment of loading `held` bytes of them into the machine's
-    memory. A file that they come from counts as long as one of its weights has to be taken out."""
+    """Count the bytes of weights at the worst moment of loading `held` bytes of them.
+
+    A file counts until the last of its weights has been taken out.
+    """
     files = [path.stat().st_size for path in recipe.backbone.weight_files()]
     whole = sum(files)
     if recipe.memory.frozen == "float32" and whole >= held:
-        return held  # They stay in the files, mapped.
+        return held  # The weights stay in the files, mapped.
     worst = (
         held * done // whole + size for done, size in zip(accumulate(files), files, strict=True)
     )
@@ -130,12 +139,12 @@ def _while_loading(recipe: Recipe, held: int) -> int:
 
 
 def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
-    """Have all but a few of a transformer's like blocks replaced by entries; gives these blocks.
+    """Let most of a transformer's equal blocks be recorded without running; return these blocks.
 
-    Blocks are alike if their parameters are and no term taps them. Of each run of like blocks the
-    first two and the last two stay. What the ledger is told from the beginning of the second until
-    the beginning of the third, it is told again for each block that passes its input through, and
-    in the backward pass what it is told of the last but one.
+    Blocks are equal if their parameters are and no term taps them. Of each run of equal blocks the
+    first two and the last two run. A skipped block passes its input through, and the ledger repeats
+    for it what it recorded of the second block in the forward pass, and of the last but one in the
+    backward pass.
     """
     backbone = student.backbone
     blocks = student.recipe.backbone.shapes(student.recipe.data).blocks
@@ -164,7 +173,7 @@ def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
             if not in_backward():
                 begin("forward", number, forward_like)
 
-        def after(block: nn.Module, given: Any, output: Any) -> Any:
+        def after(block: nn.Module, arguments: Any, output: Any) -> Any:
             if in_backward():
                 return output
             pairs[number] = isinstance(output, tuple)
@@ -181,8 +190,8 @@ def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
         block = each[number]
         signature = inspect.signature(block.forward)
 
-        def pass_through(*given: Any, **named: Any) -> Any:
-            tensors = signature.bind(*given, **named).arguments
+        def pass_through(*arguments: Any, **named: Any) -> Any:
+            tensors = signature.bind(*arguments, **named).arguments
             video = tensors["hidden_states"]
             return (video, tensors["encoder_hidden_states"]) if pairs[like] else video
 
@@ -201,7 +210,7 @@ def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
 
 
 class _Boundary(torch.autograd.Function):
-    """Calls when the backward pass comes by; tensors go through as they are."""
+    """Passes tensors through, and makes a call when the backward pass reaches them."""
 
     @staticmethod
     def forward(ctx: Any, call: Callable[[], None], *tensors: Tensor) -> tuple[Tensor, ...]:

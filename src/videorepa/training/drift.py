@@ -1,4 +1,4 @@
-"""Does the model drift? What clips look like while it is trained, against the base model's."""
+"""Measures how far a training's validation clips drift from the base model's."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import numpy as np
 from videorepa.system.progress import console
 
 REC_709 = np.array([0.2126, 0.7152, 0.0722], np.float32)
-"""How much red, green and blue count in luma."""
+"""The weights of red, green and blue in luma."""
 
 
-class Look(NamedTuple):
-    """What a clip looks like, in four numbers; each is a mean over its frames.
+class Appearance(NamedTuple):
+    """Four numbers for what a clip looks like, each a mean over its frames.
 
     Luma is Rec. 709's weighted sum of the pixels as stored (gamma-encoded), 0 to 1.
 
-    saturation: mean of HSV's S = (max - min) / max of a pixel's channels, 0 (grey) to 1.
-    contrast: RMS contrast, the standard deviation of luma within a frame, 0 to 0.5.
-    sharpness: root mean square of the luma's gradient (differences to the next pixel down and
-        across), divided by the frame's contrast, per pixel: so it does not change when contrast
-        does. A sine wave across with a period of p pixels has 2 sin(pi / p). 0 for a flat frame.
-    motion: mean absolute change of luma from a frame to the next, 0 to 1; 0 for a single frame.
+    Attributes:
+      saturation: Mean over the pixels of HSV's S = (max - min) / max, 0 (grey) to 1.
+      contrast: RMS contrast: the standard deviation of luma within a frame, 0 to 0.5.
+      sharpness: The root mean square of luma's gradient (differences to the next pixel down and
+        across), divided by the frame's contrast, so that it does not change when contrast does. A
+        horizontal sine wave with a period of p pixels has 2 sin(pi / p), a flat frame 0.
+      motion: Mean absolute change of luma from one frame to the next, 0 to 1; 0 for one frame.
     """
 
     saturation: float
@@ -32,11 +33,14 @@ class Look(NamedTuple):
     motion: float
 
 
-def look(clip: np.ndarray) -> Look:
-    """Measure a clip (F, H, W, 3) uint8 RGB, with H and W of 2 pixels or more.
+def appearance(clip: np.ndarray) -> Appearance:
+    """Measure a clip, one frame at a time, so that a full-size clip needs little memory.
 
-    One frame at a time, so that a full-size clip needs little memory. Raises ValueError for
-    another shape or dtype.
+    Args:
+      clip: (F, H, W, 3) uint8 RGB, with H and W of 2 pixels or more.
+
+    Raises:
+      ValueError: The clip has another shape or dtype.
     """
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or min(clip.shape) < 1:
         raise ValueError(f"the clip is {clip.dtype} {clip.shape}; expected uint8 (F, H, W, 3)")
@@ -56,35 +60,42 @@ def look(clip: np.ndarray) -> Look:
         if before is not None:
             motions.append(np.abs(luma - before).mean())
         before = luma
-    moves = motions[1:] or motions
-    return Look(*(float(np.mean(each)) for each in (saturations, contrasts, sharpnesses, moves)))
+    changes = motions[1:] or motions
+    measured = (saturations, contrasts, sharpnesses, changes)
+    return Appearance(*(float(np.mean(values)) for values in measured))
 
 
 class Drift:
-    """Compares clips with the base model's of the same prompts and seeds.
+    """Compares clips with the base model's clips of the same prompts and seeds.
 
-    base: the base model's clips. band: how far a ratio to the base may be from 1, both ways.
+    Args:
+      base: The base model's clips.
+      band: How far a ratio to the base may be from 1, both ways.
     """
 
-    def __init__(self, base: Sequence[Look], band: float) -> None:
+    def __init__(self, base: Sequence[Appearance], band: float) -> None:
         self.base, self.band = base, band
         self.warned: set[str] = set()
 
-    def __call__(self, step: int, clips: Sequence[Look]) -> dict[str, float]:
-        """What is logged of a step's clips, in the order of the base's. For each quantity:
+    def __call__(self, step: int, clips: Sequence[Appearance]) -> dict[str, float]:
+        """Compare a step's clips, and warn the first time that a quantity leaves the band.
 
-        drift_saturation: the clips' mean, as a multiple of the base's mean, and for several clips
-        drift_saturation_low and _high: the lowest and highest of 1 + (clip - its base) / mean of
-            the base, whose mean over the clips is the ratio. They are the spread.
-        drift_outside: how many of the quantities have left the band.
+        A quantity that is 0 in all of the base's clips has no ratio and is left out.
 
-        A quantity that is 0 in all of the base's clips has no ratio and is left out. The first time
-        that a quantity leaves the band, the console says so.
+        Args:
+          step: For the warning.
+          clips: In the order of the base's.
+
+        Returns:
+          For the log, `drift_saturation` and so on: the clips' mean, as a multiple of the base's
+          mean. For several clips also their spread, `drift_saturation_low` and `_high`: the
+          extremes of 1 + (clip - its base) / mean of the base, whose mean is the ratio. Last,
+          `drift_outside`: how many quantities are outside the band.
         """
         logged: dict[str, float] = {}
         outside = 0
         for name, ours, theirs in zip(
-            Look._fields, np.transpose(clips), np.transpose(self.base), strict=True
+            Appearance._fields, np.transpose(clips), np.transpose(self.base), strict=True
         ):
             if not theirs.mean() > 0:
                 continue

@@ -14,8 +14,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 PARTS = ("weights", "gradients", "optimiser", "averages", "activations", "alignment")
-"""What bytes can be for. Activations include what comes and goes within a layer; the alignment's
-are its projectors with gradients and moments, features, and what its losses keep."""
+"""What bytes can be for.
+
+Activations include the temporary tensors of a layer. The alignment's bytes are its projectors with
+their gradients and moments, the features, and what its losses keep for the backward pass.
+"""
 
 
 def size_in_bytes(tensor: Tensor) -> int:
@@ -26,9 +29,14 @@ BETWEEN = "between the forward pass and the backward pass"
 
 
 class Ledger(TorchDispatchMode):
-    """Enters every storage that comes to be, and crosses it out when it is gone.
+    """Records the bytes of every storage from its creation to its end, and counts operations.
 
-    The step is divided into spans, so that the entries of one can be made once more.
+    A step is divided into spans, so that the records of one can be repeated.
+
+    Attributes:
+      now: Bytes by part, at present.
+      at_peak: Bytes by part, when their sum was largest since `start`.
+      operations: Floating-point operations since `start`.
     """
 
     def __init__(self) -> None:
@@ -40,7 +48,7 @@ class Ledger(TorchDispatchMode):
         self.start()
 
     def start(self) -> None:
-        """Forget what the peak was until now."""
+        """Forget the peak and the operations until now."""
         self.at_peak = self.now.copy()
         self.operations = 0.0
         self._spans: dict[Any, tuple[Counter[str], Counter[str], float]] = {}
@@ -60,7 +68,7 @@ class Ledger(TorchDispatchMode):
         self._open(span)
 
     def repeat(self, span: Any) -> None:
-        """Enter all that happened in a span, again."""
+        """Record once more all that happened in a span."""
         rise, change, operations = self._spans[span]
         self._repeated[span] += 1
         highest = self.now.copy()
@@ -77,15 +85,15 @@ class Ledger(TorchDispatchMode):
             self.at_peak = amounts.copy()
 
     def within(self, part: str) -> None:
-        """What comes to be from here on is for that part."""
+        """Record storages that are created from here on under that part."""
         self._part = part
 
     def add(self, part: str, size: int) -> None:
-        """Enter bytes that stay, without a tensor."""
+        """Record bytes that stay, without a tensor."""
         self.now[part] += size
 
     def enter(self, part: str, *tensors: Tensor | None) -> None:
-        """Say what tensors are for."""
+        """Record tensors under a part, or move them to it."""
         for tensor in tensors:
             if tensor is None:
                 continue
@@ -103,15 +111,15 @@ class Ledger(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         size, part, span, _ = self.live.pop(key, (0, self._part, None, None))
-        # What goes when no block runs, such as the weights that autocast has cast, goes for all
-        # blocks at once.
+        # A storage that ends while no block runs, such as a weight that autocast has cast, ends for
+        # all repeated blocks at once.
         times = 1 + self._repeated[span] if self._span == BETWEEN else 1
         self.now[part] -= size * times
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1  # There is no content to read; values are for the log alone.
+            return 1  # There is no content to read; only the log wants the value.
         if func is torch.ops.prim.device.default:
             return args[0].fake_device  # Most calls are this one, which is slow otherwise.
         if func is torch.ops.aten.nonzero.default:
@@ -125,7 +133,7 @@ class Ledger(TorchDispatchMode):
         if count is not None:
             self.operations += count(*args, **kwargs, out_val=result)
         for value in tree_leaves(result):
-            # Tensors on the meta device are shapes and no more in the training too.
+            # The training has tensors on the meta device too, which take no bytes.
             is_real = isinstance(value, Tensor) and value.device.type != "meta"
             if is_real and value.untyped_storage()._cdata not in self.live:
                 self.enter(self._part, value)
@@ -133,20 +141,19 @@ class Ledger(TorchDispatchMode):
 
 
 def _selected(mask: Tensor) -> int:
-    """How many elements a mask chooses. It has no content: masks say which tokens of the text are
-    there, and the most that can be is all of them."""
+    """Count the elements that a mask without content chooses: at most all, which is assumed."""
     return 0 if getattr(mask, "is_false", False) else mask.numel()
 
 
 def _as_numbers(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Indices for `x[indices]` without masks."""
-    found: list[Tensor | None] = []
+    """Replace the masks in the indices of `x[indices]` by numbers."""
+    numbers: list[Tensor | None] = []
     for index in indices:
         if index is not None and index.dtype == torch.bool:
-            found += [torch.empty(_selected(index), dtype=torch.long)] * index.dim()
+            numbers += [torch.empty(_selected(index), dtype=torch.long)] * index.dim()
         else:
-            found.append(index)
-    return found
+            numbers.append(index)
+    return numbers
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
@@ -163,4 +170,4 @@ OPERATIONS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""Operators that torch.utils.flop_counter does not know."""
+"""Counts for the operators that torch.utils.flop_counter does not know."""

@@ -1,7 +1,7 @@
-"""How a training takes less memory: what weights are held in, and the optimiser's moments.
+"""Makes a training take less memory: the form of frozen weights, and the optimiser's moments.
 
-On the meta device layers are stood for by others that take as many bytes, held and at work, so that
-videorepa.cost can run them without content.
+On the meta device, stand-ins take as many bytes as the layers that they replace, at rest and at
+work, so that `videorepa.training.cost` can run them without content.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from videorepa.training.stand_ins import Held, cast_when_used
 
 
 def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """The recipe's backbone with its transformer alone, frozen weights held as the recipe says.
+    """Load the recipe's backbone with its transformer alone, its frozen weights in `memory.frozen`.
 
-    dtype: what is computed in. On the meta device nothing is read.
-    Raises UserError if what the recipe chooses is not installed, or cannot work on the device.
+    Args:
+      recipe: Its `memory` says how frozen weights are held.
+      device: Where the transformer runs. On the meta device nothing is read.
+      dtype: To compute in.
+
+    Raises:
+      UserError: A package that the recipe needs is not installed, or the device cannot do it.
     """
     memory = recipe.memory
     is_offloaded = memory.offload == "group" and device.type != "meta"
@@ -39,8 +44,8 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
     backbone = recipe.backbone.load(("transformer",), home, loaded_in)
     backbone.device = device
     transformer = backbone.transformer
-    # A file stays mapped beside what its weights were turned into until all of them have been: so
-    # all are turned in the order in which they lie there.
+    # A file stays mapped until all of its weights have been converted, so they are converted in the
+    # order in which they lie there.
     if memory.is_quantised:
         for number in range(recipe.backbone.shapes(recipe.data).blocks):
             _quantise(backbone.block(number + 1), memory.frozen, dtype)
@@ -57,10 +62,10 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
 
 
 def offload_layers(transformer: Any, device: torch.device) -> None:
-    """Keep each layer in the machine's memory and bring it to the device when it runs.
+    """Keep each layer in main memory and bring it to the device when it runs.
 
-    Has to come before adapters are added, which then stay on the device: layers are moved one by
-    one, and an adapter is a layer beside the one that it adapts.
+    Call it before adapters are added, so that those stay on the device: layers move one by one, and
+    an adapter is a layer beside the one that it adapts.
     """
     from diffusers.hooks import apply_group_offloading
 
@@ -73,7 +78,11 @@ def offload_layers(transformer: Any, device: torch.device) -> None:
 
 
 def make_optimizer(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:
-    """AdamW over the parameters, its moments held as the recipe says."""
+    """Make AdamW over the parameters, with its moments in `memory.optimizer`.
+
+    Raises:
+      UserError: bitsandbytes is needed and not installed.
+    """
     optim = recipe.optim
     kind = torch.optim.AdamW
     if recipe.memory.optimizer == "adamw8bit":
@@ -88,7 +97,7 @@ def make_optimizer(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:
 
 
 def moment_bytes(recipe: Recipe, parameter: Tensor) -> int:
-    """Bytes that the recipe's optimiser keeps of a parameter."""
+    """Count the bytes that the recipe's optimiser keeps for a parameter."""
     count = parameter.numel()
     # bitsandbytes leaves the moments of small tensors as they are.
     if recipe.memory.optimizer == "adamw" or count < 4096:
@@ -107,12 +116,12 @@ def _extra(package: str, module: str, wanted_by: str) -> Any:
 
 
 def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
-    """Hold the weights of a block's linear layers as integers with scales."""
+    """Convert the weights of a block's linear layers to integers with scales."""
     if next(block.parameters()).is_meta:
         _swap_linear(block, lambda linear: Held(linear, frozen))
     elif frozen == "int8":
         quantization = _extra("torchao", "quantization", "memory.frozen int8")
-        # Products are formed in what the weights are in here.
+        # torchao multiplies in the dtype that the weights have here.
         block.to(dtype)
         quantization.quantize_(block, quantization.Int8WeightOnlyConfig())
     else:
@@ -140,7 +149,7 @@ def _swap_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> N
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Bring what is not held as integers to the dtype that is computed in."""
+    """Convert the tensors that are not integers to the dtype to compute in."""
     for part in module.modules():
         if not isinstance(part, Held):
             for tensor in _own(part):
@@ -149,9 +158,11 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) -> None:
-    """Hold layers in `storage` and have them brought to `dtype` when they run. Those that diffusers
-    leaves out (norms, embeddings, the last projection) are few, and become `dtype`."""
-    # In what they were loaded, so that hooking alone reads none of them.
+    """Hold layers in `storage` and have them converted to `dtype` when they run.
+
+    The few that diffusers leaves out (norms, embeddings, the last projection) become `dtype`.
+    """
+    # First in the dtype of the files, so that hooking reads none of the weights.
     transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=dtype)
     for module in list(transformer.modules()):
         hooks = getattr(module, "_diffusers_hook", None)
@@ -159,7 +170,7 @@ def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) 
             hooks.get_hook("layerwise_casting").storage_dtype = storage
         for tensor in _own(module):
             if tensor.is_floating_point():
-                # Copied where nothing changes as well, to be out of the file.
+                # Copied even if the dtype stays, to leave the mapped file.
                 tensor.data = tensor.data.to(dtype if hooks is None else storage, copy=True)
         if hooks is not None and any(tensor.is_meta for tensor in _own(module)):
             cast_when_used(module, dtype)

@@ -1,4 +1,4 @@
-"""Layers that take the memory of quantised ones, for predictions on the meta device."""
+"""Layers without content that take the memory of quantised ones, to predict it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch.nn.utils.parametrize import register_parametrization
 
 
 def cast_when_used(module: nn.Module, dtype: torch.dtype) -> None:
-    """What diffusers' hook does, in a way that tensors without content can take: the hook puts
-    other tensors into parameters."""
+    """Replace diffusers' casting hook, which puts other tensors into parameters.
+
+    Tensors without content cannot take that; a parametrisation does the same for them.
+    """
     del module.forward  # pyright: ignore[reportAttributeAccessIssue]
     for name in [name for name, _ in module.named_parameters(recurse=False)]:
         register_parametrization(module, name, _Cast(dtype), unsafe=True)
@@ -27,15 +29,21 @@ class _Cast(nn.Module):
 
 
 class Held(nn.Linear):
-    """Stands for a layer whose weight is held as integers with scales, on tensors without content:
-    its bytes, and what its backward pass keeps."""
+    """A stand-in for a layer whose weight is held as integers with scales.
+
+    It takes the same bytes, and its backward pass keeps the same tensors.
+
+    Args:
+      linear: The layer to stand for, on the meta device.
+      frozen: "int8" or "nf4".
+    """
 
     def __init__(self, linear: nn.Linear, frozen: str) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias, self.frozen = linear.weight, linear.bias, frozen
         count = linear.weight.numel()
-        # Scales are float32: one for each row, or for each 64 weights.
+        # Scales are float32: one for each row (int8) or for each 64 weights (nf4).
         size = count + 4 * self.out_features if frozen == "int8" else count // 2 + count // 16
         packed = torch.empty(size, dtype=torch.uint8, device="meta")
         self.weight = nn.Parameter(packed, requires_grad=False)
@@ -49,7 +57,7 @@ class Held(nn.Linear):
 
 
 class _UnpackedTwice(torch.autograd.Function):
-    """As bitsandbytes does it: unpacked in the forward pass, and in the backward pass once more."""
+    """Unpacks the weight in the forward and again in the backward pass, as bitsandbytes does."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, held: Tensor, bias: Tensor | None, rows: int) -> Tensor:

@@ -15,7 +15,7 @@ from videorepa.training.student import Student
 
 
 def schedule(optim: Optim, step: int) -> float:
-    """The learning rate's factor at a step: linear warm-up, then as the recipe says, to 0."""
+    """Give the learning rate's factor at a step, 0 to 1: linear warm-up, then `optim.schedule`."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
     progress = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
@@ -29,36 +29,43 @@ def schedule(optim: Optim, step: int) -> float:
 class Training:
     """The student, shared by all processes, with its optimiser and the averages of its weights.
 
-    found: the checkpoint to go on from.
+    Args:
+      recipe: Describes the training.
+      workers: The processes that share it.
+      student: As it starts; its parameters become shards where they are sharded.
+      resumed: The checkpoint to go on from, if any.
+
+    Raises:
+      UserError: The checkpoint is of another model.
     """
 
     def __init__(
-        self, recipe: Recipe, workers: Alone, student: Student, found: Checkpoint | None
+        self, recipe: Recipe, workers: Alone, student: Student, resumed: Checkpoint | None
     ) -> None:
         self.recipe, self.workers, self.student = recipe, workers, student
-        if found is not None:
-            student.load(found)
+        if resumed is not None:
+            student.load(resumed)
         optimizer = make_optimizer(recipe, [*student.trained.values(), *student.terms.parameters()])
-        # From here on parameters can be shares of what they were.
+        # From here on, parameters can be shards.
         self.model = workers.share(student, optimizer, student.block_classes())
         self.optimizer = optimizer
         self.trained = student.trained
         self.ema: dict[str, Tensor] | None = None
         if recipe.train.ema is not None:
             self.ema = {key: value.detach().clone() for key, value in self.trained.items()}
-        if found is not None:
-            self._take_up(found)
+        if resumed is not None:
+            self._resume(resumed)
 
-    def _take_up(self, found: Checkpoint) -> None:
+    def _resume(self, resumed: Checkpoint) -> None:
         if self.ema is not None:
-            wanted = {key: self.workers.whole(value) for key, value in self.ema.items()}
-            copy_into(found.ema or {}, wanted)
-            for key, value in wanted.items():
+            averages = {key: self.workers.whole(value) for key, value in self.ema.items()}
+            copy_into(resumed.ema or {}, averages)
+            for key, value in averages.items():
                 self.ema[key].copy_(self.workers.sharded_like(value, self.ema[key]))
-        self.workers.load_optimizer_state(self.optimizer, found.optimizer)
+        self.workers.load_optimizer_state(self.optimizer, resumed.optimizer)
 
     def clip_gradients(self) -> Tensor:
-        """Scale gradients to the recipe's norm; gives what it was."""
+        """Scale gradients to the recipe's largest norm, and return the norm before that."""
         limit = self.recipe.optim.max_grad_norm
         together, apart = self.student.terms.clipped()
         for probe in apart:
@@ -66,6 +73,7 @@ class Training:
         return self.workers.clip_gradients([*self.trained.values(), *together], limit)
 
     def update(self, rate: float) -> None:
+        """Step with this learning rate, forget the gradients, and update the averages."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -76,7 +84,7 @@ class Training:
                 self.ema[key].lerp_(value.detach(), 1 - decay)
 
     def state(self, step: int) -> Checkpoint:
-        """All of it, whole, on the first process; all of them have to ask."""
+        """Gather the whole state on the first process. All processes call it."""
         collected = self.workers.collected
         return Checkpoint(
             step,

@@ -1,4 +1,4 @@
-"""What is trained: a diffusion transformer with its alignment terms, one pass through both."""
+"""The trained model: a diffusion transformer with its alignment terms, in one forward pass."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ from videorepa.training.memory import load_transformer
 class Student(nn.Module):
     """The backbone's transformer, as a recipe trains it, and the projectors beside it.
 
-    dtype: to compute in, where it is not the device's own choice. On the meta device nothing is
-    read, and weights are shapes alone.
+    Args:
+      recipe: Describes the training.
+      device: On the meta device nothing is read, and weights have shapes alone.
+      dtype: To compute in; by default as the recipe and the device decide.
+
+    Raises:
+      UserError: The weights cannot be loaded, or held as the recipe says.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class Student(nn.Module):
         self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
 
     def forward(self, step: int, batch: Batch) -> tuple[Denoised, Aligned]:
-        """Both losses of a micro-batch; the transformer runs once."""
+        """Compute both losses of a micro-batch; the transformer runs once."""
         frames = self.recipe.data.frames
         with autocast(self.device, self.dtype):
             denoised = self.backbone.denoising_loss(
@@ -62,23 +67,23 @@ class Student(nn.Module):
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Keep the outputs of the blocks that the terms compare, for as long as it lasts."""
+        """Keep the outputs of the blocks that the terms compare, while the context is open."""
         with self.terms.tapped(self.backbone):
             yield
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """The transformer's trained parameters, by their names in it."""
+        """The transformer's trained parameters by name."""
         return {k: p for k, p in self.transformer.named_parameters() if p.requires_grad}
 
     def block_classes(self) -> set[str]:
-        """Names of the classes that make up most of the transformer, and of its own."""
+        """Name the classes of the transformer and of its blocks."""
         count = self.recipe.backbone.shapes(self.recipe.data).blocks
         blocks = {type(self.backbone.block(number + 1)).__name__ for number in range(count)}
         return blocks | {type(self.transformer).__name__}
 
-    def load(self, found: Checkpoint) -> None:
-        """Take up a checkpoint's weights. Raises UserError if it is of another model."""
-        copy_into(found.trained, self.trained)
-        copy_into(found.projector, self.terms.state_dict())
-        self.terms.load_stopping_state(found.stopping)
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint's weights. Raises UserError if it is of another model."""
+        copy_into(checkpoint.trained, self.trained)
+        copy_into(checkpoint.projector, self.terms.state_dict())
+        self.terms.load_stopping_state(checkpoint.stopping)

@@ -1,4 +1,4 @@
-"""Where a run's log goes besides the run's own file."""
+"""Logs a run to TensorBoard and to Weights & Biases, besides the run's own file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from videorepa.recipe import Recipe
 
 
 def trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, float]], None]]:
-    """What is called with each step's record; start is the number of steps done before.
+    """Start the recipe's trackers, and return what to call with each step's record.
 
-    Raises UserError, with what to install, if a tracker is not there.
+    Args:
+      recipe: Names the trackers.
+      run: The run to log.
+      start: How many steps were done before.
+
+    Raises:
+      UserError: A tracker is not installed; the message says how to install it.
     """
     writers = []
     if "tensorboard" in recipe.train.trackers:

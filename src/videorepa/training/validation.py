@@ -9,7 +9,7 @@ from videorepa.artifacts.run import Run
 from videorepa.data.video import read_all, write_video
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
-from videorepa.training.drift import Drift, Look, look
+from videorepa.training.drift import Appearance, Drift, appearance
 from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
 
@@ -17,28 +17,37 @@ from videorepa.training.student import Student
 def validation(
     recipe: Recipe, run: Run, student: Student, workers: Alone, resumed: bool
 ) -> Callable[[int], dict[str, float]]:
-    """Generates the recipe's validation clips at a step, at fixed seeds, and says for the log how
-    they differ from the base model's; does nothing where the recipe has none.
+    """Prepare what generates a step's validation clips and measures their drift for the log.
 
-    The base model's clips are made here, as those of step 0, unless a resumed run has them.
+    Makes the base model's clips, as those of step 0, unless a resumed run has them. The function
+    that it returns does nothing where the recipe has no validation; otherwise all processes call
+    it.
+
+    Args:
+      recipe: Its `validation` has the prompts; the seeds are fixed.
+      run: Whose `samples` folder the clips go to.
+      student: Still the base model.
+      workers: The processes that divide the clips among them.
+      resumed: Whether the run goes on from a checkpoint.
     """
     if recipe.validation is None:
         return lambda step: {}
     from videorepa.backbones._sampler import Sampler, noise_seed
 
     prompts = recipe.validation.prompts
-    helper = recipe.backbone.load(("vae", "text_encoder"), workers.device)
-    sampler = Sampler(helper, recipe.data, recipe.generation, student.transformer)
+    coder = recipe.backbone.load(("vae", "text_encoder"), workers.device)
+    sampler = Sampler(coder, recipe.data, recipe.generation, student.transformer)
 
-    def seen(step: int) -> list[Look]:
-        # The files are measured, so that a resumed run finds the base's clips as they were.
-        return [look(read_all(run.sample_path(step, number))[0]) for number in range(len(prompts))]
+    def measured(step: int) -> list[Appearance]:
+        # The files are measured, so that a resumed run measures the base's clips alike.
+        paths = (run.sample_path(step, number) for number in range(len(prompts)))
+        return [appearance(read_all(path)[0]) for path in paths]
 
     def sample(step: int) -> None:
         student.transformer.eval()
         for number, prompt in enumerate(prompts):
             is_own = number % workers.count == workers.rank
-            # Where the model is sharded, none could sample by itself.
+            # No process can sample a sharded model by itself.
             if is_own or workers.is_sharded:
                 clip = sampler.sample(prompt, noise_seed(prompt, 0))
                 if is_own:
@@ -47,17 +56,17 @@ def validation(
         student.transformer.train()
         workers.wait()
 
-    base: list[Look] = []
+    base: list[Appearance] = []
     if resumed and workers.is_first:
         with suppress(ClipError):  # Deleted, or damaged.
-            base = seen(0)
+            base = measured(0)
     if not workers.broadcast(len(base)):
         sample(0)
-        base = seen(0) if workers.is_first else []
+        base = measured(0) if workers.is_first else []
     drift = Drift(base, recipe.validation.drift)
 
     def validate(step: int) -> dict[str, float]:
         sample(step)
-        return drift(step, seen(step)) if workers.is_first else {}
+        return drift(step, measured(step)) if workers.is_first else {}
 
     return validate
