@@ -1,13 +1,17 @@
-"""What a teacher's relations hold: how much of them sets a clip apart, what they tell of contact.
+"""Measures what a teacher's relations hold: how much is the same in all clips, and contact.
 
 Run: python experiments/relations.py [--clips 200] [--contact-clips 1000] [--out FILE.csv]
 
-A relation is the cosine of two of a clip's tokens. Its variance, over pairs and clips of the lab,
-is shared where it is that of the pair's mean over the clips. A linear probe reads contact (AUC with
-its 95 % interval, where a guess is 0.5) from three steps of 4 x 4 tokens, and from nothing but the
-relations of these. Of each token, `centred` subtracts the mean of its place over the clips, as
-`align.centre: clips` does, and `changes` the mean over the clip's own time, as `align.centre: time`
-does.
+A relation is the cosine of two tokens of a clip. There is a row for each source of tokens and each
+form: `whole` tokens; `centred` ones, less the mean of their place over clips, as with
+`align.centre: clips`; and `changes`, less the mean of their place over the clip's time, as with
+`align.centre: time`. Its columns are:
+
+- shared: the share of the relations' variance, over pairs and clips of the lab, that is the
+  variance of the pairs' means over clips
+- tokens, relations: the AUC for contact of a linear probe, with its 95 %
+  interval, from the tokens that the probe always reads, three steps of 4 x 4, and from their
+  relations alone. Guessing gives 0.5.
 """
 
 from __future__ import annotations
@@ -40,19 +44,19 @@ def relations(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
 
 
 def shared(tokens: Float[Tensor, "b n d"]) -> float:
-    """The share of the relations' variance that is the same in every clip."""
+    """The share of the relations' variance that is that of their means over clips."""
     total = squared = torch.zeros(())
     for batch in tokens.split(BATCH):
-        found = relations(batch)
-        total, squared = total + found.sum(0), squared + found.square().sum(0)
+        cosines = relations(batch)
+        total, squared = total + cosines.sum(0), squared + cosines.square().sum(0)
     mean = total / len(tokens)
     within = (squared / len(tokens) - mean.square()).mean()
     between = mean.var(unbiased=False)
     return (between / (between + within)).item()
 
 
-def tokens_of(known: Float[np.ndarray, "b f"]) -> Float[Tensor, "b n d"]:
-    return torch.from_numpy(known).unflatten(1, (SLICES * SIDE**2, -1))
+def tokens_of(features: Float[np.ndarray, "b f"]) -> Float[Tensor, "b n d"]:
+    return torch.from_numpy(features).unflatten(1, (SLICES * SIDE**2, -1))
 
 
 def pairs(tokens: Float[Tensor, "b n d"]) -> Float[np.ndarray, "b p"]:
@@ -61,7 +65,7 @@ def pairs(tokens: Float[Tensor, "b n d"]) -> Float[np.ndarray, "b p"]:
 
 
 def sources() -> Iterator[tuple[str, Callable[[Tensor], TokenGrid]]]:
-    """Each by its name; what it makes of videos (b, f, 3, h, w) from 0 to 1."""
+    """Names, and functions from videos (b, f, 3, h, w) in [0, 1] to tokens."""
     size = {"frames": 16, "height": 64, "width": 64}
     video_teacher = {"name": "videomae", "weights": "micro"} | size
     yield "video teacher", load_encoder(**video_teacher)
@@ -70,8 +74,8 @@ def sources() -> Iterator[tuple[str, Callable[[Tensor], TokenGrid]]]:
     yield "video teacher, untrained", load_encoder("untrained", "none", of=video_teacher)
 
 
-def measured(clips: int, contact_clips: int) -> Iterator[dict[str, str]]:
-    """A row for each source and form of its tokens."""
+def measure(clips: int, contact_clips: int) -> Iterator[dict[str, str]]:
+    """A row for each source and form of tokens."""
     drawn = [contact_clip(0, index) for index in range(contact_clips)]
     shown = _videos([make_clip(7, index).frames for index in range(clips)])
     asked, label = _videos([clip.frames for clip, _ in drawn]), np.array([c for _, c in drawn])
@@ -85,11 +89,11 @@ def measured(clips: int, contact_clips: int) -> Iterator[dict[str, str]]:
         for form, of in forms.items():
             row = {"source": source, "form": form}
             row["shared"] = f"{shared(of(grid).tokens.float().flatten(1, 3)):.4f}"
-            known = slices(of(grid_asked), SLICES, SIDE)
-            features = {"tokens": known, "relations": pairs(tokens_of(known))}
+            tokens = slices(of(grid_asked), SLICES, SIDE)
+            features = {"tokens": tokens, "relations": pairs(tokens_of(tokens))}
             for kind, each in features.items():
-                found = read_label(each, label)
-                aucs = {"": found.auc, "_low": found.low, "_high": found.high}
+                readout = read_label(each, label)
+                aucs = {"": readout.auc, "_low": readout.low, "_high": readout.high}
                 row |= {kind + end: f"{value:.4f}" for end, value in aucs.items()}
             yield row
 
@@ -99,13 +103,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--contact-clips", type=int, default=1000)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     rows = []
-    for row in measured(given.clips, given.contact_clips):
+    for row in measure(arguments.clips, arguments.contact_clips):
         print(row, flush=True)
         rows.append(row)
-    if given.out:
-        atomic_write(given.out, csv_text(list(rows[0]), rows))
+    if arguments.out:
+        atomic_write(arguments.out, csv_text(list(rows[0]), rows))
 
 
 def _videos(clips: list[np.ndarray]) -> Tensor:

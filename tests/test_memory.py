@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from videorepa.export import export
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.system.device import peak_memory
 from videorepa.train import train
 from videorepa.training import cost as cost_module
 from videorepa.training import memory
@@ -263,3 +266,11 @@ def test_the_micro_models_prediction_is_what_is_measured(tmp_path: Path, changes
     predicted, _ = json.loads(benchmark.run(benchmark.PREDICT, str(path)))
     peak = benchmark.measured(path, tmp_path / "run", **benchmark.GIVE_BACK)
     assert predicted == pytest.approx(peak, rel=0.15)
+
+
+def test_peak_memory_is_known_where_there_is_no_resource_module(monkeypatch) -> None:
+    assert 1e8 < peak_memory(CPU) < 1e11
+    monkeypatch.setitem(sys.modules, "resource", None)  # As on Windows.
+    windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=123))
+    monkeypatch.setattr("psutil.Process", lambda: windows)
+    assert peak_memory(CPU) == 123

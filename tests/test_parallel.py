@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from conftest import tree
 from test_pipeline import assert_equal_bit_for_bit
@@ -34,8 +34,7 @@ from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Parallel
 from videorepa.train import train
-from videorepa.training.parallel.launch import ENGINES, _engine, join_workers
-from videorepa.training.parallel.workers import Alone, State
+from videorepa.training.parallel import ENGINES, Alone, State, _engine, join_workers
 
 # The whole batch is the same 4 clips: 2 in each of two processes, or 4 in one.
 ONE = ("optim.batch_size=4", "optim.accumulate=2")
@@ -45,11 +44,10 @@ LIMIT = 5.0
 PATIENCE = 900.0
 """Seconds until processes must have got to where a test waits for them."""
 
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="videorepa[deepspeed] is not installed"
-)
+DDP, FSDP2 = "parallel={engine: ddp}", "parallel={engine: fsdp2}"
+GATHERED = "parallel={engine: fsdp2, reshard_after_forward: false}"
 engines = pytest.mark.parametrize(
-    "engine", ["ddp", "fsdp2", pytest.param("zero2", marks=needs_deepspeed)]
+    "parallel", [DDP, FSDP2, GATHERED], ids=["ddp", "fsdp2", "fsdp2-gathered"]
 )
 
 
@@ -190,8 +188,7 @@ class SmallTraining:
     def __init__(self, workers: Alone, weights: dict[str, Tensor], state: State | None) -> None:
         self.workers, self.model = workers, Small()
         self.model.load_state_dict(weights)
-        # Without weight decay, with which DeepSpeed changes what gets no gradient too.
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-2, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-2)
         self.shared = workers.share(self.model, self.optimizer, {"Linear", "Small"})
         if state is not None:
             workers.load_optimizer_state(self.optimizer, state)
@@ -202,12 +199,14 @@ class SmallTraining:
         for step in steps:
             x = torch.randn(2, 8, 7, generator=torch.Generator().manual_seed(step))
             for micro in range(2):
-                with workers.passing(self.shared, is_last=micro == 1):
-                    mine = x[micro, workers.rank :: workers.count]
-                    workers.backward(self.shared(mine) / 2)
+                with workers.accumulating(self.shared, is_last=micro == 1):
+                    loss = self.shared(x[micro, workers.rank :: workers.count])
+                    self.is_gathered = not isinstance(next(model.a.parameters()), DTensor)
+                    (loss / 2).backward()
             for parameters in (list(model.apart.parameters()), together):
                 norms.append(workers.clip_gradients(parameters, LIMIT).item())
-            workers.step(self.optimizer)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         return norms
 
     def state(self) -> tuple[dict[str, Tensor], State]:
@@ -219,8 +218,6 @@ class SmallTraining:
 
 def check_engine(recipe: Recipe) -> None:
     """A training goes from one process to the engine's two and back, as if nothing had been."""
-    from torch.distributed.tensor import DTensor
-
     alone = SmallTraining(Alone(torch.device("cpu")), Small().state_dict(), None)
     alone.run(range(2))
     begun = alone.state()
@@ -233,6 +230,7 @@ def check_engine(recipe: Recipe) -> None:
     is_sharded = isinstance(next(shared.model.parameters()), DTensor)
     assert is_sharded == workers.is_sharded == (recipe.parallel.engine == "fsdp2")
     found = shared.run(range(2, 4))
+    assert shared.is_gathered != (is_sharded and recipe.parallel.reshard_after_forward)
     handed_on = shared.state()
     if workers.is_first:
         again = SmallTraining(Alone(torch.device("cpu")), *handed_on)
@@ -243,20 +241,12 @@ def check_engine(recipe: Recipe) -> None:
     workers.wait()
 
 
-@pytest.mark.parametrize(
-    "parallel",
-    [
-        "{engine: ddp}",
-        "{engine: fsdp2}",
-        pytest.param("{engine: zero2}", marks=[needs_deepspeed, pytest.mark.slow]),
-        pytest.param("{engine: zero2, offload: true}", marks=[needs_deepspeed, pytest.mark.slow]),
-    ],
-)
+@engines
 def test_an_engine_takes_a_training_over_and_hands_it_back(
     recipe: Recipe, tmp_path: Path, parallel: str
 ) -> None:
     # DDP has to know that there can be parameters without a gradient.
-    own = recipe.override(f"parallel={parallel}", "align.when.until=3")
+    own = recipe.override(parallel, "align.when.until=3")
     Together(tmp_path, check_engine, own).finish()
 
 
@@ -266,21 +256,24 @@ def test_one_process_refuses_what_needs_several(prepared: Recipe, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
-def test_offload_is_for_what_has_shares(recipe: Recipe) -> None:
+@pytest.mark.parametrize("setting", ["offload: true", "reshard_after_forward: false"])
+def test_what_is_for_shards_is_refused_without(recipe: Recipe, setting: str) -> None:
     with pytest.raises(UserError, match="ddp has none"):
-        recipe.override("parallel={engine: ddp, offload: true}")
+        recipe.override(f"parallel={{engine: ddp, {setting}}}")
 
 
-@pytest.mark.slow
 @engines
-@pytest.mark.parametrize("lora", [False, True], ids=["all-weights", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(False, id="all-weights"), pytest.param(True, id="lora", marks=pytest.mark.slow)],
+)
 def test_two_processes_train_what_one_does(
-    prepared: Recipe, tmp_path: Path, engine: str, lora: bool
+    prepared: Recipe, tmp_path: Path, parallel: str, lora: bool
 ) -> None:
     if lora:
         prepared = prepared.override("train.lora={rank: 2, alpha: 4}")
     alone = train(prepared.override(*ONE), tmp_path / "alone", device="cpu")
-    own = prepared.override(*TWO, f"parallel={{engine: {engine}}}")
+    own = prepared.override(*TWO, parallel)
     shared = launch(own, tmp_path / "shared")
     assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
     ours, theirs = alone.trained(), shared.trained()
@@ -291,14 +284,14 @@ def test_two_processes_train_what_one_does(
 @pytest.mark.slow
 @engines
 def test_killed_while_it_saves_and_with_a_damaged_checkpoint(
-    prepared: Recipe, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+    prepared: Recipe, tmp_path: Path, parallel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """kill -9 of both processes, twice; then the newest checkpoint that is left is cut short."""
-    own = prepared.override(*TWO, f"parallel={{engine: {engine}}}")
+    own = prepared.override(*TWO, parallel)
     undisturbed = launch(own, tmp_path / "undisturbed")
     out = tmp_path / "killed"
     run = Run(out)
-    delay = random.Random(engine).uniform(0, 0.3)
+    delay = random.Random(parallel).uniform(0, 0.3)
 
     def has_begun() -> bool:
         if not run.log_path.exists():
@@ -332,10 +325,10 @@ def test_killed_while_it_saves_and_with_a_damaged_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_validation_clips_of_two_processes(prepared: Recipe, tmp_path: Path, engine: str) -> None:
+@engines
+def test_validation_clips_of_two_processes(prepared: Recipe, tmp_path: Path, parallel: str) -> None:
     """Of a whole model each process makes its own clips, of a sharded one all make all."""
-    own = prepared.override(*TWO, f"parallel={{engine: {engine}}}")
+    own = prepared.override(*TWO, parallel)
     prompts = "[A ball falls., A ball rolls., A glass breaks.]"
     watching = own.override(f"validation={{every: 4, prompts: {prompts}}}")
     plain = launch(own, tmp_path / "plain")
@@ -375,11 +368,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "fsdp_activation_checkpointing": True,
         },
     },
-    "zero2": {
-        "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {"zero_stage": 2, "gradient_clipping": 0.1},
-    },
-    "zero3": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
     "fsdp1": {
         "distributed_type": "FSDP",
         "fsdp_config": {
@@ -410,34 +398,51 @@ def accelerate_launch(recipe: Recipe, out: Path, config: str) -> subprocess.Comp
 
 
 @pytest.mark.slow
-@engines
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_the_users_own_accelerate_configuration(
     prepared: Recipe, tmp_path: Path, engine: str
 ) -> None:
     """It says how the model is shared, and nothing else: the rest is the recipe's."""
     done = accelerate_launch(prepared.override(*TWO), tmp_path / "own", engine)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"2 processes share the training with {ENGINES[engine].called}." in done.stderr
+    assert f"2 processes share the training with {ENGINES[engine].label}." in done.stderr
     alone = train(prepared.override(*ONE), tmp_path / "alone", device="cpu")
     found = Run.open(tmp_path / "own")
     assert losses(found) == pytest.approx(losses(alone), rel=1e-5)
     assert_close(alone.trained().trained, found.trained().trained)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        pytest.param("zero3", "asks for DeepSpeed ZeRO-3", marks=needs_deepspeed),
-        ("fsdp1", "asks for FSDP1"),
-    ],
-)
-def test_another_accelerate_configuration_is_refused(
-    prepared: Recipe, tmp_path: Path, config: str, said: str
+def check_configured(recipe: Recipe) -> None:
+    """The launcher's word on resharding counts where the recipe has no `parallel`."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ["FSDP_RESHARD_AFTER_FORWARD"] = "false"
+    workers: Any = join_workers(recipe, "cpu")
+    expected = recipe.parallel is not None and recipe.parallel.reshard_after_forward
+    assert workers._accelerator.state.fsdp_plugin.reshard_after_forward == expected
+
+
+@pytest.mark.parametrize("parallel", ["parallel=null", FSDP2, GATHERED])
+def test_who_decides_on_resharding(recipe: Recipe, tmp_path: Path, parallel: str) -> None:
+    Together(tmp_path, check_configured, recipe.override(parallel)).finish()
+
+
+def test_deepspeed_is_refused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = accelerate_launch(prepared, tmp_path / "own", config)
-    assert done.returncode != 0 and said in done.stderr, done.stderr[-3000:]
-    assert "train runs with DDP, FSDP2 or DeepSpeed ZeRO-2" in " ".join(done.stderr.split())
+    """Even where it is not installed, and before the processes meet."""
+    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="asks for DeepSpeed; train runs with DDP or FSDP2"):
+        train(recipe, tmp_path / "run")
+    with pytest.raises(UserError, match=r"parallel.engine: .*reshard_after_forward: false .*zero2"):
+        recipe.override("parallel={engine: zero2}")
+
+
+@pytest.mark.slow
+def test_another_accelerate_configuration_is_refused(prepared: Recipe, tmp_path: Path) -> None:
+    done = accelerate_launch(prepared, tmp_path / "own", "fsdp1")
+    assert done.returncode != 0 and "asks for FSDP1" in done.stderr, done.stderr[-3000:]
+    assert "train runs with DDP or FSDP2" in " ".join(done.stderr.split())
     assert not (tmp_path / "own").exists()
 
 
@@ -454,7 +459,7 @@ def accelerated(kind: str, **state: Any) -> Any:
 @pytest.mark.parametrize(
     ("found", "wanted", "said"),
     [
-        (accelerated("MEGATRON_LM"), None, "asks for MEGATRON_LM; train runs with DDP, FSDP2 or"),
+        (accelerated("MEGATRON_LM"), None, "asks for MEGATRON_LM; train runs with DDP or"),
         (accelerated("MULTI_GPU", parallelism_config=1), None, "DDP with a parallelism_config"),
         (
             accelerated(
@@ -465,8 +470,8 @@ def accelerated(kind: str, **state: Any) -> Any:
         ),
         (
             accelerated("FSDP", fsdp_plugin=SimpleNamespace(fsdp_version=2)),
-            Parallel(engine="zero2"),
-            "parallel.engine zero2, the accelerate configuration for FSDP2. Leave one",
+            Parallel(engine="ddp"),
+            "parallel.engine ddp, the accelerate configuration for FSDP2. Leave one",
         ),
     ],
 )

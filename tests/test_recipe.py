@@ -65,9 +65,9 @@ def test_overrides_are_typed_and_reach_plugins(recipe: Recipe) -> None:
         ("name=../../etc", "name: "),
         (
             "train.gradient_checkpointing=true",
-            r"train\.gradient_checkpointing: unknown key; it is memory\.gradient_checkpointing now",
+            r"train\.gradient_checkpointing: unknown key; did you mean keep_checkpoints\?",
         ),
-        ("train.precision=bfloat16", r"train\.precision: .*by memory\.frozen: bfloat16"),
+        ("train.precision=bfloat16", r"train\.precision: .*'auto' or 'float32' .*'bfloat16'"),
     ],
 )
 def test_mistakes_are_named_with_what_was_expected(

@@ -152,7 +152,7 @@ def test_time_left_goes_by_the_steps_and_clips_that_are_left(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
-    do = module._do
+    do = module._run
 
     def a_minute_each(recipe, out, arm, seed) -> None:
         left = module._steps_left(recipe, out, arm, seed)
@@ -165,7 +165,7 @@ def test_time_left_goes_by_the_steps_and_clips_that_are_left(
         lines = capsys.readouterr().err.splitlines()
         return [line.partition(", about ")[2] for line in lines if ", seed " in line]
 
-    monkeypatch.setattr(module, "_do", a_minute_each)
+    monkeypatch.setattr(module, "_run", a_minute_each)
     # Base and control, each twice: 4 clips, and for the control 2 steps.
     assert said(prompts=4) == ["", "16 min left", "10 min left", "6 min left"]
     # Two more clips each; what pretends to train leaves no steps behind.

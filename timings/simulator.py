@@ -1,4 +1,4 @@
-"""How many captioned clips the lab's simulator makes in a minute on one core."""
+"""Measures how many captioned clips the lab's simulator makes per minute on one core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole pipeline on the lab's micro model, on a CPU, ending in a report."""
+"""The whole pipeline on the lab's micro model, on a CPU, up to a report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ from videorepa.train import train
 
 
 def demo(out: Path, *, quick: bool = False) -> Path:
-    """Simulate clips, prepare, fine-tune with TRD and without, generate from base, control and
-    aligned model with the same seeds, score, export, and write `out/report.html`.
+    """Simulate, prepare, fine-tune with and without TRD, generate, score, export, and report.
 
-    quick: a few steps of each. Everything is left in `out`; run again, it goes on where it stopped.
+    The base, control and aligned models generate with the same seeds. A second call resumes where
+    the first one stopped.
+
+    Args:
+        out: The folder for everything, such as report.html.
+        quick: Do only a few steps of each stage.
+
+    Returns:
+        The path of the report.
     """
     keep_freed_memory()
     with as_file(files("videorepa.lab") / "demo.yaml") as path:
@@ -60,7 +67,7 @@ def demo(out: Path, *, quick: bool = False) -> Path:
         generate(model, prompts, folders[name])
     _say("5/6  scoring and exporting")
     against = {"base": None, "control": folders["base"], "aligned": folders["control"]}
-    found = {
+    evaluations = {
         name: evaluate("lab", folder, against=against[name]) for name, folder in folders.items()
     }
     exported = out / "exported"
@@ -71,14 +78,14 @@ def demo(out: Path, *, quick: bool = False) -> Path:
         [run.path for run in runs.values()],
         out / "report.html",
         generations=folders,
-        scores={name: [evaluation.out] for name, evaluation in found.items()},
+        scores={name: [evaluation.out] for name, evaluation in evaluations.items()},
         title="VideoREPA demo: does alignment with a video encoder improve physics?",
         command="videorepa demo",
     )
-    print(table(found))
+    print(table(evaluations))
     print(f"exported transformer, checked in plain diffusers: {exported / 'transformer'}")
     return page
 
 
-def _say(what: str) -> None:
-    console.print(what, style="bold", markup=False, highlight=False)
+def _say(message: str) -> None:
+    console.print(message, style="bold", markup=False, highlight=False)

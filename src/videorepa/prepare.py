@@ -10,7 +10,7 @@ import torch
 from videorepa.align.contract import check
 from videorepa.backbones import Part, Text
 from videorepa.data.cache import Cache
-from videorepa.data.source import Item, open_source
+from videorepa.data.source import CaptionedClip, open_source
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
@@ -39,7 +39,7 @@ class _Clip:
     """A readable clip of the source, and the parts of it that the cache lacks."""
 
     number: int
-    item: Item
+    item: CaptionedClip
     digest: str
     lacks_latents: bool
     lacks_features: tuple[EncoderSpec, ...]
@@ -76,7 +76,7 @@ def prepare(
     cache = Cache(recipe, create=True)
     failed: dict[str, str] = {}
 
-    def fail(item: Item, error: ClipError) -> None:
+    def fail(item: CaptionedClip, error: ClipError) -> None:
         failed[item.id] = str(error)
         cache.note_failure(item, str(error))
 
@@ -158,7 +158,7 @@ def prepare(
     return Prepared(made, complete, failed)
 
 
-def _look_up(cache: Cache, number: int, item: Item, digest: str) -> _Clip:
+def _look_up(cache: Cache, number: int, item: CaptionedClip, digest: str) -> _Clip:
     """See which parts of a clip the cache lacks.
 
     Features say nothing of the content that they were made from; the file of the latents does. So

@@ -28,7 +28,7 @@ class TermResult(NamedTuple):
 class Aligned(NamedTuple):
     """The results of all terms for one batch.
 
-    It is a tuple so that DeepSpeed finds the tensors from which the backward pass will start.
+    It is a tuple so that DDP and FSDP2 find the tensors that the backward pass begins with.
     """
 
     terms: list[TermResult]

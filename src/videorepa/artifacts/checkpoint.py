@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videorepa.errors import UserError
+from videorepa.system.files import sync
 from videorepa.system.progress import console
 
 STATE = "state.json"
@@ -65,11 +66,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         state["batch"] = checkpoint.batch
         (temporary / STATE).write_text(json.dumps(state))
         for file in temporary.iterdir():
-            _sync(file)
+            sync(file)
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
-        _sync(folder)
+        sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         # The last two are how torch and safetensors say that the disk is full.
         shutil.rmtree(temporary, ignore_errors=True)
@@ -158,11 +159,3 @@ def _load(path: Path) -> Checkpoint:
 
 def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -31,6 +31,7 @@ FREE_TO_CHANGE = (
     "parallel",
     "parallel.engine",
     "parallel.offload",
+    "parallel.reshard_after_forward",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.trackers",

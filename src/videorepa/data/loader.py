@@ -12,8 +12,8 @@ from torch import Tensor
 
 from videorepa.backbones import Backbone, Text
 from videorepa.data.cache import Cache
-from videorepa.data.order import clip_index
-from videorepa.data.source import Item, open_source
+from videorepa.data.order import clip_index, sample_numbers
+from videorepa.data.source import CaptionedClip, open_source
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
@@ -22,8 +22,31 @@ from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 
 
+@dataclass(frozen=True)
+class Batch:
+    """All that one micro-batch needs, on the training device.
+
+    Attributes:
+      latents: Clean latents, as the transformer wants them scaled.
+      text: The captions' tensors, or the empty caption's where captions were dropped.
+      noise: Standard normal.
+      timestep: One for each clip.
+      teachers: The clips' features by encoder.
+    """
+
+    latents: Float[Tensor, "b f c h w"]
+    text: Text
+    noise: Float[Tensor, "b f c h w"]
+    timestep: Num[Tensor, " b"]
+    teachers: dict[EncoderSpec, TokenGrid]
+
+
 class Loader:
-    """Turns sample numbers into batches, from the cache and from teachers that are online."""
+    """Reads a recipe's clips from its cache, and runs its online teachers.
+
+    Raises:
+      UserError: The cache is missing or incomplete.
+    """
 
     def __init__(self, recipe: Recipe, backbone: Backbone, device: torch.device) -> None:
         self.recipe, self.backbone, self.device = recipe, backbone, device
@@ -35,67 +58,66 @@ class Loader:
             for term in recipe.terms.values()
             if term.encoder and term.encoder not in recipe.stored_encoders
         }
-        self.items = self.cache.ready(self.source.items)
-        self.place = {item.id: index for index, item in enumerate(self.source.items)}
-        self.empty = self.cache.read_empty_caption()
+        self.clips = self.cache.ready(self.source.items)
+        self.indices = {clip.id: index for index, clip in enumerate(self.source.items)}
+        self.empty_caption = self.cache.read_empty_caption()
+
+    def batches(self, start: int, rank: int, count: int) -> Iterator[Batch]:
+        """Give the micro-batches of process `rank` of `count`, from step `start` to the last.
+
+        A thread reads each while the one before is trained on.
+        """
+        optim = self.recipe.optim
+        batches = (
+            self.batch(sample_numbers(step, micro, rank, count, optim.batch_size, optim.accumulate))
+            for step in range(start, optim.steps)
+            for micro in range(optim.accumulate)
+        )
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = pool.submit(next, batches, None)
+                yield batch
 
     def batch(self, numbers: range) -> Batch:
+        """Make the batch of the samples with these numbers, counted over the whole training."""
         seed = self.recipe.seed
         latents, noises, texts, times, grids = [], [], [], [], []
         for number in numbers:
-            item = self.items[clip_index(seed, number, len(self.items))]
+            clip = self.clips[clip_index(seed, number, len(self.clips))]
             draw = generator(seed, "sample", number)
-            moments, text = self.cache.read_clip(item)
+            moments, text = self.cache.read_clip(clip)
             clean = self.backbone.latents(moments[None], draw)
             noises.append(torch.randn(clean.shape, generator=draw))
             times.append(self.backbone.sample_timesteps(clean, draw))
             dropped = torch.rand((), generator=draw).item() < self.recipe.train.caption_dropout
             latents.append(clean)
-            texts.append(self.empty if dropped else text)
-            grids.append(self._teachers(item))
+            texts.append(self.empty_caption if dropped else text)
+            grids.append(self._features(clip))
         return Batch(
             torch.cat(latents).to(self.device),
             {name: torch.stack([t[name] for t in texts]).to(self.device) for name in texts[0]},
             torch.cat(noises).to(self.device),
             torch.cat(times).to(self.device),
-            {encoder: self._stacked([grid[encoder] for grid in grids]) for encoder in grids[0]},
+            {
+                encoder: TokenGrid.batch([grid[encoder] for grid in grids]).to(self.device)
+                for encoder in grids[0]
+            },
         )
 
-    def _stacked(self, grids: list[TokenGrid]) -> TokenGrid:
-        return TokenGrid.batch(grids).to(self.device)
-
-    def _teachers(self, item: Item) -> dict[EncoderSpec, TokenGrid]:
+    def _features(self, clip: CaptionedClip) -> dict[EncoderSpec, TokenGrid]:
+        """Read or compute each teacher's features of a clip."""
         stored = {
-            encoder: self.cache.read_features(item, encoder) for encoder in self.cache.features
+            encoder: self.cache.read_features(clip, encoder) for encoder in self.cache.features
         }
         if not self.online:
             return stored
         try:
-            frames = self.source.frames(self.place[item.id])
+            frames = self.source.frames(self.indices[clip.id])
         except ClipError as error:
             raise UserError(
-                f"The clip {item.id!r} can no longer be read ({error}), and the teacher is online. "
+                f"The clip {clip.id!r} can no longer be read ({error}), and the teacher is online. "
                 "Run `videorepa prepare` again, or set align.teacher to cached."
             ) from None
         video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255.0
         return stored | {spec: encoder(video) for spec, encoder in self.online.items()}
-
-
-def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, each read in a thread while the one before is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
-
-
-@dataclass(frozen=True)
-class Batch:
-    """All that one micro-batch needs, on the training device. teachers: features by encoder."""
-
-    latents: Float[Tensor, "b f c h w"]
-    text: Text
-    noise: Float[Tensor, "b f c h w"]
-    timestep: Num[Tensor, " b"]
-    teachers: dict[EncoderSpec, TokenGrid]

@@ -1,4 +1,4 @@
-"""Which clips each step sees, and with which noise: a function of the seed and the step alone."""
+"""Which clips each step sees: a function of the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ from videorepa.system.randomness import generator
 def sample_numbers(
     step: int, micro: int, rank: int, world: int, batch: int, accumulate: int
 ) -> range:
-    """Numbers, counted over the whole training, of the samples of one micro-batch on one rank.
+    """Give the numbers of one micro-batch's samples, counted over the whole training.
 
-    They are the same set for a step however many ranks and micro-batches share it.
+    A step has the same samples however many processes and micro-batches share it.
+
+    Args:
+      step: From 0.
+      micro: The micro-batch's number within the step, from 0.
+      rank: This process's number, from 0.
+      world: The number of processes.
+      batch: Samples in a micro-batch.
+      accumulate: Micro-batches in a step.
     """
     first = step * world * accumulate * batch + (micro * world + rank) * batch
     return range(first, first + batch)
 
 
 def clip_index(seed: int, number: int, clips: int) -> int:
-    """The clip that a sample uses: every clip once an epoch, in an order drawn for each epoch."""
+    """Give the index of a sample's clip among `clips`.
+
+    Each epoch uses every clip once, in an order of its own.
+    """
     epoch, place = divmod(number, clips)
     return _order(seed, epoch, clips)[place]
 

@@ -15,29 +15,38 @@ from videorepa.system.fingerprint import file_sample_digest
 
 
 @dataclass(frozen=True)
-class Item:
-    """A clip to be had: its id, unique in the source, and its caption."""
+class CaptionedClip:
+    """Names a clip of a source.
+
+    Args:
+      id: Unique in the source.
+      caption: To the letter.
+    """
 
     id: str
     caption: str
 
 
-class Source(Protocol):
-    """A fixed list of clips."""
+class ClipSource(Protocol):
+    """A fixed list of clips, whose frames are read or drawn on demand.
 
-    items: list[Item]
+    Attributes:
+      items: The clips in their order; methods take an index into it.
+    """
+
+    items: list[CaptionedClip]
 
     def frames(self, index: int) -> np.ndarray:
-        """The clip, (frames, height, width, 3) uint8. Raises ClipError."""
+        """Read a clip, (frames, height, width, 3) uint8 RGB. Raises ClipError."""
         ...
 
     def digest(self, index: int) -> str:
-        """Changes when the clip's content does. Raises ClipError."""
+        """Give a text that changes when the clip's content does. Raises ClipError."""
         ...
 
 
-def open_source(data: Data) -> Source:
-    """The source that a recipe names. Raises UserError if its manifest is not usable."""
+def open_source(data: Data) -> ClipSource:
+    """Open the source that a recipe names. Raises UserError if its manifest is not usable."""
     if data.lab is not None:
         return LabSource(data)
     return ManifestSource(data)
@@ -50,7 +59,7 @@ class ManifestSource:
         assert data.manifest is not None
         self.data = data
         self.entries: list[Entry] = read_manifest(data.manifest, data.root)
-        self.items = [Item(entry.id, entry.caption) for entry in self.entries]
+        self.items = [CaptionedClip(entry.id, entry.caption) for entry in self.entries]
 
     def frames(self, index: int) -> np.ndarray:
         data = self.data
@@ -64,7 +73,11 @@ class ManifestSource:
 
 
 class LabSource:
-    """Clips that the lab's simulator draws when they are asked for."""
+    """Clips that the lab's simulator draws on demand.
+
+    Raises:
+      UserError: The recipe's clips do not have the simulator's size.
+    """
 
     def __init__(self, data: Data) -> None:
         from videorepa.world.scenarios import draw_scene
@@ -77,10 +90,12 @@ class LabSource:
                 f"{data.height}x{data.width}. Set data.height and data.width to {SIZE}."
             )
         self.lab, self.count = data.lab, data.frames
-        lab = data.lab
+        lab = self.lab
         self.series = f"lab-{lab.seed}" + ("-beyond" if lab.split == "beyond" else "")
         self.items = [
-            Item(f"{self.series}-{index}", draw_scene(lab.seed, index, split=lab.split).caption)
+            CaptionedClip(
+                f"{self.series}-{index}", draw_scene(lab.seed, index, split=lab.split).caption
+            )
             for index in range(lab.clips)
         ]
 

@@ -1,1 +1,1 @@
-"""Physics with ground truth on a CPU: the micro models, their law checks, and the study."""
+"""Physics with ground truth on a CPU: micro models, calibration of the law checks, and a study."""

@@ -1,4 +1,4 @@
-"""Draws data sets of the lab's clips from a recipe: contact to ask about, and PhyWorld's tasks."""
+"""Draws data sets from a recipe: clips for contact prediction, and clips of PhyWorld's tasks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from videorepa.world.simulator import FPS
 
 
 class ContactRecipe(Section):
-    """Clips to ask about, as `videorepa probe` reads them.
+    """Clips for contact prediction, as `videorepa probe` reads them.
 
-    out: folder for `train` and `test`. train, test: how many clips of either, half of them with
-    contact. seed: of the training clips; the test's is the next.
+    Attributes:
+        out: The folder for `train` and `test`.
+        train: Number of training clips, half of them with contact.
+        test: Number of test clips, half of them with contact.
+        seed: Seed of the training clips. That of the test clips is the next.
     """
 
     out: Path
@@ -33,7 +36,7 @@ class ContactRecipe(Section):
 
 
 def draw_contact(recipe: ContactRecipe) -> dict[str, float]:
-    """Write the clips as videos, with labels as Physion v1.5 has them. Gives their numbers."""
+    """Write the clips as videos, with labels in the layout of Physion v1.5, and count them."""
     for split, count, seed in (
         ("train", recipe.train, recipe.seed),
         ("test", recipe.test, recipe.seed + 1),
@@ -51,10 +54,13 @@ def draw_contact(recipe: ContactRecipe) -> dict[str, float]:
 
 
 class PhyWorldRecipe(Section):
-    """Clips to be drawn, for training or as what a model is to continue.
+    """Clips of PhyWorld's tasks, to train a model on or to have it continue.
 
-    out: folder for the videos, with clips.csv, whose captions are their names. groups: those to
-    draw; for training "in" alone. size: of the square frames, even.
+    Attributes:
+        out: The folder for the videos and for clips.csv, whose captions are the videos' names.
+        clips: Number of clips.
+        groups: The groups to draw. For training this is "in" alone.
+        size: Side of the square frames in pixels.
     """
 
     out: Path
@@ -65,7 +71,7 @@ class PhyWorldRecipe(Section):
 
 
 def draw_clips(recipe: PhyWorldRecipe) -> dict[str, float]:
-    """Write them; what is there already is kept. Gives their number."""
+    """Write the clips, except those that exist already, and count them."""
     wanted = names(recipe.clips, recipe.seed, recipe.groups)
     recipe.out.mkdir(parents=True, exist_ok=True)
     for name in progress.track(wanted, "draw"):

@@ -89,14 +89,6 @@ def _part(values: Any, name: str, key: str) -> Any:
     return values[name]
 
 
-_MOVED = {
-    "train.gradient_checkpointing": "it is memory.gradient_checkpointing now",
-    "train.precision: bfloat16": "auto is bfloat16 where the hardware has it, and frozen weights "
-    "under LoRA are held in it by memory.frozen: bfloat16",
-}
-"""Where a key, or a value of one, has gone since a recipe of before was written."""
-
-
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """A line for each fault: where it is, what was found, and which key may have been meant."""
     lines = []
@@ -107,15 +99,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             known = _known_keys(model, loc[:-1])
             close = difflib.get_close_matches(str(loc[-1]), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
-            hint = f"; {_MOVED[where]}" if where in _MOVED else hint
             lines.append(f"  {where}: unknown key{hint}")
         elif fault["type"] == "missing":
             lines.append(f"  {where}: missing")
         else:
             found = repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ").strip()
-            if moved := _MOVED.get(f"{where}: {fault['input']}"):
-                message += f"; {moved}"
             lines.append(f"  {where}: {message} (found {found[:80]})")
     return lines
 

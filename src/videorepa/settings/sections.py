@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from videorepa.errors import UserError
 from videorepa.settings.section import Section, explain
@@ -178,22 +178,35 @@ class Memory(Section):
 
 
 class Parallel(Section):
-    """How several processes share a training; a launcher such as `accelerate launch` starts them.
+    """How the processes that a launcher such as `accelerate launch` starts share a training.
 
-    engine: "ddp" keeps the whole training in each process, "fsdp2" a share of all of it, and
-        "zero2" (DeepSpeed) all weights and a share of the rest. Without this section the user's
-        own accelerate configuration counts, and DDP where there is none.
-    offload: keep FSDP2's shares, or ZeRO-2's of the optimiser, in the machine's memory and not the
-        GPU's.
+    Without this section the user's own accelerate configuration decides, and DDP without one.
+
+    Attributes:
+      engine: "ddp" keeps the whole training in each process, "fsdp2" a shard of it.
+      offload: Keeps FSDP2's shards in main memory and not in the GPU's.
+      reshard_after_forward: Frees the gathered parameters after the forward pass and gathers them
+        again for the backward pass. False keeps them in between, which is the sharding of ZeRO-2:
+        faster, with all weights in each process.
     """
 
-    engine: Literal["ddp", "fsdp2", "zero2"]
+    engine: Literal["ddp", "fsdp2"]
     offload: bool = False
+    reshard_after_forward: bool = True
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _is_not_zero2(cls, value: Any) -> Any:
+        if value == "zero2":
+            raise ValueError(
+                "there is no zero2; engine: fsdp2 with reshard_after_forward: false shards alike"
+            )
+        return value
 
     @model_validator(mode="after")
-    def _has_shares(self) -> Parallel:
-        if self.offload and self.engine == "ddp":
-            raise ValueError("offload keeps shares elsewhere, and ddp has none")
+    def _has_shards(self) -> Parallel:
+        if self.engine == "ddp" and (self.offload or not self.reshard_after_forward):
+            raise ValueError("offload and reshard_after_forward are for shards, and ddp has none")
         return self
 
 

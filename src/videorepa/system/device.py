@@ -1,27 +1,31 @@
-"""Which device to run on, and which precision is worth using there."""
+"""The device to run on, the precision worth using there, and the memory taken there."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
-from typing import Literal
+import sys
+from typing import Any, Literal
 
+import psutil
 import torch
 
 Precision = Literal["auto", "float32"]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's mallopt."""
+"""Parameters of glibc's mallopt."""
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or the first GPU, or the CPU."""
+    """Give the named device; without a name the first GPU, or else the CPU."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is done by the hardware. A CPU without it emulates it, which is
-    over a hundred times slower than float32."""
+    """Whether the hardware computes in bfloat16.
+
+    A CPU that does not emulates it, over a hundred times slower than float32.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -30,23 +34,36 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: bfloat16, unless float32 is asked for or the hardware lacks it."""
+    """Choose the dtype to compute in: bfloat16, unless float32 is asked for or it would be slow."""
     if precision == "float32" or not has_fast_bfloat16(device):
         return torch.float32
     return torch.bfloat16
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Matrix products and convolutions in `dtype`; nothing changes for float32."""
+    """Run matrix products and convolutions in `dtype`; float32 changes nothing."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def keep_freed_memory() -> bool:
-    """From now on, let this process keep memory that it has freed; gives whether that was possible.
+def peak_memory(device: torch.device) -> int:
+    """The most bytes taken so far: of the GPU by tensors, or of main memory by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows has no such module; psutil knows the peak there, and there alone.
+        memory: Any = psutil.Process().memory_info()
+        return memory.peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    glibc gives large tensors back at once and takes them anew, cleared, at the next step: a third
-    of the time of the lab's autoencoder on a CPU. It is for small models; what large ones free in
-    pieces could be missing later. Other allocators are left alone.
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, and return whether that is possible.
+
+    glibc returns large tensors to the system at once and fetches them again, cleared, at the next
+    step, which costs a third of the time of the lab's autoencoder on a CPU. Use it for small models
+    only: large ones free memory in pieces, and could lack it later. Only glibc is configured.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

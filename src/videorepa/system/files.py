@@ -38,8 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -63,8 +62,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with open(file, "r+b") as content:
-                    os.fsync(content.fileno())
+                sync(file)
         os.replace(temporary, path)
     except SafetensorError as error:
         raise UserError(
@@ -72,6 +70,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds a file's content, or a folder's list of files. Raises OSError."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders, and syncs a file only through a handle that can write.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sweep(folder: Path) -> None:

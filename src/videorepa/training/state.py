@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from torch import Tensor
 
 from videorepa.artifacts.checkpoint import Checkpoint, copy_into
-from videorepa.data.order import sample_numbers
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
 from videorepa.training.memory import make_optimizer
-from videorepa.training.parallel.workers import Alone
+from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
 
 
@@ -70,7 +68,8 @@ class Training:
     def update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.workers.step(self.optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         decay = self.recipe.train.ema
         if self.ema is not None and decay is not None:
             for key, value in self.trained.items():
@@ -88,12 +87,3 @@ class Training:
             self.student.terms.stopping_state(),
             self.recipe.optim.clips(self.workers.count),
         )
-
-
-def numbers_by_step(recipe: Recipe, start: int, workers: Alone) -> Iterator[range]:
-    optim = recipe.optim
-    for step in range(start, optim.steps):
-        for micro in range(optim.accumulate):
-            yield sample_numbers(
-                step, micro, workers.rank, workers.count, optim.batch_size, optim.accumulate
-            )

@@ -11,7 +11,7 @@ from videorepa.data.video import read_all, write_video
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
 from videorepa.training.drift import Drift, Look, look
-from videorepa.training.parallel.workers import Alone
+from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
 
 
@@ -55,7 +55,7 @@ def validation(
     if resumed and workers.is_first:
         with suppress(ClipError):  # Deleted, or damaged.
             base = seen(0)
-    if not workers.told(len(base)):
+    if not workers.broadcast(len(base)):
         sample(0)
         base = seen(0) if workers.is_first else []
     drift = Drift(base, recipe.validation.drift)

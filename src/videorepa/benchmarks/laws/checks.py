@@ -46,34 +46,42 @@ class Definition:
 
 
 CHECKS: dict[str, Definition] = {
-    "objects": Definition("sa", "count", "named things missing, and others too many"),
-    "event": Definition("sa", "px", "how much movement the named event lacks"),
-    "direction": Definition("sa", "px", "how much movement to the named side is lacking"),
-    "presence": Definition(
-        "pc", "px", "how much movement is lacking for anything to be tested by it"
+    "objects": Definition(
+        "sa", "count", "named objects that are missing, and others that are too many"
     ),
-    "gravity": Definition("pc", "px/frame^2", "free flight's acceleration, distance from g", 0.05),
-    "arc": Definition("pc", "px", "free flight's distance from a parabola of acceleration g", 0.25),
+    "event": Definition("sa", "px", "movement that the named event lacks"),
+    "direction": Definition("sa", "px", "movement to the named side that is lacking"),
+    "presence": Definition("pc", "px", "movement that is lacking for the laws to be tested"),
+    "gravity": Definition(
+        "pc", "px/frame^2", "difference between the acceleration of free flight and g", 0.05
+    ),
+    "arc": Definition(
+        "pc", "px", "distance of free flight from a parabola of acceleration g", 0.25
+    ),
     "energy": Definition(
-        "pc", "px of height", "growth of kinetic plus potential energy over g", 0.25
+        "pc", "px of height", "growth of kinetic plus potential energy, over weight", 0.25
     ),
-    "permanence": Definition("pc", "frames", "body not there, neither behind nor out of frame"),
-    "extras": Definition("pc", "px^2", "largest thing that is neither a body nor the room", 6.0),
+    "permanence": Definition(
+        "pc", "frames", "frames in which a body is missing, neither hidden nor out of frame"
+    ),
+    "extras": Definition(
+        "pc", "px^2", "area of the largest thing that is neither a body nor the room", 6.0
+    ),
     "size": Definition("pc", "fraction", "change of a body's radius", 0.05),
-    "shape": Definition("pc", "fraction", "change of a body's long to its short axis", 0.05),
+    "shape": Definition("pc", "fraction", "change of the ratio of a body's axes", 0.05),
     "one_piece": Definition(
-        "pc", "px^2", "largest piece of a body's colour away from the body", 6.0
+        "pc", "px^2", "area of the largest piece of a body's colour away from the body", 6.0
     ),
     "floor": Definition("pc", "px", "how deep a body is in the floor", 0.25),
-    "momentum": Definition(
-        "pc", "px/frame", "change of horizontal velocity that nothing caused", 0.25
+    "momentum": Definition("pc", "px/frame", "change of horizontal velocity without a cause", 0.25),
+    "continuity": Definition(
+        "pc", "px", "how far a step is outside the range of the steps around it", 0.25
     ),
-    "continuity": Definition("pc", "px", "a step that the steps around it leave no room for", 0.25),
     "coasting": Definition(
-        "pc", "px", "an untouched rolling ball's distance from even motion", 0.25
+        "pc", "px", "distance of an untouched rolling ball from uniform motion", 0.25
     ),
     "exchange": Definition(
-        "pc", "px/frame", "change of all balls' mean momentum by collisions", 0.25
+        "pc", "px/frame", "change of the balls' common velocity by collisions", 0.25
     ),
     "overlap": Definition("pc", "px", "how deep two balls are in each other", 0.25),
 }

@@ -1,4 +1,4 @@
-"""Ways to break a clip's physics on purpose, one law at a time and by degrees."""
+"""Ways to break a clip's physics on purpose: one law at a time, by degrees."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from videorepa.world.render import Clip, render
 from videorepa.world.simulator import FLOOR, GRAVITY, SIZE, Ball, Body, Box, Scene, simulate
 
 IN_THE_AIR = ("fall", "drop", "throw", "catch")
-"""Events in which gravity has a ball to itself."""
+"""Events in which gravity alone moves a ball."""
 
 ON_THE_FLOOR = ("roll", "slide", "collide", "chain", "hide")
 
 LEAST = 0.5
-"""Pixels that something has to be off by, at one time at least, for a clip to count as broken."""
+"""Pixels by which a body has to be off in some frame for a clip to count as broken."""
 
 
 @dataclass(frozen=True)
 class Corruption:
     """A way to break a clip.
 
-    apply: a clip and a strength to the broken frames, or None for a clip that cannot be broken so.
-    strengths: from the least to the most. unit: of a strength. what: in words. caught_by: the check
-    that is there to find it, and when.
+    Attributes:
+        apply: Maps a clip, a generator and a strength to the broken frames, or to None for a clip
+            that cannot be broken in this way.
+        strengths: In increasing order.
+        unit: Unit of a strength.
+        what: What happens, in words.
+        caught_by: The checks that should detect it.
     """
 
     apply: Callable[[Clip, np.random.Generator, float], np.ndarray | None]
@@ -35,7 +39,7 @@ class Corruption:
     caught_by: str
 
 
-# The time
+# Order of frames
 
 
 def _shuffled(clip: Clip, rng: np.random.Generator, window: float) -> np.ndarray:
@@ -53,7 +57,7 @@ def _frozen(clip: Clip, rng: np.random.Generator, frames: float) -> np.ndarray:
     return clip.frames[np.arange(len(clip.frames)).clip(max=last)]
 
 
-# What is there
+# Objects
 
 
 def _vanishing(clip: Clip, rng: np.random.Generator, frames: float) -> np.ndarray | None:
@@ -72,7 +76,7 @@ def _swelling(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray 
         return None
     bodies = (_scaled(body, 1 + share), *clip.scene.bodies[1:])
     positions = clip.trajectory.positions.copy()
-    # It stands as it did: what swells is not to sink into the floor, which is another law.
+    # Keep its lowest point: sinking into the floor would break another law.
     assert isinstance(body, Ball | Box)
     positions[:, 0, 1] -= share * (body.radius if isinstance(body, Ball) else body.height / 2)
     swollen = render(
@@ -88,7 +92,7 @@ def _scaled(body: Body, by: float) -> Body:
     return replace(body, width=by * body.width, height=by * body.height)
 
 
-# How it moves
+# Motion
 
 
 def _teleporting(clip: Clip, rng: np.random.Generator, pixels: float) -> np.ndarray | None:
@@ -131,7 +135,7 @@ def _bouncy(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray | 
     )
 
 
-# Where it goes through
+# Penetration
 
 
 def _sunken(clip: Clip, rng: np.random.Generator, pixels: float) -> np.ndarray | None:
@@ -152,8 +156,8 @@ def _overlapping(clip: Clip, rng: np.random.Generator, pixels: float) -> np.ndar
 
 
 def _seen_from(clip: Clip, rng: np.random.Generator) -> int | None:
-    """A frame, not among the first or last four, from which on all of the first body is in view
-    for three frames and nowhere near the screen; None if there is none."""
+    """A random frame, not among the first or last four, from which the first body is wholly in view
+    and away from the screen for three frames. None if there is none."""
     positions, body = clip.trajectory.positions[:, 0], clip.scene.bodies[0]
     x, radius = positions[:, 0], np.sqrt(body.area / np.pi)
     seen = (x > radius + 2) & (x < SIZE - radius - 2) & (positions[:, 1] < FLOOR)
@@ -179,84 +183,84 @@ CORRUPTIONS: dict[str, Corruption] = {
         _shuffled,
         (2, 4, 17),
         "frames",
-        "the frames in random order within windows of so many",
-        "`continuity`, and `event` with it",
+        "the frames are in random order within windows of this length",
+        "`continuity` and `event`",
     ),
     "reversed": Corruption(
         _reversed,
         (1,),
         "",
-        "the frames from the last to the first",
-        "`direction` where the caption names a side; `energy` where a bounce gains height by it",
+        "the frames are in reverse order",
+        "`direction` if the caption names a side, and `energy` if a bounce then gains height",
     ),
     "frozen": Corruption(
         _frozen,
         (4, 8, 12, 16),
         "frames",
-        "nothing moves any more for so many frames at the end; 16 are the whole clip",
-        "`presence` and `event` where it is the whole; else `momentum`, `gravity` and `arc`",
+        "nothing moves for this many frames at the end; 16 are the whole clip",
+        "`presence` and `event` for the whole clip, otherwise `momentum`, `gravity` and `arc`",
     ),
     "vanishing": Corruption(
         _vanishing,
         (1, 2, 4, 8),
         "frames",
-        "the first body is not there for so many frames in which it would be seen",
+        "the first body is missing for this many frames in which it would be visible",
         "`permanence`",
     ),
     "swelling": Corruption(
         _swelling,
         (0.1, 0.2, 0.4, 0.8),
         "of its size",
-        "from one frame on the first body is larger by so much, and stands where it stood",
+        "from some frame on the first body is larger, with its lowest point unchanged",
         "`size`",
     ),
     "teleporting": Corruption(
         _teleporting,
         (2, 4, 8, 12),
         "px",
-        "from one frame on the first body is so much farther back on its way",
+        "from some frame on the first body is this far behind on its path",
         "`continuity`",
     ),
     "pushed": Corruption(
         _pushed,
         (0.5, 1, 2, 4),
         "px/frame",
-        "from one frame on a ball that nothing touches is so much faster",
+        "from some frame on an untouched ball is this much faster",
         "`momentum` and `coasting`",
     ),
     "light": Corruption(
         _light,
         (0.1, 0.25, 0.5, 0.75, 1),
         "of gravity",
-        "a ball falls or flies with so much less gravity",
+        "a ball falls or flies with this much less gravity",
         "`gravity` and `arc`",
     ),
     "heavy": Corruption(
         _heavy,
         (0.1, 0.25, 0.5, 1),
         "of gravity",
-        "a ball falls or flies with so much more gravity",
+        "a ball falls or flies with this much more gravity",
         "`gravity` and `arc`",
     ),
     "bouncy": Corruption(
         _bouncy,
         (0.05, 0.1, 0.2, 0.4),
         "of its speed",
-        "a ball bounces with so much more speed than it came with",
+        "a ball bounces off with this much more speed than it had before",
         "`energy`",
     ),
     "sunken": Corruption(
         _sunken,
         (1, 2, 4, 8),
         "px",
-        "the first body moves so deep in the floor",
+        "the first body moves this deep in the floor",
         "`floor`",
     ),
     "overlapping": Corruption(
         _overlapping,
         (1, 2, 4, 8),
         "px",
-        "two balls push each other off when they are so deep in each other",
+        "two balls collide only when they are this deep in each other",
         "`overlap`",
     ),
 }

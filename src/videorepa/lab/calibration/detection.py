@@ -1,4 +1,4 @@
-"""What the law checks are worth: how they judge real clips, and clips that break one law each."""
+"""How well the law checks work: how they judge real clips, and clips that break one law each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 Reconstruct = Callable[[np.ndarray], np.ndarray]
-"""Clips through an autoencoder and back: (N, F, SIZE, SIZE, 3) uint8 to the same."""
+"""Encodes and decodes clips: (N, F, SIZE, SIZE, 3) uint8 to the same."""
 
 BATCH = 4
-"""Clips that are reconstructed at once. One by one, each takes a CPU three times as long; from 8
-on it gets slower again, and 16 take twice the memory."""
+"""Clips to reconstruct at once. On a CPU, one at a time takes three times as long per clip. From 8
+on it is slower again, and 16 take twice the memory."""
 
 ASPECTS = ("sa", "pc", "joint")
 
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 def reconstructed(clips: Iterable[np.ndarray], reconstruct: Reconstruct) -> Iterator[np.ndarray]:
-    """Each clip, (F, SIZE, SIZE, 3) uint8, as the autoencoder shows it; few are held at a time."""
+    """Clips, (F, SIZE, SIZE, 3) uint8, as reconstructed. At most BATCH are held at a time."""
     waiting = iter(clips)
     while batch := list(islice(waiting, BATCH)):
         yield from reconstruct(np.stack(batch))
@@ -45,13 +45,20 @@ def judge(
     *,
     by_degrees: bool = True,
 ) -> list[Row]:
-    """How the checks judge real clips and broken ones; by how badly each is broken, or each at its
-    worst alone.
+    """How the checks judge real clips and broken ones.
 
-    Every row but "real" goes through `reconstruct` after it was broken, so that what fails is due
-    to the law. A row holds: kind; strength, None if it is not broken; n; sa, pc, joint, shares in
-    [0, 1] that pass; failing, for each check the share of the row's clips that fail it, most
-    frequent first.
+    All clips but those of the kind "real" are reconstructed after they were broken, so that a
+    failure is due to the law and not to the autoencoder.
+
+    Args:
+        clips: Number of clips to draw.
+        tolerances: Those of the PC checks. By default those of the package.
+        by_degrees: Break clips with every strength, not only with the greatest.
+
+    Returns:
+        A row for each kind and strength: kind; strength, or None for clips that are not broken; n;
+        sa, pc and joint, the shares in [0, 1] that pass; and failing, which maps each check that
+        some clips fail to their share, most frequent first.
     """
     drawn = [make_clip(seed, index) for index in range(clips)]
     real = [clip.frames for clip in drawn]
@@ -59,7 +66,7 @@ def judge(
     rows.append(_judged("reconstructed", None, drawn, real, tolerances, reconstruct))
     for kind, corruption in CORRUPTIONS.items():
         for strength in corruption.strengths if by_degrees else corruption.strengths[-1:]:
-            # The same draw at all strengths, so that a curve is of the same clips.
+            # Draw alike at all strengths, so that a curve is about the same clips.
             broken = [
                 corruption.apply(clip, np.random.default_rng([seed, index]), strength)
                 for index, clip in enumerate(drawn)
@@ -100,7 +107,7 @@ def _judged(
 
 
 def strongest(rows: Sequence[Row]) -> list[Row]:
-    """Those that are not broken, and each corruption at its most."""
+    """The rows of clips that are not broken, and of each corruption at its greatest strength."""
     return [row for row in rows if row["strength"] is None or row["strength"] == most(row["kind"])]
 
 
@@ -109,7 +116,7 @@ def most(kind: str) -> float:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table that also reads well in a terminal; shares are in percent."""
+    """Rows as a Markdown table that also reads well in a terminal. Shares are in percent."""
     lines = [
         f"| {'kind':<13} | {'n':>4} | {'SA':>5} | {'PC':>5} | {'joint':>5} | fails |",
         f"| {'-' * 13} | {'-' * 3}: | {'-' * 4}: | {'-' * 4}: | {'-' * 4}: | ----- |",
@@ -122,8 +129,8 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def format_degrees(rows: Sequence[Row]) -> str:
-    """How many of the clips that are broken so much fail PC, in percent with Wilson's 95 %
-    interval, as a Markdown table."""
+    """The percentage of broken clips that fail, by strength, as a Markdown table with Wilson's 95 %
+    intervals."""
     lines = [
         "| kind | strength | n | fail PC | fail PC or SA |",
         "| --- | ---: | ---: | --- | --- |",
@@ -134,38 +141,40 @@ def format_degrees(rows: Sequence[Row]) -> str:
         unit = CORRUPTIONS[row["kind"]].unit
         cells = [row["kind"], f"{row['strength']:g} {unit}".strip(), str(row["n"])]
         for key in ("pc", "joint"):
-            found, low, high = _detected(row, key)
-            cells.append(f"{100 * found:.0f} [{100 * low:.0f}, {100 * high:.0f}]")
+            share, low, high = _detected(row, key)
+            cells.append(f"{100 * share:.0f} [{100 * low:.0f}, {100 * high:.0f}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _detected(row: Row, key: str) -> tuple[float, float, float]:
-    """The share that fails, and from where to where it may be."""
+    """The share of clips that fails, and its interval."""
     failed = round((1 - row[key]) * row["n"])
     return (failed / max(row["n"], 1), *wilson(failed, row["n"]))
 
 
 def draw_degrees(rows: Sequence[Row]) -> Figure:
-    """A plot for each corruption: the share of clips that fail PC over how badly they are broken.
-    The dotted line is the share of unbroken clips that fail."""
+    """A plot for each corruption: the share of clips that fail PC, by strength.
+
+    The dotted line is the share of unbroken clips that fail.
+    """
     from matplotlib.figure import Figure
 
     of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in CORRUPTIONS}
-    curves = {kind: found for kind, found in of_kind.items() if len(found) > 1}
+    curves = {kind: rows for kind, rows in of_kind.items() if len(rows) > 1}
     (unbroken,) = (row for row in rows if row["kind"] == "reconstructed")
     columns = 4
     figure = Figure(figsize=(10, 2.3 * -(-len(curves) // columns)), layout="constrained")
     axes = figure.subplots(-(-len(curves) // columns), columns, sharey=True, squeeze=False)
     for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
-    for axis, (kind, found) in zip(axes.flat, curves.items(), strict=False):
-        shares = np.array([_detected(row, "pc") for row in found]) * 100
-        place = np.arange(len(found))
+    for axis, (kind, curve) in zip(axes.flat, curves.items(), strict=False):
+        shares = np.array([_detected(row, "pc") for row in curve]) * 100
+        place = np.arange(len(curve))
         axis.axhline(100 * (1 - unbroken["pc"]), color="gray", linestyle=":")
         axis.fill_between(place, shares[:, 1], shares[:, 2], alpha=0.2, color="#1f6fb4", lw=0)
         axis.plot(place, shares[:, 0], marker="o", markersize=4, color="#1f6fb4")
-        axis.set_xticks(place, [f"{row['strength']:g}" for row in found])
+        axis.set_xticks(place, [f"{row['strength']:g}" for row in curve])
         axis.set_title(kind, fontsize=10)
         axis.set_xlabel(CORRUPTIONS[kind].unit, fontsize=9)
         axis.set_ylim(-4, 104)

@@ -1,4 +1,4 @@
-"""Sets the tolerances of the law checks: what real clips need after the autoencoder, and a bit."""
+"""Sets the tolerances of the law checks to what real clips need after the autoencoder, and more."""
 
 from __future__ import annotations
 
@@ -36,19 +36,23 @@ from videorepa.world.scenarios import HELD_OUT_SEED
 from videorepa.world.simulator import FPS
 
 PASSING, HEADROOM = 0.975, 1.2
-"""Of real clips, the share that is to pass all PC checks; the tolerances are then widened by the
-headroom, for clips that calibration has not seen."""
+"""Share of real clips that has to pass all PC checks, and the factor by which tolerances are then
+widened for clips that calibration has not seen."""
 
 TABLE_SEED = HELD_OUT_SEED - 1
-"""The table's clips are neither those of training nor those that set the tolerances."""
+"""Seed of the table's clips, which neither trained a model nor set the tolerances."""
 
 
 class LawsRecipe(Section):
-    """How the tolerances are set. vae: diffusers folder of an AutoencoderKLCogVideoX.
+    """How the tolerances are set.
 
-    clips: real clips that set them. table_clips: other clips, to be broken, for what the checks
-    are worth with them. table_out: a Markdown file for that; beside it, of the same name, come its
-    numbers (.json) and curves (.svg).
+    Attributes:
+        vae: The diffusers folder of an AutoencoderKLCogVideoX.
+        out: The JSON file to write.
+        clips: Number of real clips that set the tolerances.
+        table_clips: Number of other clips to break, to see what the checks detect.
+        table_out: A Markdown page about that. Its numbers (.json) and curves (.svg) are written
+            beside it under the same name.
     """
 
     vae: Path
@@ -59,9 +63,14 @@ class LawsRecipe(Section):
 
 
 def calibrate_laws(recipe: LawsRecipe) -> dict[str, float]:
-    """Set the tolerances and write them with their provenance to `recipe.out`, as JSON; print how
-    broken clips are judged. Gives the shares in [0, 1] of real clips, reconstructed, that pass SA,
-    PC and both."""
+    """Set the tolerances, write them with their provenance, and print how broken clips are judged.
+
+    Returns:
+        The shares of real clips, reconstructed, that pass SA, PC and both, in [0, 1].
+
+    Raises:
+        UserError: There is no autoencoder.
+    """
     weights = recipe.vae / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
         raise UserError(
@@ -69,45 +78,55 @@ def calibrate_laws(recipe: LawsRecipe) -> dict[str, float]:
             "AutoencoderKLCogVideoX. Train one first."
         )
     reconstruct = as_files(autoencoder_reconstruct(recipe.vae))
-    found = calibrate(reconstruct, recipe.clips, HELD_OUT_SEED)
-    rows = judge(reconstruct, recipe.table_clips, TABLE_SEED, found["tolerances"])
+    calibrated = calibrate(reconstruct, recipe.clips, HELD_OUT_SEED)
+    rows = judge(reconstruct, recipe.table_clips, TABLE_SEED, calibrated["tolerances"])
     real = next(row for row in rows if row["kind"] == "reconstructed")
     shares = {f"share_{key}": real[key] for key in ("sa", "pc", "joint")}
-    found["provenance"] |= {
+    calibrated["provenance"] |= {
         "autoencoder": f"sha256:{file_digest(weights)}",
         "tried_on_seed": TABLE_SEED,
         "tried_on_clips": recipe.table_clips,
         **shares,
     }
     recipe.out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(recipe.out, json.dumps(found, indent=2) + "\n")
+    atomic_write(recipe.out, json.dumps(calibrated, indent=2) + "\n")
     print(format_table(strongest(rows)))
     if (page := recipe.table_out) is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(page, _page(page.with_suffix("").name, found, rows))
+        atomic_write(page, _page(page.with_suffix("").name, calibrated, rows))
         atomic_write(page.with_suffix(".json"), _lines(rows))
         draw_degrees(rows).savefig(page.with_suffix(".svg"), metadata={"Date": None})
     return shares
 
 
 def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]:
-    """Tolerances of the PC checks from clips 0 to `clips` - 1 of `seed`, as the autoencoder shows
-    them. Returns {"tolerances": {name: value}, "provenance": {...}}."""
+    """Find the tolerances of the PC checks from reconstructed clips.
+
+    Args:
+        clips: Number of clips of the series.
+        seed: Seed of the series.
+
+    Returns:
+        {"tolerances": {check: value}, "provenance": {...}}.
+
+    Raises:
+        UserError: A check applies to none of the clips.
+    """
     names = [name for name, check in CHECKS.items() if check.aspect == "pc"]
     values = np.full((clips, len(names)), np.nan)
     real = (make_clip(seed, index).frames for index in range(clips))
     shown = progress.track(reconstructed(real, reconstruct), "measuring real clips", total=clips)
     for index, frames in enumerate(shown):
-        found = deviations(observe(frames))
-        values[index] = [np.nan if found[name] is None else found[name] for name in names]
+        measured = deviations(observe(frames))
+        values[index] = [np.nan if measured[name] is None else measured[name] for name in names]
     empty = [n for n, column in zip(names, values.T, strict=True) if np.isnan(column).all()]
     if empty:
         raise UserError(
             f"Found no clip among {clips} to which these checks apply: {', '.join(empty)}. "
             "Calibrate with more clips."
         )
-    # One percentile for all checks, the lowest that lets enough clips through: a clip that the
-    # autoencoder spoils fails several checks at once, and shall not widen each of them.
+    # Use one percentile for all checks, the lowest that lets enough clips pass. A clip that the
+    # autoencoder spoils fails several checks at once and should not widen each of them.
     percentile, limits = 100.0, np.nanmax(values, axis=0)
     for lower in np.arange(99.9, 90.0, -0.1):
         tighter = np.nanpercentile(values, lower, axis=0)
@@ -129,7 +148,7 @@ def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]
 
 
 def as_files(reconstruct: Reconstruct) -> Reconstruct:
-    """The same, then written and read as generated clips are: the video file costs a little too."""
+    """Reconstruct, then write and read a video file, as happens to generated clips."""
 
     def through_files(batch: np.ndarray) -> np.ndarray:
         with TemporaryDirectory() as folder:
@@ -144,8 +163,11 @@ def as_files(reconstruct: Reconstruct) -> Reconstruct:
 
 
 def autoencoder_reconstruct(vae_folder: Path) -> Reconstruct:
-    """Clips to the latents' mode and back, with a diffusers folder of an AutoencoderKLCogVideoX,
-    in float32 on the CPU."""
+    """Reconstruct clips from the mode of their latents, in float32 on the CPU.
+
+    Args:
+        vae_folder: The diffusers folder of an AutoencoderKLCogVideoX.
+    """
     import torch
     from diffusers import AutoencoderKLCogVideoX  # pyright: ignore[reportPrivateImportUsage]
 
@@ -163,21 +185,21 @@ def autoencoder_reconstruct(vae_folder: Path) -> Reconstruct:
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    """JSON with a line for every row, so that a change shows where it is."""
+    """JSON with a line for every row, so that a diff shows which rows changed."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
 
-def _page(name: str, found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    about = found["provenance"]
+def _page(name: str, calibrated: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    about = calibrated["provenance"]
     broken = "\n".join(
         f"- **{kind}** (above: {most(kind):g} {corruption.unit}".rstrip()
-        + f"): {corruption.what}. Should be caught by {corruption.caught_by}."
+        + f"): {corruption.what}. It should be caught by {corruption.caught_by}."
         for kind, corruption in CORRUPTIONS.items()
     )
     limits = "\n".join(
         f"| {name} | {limit:g} | {CHECKS[name].unit} | {CHECKS[name].meaning} "
         f"| {about['applied_to'][name]} |"
-        for name, limit in found["tolerances"].items()
+        for name, limit in calibrated["tolerances"].items()
     )
     return _PAGE.format(
         **about,
@@ -191,7 +213,7 @@ def _page(name: str, found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> s
 
 
 _PAGE = """\
-# What the lab's law checks are worth
+# How well the lab's law checks work
 
 Written by
 
@@ -201,16 +223,16 @@ with the autoencoder whose weights have the digest
 
     {autoencoder}
 
-The tolerances were set on {clips} real clips (seed {seed}). The table is of {tried_on_clips} others
-(seed {tried_on_seed}). The lab's own models were trained on neither.
+The tolerances were set on {clips} real clips (seed {seed}). The table is about {tried_on_clips}
+others (seed {tried_on_seed}). The lab's own models were trained on neither.
 
 {rows}
 
 SA (semantic adherence: does the clip show what its caption says?), PC (physical commonsense: does
-it obey the lab's laws?) and joint (both) are the percentage of clips that pass. Then comes, for
-each check, the percentage of clips that fail it. "real" is what the simulator drew; every other
-row went through the autoencoder and back, the broken ones after they were broken, as badly as they
-are here.
+it obey the lab's laws?) and joint (both) are the percentages of clips that pass. The last column
+has, for each check, the percentage of clips that fail it. The row "real" is what the simulator
+drew. All other clips were encoded and decoded by the autoencoder. Broken ones were broken before
+that, with the greatest strength.
 
 ## The clips that break one law
 
@@ -218,24 +240,24 @@ are here.
 
 Not every clip that passes here is a miss:
 
-- A roll has no direction in time. Played backwards, a roll or a collision is physical, so it fails
-  SA, by its direction, and not PC.
-- A body that comes to rest on the floor is physical. A clip that is frozen from some frame on fails
-  PC where that is sudden.
-- A body that vanishes, leaps or swells may still do what the caption says: such clips are to fail
-  PC, and may pass SA. PC never reads the caption.
-- Nothing is asked of a body while it is near a plank or another one, but that it stays what it is.
+- A roll has no direction in time. Played backwards, a roll or a collision is physical. It fails SA,
+  because of its direction, and not PC.
+- A body that comes to rest on the floor is physical. A clip that freezes fails PC only if the stop
+  is sudden.
+- A body that vanishes, leaps or swells may still do what the caption says. Such clips should fail
+  PC, but may pass SA. PC never reads the caption.
+- While a body is near a plank or another body, the checks ask only that it stays what it is.
 - Light, texture and the shapes of the screen and the planks are not judged.
 
-And a clip that passes all checks has broken none of these laws by more than the tolerances below,
-which are as wide as the autoencoder's blur makes them; it may break them by less.
+A clip that passes all checks breaks none of these laws by more than the tolerances below, which are
+as wide as the autoencoder's blur makes them. It may break them by less.
 
 ## By degrees
 
-The share of clips, broken by so much, that fail; in brackets its 95 % interval (Wilson). Of clips
-that are not broken, the row "reconstructed" above says how many fail.
+The percentage of clips that fail, by the strength with which they are broken, with its 95 %
+interval (Wilson). The row "reconstructed" above says how many clips fail that are not broken.
 
-![Share of clips that fail PC over how badly they are broken]({name}.svg)
+![Share of clips that fail PC, by strength]({name}.svg)
 
 {degrees}
 
@@ -243,10 +265,10 @@ The numbers are in [{name}.json]({name}.json).
 
 ## The tolerances
 
-One percentile of what real clips measure after the autoencoder is taken for all checks: the lowest
-at which {passing:.1%} of those clips pass them all, here {percentile:g}. Each tolerance is then
-widened by a factor of {headroom:g}, and none is smaller than what its check resolves. The last
-column counts the clips that a check applied to: where they are few, the tolerance is uncertain.
+All tolerances are the same percentile of what reconstructed real clips measure: the lowest at which
+{passing:.1%} of those clips pass all checks, here {percentile:g}. Each tolerance is then widened by
+a factor of {headroom:g}, and none is smaller than what its check can resolve. The last column
+counts the clips that a check applied to. Where they are few, the tolerance is uncertain.
 
 | check | tolerance | unit | what is measured | clips |
 | --- | ---: | --- | --- | ---: |

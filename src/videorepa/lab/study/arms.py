@@ -1,5 +1,4 @@
-"""The lab's question, answered with error bars: the same base model, clips and steps, and only the
-alignment differs."""
+"""The lab's study: what alignment changes, given the same base model, clips and steps."""
 
 from __future__ import annotations
 
@@ -36,8 +35,12 @@ ROWS = "rows.csv"
 
 @dataclass(frozen=True)
 class Study:
-    """What a study found. rows: the scores of every clip, which all else follows from.
-    missing: arms and seeds that are still to be done."""
+    """The results of a study.
+
+    Attributes:
+        rows: The scores of every clip, from which the tables follow.
+        missing: Arms and seeds that are not finished.
+    """
 
     recipe: StudyRecipe
     out: Path
@@ -46,43 +49,49 @@ class Study:
 
     @cached_property
     def tables(self) -> str:
-        """In Markdown; worked out once, since every interval is ten thousand draws."""
+        """The tables in Markdown. They are cached, since each interval takes ten thousand draws."""
         return tables(self.recipe, self.rows)
 
 
 def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) -> Study:
-    """Train, generate and score every arm with every seed; what is done already is kept.
+    """Train, generate and score every arm with every seed, resuming where an earlier call stopped.
 
-    shard: (i, n) does every n-th of them from the i-th; any process that finds all done writes
-    the tables. `out` gets rows.csv, a row for every clip, and tables.md. Raises UserError if it
-    holds something else, or runs or clips that were made otherwise.
+    Args:
+        out: Gets rows.csv, with a row for every clip, and tables.md once everything is done.
+        shard: (i, n) does every n-th arm and seed, from the i-th on.
+
+    Raises:
+        UserError: `out` is not a study's folder, or has runs or clips of another recipe.
     """
     index, count = shard
-    _take(recipe, out)
+    _claim(recipe, out)
     keep_freed_memory()
     arms = list(recipe.arms)
     jobs = recipe.jobs()
     mine = jobs[index::count]
-    recipes = {arm: _placed(recipe.trained(arm, recipe.seeds[0]), out) for arm in arms}
-    for part in ((index, count), (0, 1)):  # Then what the other processes have not done.
+    recipes = {arm: _with_cache(recipe.trained(arm, recipe.seeds[0]), out) for arm in arms}
+    for part in ((index, count), (0, 1)):  # The second pass does what other processes have not.
         for arm in arms:
             prepare(recipes[arm], shard=part)
     for arm, seed in _announced(recipe, out, mine):
-        _do(recipe, out, arm, seed)
+        _run(recipe, out, arm, seed)
     rows = list(_rows(recipe, out, jobs))
-    if rows:  # A process can have nothing to do while no other has finished anything.
+    if rows:  # A shard can be empty before any other has finished something.
         atomic_write(out / ROWS, rows_text(rows))
-        rows = read_rows(out / ROWS)  # So that tables are what the file's would be.
+        rows = read_rows(out / ROWS)  # So that tables are those of the file.
     missing = [f"{a}, seed {s}" for a, s in jobs if _clips_left(recipe, out, a, s)]
-    found = Study(recipe, out, rows, missing)
-    if not found.missing:
-        atomic_write(out / "tables.md", found.tables)
-    return found
+    result = Study(recipe, out, rows, missing)
+    if not missing:
+        atomic_write(out / "tables.md", result.tables)
+    return result
 
 
-def _take(recipe: StudyRecipe, out: Path) -> None:
-    """Make the folder the study's. What is in it may be of another recipe: each verb refuses what
-    does not fit, so that arms and prompts can be added to a study."""
+def _claim(recipe: StudyRecipe, out: Path) -> None:
+    """Make the folder and write the recipe into it.
+
+    It may hold results of another recipe, so that arms and prompts can be added to a study. Each
+    verb refuses results that do not fit.
+    """
     path = out / "study.yaml"
     if not path.exists() and not is_vacant(out):
         raise UserError(f"{out} exists and is not a study. Choose another folder with --out.")
@@ -90,7 +99,7 @@ def _take(recipe: StudyRecipe, out: Path) -> None:
     atomic_write(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
-def _placed(recipe: Recipe, out: Path) -> Recipe:
+def _with_cache(recipe: Recipe, out: Path) -> Recipe:
     return recipe.override(f"data.cache={out / 'cache'}")
 
 
@@ -98,13 +107,13 @@ def _prompts(count: int) -> list[Prompt]:
     return plugins.benchmark("lab").prompts(count, seed=0)
 
 
-def _do(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
+def _run(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
     prompts = _prompts(recipe.prompts)
     if arm == BASE:
         model = out / f"{BASE}.yaml"
-        _placed(recipe.recipe, out).to_yaml(model)
+        _with_cache(recipe.recipe, out).to_yaml(model)
     else:
-        model = train(_placed(recipe.trained(arm, seed), out), run_folder(out, arm, seed)).path
+        model = train(_with_cache(recipe.trained(arm, seed), out), run_folder(out, arm, seed)).path
     for step, count in recipe.parts_of(arm, seed):
         clips = clips_folder(out, arm, seed, step)
         begun, more = time.monotonic(), _scored(clips) < count
@@ -118,7 +127,7 @@ def _do(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
 def _announced(
     recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]
 ) -> Iterator[tuple[str, int]]:
-    """Each job, said aloud with the time left, by what the steps and clips so far took."""
+    """Print each job before it is done, with the time left at the pace so far."""
     todo = [_steps_left(recipe, out, *job) + _clips_left(recipe, out, *job) for job in jobs]
     begun, done = time.monotonic(), 0
     for number, (arm, seed) in enumerate(jobs):
@@ -138,13 +147,13 @@ def _steps_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
 
 
 def _clips_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
-    """How many are still to be scored."""
+    """Number of clips that are not yet scored."""
     parts = recipe.parts_of(arm, seed)
     return sum(max(0, count - _scored(clips_folder(out, arm, seed, step))) for step, count in parts)
 
 
 def _scored(clips: Path) -> int:
-    """How many clips have been scored, or found to be such as cannot be."""
+    """Number of clips that were scored, or could not be."""
     path = clips / "scores" / "summary.json"
     if not path.exists():
         return 0
@@ -153,23 +162,23 @@ def _scored(clips: Path) -> int:
 
 
 def _seconds(clips: Path) -> float:
-    """What they took to make and score, but for calls that were killed."""
+    """Seconds that it took to make and score the clips, without calls that were killed."""
     path = clips / "scores" / "seconds.json"
     return json.loads(path.read_text()) if path.exists() else 0.0
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:
-    """Where a study in `out` keeps the training of an arm."""
+    """The folder of an arm's training in a study's folder."""
     return out / "runs" / f"{arm}-{seed}"
 
 
 def clips_folder(out: Path, arm: str, seed: int, step: int | None = None) -> Path:
-    """Where it keeps the clips of an arm: made at a step, or at the end."""
+    """The folder of an arm's clips in a study's folder, made at a step or at the end."""
     return out / "clips" / (f"{arm}-{seed}" if step is None else f"{arm}-{seed}-step-{step}")
 
 
 def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> Iterator[Row]:
-    """All scores there are. The caption is what clips are grouped by: equal ones are alike."""
+    """All scores so far, with the captions by which clips are grouped."""
     prompts = _prompts(recipe.prompts)
     for arm, seed in jobs:
         for step, count in recipe.parts_of(arm, seed):
@@ -181,38 +190,44 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
             for line in text.splitlines():
                 row = json.loads(line)
                 if row["prompt_id"] not in captions:
-                    continue  # Of a study with more prompts, which this folder held before.
-                known = {"arm": arm, "seed": seed, "step": step}
-                known |= {"caption": captions[row["prompt_id"]], CHECKS_PASSED: _passed(row)}
-                known[VIOLATION] = _violation(row)
+                    continue  # The folder held a study with more prompts.
+                about = {"arm": arm, "seed": seed, "step": step}
+                about |= {"caption": captions[row["prompt_id"]], CHECKS_PASSED: _passed(row)}
+                about[VIOLATION] = _violation(row)
                 dropped = ("k", "model_digest")
-                yield known | {key: value for key, value in row.items() if key not in dropped}
+                yield about | {key: value for key, value in row.items() if key not in dropped}
 
 
 def _passed(row: Row) -> float:
-    """Finer than PC, which wants all of them: it moves before that does."""
+    """Share of PC's checks that pass, in [0, 1]. It varies among clips that fail PC."""
     return float(np.mean([row[f"{name}_passed"] for name in _checks_of_pc(row)]))
 
 
 def _violation(row: Row) -> float:
-    """Finer still: what passes can pass by more, and what fails fail by less."""
+    """Mean over PC's checks of log2(value / tolerance), each clipped to -2 to 3.
+
+    It changes even among clips that pass, or fail, the same checks.
+    """
     limits = packaged_tolerances()
-    found = []
+    logs = []
     for name in _checks_of_pc(row):
-        # A tolerance of 0 is met or not.
+        # A tolerance of 0 is either met or exceeded without bound.
         share = row[f"{name}_value"] / limits[name] if limits[name] else math.inf
-        found.append(math.log2(share) if row[f"{name}_value"] > 0 else -math.inf)
-    return float(np.mean(np.clip(found, -2.0, 3.0)))
+        logs.append(math.log2(share) if row[f"{name}_value"] > 0 else -math.inf)
+    return float(np.mean(np.clip(logs, -2.0, 3.0)))
 
 
 def _checks_of_pc(row: Row) -> list[str]:
-    """Those that apply to the clip."""
+    """The checks of PC that apply to the clip."""
     return [name for name, of in CHECKS.items() if of.aspect == "pc" and f"{name}_passed" in row]
 
 
 def cost(recipe: StudyRecipe, out: Path) -> str:
-    """Where the time of the study in `out` went, in Markdown: training and generating each arm with
-    all its seeds, and all of it. In minutes of one process."""
+    """A table in Markdown of the time that a study took, in minutes of one process.
+
+    It has the training and the generation and scoring of each arm over all of its seeds, and the
+    totals.
+    """
     lines = ["| arm | training, min | generating and scoring, min |", "|---|---|---|"]
     spent = [0.0, 0.0]
     for arm in (BASE, *recipe.arms):

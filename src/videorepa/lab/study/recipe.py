@@ -1,4 +1,4 @@
-"""The recipe of a study: what every arm trains, and what each changes of it."""
+"""The recipe of a study: what all arms train, and what each of them changes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from videorepa.recipe import Recipe
 from videorepa.settings.section import Section, change, read_values
 
 BASE = "base"
-"""The model that all arms start from, untouched: no arm can be called so."""
+"""The name of the untouched model from which all arms start. No arm can have it."""
 
 SHORT = Path(__file__).parents[1] / "study.yaml"
-"""The shipped study: the main arms, with few prompts and seeds."""
+"""The shipped study: the main arms with few prompts and seeds."""
 
 
 class Arm(Section):
-    """One way to fine-tune. Arms of one table are one family of tests.
+    """One way to fine-tune. The arms of a table are one family of tests.
 
-    about: what it is, in the table's words. set: what it changes of the study's recipe, as
-        `key=value`. seeds, prompts: how many of the study's seeds it is trained with, and of its
-        prompts it makes clips of, from the first; by default all.
+    Attributes:
+        about: What the arm is, for the table.
+        set: Changes to the study's recipe, each `key=value`.
+        table: The table that the arm belongs to.
+        seeds: How many of the study's seeds to train with, from the first. By default all.
+        prompts: How many of its prompts to make clips of, from the first. By default all.
+        control: The arm to compare this one with, instead of the study's control.
     """
 
     about: str
@@ -35,7 +39,7 @@ class Arm(Section):
 
 
 class Curve(Section):
-    """Scores on the way: at these steps, of these arms, with the first seed and some prompts."""
+    """Scores in the course of a training: at some steps of some arms, with the first seed."""
 
     steps: tuple[int, ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
@@ -43,7 +47,7 @@ class Curve(Section):
 
 
 class More(Section):
-    """Further seeds of some arms: what a study is chiefly about can be asked of more trainings."""
+    """Further seeds for some arms, such as those that a study is chiefly about."""
 
     seeds: tuple[int, ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
@@ -52,11 +56,13 @@ class More(Section):
 class StudyRecipe(Section):
     """A whole study.
 
-    recipe: what every arm trains, but for what the arm changes. prompts: clips of each arm and
-        seed; a caption that comes again gets noise of its own. seeds: of the trainings; each has
-        noise of its own for its clips too, and all arms have the same. control: the arm that the
-        others are compared with. again: arms that every table after the first one shows again,
-        beside base and control.
+    Attributes:
+        recipe: What every arm trains, apart from the arm's changes.
+        prompts: Clips for each arm and seed. A caption that comes again gets other noise.
+        seeds: Seeds of the trainings. Each also decides the noise of its clips, equally for all
+            arms.
+        control: The arm to compare the others with.
+        again: Arms that every table but the first repeats, beside base and control.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -82,15 +88,21 @@ class StudyRecipe(Section):
         if len(set(self._every_seed)) < len(self._every_seed):
             raise ValueError(f"the seeds {', '.join(map(str, self._every_seed))} repeat one")
         for name in self.arms:
-            self.trained(name, self.seeds[0])  # Raises for a change that is none.
+            self.trained(name, self.seeds[0])  # Raises for an invalid change.
         return self
 
     @classmethod
     def from_yaml(cls, path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
-        """Read it. Overrides are of the study's own keys, `prompts=64` or `recipe.optim.steps=9`.
+        """Read the recipe of a study.
 
-        With `extends: short` it says only what differs from the shipped study, and its arms come
-        after that one's. Raises UserError that names what is wrong.
+        With `extends: short` the file has only what differs from the shipped study, and its arms
+        come after that one's.
+
+        Args:
+            overrides: Changes such as `prompts=64` or `recipe.optim.steps=9`.
+
+        Raises:
+            UserError: The file cannot be read, or a value is wrong.
         """
         values = read_values(path)
         extended = values.pop("extends", None)
@@ -107,12 +119,12 @@ class StudyRecipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            said = error.errors()[0]
-            where = ".".join(map(str, said["loc"]))
-            raise UserError(f"{path} is not a recipe of a study: {where}: {said['msg']}") from None
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path} is not a recipe of a study: {where}: {first['msg']}") from None
 
     def trained(self, arm: str, seed: int) -> Recipe:
-        """What an arm trains with a seed."""
+        """The recipe that an arm trains with a seed."""
         return self.recipe.override(f"name={arm}", f"seed={seed}", *self.arms[arm].set)
 
     @property
@@ -125,8 +137,11 @@ class StudyRecipe(Section):
         return self.seeds if arm == BASE else self.seeds[: self.arms[arm].seeds]
 
     def jobs(self) -> list[tuple[str, int]]:
-        """Arms and seeds in the order in which they are done: table by table, and in each the first
-        seed of all arms first, so that a study that is stopped early has whole comparisons."""
+        """Arms and seeds in the order in which they are done.
+
+        A table comes after the other, and within each the first seed of all its arms comes first,
+        so that a study that is stopped early has complete comparisons.
+        """
         jobs: list[tuple[str, int]] = []
         for table in dict.fromkeys(arm.table for arm in self.arms.values()):
             names = [name for name, arm in self.arms.items() if arm.table == table]
@@ -143,7 +158,7 @@ class StudyRecipe(Section):
         return self.prompts if fewer is None else min(fewer, self.prompts)
 
     def parts_of(self, arm: str, seed: int) -> list[tuple[int | None, int]]:
-        """The steps at which it makes clips, None for its end, and of how many prompts."""
+        """The steps at which an arm makes clips, None for its end, and the number of prompts."""
         parts: list[tuple[int | None, int]] = [(None, self.prompts_of(arm))]
         if self.curve and arm in self.curve.arms and seed == self.seeds[0]:
             count = min(self.curve.prompts, self.prompts)

@@ -1,4 +1,4 @@
-"""What a study's scores say: a row for every clip, and the tables that follow from them."""
+"""A study's scores, with a row for every clip, and the tables that follow from them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from videorepa.system.files import csv_text
 SCORES = ("sa", "pc", "joint")
 
 CHECKS_PASSED = "checks"
-"""Share of PC's checks that a clip passes, of those that apply to it: 0 to 1."""
+"""Share of PC's checks that a clip passes, among those that apply to it, in [0, 1]."""
 
 VIOLATION = "violation"
-"""How far a clip is from the laws: log2(value / tolerance), each held between -2 and 3, mean over
-PC's checks that apply. 0 is at the tolerances, 1 at twice these; less is better."""
+"""How far a clip is from the laws: the mean over PC's checks that apply of log2(value / tolerance),
+each clipped to -2 to 3. 0 is at the tolerances and 1 at twice these. Less is better."""
 
 MEASURED = (CHECKS_PASSED, VIOLATION, "motion")
 
@@ -31,8 +31,7 @@ Row = dict[str, Any]
 
 
 def rows_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV: true as 1, false as 0, what is measured in four digits, and what does not apply
-    left empty."""
+    """Rows as CSV. True is 1, False is 0, floats have four digits, and missing values are empty."""
 
     def cell(value: Any) -> Any:
         if isinstance(value, bool):
@@ -44,7 +43,11 @@ def rows_text(rows: Sequence[Row]) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file that a study wrote. Raises UserError if it cannot be read."""
+    """Read the rows of a study.
+
+    Raises:
+        UserError: The file cannot be read or lacks scores.
+    """
 
     def value(key: str, cell: str) -> Any:
         if key in SCORES or key.endswith("_passed"):
@@ -70,13 +73,19 @@ def read_rows(path: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class ArmDifference:
-    """An arm minus the control over the clips of the same prompt and seed: in percentage points, of
-    violations in their own unit.
+    """An arm minus its control, over the clips of the same prompts and seeds.
 
-    low, high: 95 % interval by bootstrap over captions, so it is about other captions and noise,
-        with these trainings; by_seed shows how far the trainings themselves differ. p: by flipping
-        the signs of whole captions; p_holm: adjusted for the arms of its table. won, lost: clips
-        with a higher value here, and in the control; of shares, those that pass in one alone.
+    Violations are in their own unit and all other scores in percentage points.
+
+    Attributes:
+        low: Start of the 95 % interval, by bootstrap over captions. The interval is about other
+            captions and noise with these trainings; `by_seed` shows how trainings differ.
+        high: End of that interval.
+        p: P-value, by flipping the signs of captions. See `sign_flip`.
+        by_seed: The difference for each seed.
+        won: Clips with a higher value in the arm.
+        lost: Clips with a higher value in the control.
+        p_holm: The p-value adjusted for the arms of the table.
     """
 
     value: float
@@ -90,7 +99,11 @@ class ArmDifference:
 
 
 def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> ArmDifference:
-    """Raises UserError if the two share no clip."""
+    """Compare an arm with its control in one score.
+
+    Raises:
+        UserError: The two have no clip in common.
+    """
     theirs = {_clip(row): float(row[score]) for row in control}
     by_caption: dict[str, list[float]] = defaultdict(list)
     by_seed: dict[int, list[float]] = defaultdict(list)
@@ -118,10 +131,14 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> ArmDiffe
 
 
 class ArmTable:
-    """Arms that are one family of tests, with base, the control and what is shown again beside
-    them, all by the clips that the table's own arms have.
+    """Arms that are one family of tests.
 
-    names: its own arms, those that are done.
+    Base, the control and the arms that are shown again stand beside them. All are scored by the
+    clips that the table's own arms have.
+
+    Args:
+        names: The table's own arms, as far as they are done.
+        at_end: The rows of every arm at the end of its training.
     """
 
     def __init__(
@@ -130,36 +147,39 @@ class ArmTable:
         self.recipe, self.names = recipe, names
         clips = {_clip(row) for name in names for row in at_end[name]}
         again = [name for name in (BASE, recipe.control, *recipe.again) if name not in names]
-        found = {
+        rows = {
             name: [row for row in at_end.get(name, ()) if _clip(row) in clips]
             for name in (*again, *names)
         }
-        self.rows = {name: rows for name, rows in found.items() if rows}
+        self.rows = {name: shown for name, shown in rows.items() if shown}
         self._against: dict[str, dict[str, ArmDifference]] = {}
 
     def against(self, score: str) -> dict[str, ArmDifference]:
-        """Each own arm less the arm that is its control, with p adjusted for one another; and so
-        what is shown again, which is no part of this table's family and has no adjusted p."""
+        """The differences of all arms from their controls in one score.
+
+        Those of the table's own arms have p-values adjusted for one another. Arms that are shown
+        again belong to another family and have none.
+        """
         if score not in self._against:
-            found = {
+            differences = {
                 name: compare(rows, self.rows[self.recipe.control_of(name)], score)
                 for name, rows in self.rows.items()
                 if name not in (BASE, self.recipe.control)
                 and self.recipe.control_of(name) in self.rows
             }
-            own = [name for name in found if name in self.names]
-            adjusted = holm([found[name].p for name in own])
+            own = [name for name in differences if name in self.names]
+            adjusted = holm([differences[name].p for name in own])
             for name, p in zip(own, adjusted, strict=True):
-                found[name] = replace(found[name], p_holm=p)
-            self._against[score] = found
+                differences[name] = replace(differences[name], p_holm=p)
+            self._against[score] = differences
         return self._against[score]
 
     def scores(self) -> str:
-        """The paper's table, in Markdown: shares with intervals, and PC and SA less control's."""
+        """Scores with intervals, and differences from the controls in PC and SA, in Markdown."""
         return in_markdown([self.scores_of(name) for name in self.rows])
 
     def scores_of(self, name: str) -> dict[str, str]:
-        """An arm's row of it, by column."""
+        """An arm's row of `scores`, by column."""
         arm, rows = self.recipe.arms.get(name), self.rows[name]
         cells = {"arm": name, "what it is": arm.about if arm else "the model all start from"}
         cells["clips"] = str(len(rows))
@@ -169,32 +189,34 @@ class ArmTable:
         cells |= {"checks": f"{100 * checks:.1f}", "violation": f"{violation:.3f}"}
         cells["motion, px"] = f"{motion:.1f}"
         for title, score in {"PC": "pc", "SA": "sa"}.items():
-            found = self.against(score).get(name)
-            cells[f"{title} less control's"] = _points(found) if found else ""
+            difference = self.against(score).get(name)
+            cells[f"{title} less control's"] = _points(difference) if difference else ""
         return cells
 
     def differences(self) -> str:
-        """How its own arms differ from their controls in every score, in Markdown, if any does."""
+        """Differences of the table's own arms from their controls in every score, in Markdown.
+
+        It is "" without such an arm.
+        """
         lines = [
             "| arm | against | score | difference | 95 % | p | p, Holm | by seed | higher, lower |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for score in (*SCORES, CHECKS_PASSED, VIOLATION):
             digits = "+.3f" if score == VIOLATION else "+.1f"
-            for name, found in self.against(score).items():
+            for name, d in self.against(score).items():
                 if name not in self.names:
                     continue
-                seeds = ", ".join(f"{value:{digits}}" for value in found.by_seed)
+                seeds = ", ".join(f"{value:{digits}}" for value in d.by_seed)
                 lines.append(
                     f"| {name} | {self.recipe.control_of(name)} | {score} "
-                    f"| {found.value:{digits}} | [{found.low:{digits}}, {found.high:{digits}}] "
-                    f"| {found.p:.4f} | "
-                    f"{found.p_holm:.4f} | {seeds} | {found.won}, {found.lost} |"
+                    f"| {d.value:{digits}} | [{d.low:{digits}}, {d.high:{digits}}] "
+                    f"| {d.p:.4f} | {d.p_holm:.4f} | {seeds} | {d.won}, {d.lost} |"
                 )
         return "\n".join(lines) if len(lines) > 2 else ""
 
     def laws(self) -> str:
-        """The share of clips that each check passes, of those it applies to, in Markdown."""
+        """The share of clips that pass each check, among those it applies to, in Markdown."""
         every = {key for rows in self.rows.values() for row in rows for key in row}
         laws = sorted(key for key in every if key.endswith("_passed"))
         head = [law.removesuffix("_passed").replace("_", " ") for law in laws]
@@ -209,12 +231,13 @@ class ArmTable:
 
 
 def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of one set of columns, as a table."""
+    """Rows with the same columns as a table in Markdown."""
     head = [list(rows[0]), ["---"] * len(rows[0])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *(r.values() for r in rows)))
 
 
 def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, ArmTable]:
+    """The tables of a study by name, without those of which no arm is done."""
     at_end: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["step"] is None:
@@ -227,7 +250,7 @@ def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, ArmTable]:
 
 
 def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
-    """Everything in Markdown: scores, differences to the control, single laws, and the curve."""
+    """All tables in Markdown: scores, differences from the controls, single laws, and the curve."""
     parts = []
     for name, table in by_table(recipe, rows).items():
         parts += [f"### {name.capitalize()}", table.scores(), table.differences(), table.laws()]
@@ -245,31 +268,31 @@ def _share(passed: Sequence[bool]) -> str:
     return f"{100 * np.mean(passed):.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _points(found: ArmDifference) -> str:
-    interval = f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
-    return interval if np.isnan(found.p_holm) else f"{interval}, p {found.p_holm:.2f}"
+def _points(d: ArmDifference) -> str:
+    interval = f"{d.value:+.1f} [{d.low:+.1f}, {d.high:+.1f}]"
+    return interval if np.isnan(d.p_holm) else f"{interval}, p {d.p_holm:.2f}"
 
 
 def on_the_way(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
-    """The curve's arms and their rows by step, of the same clips at each; base is step 0."""
+    """The curve's arms, and their rows by step, about the same clips at each. Base is step 0."""
     first = recipe.seeds[0]
-    known = {row["prompt_id"] for row in rows if row["step"] is not None}
-    found: dict[str, dict[int, list[Row]]] = {}
+    shared = {row["prompt_id"] for row in rows if row["step"] is not None}
+    curve: dict[str, dict[int, list[Row]]] = {}
     for arm in recipe.curve.arms if recipe.curve else ():
         end = {BASE: 0, arm: recipe.trained(arm, first).optim.steps}
         at_step: dict[int, list[Row]] = defaultdict(list)
         for row in rows:
-            if row["arm"] in end and row["seed"] == first and row["prompt_id"] in known:
+            if row["arm"] in end and row["seed"] == first and row["prompt_id"] in shared:
                 at_step[end[row["arm"]] if row["step"] is None else row["step"]].append(row)
         if set(at_step) - {0}:
-            found[arm] = dict(sorted(at_step.items()))
-    return found
+            curve[arm] = dict(sorted(at_step.items()))
+    return curve
 
 
 def _curve(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
     lines = ["| arm | step | clips | SA | PC | joint |", "|---|---|---|---|---|---|"]
     for arm, by_step in on_the_way(recipe, rows).items():
-        for step, found in by_step.items():
-            shares = (_share([bool(row[score]) for row in found]) for score in SCORES)
-            lines.append(f"| {arm} | {step} | {len(found)} | {' | '.join(shares)} |")
+        for step, scored in by_step.items():
+            shares = (_share([bool(row[score]) for row in scored]) for score in SCORES)
+            lines.append(f"| {arm} | {step} | {len(scored)} | {' | '.join(shares)} |")
     return "\n".join(lines) if len(lines) > 2 else ""

@@ -1,0 +1,295 @@
+"""Shares a training among processes, by Hugging Face Accelerate: replicas (DDP), shards (FSDP2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from videorepa.errors import UserError
+from videorepa.recipe import Recipe
+from videorepa.settings.sections import Parallel
+from videorepa.system.device import pick_device
+from videorepa.system.progress import console
+
+State = dict[str, Any]
+"""An optimiser's state as torch gives it: of each parameter by its number, and of the groups."""
+
+
+class Alone:
+    """A training in one process.
+
+    The subclasses share a training among several. Where a method says that all processes call it,
+    a process that does not call it leaves the others waiting.
+
+    Attributes:
+      rank: This process's number, from 0.
+      count: The number of processes.
+      is_sharded: Whether the shared model's parameters are spread over the processes. All of them
+        then have to run it together.
+    """
+
+    rank, count = 0, 1
+    is_sharded = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
+        """Give the module to call in place of `model`, whose backward pass averages gradients.
+
+        Args:
+          model: The module that is trained; its parameters become shards where it is sharded.
+          optimizer: Updates the model's parameters; it follows them when they become shards.
+          blocks: Names of the classes of modules whose parameters are gathered together.
+        """
+        return model
+
+    @contextmanager
+    def accumulating(self, model: nn.Module, is_last: bool) -> Iterator[None]:
+        """Wrap the passes of one micro-batch; a step's last one averages its gradients."""
+        yield
+
+    def clip_gradients(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
+        """Scale gradients to a joint norm of at most `limit`, and return the norm before that."""
+        return nn.utils.clip_grad_norm_(parameters, limit)
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Average each value over the processes. All processes call it."""
+        return values
+
+    def broadcast(self, number: int) -> int:
+        """Give the first process's number to all. All processes call it."""
+        return number
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Gather a sharded tensor. All processes call it."""
+        return tensor
+
+    def sharded_like(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """Shard a whole tensor as `like` is. All processes call it."""
+        return tensor
+
+    def collected(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather tensors in the first process's main memory; the others get an empty dictionary.
+
+        All processes call it. The tensors go one by one, so that a device need not hold them all.
+        """
+        collected = {}
+        for key, value in tensors.items():
+            tensor = self.whole(value.detach())
+            if self.is_first:
+                collected[key] = tensor.cpu()
+        return collected
+
+    def optimizer_state(self, optimizer: Optimizer) -> State:
+        """Gather the state on the first process, as one process alone would have it.
+
+        All processes call it.
+        """
+        return optimizer.state_dict()
+
+    def load_optimizer_state(self, optimizer: Optimizer, state: State) -> None:
+        """Load what `optimizer_state` gave, whichever engine shared that training."""
+        optimizer.load_state_dict(state)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+
+
+class Replicated(Alone):
+    """DDP: each process holds the whole model and averages its gradients with the others'."""
+
+    label: ClassVar = "DDP"
+
+    def __init__(self, accelerator: Any) -> None:
+        super().__init__(accelerator.device)
+        self._accelerator = accelerator
+        self.rank, self.count = accelerator.process_index, accelerator.num_processes
+
+    def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
+        return self._accelerator.prepare(model, optimizer)[0]
+
+    @contextmanager
+    def accumulating(self, model: nn.Module, is_last: bool) -> Iterator[None]:
+        if is_last:
+            yield
+            return
+        with self._accelerator.no_sync(model):
+            yield
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return dict(zip(values, (tensor / self.count).tolist(), strict=True))
+
+    def broadcast(self, number: int) -> int:
+        tensor = torch.tensor(number, device=self.device)
+        torch.distributed.broadcast(tensor, 0)
+        return int(tensor)
+
+    def wait(self) -> None:
+        self._accelerator.wait_for_everyone()
+
+
+class Sharded(Replicated):
+    """FSDP2: each process holds a shard of every parameter, gradient and moment."""
+
+    label: ClassVar = "FSDP2"
+
+    def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
+        from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+        plugin = self._accelerator.state.fsdp_plugin
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+        plugin.transformer_cls_names_to_wrap = sorted(blocks)
+        plugin.activation_checkpointing = False  # The recipe decides on it.
+        self.is_sharded = True
+        return super().share(model, optimizer, blocks)
+
+    def clip_gradients(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
+        return self.whole(super().clip_gradients(parameters, limit))
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor
+
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def sharded_like(self, tensor: Tensor, like: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if not isinstance(like, DTensor):
+            return tensor
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+    def optimizer_state(self, optimizer: Optimizer) -> State:
+        state = optimizer.state_dict()
+        return state | {"state": {n: self.collected(each) for n, each in state["state"].items()}}
+
+    def load_optimizer_state(self, optimizer: Optimizer, state: State) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        shards = {
+            number: {
+                key: self.sharded_like(value, parameters[number]) if value.dim() else value
+                for key, value in each.items()
+            }
+            for number, each in state["state"].items()
+        }
+        optimizer.load_state_dict(state | {"state": shards})
+
+
+ENGINES: dict[str, type[Replicated]] = {"ddp": Replicated, "fsdp2": Sharded}
+"""How several processes can share a training, by `parallel.engine`."""
+
+_LABELS = " or ".join(engine.label for engine in ENGINES.values())
+
+
+def join_workers(recipe: Recipe, device: str | None) -> Alone:
+    """Join the processes that a launcher has started, or train alone.
+
+    Raises:
+      UserError: The launcher and the recipe disagree, or ask for an engine that does not exist.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        accelerator = make_accelerator(recipe, device)
+        workers = _engine(accelerator, recipe.parallel)(accelerator)
+        if workers.is_first:
+            console.print(f"{workers.count} processes share the training with {workers.label}.")
+        return workers
+    if recipe.parallel is not None:
+        raise UserError(
+            f"The recipe asks for {recipe.parallel.engine} and there is one process. Start it with "
+            "`accelerate launch -m videorepa train ...` or torchrun, or leave out `parallel`."
+        )
+    return Alone(pick_device(device))
+
+
+def make_accelerator(recipe: Recipe, device: str | None) -> Any:
+    """Set up Accelerate as the recipe's `parallel` says, or else as the launcher's configuration.
+
+    Raises:
+      UserError: Accelerate cannot do what it is asked for.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):  # On a CPU, Accelerate would leave it out and not say.
+        raise UserError(_unsupported("DeepSpeed"))
+    # By default transformers leaves a teacher without weights in all processes but the first.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    schedules = [term.when for term in recipe.terms.values()]
+    ddp = DistributedDataParallelKwargs(
+        # The projector of a term that has ended gets no gradient.
+        find_unused_parameters=any(when.until or when.opposed for when in schedules),
+        gradient_as_bucket_view=True,  # Avoids a second copy of the gradients.
+    )
+    # The student computes in the recipe's precision, and its weights are float32.
+    options: dict[str, Any] = {"kwargs_handlers": [ddp], "mixed_precision": "no"}
+    parallel = recipe.parallel
+    try:
+        if parallel is not None and parallel.engine == "fsdp2":
+            # Accelerate reads it to have the processes communicate about tensors on the CPU too.
+            os.environ["FSDP_OFFLOAD_PARAMS"] = str(parallel.offload).lower()
+            options["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+                fsdp_version=2,
+                cpu_offload=parallel.offload,
+                reshard_after_forward=parallel.reshard_after_forward,
+            )
+        elif _is_set("ACCELERATE_USE_FSDP"):
+            options["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+        accelerator = Accelerator(cpu=pick_device(device).type == "cpu", **options)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"Accelerate cannot do what the recipe or its configuration asks for: {error} train "
+            f"runs with {_LABELS}."
+        ) from None
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and "fsdp_plugin" in options:
+        # Accelerate ignores the plugin on CPUs, where sharding works as well.
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = options["fsdp_plugin"]
+    return accelerator
+
+
+def _is_set(variable: str) -> bool:
+    """Whether `accelerate launch` has set a switch of its configuration."""
+    return os.environ.get(variable, "false").lower() == "true"
+
+
+def _engine(accelerator: Any, parallel: Parallel | None) -> type[Replicated]:
+    """The one of ENGINES that Accelerate was set up for."""
+    state, label = accelerator.state, accelerator.distributed_type.value
+    if label in ("MULTI_GPU", "MULTI_CPU"):
+        label = Replicated.label
+    elif label == "FSDP":
+        label = f"FSDP{state.fsdp_plugin.fsdp_version}"
+    if accelerator.parallelism_config is not None:
+        label += " with a parallelism_config"
+    if state.dynamo_plugin.backend.value != "NO":
+        label += " with torch.compile"
+    names = [name for name, engine in ENGINES.items() if engine.label == label]
+    if not names:
+        raise UserError(_unsupported(label))
+    if parallel is not None and names != [parallel.engine]:
+        raise UserError(
+            f"The recipe asks for parallel.engine {parallel.engine}, the accelerate configuration "
+            f"for {label}. Leave one of them out."
+        )
+    return ENGINES[names[0]]
+
+
+def _unsupported(label: str) -> str:
+    return (
+        f"The accelerate configuration asks for {label}; train runs with {_LABELS}. Change it, or "
+        "set parallel.engine in the recipe and start train without it. FSDP2 with "
+        "reshard_after_forward false shards as ZeRO-2 does."
+    )

@@ -1,1 +1,0 @@
-"""How several processes share a training."""
