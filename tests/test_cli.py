@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -38,7 +39,8 @@ def test_help_loads_no_heavy_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["inspect", "recipes/videorepa-2b.yaml"]]
+    "arguments",
+    [["--version"], ["--help"], ["train", "--help"], ["inspect", "recipes/videorepa-2b.yaml"]],
 )
 def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
     verb = subprocess.Popen(
@@ -49,3 +51,27 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
     said = verb.stderr.read()
     verb.stderr.close()
     assert (verb.wait(), said) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb", "next_time"),
+    [
+        (["prepare", "recipes/videorepa-2b.yaml"], "prepare", "goes on from here"),
+        (
+            ["head", "recipes/videorepa-2b.yaml", "--kind", "motion", "--out", "h.safetensors"],
+            "head.train_head",
+            "starts over",
+        ),
+        (["export", "run", "out"], "export", "starts over"),
+    ],
+)
+def test_stopped_a_verb_says_truly_what_the_same_command_does(
+    arguments: list[str], verb: str, next_time: str, monkeypatch, capsys
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    module, _, function = verb.partition(".")
+    monkeypatch.setattr(import_module(f"videorepa.{module}"), function or module, stopped)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == f"\nStopped. The same command {next_time}.\n"

@@ -1,19 +1,18 @@
-"""Short prompts to detailed ones, by a language model: what video models were trained on."""
+"""Has a language model rewrite short prompts in detail, as video models were trained on them."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
@@ -35,36 +34,54 @@ be judged.
 
 Write one paragraph of 60 to 120 words in the present tense, in the language of the caption. \
 Answer with the paragraph alone."""
-"""What a model is asked to do; its digest stands in every row."""
+"""The task that the model gets; every row holds its digest."""
 
 KEY_VARIABLE = "VIDEOREPA_API_KEY"
-"""Environment variable with the endpoint's key. It goes into a header and nowhere else."""
+"""Environment variable with the server's key. It goes into a header and nowhere else."""
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each further try."""
 
 LONGEST_WAIT = 60.0
+"""Seconds; a server that asks for a longer wait is asked again after these."""
 
 TIMEOUT = 120.0
+"""Seconds that a server may be silent."""
 
 STOPPING = (301, 302, 303, 307, 308, 401, 403, 404, 405)
-"""Answers that any other prompt would get too."""
+"""HTTP statuses that every other prompt would get too."""
 
 NEW_TOKENS = 300
+"""Longest answer of a model on this machine, in tokens."""
 
 COLUMNS = ("id", "caption", "detailed", "model", "instruction")
 
 Ask = Callable[[str], str]
+"""Gives a model's answer to a caption."""
 
 
 class _Failed(Exception):
     """One prompt cannot be refined."""
 
 
+class _Busy(Exception):
+    """The server may answer later: after `wait` seconds, or 0 where it does not say."""
+
+    def __init__(self, reason: str, wait: float) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
 @dataclass(frozen=True)
 class Refined:
-    """rows: what `out` holds, in the prompts' order. asked: how many of them are new. failed: why
-    the others are not there, by id."""
+    """What `refine` leaves.
+
+    Args:
+      out: The CSV file.
+      rows: The file's rows, in the prompts' order.
+      asked: How many captions the model was asked for this time.
+      failed: Why a prompt has no row, by its id.
+    """
 
     out: Path
     rows: list[dict[str, str]]
@@ -75,34 +92,39 @@ class Refined:
 def refine(
     prompts: Sequence[Prompt], out: Path, *, model: str, endpoint: str | None = None
 ) -> Refined:
-    """Have each prompt's caption rewritten in detail; `out` gets a CSV that `generate` reads.
+    """Have each prompt's caption rewritten in detail, into a CSV file that `generate` reads.
 
-    endpoint: address of an OpenAI-compatible server, such as http://localhost:8000/v1, of which
-        `model` is a model's name; its key, if it wants one, is in VIDEOREPA_API_KEY. Without one,
-        `model` is the folder (or Hub id) of a causal language model for transformers, which
-        answers greedily.
+    The columns are id, caption, detailed, model, and the digest of the instruction. The file is
+    written anew with each row, and the model is not asked again for a row that is there. A server
+    that is busy or fails is asked again, later each time. A prompt that gets no whole answer costs
+    that prompt alone.
 
-    Columns: id, caption, detailed, model, and the digest of the instruction. The file is written
-    anew with each row, and what is there is not asked again. A server that is busy or fails is
-    asked again, later each time; a prompt that gets no answer costs that prompt alone. Raises
-    UserError for an answer that all prompts would get, such as a wrong key, and if `out` holds
-    something else.
+    Args:
+      prompts: Their captions are rewritten; equal ones are asked for once.
+      out: The CSV file to write or to go on with.
+      model: With an endpoint the server's name of a model, else the folder (or Hub id) of a causal
+        language model for transformers, which answers greedily.
+      endpoint: Address of an OpenAI-compatible server, such as http://localhost:8000/v1. The
+        environment variable VIDEOREPA_API_KEY holds its key, if it wants one.
+
+    Raises:
+      UserError: Every prompt would fail, as with a wrong key, or `out` holds something else.
     """
-    ask, known_as = _server(endpoint, model) if endpoint else _local(model)
+    ask, model_name = _server(endpoint, model) if endpoint else _local(model)
     instruction = json_digest(INSTRUCTION)
-    answers = _answers(out, {p.caption for p in prompts}, known_as, instruction)
+    answers = _answers(out, {p.caption for p in prompts}, model_name, instruction)
     failed: dict[str, str] = {}
 
     def rows() -> list[dict[str, str]]:
-        found = [p for p in prompts if p.caption in answers]
-        values = ((p.id, p.caption, answers[p.caption], known_as, instruction) for p in found)
+        answered = [p for p in prompts if p.caption in answers]
+        values = ((p.id, p.caption, answers[p.caption], model_name, instruction) for p in answered)
         return [dict(zip(COLUMNS, row, strict=True)) for row in values]
 
     todo = [prompt for prompt in prompts if prompt.caption not in answers]
     asked = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     for prompt in track(todo, "refine", done=len(prompts) - len(todo)):
-        if prompt.caption not in answers:  # Equal ones are asked once.
+        if prompt.caption not in answers:
             try:
                 answers[prompt.caption] = _cleaned(ask(prompt.caption))
             except _Failed as error:
@@ -114,7 +136,7 @@ def refine(
 
 
 def _answers(out: Path, captions: set[str], model: str, instruction: str) -> dict[str, str]:
-    """What `out` holds already, by caption."""
+    """The answers that `out` holds already, by caption."""
     if not out.exists():
         return {}
     try:
@@ -126,10 +148,10 @@ def _answers(out: Path, captions: set[str], model: str, instruction: str) -> dic
         raise UserError(f"{out} exists and was not written by refine. Choose another --out.")
     others = {(row["model"], row["instruction"]) for row in rows} - {(model, instruction)}
     if others:
-        theirs, digest = sorted(others)[0]
+        other_model, other_instruction = min(others)
         raise UserError(
-            f"{out} was refined by {theirs} with the instruction {digest}; this is {model} with "
-            f"{instruction}. Choose another --out."
+            f"{out} was refined by {other_model} with the instruction {other_instruction}; this is "
+            f"{model} with {instruction}. Choose another --out."
         )
     if foreign := [row["id"] for row in rows if row["caption"] not in captions]:
         raise UserError(
@@ -147,7 +169,7 @@ def _messages(caption: str) -> list[dict[str, str]]:
 
 
 def _cleaned(answer: str) -> str:
-    """The paragraph alone, on one line: without what a model thought before it, or quotes."""
+    """The paragraph on one line, without quotes and without the thoughts that come before it."""
     text = " ".join(re.sub(r"^.*</think>", "", answer, flags=re.DOTALL).split())
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”"):
         text = text[1:-1].strip()
@@ -159,48 +181,52 @@ def _cleaned(answer: str) -> str:
 # A server.
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A key must not follow to wherever a server points."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 def _server(endpoint: str, model: str) -> tuple[Ask, str]:
-    if not endpoint.startswith(("http://", "https://")):
+    from huggingface_hub import InferenceClient
+    from huggingface_hub.errors import HTTPError
+
+    if not _is_address(endpoint):
         raise UserError(f"--endpoint is an http:// or https:// address; got {endpoint!r}.")
     url = endpoint.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-    key = os.environ.get(KEY_VARIABLE, "")
-    headers = {"Content-Type": "application/json"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    opener = urllib.request.build_opener(_NoRedirect)
+    key = _key()
+    # Given no key at all, the client would look for one of the Hub's.
+    client = InferenceClient(base_url=url, api_key=key or "none", timeout=TIMEOUT)
 
-    def said(text: str) -> str:
+    def shown(text: str) -> str:
         return " ".join((text.replace(key, "***") if key else text).split())[:300]
 
+    def prepare(request: Any) -> None:
+        if not key:
+            request.headers.pop("authorization")
+
+    def check(response: Any) -> None:
+        if response.is_success:
+            return
+        status = response.status_code
+        reason = f"{url} answered {status} {shown(response.read().decode(errors='replace'))}"
+        if status in STOPPING:
+            raise UserError(f"{reason}. Check --endpoint, --model and {KEY_VARIABLE}.")
+        if status != 429 and status < 500:
+            raise _Failed(reason)
+        wait = response.headers.get("Retry-After", "")
+        raise _Busy(reason, min(float(wait), LONGEST_WAIT) if wait.isdecimal() else 0.0)
+
     def ask(caption: str) -> str:
-        body = json.dumps({"model": model, "messages": _messages(caption)}).encode()
-        request = urllib.request.Request(url, body, headers)
         for wait in (*WAITS, None):
             try:
-                with opener.open(request, timeout=TIMEOUT) as response:
-                    return _content(response.read(), said)
-            except urllib.error.HTTPError as error:
-                reason = (
-                    f"{url} answered {error.code} {said(error.read().decode(errors='replace'))}"
-                )
-                if error.code in STOPPING:
-                    raise UserError(
-                        f"{reason}. Check --endpoint, --model and {KEY_VARIABLE}."
-                    ) from None
-                if error.code != 429 and error.code < 500:
-                    raise _Failed(reason) from None
-                wait = _asked_for(error, wait)
+                with _session_hooks(prepare, check):
+                    answer = client.chat.completions.create(_messages(caption), model=model)
+                return _content(answer, shown)
+            except ValueError as error:
+                raise _Failed(
+                    f"the server's answer holds no message: {shown(str(error))}"
+                ) from None
+            except _Busy as busy:
+                reason, wait = str(busy), wait and (busy.wait or wait)
             except TimeoutError:
-                reason = f"{url} did not answer within {TIMEOUT:.0f} s"
-            except (urllib.error.URLError, HTTPException, OSError) as error:
-                reason = f"{url} cannot be reached: {said(str(error))}"
+                reason = f"{url} did not answer within {TIMEOUT:g} s"
+            except HTTPError as error:
+                reason = f"{url} cannot be reached: {shown(str(error))}"
                 if wait is None:
                     raise UserError(f"{reason}. Is the server running?") from None
             if wait is None:
@@ -211,22 +237,55 @@ def _server(endpoint: str, model: str) -> tuple[Ask, str]:
     return ask, model
 
 
-def _asked_for(error: urllib.error.HTTPError, wait: float | None) -> float | None:
-    """The wait that the server asks for, if it names one in seconds."""
-    named = error.headers.get("Retry-After", "")
-    if wait is None or not named.isdecimal():
-        return wait
-    return min(float(named), LONGEST_WAIT)
-
-
-def _content(body: bytes, said: Callable[[str], str]) -> str:
+def _is_address(endpoint: str) -> bool:
     try:
-        content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        content = None
+        parts = urlsplit(endpoint)
+        # Reading a port that is no number raises.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _key() -> str:
+    """The server's key, or an empty string. A faulty one is refused without being shown."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"{KEY_VARIABLE} holds a line break or another character that no key has. Set it anew."
+        )
+    return key
+
+
+@contextmanager
+def _session_hooks(prepare: Callable[[Any], None], check: Callable[[Any], None]) -> Iterator[None]:
+    """Put these in place of what the Hub's session does with requests and responses.
+
+    Its own hook refuses every request in the Hub's offline mode, even to this machine. `check` sees
+    a redirect before the session follows it, with the key, and sees errors before the client, which
+    cannot read all of them.
+    """
+    from huggingface_hub import get_session
+
+    session = get_session()
+    hooks = session.event_hooks
+    session.event_hooks = {"request": [prepare], "response": [check]}
+    try:
+        yield
+    finally:
+        session.event_hooks = hooks
+
+
+def _content(answer: Any, shown: Callable[[str], str]) -> str:
+    try:
+        choice = answer.choices[0]
+        content, end = choice.message.content, choice.finish_reason
+    except (LookupError, TypeError, AttributeError):
+        content = end = None
     if not isinstance(content, str):
-        found = said(body.decode(errors="replace"))
-        raise _Failed(f"the server's answer holds no message: {found}")
+        values = {key: value for key, value in dict(answer).items() if value is not None}
+        raise _Failed(f"the server's answer holds no message: {shown(str(values))}")
+    if end == "length":
+        raise _Failed("the server cut the answer off at its limit of tokens; raise that limit")
     return content
 
 
@@ -238,26 +297,24 @@ def _local(model: str) -> tuple[Ask, str]:
 
     folder = local_copy(model)
     quieten_libraries()
-    loaded: list[Any] = []
 
+    @cache
     def load() -> tuple[Any, Any]:
-        """When it is first asked: a finished file needs no model."""
+        """Load the model when it is first asked, because a finished file needs none."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from videorepa.system.device import compute_dtype, pick_device
 
-        if not loaded:
-            where = pick_device()
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-                dtype = compute_dtype("auto", where)
-                live: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-            except (OSError, ValueError, KeyError) as error:
-                raise UserError(
-                    f"{model} could not be loaded as a causal language model: {str(error)[:300]}"
-                ) from None
-            loaded.extend((tokenizer, live.to(where).eval()))
-        return loaded[0], loaded[1]
+        device = pick_device()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            dtype = compute_dtype("auto", device)
+            live: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{model} could not be loaded as a causal language model: {str(error)[:300]}"
+            ) from None
+        return tokenizer, live.to(device).eval()
 
     def ask(caption: str) -> str:
         tokenizer, live = load()
@@ -270,13 +327,15 @@ def _local(model: str) -> tuple[Ask, str]:
             text = f"{INSTRUCTION}\n\nCaption: {caption}\n\nDescription:"
             tokens = tokenizer(text, return_tensors="pt")
         ids = tokens["input_ids"].to(live.device)
-        made = live.generate(
+        answer = live.generate(
             ids,
             attention_mask=ids.new_ones(ids.shape),
             do_sample=False,
             max_new_tokens=NEW_TOKENS,
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-        )
-        return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        )[0, ids.shape[1] :]
+        if len(answer) == NEW_TOKENS:
+            raise _Failed(f"the model's answer does not end within {NEW_TOKENS} tokens")
+        return tokenizer.decode(answer, skip_special_tokens=True)
 
     return ask, f"{folder.name} {weights_digest(folder)}"

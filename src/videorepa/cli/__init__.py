@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import tyro
 
+import videorepa
 from videorepa.cli.clips import evaluate, generate, refine, report
 from videorepa.cli.exchange import export, import_
 from videorepa.cli.lab import demo, lab
@@ -25,21 +26,24 @@ VERBS = {
     )
 }
 
+STARTS_OVER = {"head", "export", "import", "inspect", "compare", "report"}
+"""Verbs that keep nothing of their work when they are stopped. The others go on from there."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb.
 
-    The exit code is 0 if all went well, 1 for an error that the user can mend, 130 after Ctrl-C,
-    and 141 where the reader of the output has gone, as of a process that SIGPIPE ended.
-    """
-    given = sys.argv[1:] if arguments is None else arguments
-    if given in (["--version"], ["-V"]):
-        from videorepa import __version__
+    Args:
+      arguments: The verb and its arguments; by default those of the process.
 
-        print(__version__)
-        return 0
+    Returns:
+      The exit code: 0 if all went well, 1 after an error that the user can mend, 130 after Ctrl-C,
+      and 141 if the reader of the output has gone, as for a process that SIGPIPE ended.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    starts_over = bool(STARTS_OVER.intersection(arguments[:1]))
     try:
-        _run(given)
+        _run(arguments)
     except BrokenPipeError:
         # Python flushes once more at its end, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,26 +52,32 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        next_time = "starts over" if starts_over else "goes on from here"
+        print(f"\nStopped. The same command {next_time}.", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}. {_advice(error.errno)}", file=sys.stderr)
+        print(
+            f"error: {where}{error.strerror}. {_advice(error.errno, starts_over)}", file=sys.stderr
+        )
         return 1
     return 0
 
 
 def _run(arguments: list[str]) -> None:
-    """Run the verb that the arguments name, and hand all of its output over."""
+    """Run the verb that the arguments name, and flush its output."""
+    if arguments in (["--version"], ["-V"]):
+        print(videorepa.__version__, flush=True)
+        return
     names_a_verb = bool(arguments) and arguments[0] in VERBS
     verbs = VERBS if names_a_verb else {name: _in_brief(verb) for name, verb in VERBS.items()}
     try:
         tyro.extras.subcommand_cli_from_dict(
             verbs,
             prog="videorepa",
-            description=(__import__("videorepa").__doc__ or "").splitlines()[0],
+            description=(videorepa.__doc__ or "").splitlines()[0],
             args=_with_overrides(arguments),
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
         )
@@ -76,7 +86,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _in_brief(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with the first sentence of its help alone, for the list of all verbs."""
+    """Give the verb only the first sentence of its help, for the list of all verbs."""
 
     @functools.wraps(verb)
     def brief(**arguments: object) -> None:
@@ -87,25 +97,26 @@ def _in_brief(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _with_overrides(arguments: list[str]) -> list[str]:
-    """Dotted options, which are keys of the recipe, spelled as `--set key=value`."""
-    spelled: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
+    """Write options with a dot, which are keys of the recipe, as `--set key=value`."""
+    plain: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
         name, equals, value = argument.partition("=")
         if name.startswith("--") and "." in name:
-            value = value if equals else next(waiting, None)
+            value = value if equals else next(remaining, None)
             if value is None or (not equals and value.startswith("--")):
-                raise UserError(f"{name} wants a value: {name} VALUE, or {name}=VALUE.")
-            spelled += ["--set", f"{name[2:].replace('-', '_')}={value}"]
+                raise UserError(f"{name} needs a value: {name} VALUE, or {name}=VALUE.")
+            plain += ["--set", f"{name[2:].replace('-', '_')}={value}"]
         else:
-            spelled.append(argument)
-    return spelled
+            plain.append(argument)
+    return plain
 
 
-def _advice(number: int) -> str:
-    """What to do about an error of the operating system."""
+def _advice(number: int, starts_over: bool) -> str:
+    """Say what to do about an error of the operating system."""
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "Make room and run the same command again; it goes on where it stopped."
+        next_time = "starts over" if starts_over else "goes on where it stopped"
+        return f"Make room and run the same command again; it {next_time}."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Check who owns it and who may read and write it, or choose another place."
     return "Check the path, or choose another."
