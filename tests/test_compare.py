@@ -218,7 +218,7 @@ def test_trainings_of_other_seeds_are_inside_and_a_tenfold_learning_rate_is_outs
 @pytest.mark.parametrize("weight", [0.5, 0])
 def test_references_of_the_demos_runs_are_shipped(tmp_path: Path, weight: float) -> None:
     """They belong to one recipe and one set of micro weights: where either is changed, train five
-    seeds of each again and run `compare --make`, as docs/normal-curves.md says."""
+    seeds of each again and run `compare --make`, as docs/running.md says."""
     with as_file(files("videorepa.lab") / "demo.yaml") as path:
         recipe = Recipe.from_yaml(path, [f"align.weight={weight}", "seed=77", "name=mine"])
     run = write_run(tmp_path / "run", recipe, 0)

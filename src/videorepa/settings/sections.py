@@ -142,7 +142,7 @@ class Train(Section):
 
 
 class Memory(Section):
-    """What a training does to take less memory; `docs/memory.md` has what each saves and costs.
+    """What a training does to take less memory; `docs/running.md` has what each saves and costs.
 
     gradient_checkpointing: keep the blocks' inputs alone and compute what lies between once more
         in the backward pass.
