@@ -141,8 +141,8 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
     if alpha is None:
         raise UserError(
             f"{path} does not state its alpha, without which its strength, alpha / rank, is "
-            f"unknown (the rank is {ranks.pop()}). Give it with --alpha; the published VideoREPA-5B "
-            f"LoRA, of rank 128, was trained with --alpha {PUBLISHED_ALPHA}."
+            f"unknown (the rank is {ranks.pop()}). Give it with --alpha; the published "
+            f"VideoREPA-5B LoRA, of rank 128, was trained with --alpha {PUBLISHED_ALPHA}."
         )
     if not (math.isfinite(alpha) and alpha > 0):
         raise UserError(f"--alpha is {alpha}; expected a number above 0.")
@@ -196,9 +196,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
 
 
-def _split(
-    weights: dict[str, Tensor], source: Path
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split(weights: dict[str, Tensor], source: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Separate the projector's weights, under its own names, from the transformer's."""
     names = {"projectors.0.": "mlp.", "downsampler_cogvideo_output.": "conv."}
     projector, rest = {}, {}
