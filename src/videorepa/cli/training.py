@@ -23,7 +23,7 @@ def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> No
     from videorepa.recipe import Recipe
 
     done = prepare(Recipe.from_yaml(recipe, set), shard=parse_shard(shard))
-    print(f"prepared {done.made}, found {done.found} done before, failed {len(done.failed)}")
+    print(f"prepared {done.made}, complete before {done.complete}, failed {len(done.failed)}")
     if done.failed:
         raise UserError(
             f"{len(done.failed)} clips cannot be used; training goes without them. Mend them and "

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from videorepa.backbones import Text
-from videorepa.data.source import CaptionedClip
+from videorepa.data.source import SourceClip
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
@@ -104,11 +104,11 @@ class Cache:
                 + ". Choose another data.cache, or delete this one and prepare again."
             )
 
-    def _file(self, folder: Path, item: CaptionedClip) -> Path:
+    def _file(self, folder: Path, item: SourceClip) -> Path:
         # Ids can be any text, captions too: neither becomes part of a path.
         return folder / f"{hashlib.sha256(item.id.encode()).hexdigest()[:24]}.safetensors"
 
-    def has_clip(self, item: CaptionedClip, digest: str) -> bool:
+    def has_clip(self, item: SourceClip, digest: str) -> bool:
         """Whether the clip is there. Raises UserError if it was made from other content."""
         path = self._file(self.clips, item)
         if not path.exists():
@@ -121,13 +121,13 @@ class Cache:
             )
         return True
 
-    def write_clip(self, item: CaptionedClip, digest: str, moments: Tensor, text: Text) -> None:
+    def write_clip(self, item: SourceClip, digest: str, moments: Tensor, text: Text) -> None:
         """Moments (2C, t, h, w) are kept in float16, whose mantissa is finer than bfloat16's and
         whose range latents never leave; embeddings of the text in bfloat16, masks as they are."""
         tensors = {"moments": moments.to("cpu", torch.float16).contiguous()} | _stored(text)
         self._write(self._file(self.clips, item), tensors, _about(item, digest))
 
-    def read_clip(self, item: CaptionedClip) -> tuple[Tensor, Text]:
+    def read_clip(self, item: SourceClip) -> tuple[Tensor, Text]:
         """Moments, and what the caption became. Raises UserError if absent, stale or damaged."""
         tensors, about = self._read_item(self.clips, item)
         if about.get("caption") != item.caption:
@@ -137,11 +137,11 @@ class Cache:
             )
         return tensors["moments"], _text(tensors)
 
-    def has_features(self, item: CaptionedClip, encoder: EncoderSpec) -> bool:
+    def has_features(self, item: SourceClip, encoder: EncoderSpec) -> bool:
         """Whether an encoder's features of the clip are there."""
         return self._file(self.features[encoder], item).exists()
 
-    def write_features(self, item: CaptionedClip, encoder: EncoderSpec, grid: TokenGrid) -> None:
+    def write_features(self, item: SourceClip, encoder: EncoderSpec, grid: TokenGrid) -> None:
         """A grid of one clip, in 8 bits: half of bfloat16's room, and the relation loss moves by
         far less than 1 % (dev/log.md)."""
         about = {"id": item.id, "start": str(grid.start), "stride": str(grid.stride)}
@@ -151,7 +151,7 @@ class Cache:
             tensors["saliency"] = grid.saliency[0].to("cpu", torch.float16).contiguous()
         self._write(self._file(self.features[encoder], item), tensors, about)
 
-    def read_features(self, item: CaptionedClip, encoder: EncoderSpec) -> TokenGrid:
+    def read_features(self, item: SourceClip, encoder: EncoderSpec) -> TokenGrid:
         """The encoder's grid of one clip. Raises UserError if absent or damaged."""
         tensors, about = self._read_item(self.features[encoder], item)
         tokens = dequantised(tensors["tokens"], tensors["scale"])[None]
@@ -167,17 +167,17 @@ class Cache:
     def read_empty_caption(self) -> Text:
         return _text(_read(self.root / EMPTY_CAPTION)[0])
 
-    def note_failure(self, item: CaptionedClip, reason: str) -> None:
+    def note_failure(self, item: SourceClip, reason: str) -> None:
         text = json.dumps({"id": item.id, "reason": reason})
         atomic_write(self._failure(item), text)
 
-    def clear_failure(self, item: CaptionedClip) -> None:
+    def clear_failure(self, item: SourceClip) -> None:
         self._failure(item).unlink(missing_ok=True)
 
-    def _failure(self, item: CaptionedClip) -> Path:
+    def _failure(self, item: SourceClip) -> Path:
         return self._file(self.failures, item).with_suffix(".json")
 
-    def ready(self, items: list[CaptionedClip]) -> list[CaptionedClip]:
+    def ready(self, items: list[SourceClip]) -> list[SourceClip]:
         """The items that can be trained on. Raises UserError if any is neither prepared nor
         reported as failed, or if none is left."""
         failed = [item for item in items if self._failure(item).exists()]
@@ -203,7 +203,7 @@ class Cache:
         atomic_write(path, save(tensors, metadata=to_metadata(about)))
 
     def _read_item(
-        self, folder: Path, item: CaptionedClip
+        self, folder: Path, item: SourceClip
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         path = self._file(folder, item)
         if not path.exists():
@@ -225,7 +225,7 @@ def _text(tensors: dict[str, Tensor]) -> Text:
     return {name.removeprefix(TEXT): tensors[name] for name in names}
 
 
-def _about(item: CaptionedClip, digest: str) -> dict[str, str]:
+def _about(item: SourceClip, digest: str) -> dict[str, str]:
     return {"id": item.id, "caption": item.caption, "source": digest}
 
 
