@@ -89,7 +89,7 @@ GOOD = '{"video": "a.mp4", "caption": "x"}\n'
         ("m.xlsx", HEAD, "ends in '.xlsx'; expected .csv or .jsonl"),
         ("m.csv", "path,caption\na.mp4,x\n", "line 2: found the columns 'path', 'caption'"),
         ("m.csv", "video,text\na.mp4,x\n", "expected 'caption'"),
-        ("m.csv", "video,caption,caption\na,b,c\n", "'caption' stands there more than once"),
+        ("m.csv", "video,caption,caption\na,b,c\n", "'caption' is there more than once"),
         ("m.csv", HEAD + "a.mp4, \n", "line 2: 'caption' is empty"),
         ("m.csv", HEAD + 'a.mp4,"\n\u2003\n"\n', "line 2: 'caption' is empty"),
         ("m.csv", HEAD + ",x\n", "line 2: 'video' is empty"),

@@ -1,7 +1,7 @@
-"""The cache: latents, text embeddings and teacher features, one file per clip.
+"""Keeps latents, text embeddings and teacher features on disk, in one file for each clip.
 
-A file per clip, not a table: each is written whole or not at all, so a killed process costs the
-clip it was at, any number of processes can share the work, and bfloat16 is stored as it is.
+Each file is written whole or not at all. So a killed process loses one clip's work, and any number
+of processes can share the work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TEXT = "text."
 
 
 def quantised(tokens: Float[Tensor, "*n d"]) -> tuple[Int8[Tensor, "*n d"], Float[Tensor, "*n"]]:
-    """Tokens in 8 bits, each with a scale of its own: its largest channel becomes 127."""
+    """Round tokens to 8 bits: token / scale, where a token's scale is its largest channel / 127."""
     tokens = tokens.float()
     scale = tokens.abs().amax(-1) / 127
     steps = tokens / torch.where(scale > 0, scale, 1.0)[..., None]
@@ -42,27 +42,34 @@ def quantised(tokens: Float[Tensor, "*n d"]) -> tuple[Int8[Tensor, "*n d"], Floa
 
 
 def dequantised(steps: Int8[Tensor, "*n d"], scale: Float[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
-    """What `quantised` was given, to within half a step."""
+    """Restore tokens from 8 bits; each channel is off by at most half its token's scale."""
     return steps * scale[..., None]
 
 
 class Cache:
     """A folder of prepared clips.
 
-    `fingerprint.json` says with which models and to which size they were made; a recipe that says
-    otherwise is refused. Teacher features lie in a folder per teacher, so that recipes with
-    different teachers share the rest.
+    Its `fingerprint.json` records the backbone and the clip size that they were made with. Each
+    teacher's features have a folder of their own, so recipes with different teachers share the
+    rest.
+
+    Args:
+      recipe: Names the folder, the models and the clip size.
+      create: Make the folder if it does not exist.
+
+    Raises:
+      UserError: The folder is no cache, or one of another backbone or clip size.
     """
 
     def __init__(self, recipe: Recipe, create: bool = False) -> None:
         self.root = recipe.data.cache
         data = recipe.data
-        wanted = {
+        made_with = {
             "format": FORMAT,
             "clip": {"frames": data.frames, "height": data.height, "width": data.width},
             "backbone": {"name": recipe.backbone.name} | recipe.backbone.preparing.fingerprint(),
         }
-        self._check(wanted, create)
+        self._check(made_with, create)
         self.clips, self.failures = self.root / "clips", self.root / "failures"
         self.features = {
             encoder: self.root / f"features8-{encoder.name}-{json_digest(encoder.fingerprint())}"
@@ -75,23 +82,23 @@ class Cache:
             for folder in (self.root, *folders):
                 sweep(folder)
 
-    def _check(self, wanted: dict[str, Any], create: bool) -> None:
+    def _check(self, made_with: dict[str, Any], create: bool) -> None:
         path = self.root / "fingerprint.json"
         if not path.exists():
             if not create:
                 raise UserError(f"There is no cache at {self.root}. Run `videorepa prepare` first.")
             if is_vacant(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
-                atomic_write(path, json.dumps(wanted, indent=1))
+                atomic_write(path, json.dumps(made_with, indent=1))
                 return
-            # Another process that was started with this one may just have written it.
+            # Another process that was started at the same time may just have written it.
             if not path.exists():
                 raise UserError(
                     f"{self.root} exists and is not a cache. Choose another folder as data.cache."
                 )
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            differing = [key for key in wanted if found.get(key) != wanted[key]]
+            before = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key, value in made_with.items() if before.get(key) != value]
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}); it says what the cache was made with. Delete "
@@ -100,35 +107,46 @@ class Cache:
         if differing:
             raise UserError(
                 f"The cache {self.root} was made otherwise than this recipe asks; they differ in: "
-                + "; ".join(f"{k} (cache {found.get(k)}, recipe {wanted[k]})" for k in differing)
+                + "; ".join(
+                    f"{key} (cache {before.get(key)}, recipe {made_with[key]})" for key in differing
+                )
                 + ". Choose another data.cache, or delete this one and prepare again."
             )
 
     def _file(self, folder: Path, item: SourceClip) -> Path:
-        # Ids can be any text, captions too: neither becomes part of a path.
+        # An id can be any text, so it cannot be a file's name.
         return folder / f"{hashlib.sha256(item.id.encode()).hexdigest()[:24]}.safetensors"
 
     def has_clip(self, item: SourceClip, digest: str) -> bool:
-        """Whether the clip is there. Raises UserError if it was made from other content."""
+        """Whether the clip is in the cache. Raises UserError if it was made from other content."""
         path = self._file(self.clips, item)
         if not path.exists():
             return False
-        _, found = _read(path, tensors=False)
-        if found != _about(item, digest):
+        _, about = _read(path, tensors=False)
+        if about != _about(item, digest):
             raise UserError(
                 f"The clip {item.id!r} has changed since it was prepared into {self.root}: its "
-                "video or its caption is another one. Delete the cache, or give the clip a new id."
+                "video or its caption is not the same. Delete the cache, or give the clip a new id."
             )
         return True
 
     def write_clip(self, item: SourceClip, digest: str, moments: Tensor, text: Text) -> None:
-        """Moments (2C, t, h, w) are kept in float16, whose mantissa is finer than bfloat16's and
-        whose range latents never leave; embeddings of the text in bfloat16, masks as they are."""
+        """Write a clip's latent moments and its text.
+
+        Moments are kept in float16: its mantissa is finer than bfloat16's, and latents stay within
+        its range. Text embeddings are kept in bfloat16.
+
+        Args:
+          item: The clip.
+          digest: Of its content, so that `has_clip` can tell whether it has changed.
+          moments: (2C, t, h, w), mean and log-variance of the latents.
+          text: Its caption's tensors.
+        """
         tensors = {"moments": moments.to("cpu", torch.float16).contiguous()} | _stored(text)
         self._write(self._file(self.clips, item), tensors, _about(item, digest))
 
     def read_clip(self, item: SourceClip) -> tuple[Tensor, Text]:
-        """Moments, and what the caption became. Raises UserError if absent, stale or damaged."""
+        """Read a clip's moments and text. Raises UserError if absent, stale or damaged."""
         tensors, about = self._read_item(self.clips, item)
         if about.get("caption") != item.caption:
             raise UserError(
@@ -138,12 +156,15 @@ class Cache:
         return tensors["moments"], _text(tensors)
 
     def has_features(self, item: SourceClip, encoder: EncoderSpec) -> bool:
-        """Whether an encoder's features of the clip are there."""
+        """Whether an encoder's features of the clip are in the cache."""
         return self._file(self.features[encoder], item).exists()
 
     def write_features(self, item: SourceClip, encoder: EncoderSpec, grid: TokenGrid) -> None:
-        """A grid of one clip, in 8 bits: half of bfloat16's room, and the relation loss moves by
-        far less than 1 % (dev/log.md)."""
+        """Write an encoder's features of one clip, in 8 bits.
+
+        They take half the space of bfloat16 and change the relation loss by far less than 1 %
+        (dev/log.md).
+        """
         about = {"id": item.id, "start": str(grid.start), "stride": str(grid.stride)}
         tokens, scale = quantised(grid.tokens[0].cpu())
         tensors = {"tokens": tokens.contiguous(), "scale": scale.contiguous()}
@@ -152,7 +173,7 @@ class Cache:
         self._write(self._file(self.features[encoder], item), tensors, about)
 
     def read_features(self, item: SourceClip, encoder: EncoderSpec) -> TokenGrid:
-        """The encoder's grid of one clip. Raises UserError if absent or damaged."""
+        """Read an encoder's features of one clip. Raises UserError if absent or damaged."""
         tensors, about = self._read_item(self.features[encoder], item)
         tokens = dequantised(tensors["tokens"], tensors["scale"])[None]
         saliency = tensors["saliency"][None].float() if "saliency" in tensors else None
@@ -178,11 +199,12 @@ class Cache:
         return self._file(self.failures, item).with_suffix(".json")
 
     def ready(self, items: list[SourceClip]) -> list[SourceClip]:
-        """The items that can be trained on. Raises UserError if any is neither prepared nor
-        reported as failed, or if none is left."""
-        failed = [item for item in items if self._failure(item).exists()]
-        lost = {item.id for item in failed}
-        rest = [item for item in items if item.id not in lost]
+        """Select the items that can be trained on: those that `prepare` did not report as failed.
+
+        Raises:
+          UserError: One of them is not prepared, or all have failed.
+        """
+        rest = [item for item in items if not self._failure(item).exists()]
         folders = (self.clips, *self.features.values())
         missing = [
             item
@@ -191,7 +213,7 @@ class Cache:
         ]
         if missing:
             raise UserError(
-                f"{len(missing)} of {len(items)} clips are not prepared in {self.root}, the first "
+                f"{len(missing)} of {len(items)} clips are not prepared in {self.root}; the first "
                 f"is {missing[0].id!r}. Run `videorepa prepare` with this recipe; it goes on where "
                 "it stopped."
             )

@@ -1,4 +1,4 @@
-"""Turns sample numbers into training batches, from the cache and from online teachers."""
+"""Makes training batches from the cache and from online teachers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Batch:
     """All that one micro-batch needs, on the training device.
 
     Attributes:
-      latents: Clean latents, as the transformer wants them scaled.
-      text: The captions' tensors, or the empty caption's where captions were dropped.
+      latents: Clean latents at the transformer's scale.
+      text: The captions' tensors; a dropped caption's are the empty caption's.
       noise: Standard normal.
       timestep: One for each clip.
       teachers: The clips' features by encoder.
@@ -44,6 +44,11 @@ class Batch:
 
 class Loader:
     """Reads a recipe's clips from its cache, and runs its online teachers.
+
+    Args:
+      recipe: Names the clips, the cache and the teachers.
+      backbone: Scales the latents and samples timesteps.
+      device: Where batches go and teachers run.
 
     Raises:
       UserError: The cache is missing or incomplete.
@@ -66,7 +71,7 @@ class Loader:
     def batches(self, start: int, rank: int, count: int) -> Iterator[Batch]:
         """Give the micro-batches of process `rank` of `count`, from step `start` to the last.
 
-        A thread reads each while the one before is trained on.
+        A thread reads the next one while the caller trains on the latest.
         """
         optim = self.recipe.optim
         batches = (
@@ -81,7 +86,7 @@ class Loader:
                 yield batch
 
     def batch(self, numbers: range) -> Batch:
-        """Make the batch of the samples with these numbers, counted over the whole training."""
+        """Make a batch of the samples with these numbers, which count over the whole training."""
         seed = self.recipe.seed
         latents, noises, texts, times, grids = [], [], [], [], []
         for number in numbers:

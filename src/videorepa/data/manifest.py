@@ -1,6 +1,6 @@
-"""Lists of captioned videos and of prompts, read from CSV, JSONL or text and checked as a whole.
+"""Reads lists of captioned videos and of prompts from CSV, JSONL or text.
 
-A list that is wrong anywhere is refused before any work starts, by the line that is wrong.
+A list is checked as a whole before any work starts; a message names the line that is wrong.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from videorepa.errors import UserError
 
 FIELD_BYTES = 1 << 24
-"""Longest CSV field accepted. Python's own limit, 128 kB, is below what captioners write."""
+"""The longest CSV field that is read. Captioners write more than Python's own limit of 128 kB."""
 
-
-SHORT = ("caption", "prompt")
-"""Columns of prompts; the first that there is counts."""
+CAPTION_COLUMNS = ("caption", "prompt")
+"""Where a list of prompts has its captions: the first of these columns that it has."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A captioned video: its unique id, where the file should be, and its caption, verbatim."""
+    """A captioned video of a manifest.
+
+    Attributes:
+      id: Unique in the manifest.
+      path: Where the video should be; whether it is there has not been checked.
+      caption: As the manifest has it.
+    """
 
     id: str
     path: Path
@@ -32,9 +37,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to generate a video from, and its unique id.
+    """A text to generate a video from.
 
-    caption: what the video is scored against, by default the text. row: all that it was read from.
+    Attributes:
+      id: Unique in the list.
+      text: What the video is generated from.
+      caption: What the video is scored against; by default the text.
+      row: All values of the row that it was read from, by column.
     """
 
     id: str
@@ -59,7 +68,7 @@ class _Row:
         return UserError(f"{self.file}, line {self.line}: {message}")
 
     def text(self, *columns: str) -> str:
-        """What stands in the first of these columns that the row has."""
+        """The text in the first of these columns that the row has."""
         column = next((name for name in columns if name in self.values), None)
         if column is None:
             raise self.error(
@@ -109,8 +118,8 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             cells = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{path}, line {line}: not valid CSV ({error}); a field that holds quotes, commas "
-                "or line breaks stands in quotes, and a quote in it is doubled"
+                f"{path}, line {line}: not valid CSV ({error}); put a field that holds quotes, "
+                "commas or line breaks in quotes, and double each quote in it"
             ) from error
         if cells is None:
             return
@@ -121,7 +130,7 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             twice = sorted({name for name in header if name and header.count(name) > 1})
             if twice:
                 raise UserError(
-                    f"{path}, line {line}: the column {twice[0]!r} stands there more than once; "
+                    f"{path}, line {line}: the column {twice[0]!r} is there more than once; "
                     "rename all but one"
                 )
             continue
@@ -141,7 +150,7 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            # The decoder's own text counts lines within this one.
+            # The decoder's own message counts lines within this one.
             reason = str(error)
             if isinstance(error, json.JSONDecodeError):
                 reason = f"{error.msg} at character {error.pos + 1}"
@@ -166,7 +175,7 @@ READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".txt": _text_rows}
 
 
 def _rows(path: Path, *suffixes: str) -> Iterator[_Row]:
-    """The rows of a file that is one of these kinds; UserError if it has none."""
+    """Read a file that ends in one of the suffixes. Raises UserError if it has no rows."""
     if not path.exists():
         raise UserError(f"{path} does not exist; check its name")
     if path.is_dir():
@@ -182,7 +191,7 @@ def _rows(path: Path, *suffixes: str) -> Iterator[_Row]:
 
 
 def _add_id(row: _Row, default: str, lines: dict[str, int]) -> str:
-    """The row's id, noted in `lines` with the line it stands on."""
+    """Give the row's id, and record in `lines` the line that it stands on."""
     name = row.text("id") if "id" in row.values else default
     first = lines.setdefault(name, row.line)
     if first != row.line:
@@ -210,19 +219,25 @@ def _video_path(row: _Row, video: str, root: Path, resolved_root: Path) -> Path:
 
 
 def read_manifest(manifest: str | Path, root: str | Path | None = None) -> list[Entry]:
-    """The captioned videos that a .csv or .jsonl file lists, in its order.
+    """Read the captioned videos that a manifest lists, in its order.
 
-    A CSV has a header with `video` and `caption` (as OpenVid's), a JSONL line is an object with
-    these keys; `id` is optional and is the `video` value by default; others are ignored. Paths
-    start from `root`, by default the manifest's folder, and may not leave it, not through a
-    symlink either. Captions are kept to the letter. Whether a video exists is not looked at:
-    when it is read, a missing one costs that clip alone. Raises UserError for anything else that
-    is wrong, naming the line.
+    A CSV has the columns `video` and `caption`, as OpenVid's has; each line of a JSONL file is an
+    object with these keys. A column `id` is optional; by default the id is the `video` value. Other
+    columns are ignored. Captions are kept to the letter. A video need not exist: a missing one
+    costs one clip when it is read.
+
+    Args:
+      manifest: A .csv or .jsonl file.
+      root: The folder that paths start from and may not leave, not through a symlink either. By
+        default the manifest's folder.
+
+    Raises:
+      UserError: Anything else is wrong; the message names the line.
     """
     manifest = Path(manifest)
     if root is not None and not Path(root).is_dir():
-        found = "is not a folder" if Path(root).exists() else "does not exist"
-        raise UserError(f"{root} {found}; expected the folder that {manifest}'s paths start from")
+        what = "is not a folder" if Path(root).exists() else "does not exist"
+        raise UserError(f"{root} {what}; expected the folder that {manifest}'s paths start from")
     root = manifest.parent if root is None else Path(root)
     resolved_root = root.resolve()
     entries: list[Entry] = []
@@ -236,20 +251,26 @@ def read_manifest(manifest: str | Path, root: str | Path | None = None) -> list[
 
 
 def read_prompts(path: str | Path, column: str | None = None) -> list[Prompt]:
-    """The prompts of a .txt file, one a line, or of a .csv or .jsonl file with a `caption` or,
-    where that is missing, a `prompt` in each row, in its order.
+    """Read a list of prompts, in its order.
 
-    column: another one to generate from, such as `detailed`; the caption is still what a clip is
-    scored against, if the row has one.
+    A .txt file has one prompt a line. Each row of a .csv or .jsonl file has a `caption` or, where
+    that is missing, a `prompt`. A column `id` is optional; by default the id is the prompt's
+    number, "0000", "0001" and on. Empty lines do not count.
 
-    `id` is optional; by default it is the prompt's number, "0000", "0001" and on. Empty lines do
-    not count. Raises UserError, naming the line.
+    Args:
+      path: The list.
+      column: The column to generate from, such as `detailed`, instead of the caption. A clip is
+        still scored against the caption, if the row has one.
+
+    Raises:
+      UserError: The list is not usable; the message names the line.
     """
     prompts: list[Prompt] = []
     lines: dict[str, int] = {}
     for row in _rows(Path(path), ".txt", ".csv", ".jsonl"):
-        text = row.text(*([column] if column else SHORT))
-        caption = row.text(*SHORT) if row.values.keys() & set(SHORT) else text
+        text = row.text(*([column] if column else CAPTION_COLUMNS))
+        has_caption = any(name in row.values for name in CAPTION_COLUMNS)
+        caption = row.text(*CAPTION_COLUMNS) if has_caption else text
         name = _add_id(row, f"{len(prompts):04d}", lines)
         prompts.append(Prompt(name, text, caption, row.values))
     return prompts

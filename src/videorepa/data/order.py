@@ -33,8 +33,8 @@ def clip_index(seed: int, number: int, clips: int) -> int:
 
     Each epoch uses every clip once, in an order of its own.
     """
-    epoch, place = divmod(number, clips)
-    return _order(seed, epoch, clips)[place]
+    epoch, position = divmod(number, clips)
+    return _order(seed, epoch, clips)[position]
 
 
 @lru_cache(maxsize=2)

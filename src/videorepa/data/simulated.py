@@ -9,13 +9,13 @@ from videorepa.system.files import atomic_write, csv_text
 from videorepa.system.progress import track
 
 CLIP_SEED = 77
-"""Seed of the clips that the demo fine-tunes on; the base model has not seen them."""
+"""The seed of the clips that the demo fine-tunes on; the base model has not seen them."""
 
 
 def simulate_clips(folder: Path, count: int) -> None:
-    """Write simulated clips into a folder, with a `clips.csv` in OpenVid's layout.
+    """Write simulated clips into a folder, with a manifest `clips.csv` in OpenVid's layout.
 
-    The manifest comes last; a folder that has one is left as it is.
+    The manifest is written last. A folder that has one already stays as it is.
     """
     from videorepa.world.render import make_clip
     from videorepa.world.simulator import FPS

@@ -1,4 +1,4 @@
-"""Where captioned clips come from: a manifest of video files, or the lab's simulator."""
+"""Opens what captioned clips come from: a manifest of video files, or the lab's simulator."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ class LabSource:
         from videorepa.world.scenarios import draw_scene
         from videorepa.world.simulator import SIZE
 
-        assert data.lab is not None
+        lab = data.lab
+        assert lab is not None
         if (data.height, data.width) != (SIZE, SIZE):
             raise UserError(
                 f"The lab draws {SIZE}x{SIZE} frames; the recipe asks for "
                 f"{data.height}x{data.width}. Set data.height and data.width to {SIZE}."
             )
-        self.lab, self.count = data.lab, data.frames
-        lab = self.lab
+        self.lab, self.count = lab, data.frames
         self.series = f"lab-{lab.seed}" + ("-beyond" if lab.split == "beyond" else "")
         self.items = [
             SourceClip(
@@ -102,8 +102,7 @@ class LabSource:
     def frames(self, index: int) -> np.ndarray:
         from videorepa.world.render import make_clip
 
-        lab = self.lab
-        return make_clip(lab.seed, index, frames=self.count, split=lab.split).frames
+        return make_clip(self.lab.seed, index, frames=self.count, split=self.lab.split).frames
 
     def digest(self, index: int) -> str:
         from videorepa.world.simulator import VERSION

@@ -1,6 +1,6 @@
-"""Videos in and out: clips of a fixed shape for training, every frame for scoring, mp4 to look at.
+"""Reads videos, as clips of a fixed shape or frame by frame, and writes them as mp4.
 
-A video that cannot be used raises ClipError with the reason, whatever is wrong with the file.
+Whatever is wrong with a file, reading it raises ClipError with the reason.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BT709 = 1
-"""The number that H.264 and ffmpeg give to BT.709's matrix, primaries and transfer curve."""
+"""The code of BT.709's matrix, primaries and transfer curve in H.264 and FFmpeg."""
 
 LIMITED_RANGE = 1
-"""Luma from 16 to 235: what every player expects of H.264."""
+"""The code of luma from 16 to 235, which every player expects of H.264."""
 
 
 def _reason(error: Exception) -> str:
@@ -50,38 +50,38 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise ClipError(f"{path} cannot be opened: {error}") from error
     try:
         container = av.open(
-            # Absolute, or ffmpeg takes a name like "clip:1.mp4" for a protocol.
+            # FFmpeg would take a relative name like "clip:1.mp4" for a protocol.
             str(path.absolute()),
-            # Titles in some other encoding are no reason to lose a clip.
+            # A title in another encoding is no reason to lose a clip.
             metadata_errors="replace",
         )
     except (FFmpegError, OSError, ValueError) as error:
         raise ClipError(f"{path} cannot be opened as a video: {_reason(error)}") from error
     with container:
-        # Not the first one: that may be a cover picture.
+        # The first one may be a cover picture.
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream):
             raise ClipError(f"{path} holds no video stream")
-        # PyAV's types promise a context, but a codec that this ffmpeg lacks has none.
+        # PyAV's types promise a context, but there is none for a codec that this FFmpeg lacks.
         if not stream.codec_context:
-            raise ClipError(f"{path}: its video codec is unknown here; convert it to H.264")
+            raise ClipError(f"{path}: its video codec is unknown to FFmpeg; convert it to H.264")
         stream.thread_type = "AUTO"
         yield container, stream
 
 
 def _announced(container: InputContainer, stream: VideoStream) -> int:
-    """How many frames the container says will be shown, 0 if it does not say."""
+    """Read from the container how many frames it shows; 0 if it does not say."""
     if "mp4" not in container.format.name:
         return stream.frames
-    # An mp4 counts all it stores. What an edit list cuts away has no entry in the index, or one
-    # marked as needed for decoding alone.
+    # An mp4 counts all frames that it stores. Those that an edit list cuts away have no entry in
+    # the index, or one that is marked as needed for decoding alone.
     index = stream.index_entries
     shown = sum(not index[entry].is_discard for entry in range(len(index)))
     return min(stream.frames, shown)
 
 
 def _decode(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Every frame in order; then ClipError if there was none, or if some were missing."""
+    """Decode every frame in order. Raises ClipError at the end if some were missing, or all."""
     announced, count, fault = _announced(container, stream), 0, ""
     try:
         for frame in container.decode(stream):
@@ -98,7 +98,7 @@ def _decode(path: Path, container: InputContainer, stream: VideoStream) -> Itera
 
 
 def _to_rgb(path: Path, frame: VideoFrame) -> np.ndarray:
-    """(h, w, 3) uint8, upright: phones store a turned picture and the angle to undo it."""
+    """Turn a frame upright, (h, w, 3) uint8: phones store turned pictures and their angle."""
     try:
         pixels = frame.to_ndarray(format="rgb24")
     except (FFmpegError, ValueError) as error:
@@ -107,7 +107,7 @@ def _to_rgb(path: Path, frame: VideoFrame) -> np.ndarray:
 
 
 def _fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Centre-crop (h, w, 3) uint8 to the target's aspect, then scale it to (height, width, 3)."""
+    """Centre-crop (h, w, 3) uint8 to the target's aspect ratio, then scale it to the target."""
     h, w = pixels.shape[:2]
     if w * height > h * width:
         crop_h, crop_w = h, max(1, round(h * width / height))
@@ -119,11 +119,10 @@ def _fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w, 3) uint8 to (height, width, 3), bilinearly with antialias."""
+    """Scale (h, w, 3) uint8 bilinearly with antialiasing."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    # Here, so that whoever only writes or lists videos does not wait for torch.
-    import torch
+    import torch  # Takes seconds, for which writing or listing videos should not wait.
 
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()
     image = torch.nn.functional.interpolate(
@@ -132,21 +131,32 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
 
 
-def read_frames(path: str | Path, frames: int, height: int, width: int) -> np.ndarray:
-    """Sample a clip of a fixed shape: (frames, height, width, 3) uint8 RGB.
+def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
+    """Sample a clip of a fixed shape from a video.
 
-    Of the n frames that decode, every (n // frames)-th is taken, from the first on; a video that
-    has fewer than `frames` is taken whole, its last frame repeated. Then the centre is cut out in
-    the target's aspect and scaled, bilinearly with antialias; a frame that has the size already
-    keeps its pixels. Pixels count as square, whatever the container says. One frame of full size
-    is held at a time. Raises ClipError for a file that cannot be used, ValueError for a target
-    size below 1.
+    Of the video's n frames it takes every (n // frames)-th, from the first on. Of a video with
+    fewer than `frames` it takes all, and repeats the last. Each frame is cropped around its centre
+    to the target's aspect ratio and scaled bilinearly with antialiasing; a frame of the target's
+    size keeps its pixels. Pixels count as square, whatever the container says. Memory holds one
+    frame of full size at a time.
+
+    Args:
+      path: The video.
+      frames: Frames of the clip.
+      height: Rows of the clip.
+      width: Columns of the clip.
+
+    Returns:
+      (frames, height, width, 3) uint8 RGB.
+
+    Raises:
+      ClipError: The file cannot be used.
+      ValueError: The target is smaller than one frame of one pixel.
     """
     if min(frames, height, width) < 1:
         raise ValueError(f"asked for {frames} frames of {height}x{width}; expected 1 or more each")
-    path = Path(path)
     # The stride depends on n, which only decoding tells. The announced number is nearly always
-    # true, so it is tried, and a second reading corrects it where it was not.
+    # right. Where it is not, the video is read a second time.
     expected = None
     while True:
         with _opened(path) as (container, stream):
@@ -163,33 +173,41 @@ def read_frames(path: str | Path, frames: int, height: int, width: int) -> np.nd
     return np.stack(clip + clip[-1:] * (frames - len(clip)))
 
 
-def read_chosen(path: str | Path, indices: Sequence[int], height: int, width: int) -> np.ndarray:
-    """The frames of these numbers, counted from 0, whole and at that size whatever their aspect:
-    (len(indices), height, width, 3) uint8 RGB.
+def read_chosen(path: Path, indices: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Read the frames with these numbers, stretched to a size.
 
-    Past the video's end its last frame is taken. Scaled as `read_frames` does. Raises ClipError.
+    Args:
+      path: The video.
+      indices: Numbers of frames, from 0; past the video's end they mean its last frame.
+      height: Rows of the result.
+      width: Columns of the result.
+
+    Returns:
+      (len(indices), height, width, 3) uint8 RGB, scaled bilinearly with antialiasing.
+
+    Raises:
+      ClipError: The file cannot be used.
     """
-    path, wanted, found = Path(path), set(indices), {}
+    wanted, chosen = set(indices), {}
     with _opened(path) as (container, stream):
         number, frame = -1, None
         for number, frame in enumerate(_decode(path, container, stream)):
             if number in wanted:
-                found[number] = _resize(_to_rgb(path, frame), height, width)
+                chosen[number] = _resize(_to_rgb(path, frame), height, width)
             if number == max(wanted):
                 break
         else:
             assert frame is not None  # A video without frames raises.
-            found[number] = _resize(_to_rgb(path, frame), height, width)
-    return np.stack([found[min(index, number)] for index in indices])
+            chosen[number] = _resize(_to_rgb(path, frame), height, width)
+    return np.stack([chosen[min(index, number)] for index in indices])
 
 
-def read_squashed(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Every frame at that size, whatever its aspect: (n, height, width, 3) uint8 RGB.
+def read_squashed(path: Path, height: int, width: int) -> np.ndarray:
+    """Read every frame, stretched to a size: (n, height, width, 3) uint8 RGB.
 
-    Scaled by FFmpeg's own bilinear filter on the way to RGB, as decord does it, to the bit: what
-    judges were trained on. Raises ClipError.
+    FFmpeg's bilinear filter scales the frames on the way to RGB. To the bit, that is what decord
+    gives, with which the judges were trained. Raises ClipError.
     """
-    path = Path(path)
     with _opened(path) as (container, stream):
         graph = Graph()
         nodes = (
@@ -210,17 +228,18 @@ def read_squashed(path: str | Path, height: int, width: int) -> np.ndarray:
     return np.stack(clip)
 
 
-def iterate(path: str | Path) -> Iterator[np.ndarray]:
-    """Every frame as it is, (h, w, 3) uint8 RGB, one at a time. Raises ClipError."""
-    path = Path(path)
+def iterate(path: Path) -> Iterator[np.ndarray]:
+    """Read every frame as it is, (h, w, 3) uint8 RGB, one at a time. Raises ClipError."""
     with _opened(path) as (container, stream):
         for frame in _decode(path, container, stream):
             yield _to_rgb(path, frame)
 
 
-def read_all(path: str | Path) -> tuple[np.ndarray, float]:
-    """Every frame as it is, (n, h, w, 3) uint8 RGB, and the frames per second. Raises ClipError."""
-    path = Path(path)
+def read_all(path: Path) -> tuple[np.ndarray, float]:
+    """Read all frames as they are, (n, h, w, 3) uint8 RGB, and their rate in frames per second.
+
+    Raises ClipError.
+    """
     with _opened(path) as (container, stream):
         clip = [_to_rgb(path, frame) for frame in _decode(path, container, stream)]
         rate = stream.average_rate or stream.guessed_rate
@@ -233,21 +252,27 @@ def read_all(path: str | Path) -> tuple[np.ndarray, float]:
 
 
 def to_video(frames: UInt8[np.ndarray, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
-    """Frames as a float32 video in [0, 1], as encoders and backbones take it."""
+    """Convert frames to a float32 video in [0, 1], which encoders and backbones take."""
     import torch
 
     return torch.from_numpy(frames).movedim(-1, -3).float() / 255.0
 
 
-def write_video(
-    path: str | Path, frames: np.ndarray, fps: int | float | Fraction, crf: int = 12
-) -> None:
-    """Write (n, height, width, 3) uint8 RGB as an H.264 mp4 that browsers play while it loads.
+def write_video(path: Path, frames: np.ndarray, fps: int | float | Fraction, crf: int = 12) -> None:
+    """Write frames as an H.264 mp4 that browsers play while it loads.
 
-    fps is in frames per second; floats are taken for the nearest fraction with a denominator up
-    to 1001, as broadcast rates have. crf runs from 0 (lossless but for the colour conversion) to
-    51 (coarse). Equal input gives equal bytes, and the file is whole or absent. Raises ValueError
-    for another shape or dtype, odd sizes, no frames or an impossible fps or crf; OSError.
+    Equal frames give equal bytes, and the file is whole or absent.
+
+    Args:
+      path: The file to write.
+      frames: (n, height, width, 3) uint8 RGB, with an even height and width.
+      fps: Frames per second, rounded to a fraction with a denominator of at most 1001, as broadcast
+        rates have.
+      crf: x264's rate factor, from 0 (lossless except for the colour conversion) to 51 (coarse).
+
+    Raises:
+      ValueError: An argument is outside its range, or the frames have another shape or dtype.
+      OSError: The file cannot be written.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(
@@ -267,7 +292,7 @@ def write_video(
     rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
     if rate <= 0:
         raise ValueError(f"fps is {fps}; expected a positive number, 1/1001 or more")
-    # bitexact leaves out the time and ffmpeg's version.
+    # bitexact leaves out the time and FFmpeg's version.
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with (
         atomic_path(path) as temporary,
@@ -280,9 +305,9 @@ def write_video(
         )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
-        # With several threads x264 decides differently on machines of different width.
+        # With several threads, x264's decisions depend on their number.
         context.thread_count = 1
-        # Said in the file, since players guess by size and would shift the colours.
+        # Without these, players guess from the size, and colours shift.
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED_RANGE
         for number, pixels in enumerate(frames):
