@@ -495,7 +495,7 @@ def test_the_report_draws_it(folder: Path, probed: Probe, browser, tmp_path: Pat
     for difference in probed.differences:
         assert f"<td>{difference.p_holm:.3f}</td>" in html
     beyond = [d for d in probed.differences if d.p_holm < 0.05]
-    assert not beyond and "videomae less base: none of 6 differences beyond chance." in html
+    assert not beyond and "videomae minus base: none of 6 differences beyond chance." in html
     page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
     complaints: list[str] = []
     page.on("console", lambda line: complaints.append(line.text))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from videorepa.probing.records import Reading, Scan
 from videorepa.report.plots import COLOURS, Plot, Profile, draw_profiles
 
@@ -14,13 +12,13 @@ MEASURES = {
     "relation_error": (
         "Relation error to {}",
         "relation error (0 to 2)",
-        "How far apart two tokens' similarities are in block and teacher, over all pairs. Lower is "
-        "closer.",
+        "Mean absolute difference, over all pairs of tokens, between their similarity in the block "
+        "and in the teacher. Lower is closer.",
     ),
     "cka": (
         "CKA with {}",
         "linear CKA (0 to 1)",
-        "Likeness of all tokens of a clip, less their mean. Higher is closer.",
+        "Likeness of all tokens of a clip, minus their mean. Higher is closer.",
     ),
 }
 
@@ -28,7 +26,7 @@ STRAW_MEN = {
     "pixels": ("--", "Dashed: raw pixels"),
     "untrained": (":", "Dotted: the untrained teacher"),
 }
-"""What is drawn as a level, with its line style and its name in the legend."""
+"""Line style and name in the legend of each source that is drawn as a horizontal line."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def _plot(name: str, scan: Scan, teacher: str, measure: str) -> Plot:
     legend = ". ".join(f"{label}, {straw[source]:.3f}" for source, (_, label) in STRAW_MEN.items())
     levels = [(straw[source], style) for source, (style, _) in STRAW_MEN.items()]
     svg = draw_profiles(name, y_label, profiles, levels, scan.aligned_blocks)
-    return Plot(title.format(teacher), f"{note} {legend}.", Markup(svg))
+    return Plot(title.format(teacher), f"{note} {legend}.", svg)
 
 
 def _row(reading: Reading) -> ReadingRow:
