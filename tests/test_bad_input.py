@@ -272,7 +272,7 @@ def test_folders_that_may_not_be_written(ready: Ready, fails: Fails, tmp_path: P
         (["--data.frames", "10", "--encoder.frames", "8"], r"1 \+ 4k frames; .*10. Try 9"),
         (["--encoder.height", "20"], "sizes in multiples of 8; .*8x20x16"),
         (["--encoder.frames", "7"], "frames in multiples of 2.*7x16x16"),
-        (["--encoder.frames", "12"], "wants 12 frames and the clip has 9. Lower encoder.frames"),
+        (["--encoder.frames", "12"], "takes 12 frames and the clip has 9. Lower encoder.frames"),
         (["--align.block", "4"], "taps block 4, counted from 1; .* has 3 blocks"),
         (["--backbone.weights", "nowhere/at/all"], "nothing at nowhere/at/all; expected a file"),
         (["--backbone.weights", "org/name"], "org/name is not on this machine"),

@@ -408,7 +408,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--teacher", "videomae=x,frames", says="NAME=WEIGHTS")
     refused("--teacher", "videomae=x,frame=8", says="frame: Extra inputs")
     refused("--teacher", "videomae=/nowhere", says="nothing at /nowhere")
-    refused("--teacher", f"videomae={recipe.encoder.weights},frames=10", says="wants 10 frames")
+    refused("--teacher", f"videomae={recipe.encoder.weights},frames=10", says="takes 10 frames")
     lone = recipe.override("encoder=null", "align=null")
     with pytest.raises(UserError, match="has no encoder"):
         scan(lone, tmp_path / "new")
