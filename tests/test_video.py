@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videorepa.data import video
+from videorepa.data import hdr, video
 from videorepa.data.video import read_all, read_frames, write_video
 from videorepa.errors import ClipError
 from videorepa.system.files import atomic_path, atomic_write, file_digest
@@ -88,7 +88,7 @@ def test_sampling_without_an_announced_number(tmp_path: Path) -> None:
 def test_a_number_announced_too_low_is_not_believed(
     numbered_files: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video, "_announced", lambda container, stream: 10)
+    monkeypatch.setattr(video, "_announced", lambda *given: 10)
     assert numbers(read_frames(numbered_files[61], 10, 32, 48)) == list(range(0, 60, 6))
 
 
@@ -146,17 +146,186 @@ def test_impossible_target_is_refused(tmp_path: Path, size: tuple[int, int, int]
         read_frames(tmp_path / "any.mp4", *size)
 
 
-def test_turned_video_stands_upright(tmp_path: Path) -> None:
+# Each display matrix that cameras write, and the quarters of RED GREEN / BLUE WHITE as ffmpeg
+# shows them with it, row by row.
+MATRICES = {
+    "identity": ((1, 0, 0, 1), "RG BW"),
+    "hflip": ((-1, 0, 0, 1), "GR WB"),
+    "vflip": ((1, 0, 0, -1), "BW RG"),
+    "turned by 180": ((-1, 0, 0, -1), "WB GR"),
+    "clockwise": ((0, 1, -1, 0), "BR WG"),
+    "counterclockwise": ((0, -1, 1, 0), "GW RB"),
+    "transpose": ((0, 1, 1, 0), "RB GW"),
+    "antitranspose": ((0, -1, -1, 0), "WG BR"),
+}
+COLOURS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
+
+
+def place(path: Path, a: float, b: float, c: float, d: float) -> None:
+    """Write a display matrix: what is stored at (x, y) is shown at (a x + c y, b x + d y)."""
+    values = (a, b, 0, c, d, 0, 0, 0, 1 << 14)
+    patch(path, b"tkhd", 40, struct.pack(">9i", *(round(value * (1 << 16)) for value in values)))
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_picture_is_put_as_its_display_matrix_says(tmp_path: Path, name: str) -> None:
+    path, ((a, b, c, d), shown) = tmp_path / "phone.mp4", MATRICES[name]
+    pixels = np.array([[COLOURS[letter] for letter in row] for row in ("RG", "BW")], np.uint8)
+    write_video(path, pixels.repeat(16, 0).repeat(32, 1)[None].repeat(3, 0), 8)
+    place(path, a, b, c, d)
+    height, width = (64, 32) if b else (32, 64)
+    everything = read_all(path)[0]
+    assert everything.shape == (3, height, width, 3)
+    for frames in (everything, video.read_squashed(path, height, width), *video.iterate(path)):
+        quarters = frames.reshape(-1, 2, height // 2, 2, width // 2, 3)[-1, :, 8, :, 8]
+        expected = [[COLOURS[letter] for letter in row] for row in shown.split()]
+        assert abs(quarters.astype(int) - expected).max() < 9
+        assert frames.flags.c_contiguous, "torch takes no array that runs backwards"
+
+
+def test_a_picture_that_leans_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "phone.mp4"
-    pixels = np.zeros((3, 32, 64, 3), np.uint8)
-    pixels[:, :, :32] = 255
-    write_video(path, pixels, 8)
-    # A quarter turn clockwise: what was on the left is then on top.
-    matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    patch(path, b"tkhd", 40, matrix)
-    upright, _ = read_all(path)
-    assert upright.shape == (3, 64, 32, 3)
-    assert upright[:, :28].min() > 240 and upright[:, 36:].max() < 15
+    write_video(path, coloured(), 8)
+    place(path, 0.9999, 0.0141, -0.0141, 0.9999)
+    assert len(read_all(path)[0]) == 6, "less than a degree is none"
+    place(path, 0.866, 0.5, -0.5, 0.866)
+    with pytest.raises(ClipError, match=r"turned by -?30 degrees; expected a multiple of 90"):
+        read_all(path)
+
+
+# Colours of a standard picture, without those that BT.709 has at its edge.
+STRIPES = np.array(
+    [(255, 255, 255), (128, 128, 128), (220, 30, 30), (30, 220, 30), (40, 40, 220), (0, 0, 0)]
+)
+
+
+def in_hdr(nits: np.ndarray, transfer: int) -> np.ndarray:
+    """Light of BT.709's primaries, (..., 3), as the signal of PQ or HLG in BT.2020, 0 to 1: the
+    formulas of ITU-R BT.2087 and BT.2100, from light to signal."""
+    to_bt2020 = [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]
+    nits = nits @ np.array(to_bt2020).T
+    if transfer == hdr.PQ:
+        power = (nits / 10_000) ** 0.1593017578125
+        return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    luminance = np.maximum(nits @ [0.2627, 0.6780, 0.0593], 1e-9)[..., None] / 1000
+    scene = nits / 1000 * luminance ** (1 / 1.2 - 1)
+    high = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), high)
+
+
+def write_hdr(path: Path, signal: np.ndarray, transfer: int, primaries: int = 9) -> None:
+    """Stripes of 16 pixels as 10 bit video with the tags of its colours."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 16 * len(signal), 32, "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = 9, primaries, transfer
+        context.color_range = 1
+        pixels = np.round(signal * 65535).astype(np.uint16).repeat(16, 0)[None].repeat(32, 0)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb48le")
+        frame = frame.reformat(
+            format="yuv420p10le", dst_colorspace="BT2020", dst_color_range="MPEG"
+        )
+        container.mux([*stream.encode(frame), *stream.encode()])
+
+
+@pytest.mark.parametrize("transfer", [hdr.PQ, hdr.HLG])
+def test_hdr_looks_as_on_a_standard_display(tmp_path: Path, transfer: int) -> None:
+    nits = 203 * (STRIPES / 255) ** 2.4
+    write_hdr(tmp_path / "clip.mkv", in_hdr(nits, transfer), transfer)
+    for frames in (
+        read_all(tmp_path / "clip.mkv")[0],
+        read_frames(tmp_path / "clip.mkv", 1, 32, 96),
+        video.read_squashed(tmp_path / "clip.mkv", 32, 96),
+    ):
+        found = frames[0, 16, 8::16].astype(int)
+        assert abs(found - STRIPES)[1:].max() <= 4
+        assert 250 <= found[0].min() <= found[0].max() <= 253, "room is left for highlights"
+
+
+def test_highlights_of_hdr_keep_their_order_and_hue() -> None:
+    for transfer in (hdr.PQ, hdr.HLG):
+        light = np.linspace(0, 900, 256)[:, None] * [1, 0.8, 0.5]
+        signal = np.round(in_hdr(light, transfer) * 65535).astype(np.uint16)
+        found = hdr.to_sdr(signal[None], transfer)[0].astype(int)
+        assert (np.diff(found[:, 0]) >= 0).all() and found[-1, 0] == 255 and found[0, 0] == 0
+        share = (found[60:] / found[60:, :1]) ** 2.4
+        assert abs(share - [1, 0.8, 0.5]).max() < 0.03
+
+
+def test_hdr_in_other_primaries_is_refused(tmp_path: Path) -> None:
+    write_hdr(tmp_path / "clip.mkv", STRIPES / 255, hdr.PQ, primaries=12)
+    with pytest.raises(ClipError, match="is HDR with primaries 12 and matrix 9; expected BT.2020"):
+        read_all(tmp_path / "clip.mkv")
+
+
+def write_avi(path: Path, codec: str, times: list[int], sound: bool = False) -> None:
+    """Frames of noise at these places; the AVI fills what is between with empty chunks."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=8000, layout="mono") if sound else None
+        noise = np.random.default_rng(0).integers(0, 256, (len(times), 64, 96, 3), np.uint8)
+        for time, pixels in zip(times, noise, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = time
+            container.mux(stream.encode(frame))
+            if audio:
+                beep = av.AudioFrame.from_ndarray(np.zeros((1, 320), np.int16), layout="mono")
+                beep.rate, beep.pts = 8000, time * 320
+                container.mux(audio.encode(beep))
+        container.mux([*stream.encode(), *(audio.encode() if audio else [])])
+
+
+GAPS = [0, *range(3, 13), *range(18, 28), *range(40, 49)]
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_empty_chunks_of_an_avi_are_no_missing_frames(
+    tmp_path: Path, codec: str, sound: bool
+) -> None:
+    path = tmp_path / "clip.avi"
+    write_avi(path, codec, GAPS, sound)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames >= 49
+    assert len(read_all(path)[0]) == len(GAPS) == 30
+    assert read_frames(path, 17, 64, 64).shape == (17, 64, 64, 3)
+    content = path.read_bytes()
+    for kept in (0.3, 0.6, 0.9, 0.99):
+        path.write_bytes(content[: int(len(content) * kept)])
+        with pytest.raises(ClipError, match="the file is cut off or damaged"):
+            read_all(path)
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes(len(content) // 4) + content[middle * 3 // 2 :])
+    with pytest.raises(ClipError, match="the file is cut off or damaged"):
+        read_all(path)
+
+
+def test_signs_for_no_frame_in_mpeg4_are_no_missing_frames(tmp_path: Path) -> None:
+    """XviD drops a frame by a VOP that says "not coded", in a chunk that is not empty."""
+    whole, path = tmp_path / "whole.avi", tmp_path / "clip.avi"
+    write_avi(whole, "mpeg4", list(range(30)))
+    with av.open(str(whole)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.dts is None:
+                continue
+            content = bytes(packet)
+            at = content.index(b"\0\0\1\xb6") + 4
+            head = int.from_bytes(content[at : at + 2])
+            if number % 4 == 3 and head >> 14:  # Not a key frame.
+                # Two bits of kind, no second over, a marker, five bits of time, a marker; then
+                # "not coded" and stuffing.
+                bare = av.Packet(content[at - 4 : at] + (head & 0xFFC0 | 0x0F).to_bytes(2))
+                bare.pts, bare.dts, bare.time_base = packet.pts, packet.dts, packet.time_base
+                packet = bare
+            packet.stream = stream
+            container.mux(packet)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 30
+    assert 20 < len(read_all(path)[0]) < 26
+    assert read_frames(path, 7, 64, 64).shape == (7, 64, 64, 3)
 
 
 @pytest.mark.parametrize("read", [read_all, lambda path: read_frames(path, 4, 16, 16)])
