@@ -1030,11 +1030,14 @@ def zero_checkpoint(folder: Path) -> Path:
         ("sound", "holds no weights of an alignment"),  # Nothing but the model is wrong then.
         ("script alone", r"holds no partitions; .*Was all of it copied\?"),
         ("two checkpoints", r"several checkpoints \(other, pytorch_model\).*Give one of them"),
-        ("last rank is missing", "written by 2 processes, and the partitions of 1 are there"),
+        (
+            "last rank is missing",
+            "2 processes wrote the checkpoint, and it has the partitions of 1",
+        ),
         ("first rank is missing", "holds the partitions of ranks 1; those between are missing"),
         ("no model states", "has no mp_rank_00_model_states.pt.*stage 3"),
-        ("stage 3", "is of ZeRO stage 3; stage 2 can be merged"),
-        ("parallel slices", "is of a model in parallel slices"),
+        ("stage 3", "is of ZeRO stage 3; only stages 1 and 2 can be merged"),
+        ("tensor parallelism", "is of a model with tensor parallelism"),
         ("other step", "do not agree with .*: 1 of 1 weights differ, such as weight.*same step"),
         ("too few values", "is not laid out as DeepSpeed's ZeRO stage 2"),
         ("too many values", "hold 40 values where the parameters have 6"),
@@ -1062,7 +1065,7 @@ def test_importing_what_is_no_whole_zero_checkpoint(
         (last if fault.startswith("last") else first).unlink()
     elif fault == "no model states":
         model.unlink()
-    elif fault == "parallel slices":
+    elif fault == "tensor parallelism":
         first.rename(states / first.name.replace("mp_rank_00", "mp_rank_01"))
     elif fault == "truncated":
         first.write_bytes(first.read_bytes()[:-100])

@@ -520,7 +520,11 @@ def test_comfyui_names_are_those_that_diffusers_reads_back(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "layer", "says"),
     [
-        ("MochiTransformer3DModel", "transformer_blocks.0.attn1.to_q", "are not known here.*Cog"),
+        (
+            "MochiTransformer3DModel",
+            "transformer_blocks.0.attn1.to_q",
+            "not know ComfyUI's names.*Cog",
+        ),
         ("WanTransformer3DModel", "proj_out", "name for the layer proj_out"),
         ("CogVideoXTransformer3DModel", "transformer_blocks.0.norm1.linear", "norm1.linear"),
     ],

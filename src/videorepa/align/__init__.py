@@ -1,8 +1,8 @@
 """Brings a student's tokens and a teacher's onto one grid, and compares them while a model trains.
 
-The steps are: tap a block (`taps`), bring both sides to one grid (`resampling`) and one width
-(`projector`), compare them by the recipe's terms (`terms`), and measure each term's gradient
-(`gradients`). `contract` checks a recipe's shapes before any of this runs.
+`taps` keeps a block's output. `resampling` brings both sides to one grid, and `projector` to one
+width. `terms` compares them as the recipe says, and `gradients` measures each term's gradient.
+`contract` checks a recipe's shapes before any of this runs.
 """
 
 from videorepa.align.projector import Projector

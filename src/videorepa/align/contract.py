@@ -1,4 +1,4 @@
-"""The shape contract of a recipe: what each alignment term compares, checked before any work."""
+"""Checks the shapes of a recipe before any work: what each alignment term compares."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from videorepa.tokens import TokenGrid
 
 @dataclass(frozen=True)
 class Contract:
-    """What a recipe's clips become in its backbone, and what its terms compare.
+    """The shapes of a recipe's clips in its backbone, and of what its terms compare.
 
-    Args:
+    Attributes:
       shapes: The backbone's shapes for the recipe's clips.
       terms: The grids of each alignment term, by its name; shapes only.
-      projector_parameters: Weights of all projectors together.
+      projector_parameters: The number of weights of all projectors.
     """
 
     shapes: BackboneShapes
@@ -72,7 +72,7 @@ def _projector_parameters(
     with torch.device("meta"):
         terms = Terms(recipe, shapes)
     for (_, term), shape in zip(terms.named(), compared.values(), strict=True):
-        # A projector or loss that would raise in training raises here, on frames of one token.
+        # A projector or loss that would raise in training raises here.
         projected = term.projector(shape.student, like=shape.common)
         sides = (projected, resample(shape.target, like=shape.common))
         term.align.loss(*(term.centred(_thin(side)) for side in sides))
@@ -80,7 +80,7 @@ def _projector_parameters(
 
 
 def _thin(grid: TokenGrid) -> TokenGrid:
-    """A grid of zeros with the same steps in time and one token a frame."""
+    """Make a grid of zeros with the same steps in time and one token a frame."""
     steps = grid.size[0]
     saliency = None if grid.saliency is None else torch.zeros(1, steps, 1, 1)
     return replace(grid, tokens=torch.zeros(1, steps, 1, 1, grid.width), saliency=saliency)

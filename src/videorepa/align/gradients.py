@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class TermResult(NamedTuple):
-    """What one alignment term gives for one batch.
+    """The result of one alignment term for one batch.
 
-    Args:
+    Attributes:
       suffix: Added to the names of the logged values: "" for a single term, else ".name".
       weight: The term's coefficient at this step; 0 for a probe.
       loss: The unweighted loss, a scalar.
       similarity: The mean-centred similarity of the two sides, a scalar.
-      gradients: The term's gradients, measured by the time the backward pass has ended.
+      gradients: The term's gradients; complete once the backward pass has ended.
     """
 
     suffix: str
@@ -48,11 +48,11 @@ class Aligned(NamedTuple):
 
     @property
     def counted(self) -> float:
-        """The weighted sum of the losses, in which probes count nothing."""
+        """The weighted sum of the losses, without probes."""
         return sum((term.weight * term.loss.item() for term in self.terms), 0.0)
 
     def read(self) -> dict[str, float]:
-        """The values to log, after the backward pass."""
+        """Give the values to log, after the backward pass."""
         return {
             key + term.suffix: value
             for term in self.terms
@@ -68,8 +68,8 @@ class Aligned(NamedTuple):
 class Gradients:
     """Measures the gradients of both losses at the tapped tokens, in the one backward pass.
 
-    The term reads the tokens through `branch`, so its gradient can be told from the rest of what
-    arrives at the tokens: the gradient of the diffusion loss, and of terms that tap deeper blocks.
+    The term reads the tokens through `branch`, which separates its gradient from the rest of what
+    arrives at the tokens: the gradients of the diffusion loss and of terms that tap deeper blocks.
     A learnable projector can absorb all of the alignment's gradient; this makes that visible.
 
     Args:
@@ -106,7 +106,7 @@ class Gradients:
         self._denoise = rest.norm().item()
 
     def read(self) -> dict[str, float]:
-        """Norms of the term's gradient and of the rest, and the cosine of the two."""
+        """Give the norms of the term's gradient and of the rest, and the cosine of the two."""
         return {
             "grad_align": self._align,
             "grad_denoise": self._denoise,

@@ -44,17 +44,17 @@ class Projector(nn.Module):
 
     @classmethod
     def between(cls, student: TokenGrid, teacher: TokenGrid, hidden: int = 2048) -> Projector:
-        """The projector for two grids; their ratio is rounded to whole numbers, at least 1."""
+        """Make the projector for two grids, whose ratio is rounded to whole numbers from 1 on."""
         return cls(student.width, teacher.width, hidden, _ratio(student, teacher))
 
     def forward(self, student: TokenGrid, like: TokenGrid) -> TokenGrid:
-        """The student's tokens at the teacher's width, on the grid of `like`."""
+        """Project the student's tokens to the teacher's width, on the grid of `like`."""
         student = student.since(like.start)
         return resample(student.with_tokens(self.mlp(student.tokens)), like, self.conv)
 
 
 class ConvProjector(nn.Module):
-    """iREPA's projector (arXiv 2512.10794): a 3 x 3 convolution on each frame for the MLP."""
+    """iREPA's projector (arXiv 2512.10794): a 3 x 3 convolution on each frame, then `resample`."""
 
     def __init__(
         self, student_width: int, teacher_width: int, ratio: tuple[int, int] = (1, 1)
@@ -69,7 +69,7 @@ class ConvProjector(nn.Module):
 
 
 class NoProjector(nn.Module):
-    """Only `resample`, for two grids of one width."""
+    """Applies `resample` alone, to two grids of one width."""
 
     def forward(self, student: TokenGrid, like: TokenGrid) -> TokenGrid:
         return resample(student, like)
@@ -78,7 +78,7 @@ class NoProjector(nn.Module):
 def projector_between(
     kind: Literal["mlp", "conv", "none"], student: TokenGrid, teacher: TokenGrid, hidden: int
 ) -> nn.Module:
-    """The projector of a kind for two grids.
+    """Make the projector of a kind for two grids.
 
     Args:
       kind: "mlp" (`Projector`), "conv" (`ConvProjector`) or "none" (`NoProjector`).

@@ -1,4 +1,4 @@
-"""Brings one token grid to another's places in time and space."""
+"""Brings one token grid to another's positions in time and space."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from videorepa.tokens import TokenGrid
 
 
 def resample(student: TokenGrid, like: TokenGrid, spatial: nn.Conv2d | None = None) -> TokenGrid:
-    """The student's tokens on the grid of `like`.
+    """Bring the student's tokens to the grid of `like`.
 
     Steps that cover frames before the first of `like` are dropped, as VideoREPA drops CogVideoX's
     first latent frame. Time is interpolated linearly. Each frame then goes through `spatial`.
-    Where time is stretched, space goes first: the operations are linear and act on different axes,
-    so the result is the same for less work.
+    Where time is stretched, space goes first. That is less work for the same result, since the two
+    operations are linear and act on different axes.
 
     Args:
       student: The grid to resample.
@@ -32,11 +32,9 @@ def resample(student: TokenGrid, like: TokenGrid, spatial: nn.Conv2d | None = No
     _, height, width = like.size
 
     def in_space(grid: TokenGrid) -> TokenGrid:
-        return (
-            grid.at_size(height, width)
-            if spatial is None
-            else grid.convolved(spatial, height, width)
-        )
+        if spatial is None:
+            return grid.at_size(height, width)
+        return grid.convolved(spatial, height, width)
 
     if student.size[0] < like.size[0]:
         return in_space(student).at_times_of(like)
@@ -49,15 +47,15 @@ InterpolatedSide = Literal["student", "teacher", "teacher_in_space", "teacher_in
 def common_grid(
     student: TokenGrid, teacher: TokenGrid, interpolate: InterpolatedSide = "student"
 ) -> TokenGrid:
-    """The grid on which student and teacher are compared, with tokens on the meta device.
+    """Choose the grid on which student and teacher are compared, with tokens on the meta device.
 
     Args:
       student: The student's grid; only its shape counts.
       teacher: The teacher's grid; only its shape counts.
       interpolate: The side that is brought to the other's grid; the four rows of VideoREPA's
-        ablation. "student" (published): the teacher's grid. "teacher": the student's grid.
-        "teacher_in_space": the teacher's steps with the student's rows and columns.
-        "teacher_in_time": the student's steps with the teacher's rows and columns.
+        ablation. "student" (published) gives the teacher's grid, "teacher" the student's.
+        "teacher_in_space" gives the teacher's steps with the student's rows and columns.
+        "teacher_in_time" gives the student's steps with the teacher's rows and columns.
 
     Raises:
       UserError: The two grids share no frame.
@@ -75,12 +73,12 @@ def common_grid(
 
 @torch.no_grad()
 def centred_similarity(student: TokenGrid, teacher: TokenGrid) -> Tensor:
-    """Mean-centred similarity of two grids: a scalar, 1 for the same geometry, 0 for unrelated.
+    """Measure the mean-centred similarity of two grids of one size.
 
-    From each token its clip's mean token is subtracted; R holds the cosines of all pairs of a
-    clip's tokens. The result is the mean over clips of cos(R_student, R_teacher). Without
-    centring, the cosine with a video teacher is near 0.9 even for a constant prediction, because
-    the teacher's tokens share a large mean.
+    Let R hold the cosines of all pairs of a clip's tokens, each minus the clip's mean token. The
+    similarity is the mean over clips of cos(R_student, R_teacher): 1 for the same geometry, 0 for
+    unrelated ones. Without the mean subtracted, the cosine with a video teacher is near 0.9 even
+    for a constant prediction, because the teacher's tokens share a large mean.
     """
 
     def relations(tokens: Float[Tensor, "b t h w d"]) -> Float[Tensor, "b n n"]:

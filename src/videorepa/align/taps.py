@@ -17,7 +17,7 @@ class Tapped:
         self._output: Any = None
 
     def take(self) -> Any:
-        """Hand out the block's output and let go of it.
+        """Give the block's output, and release it.
 
         Raises:
           RuntimeError: The block has not run since the last call.

@@ -24,7 +24,7 @@ from videorepa.tokens import TokenGrid
 
 
 class Grids(NamedTuple):
-    """The shapes of a term's two sides, and of the common grid on which they are compared."""
+    """The grids of a term's two sides, and the common grid on which they are compared."""
 
     student: TokenGrid
     target: TokenGrid
@@ -64,7 +64,7 @@ class Term(nn.Module):
     Attributes:
       align: The term's section of the recipe.
       common: The grid on which the two sides are compared.
-      projector: Brings the student to it.
+      projector: Brings the student to the common grid.
       cosines: Cosines of the term's gradient and the diffusion loss's, over the latest steps.
       stopped: Whether the rule to stop has ended the term.
     """
@@ -119,7 +119,7 @@ class Term(nn.Module):
         return ((1 - sigma**2) * torch.stack(losses)).mean()
 
     def watch(self, cosine: float) -> None:
-        """Note the cosine of a step's two gradients; stop if their mean is negative."""
+        """Record the cosine of a step's two gradients; stop the term if their mean is negative."""
         if self.align.when.opposed is None:
             return
         self.cosines.append(cosine)
@@ -130,9 +130,13 @@ class Term(nn.Module):
 class Terms(nn.Module):
     """All alignment terms of a recipe; without any, training is plain fine-tuning.
 
-    At weight 0 a term is a probe: its projector learns on tokens that are cut off from the
-    transformer. The control is then plain fine-tuning, and its alignment is measured as fairly as
-    the aligned run's.
+    A term of weight 0 is a probe: its projector learns on tokens that are cut off from the
+    transformer. With a probe, the alignment of plain fine-tuning is measured in the same way as
+    that of an aligned run.
+
+    Args:
+      recipe: Names the terms.
+      shapes: The backbone's shapes for the recipe's clips.
     """
 
     def __init__(self, recipe: Recipe, shapes: BackboneShapes) -> None:
@@ -144,19 +148,24 @@ class Terms(nn.Module):
         self._taps: dict[int, Tapped] = {}
 
     def named(self) -> Iterator[tuple[str, Term]]:
-        """The terms, each with the suffix of its logged values: "" for one term, else ".name"."""
+        """Give each term with the suffix of its logged values: "" for one term, else ".name"."""
         for name, term in zip(self.names, self.each, strict=True):
             assert isinstance(term, Term)
             yield ("" if len(self.names) == 1 else f".{name}"), term
 
+    @property
+    def blocks(self) -> set[int]:
+        """The numbers of the blocks that the terms compare, from 1."""
+        sides = (side for _, term in self.named() for side in (term.align.block, term.align.target))
+        return {side for side in sides if isinstance(side, int)}
+
     @contextmanager
     def tapped(self, backbone: Backbone) -> Iterator[None]:
-        """Keep the outputs of all blocks that the terms compare while the context lasts."""
-        sides = {side for _, term in self.named() for side in (term.align.block, term.align.target)}
+        """Keep the outputs of the blocks that the terms compare, while the context is open."""
         with ExitStack() as stack:
             self._taps = {
-                side: stack.enter_context(tap(backbone.block(side)))
-                for side in sorted(side for side in sides if isinstance(side, int))
+                number: stack.enter_context(tap(backbone.block(number)))
+                for number in sorted(self.blocks)
             }
             yield
 
@@ -175,11 +184,11 @@ class Terms(nn.Module):
           step: The training step, from 0.
           backbone: The model whose blocks are tapped.
           latents: The clips' latents.
-          denoised: What the transformer predicted of them.
+          denoised: The transformer's prediction for them.
           teachers: The clips' features by their encoder.
           frames: Frames of a clip.
         """
-        outputs: dict[Any, Any] = {side: tapped.take() for side, tapped in self._taps.items()}
+        outputs: dict[Any, Any] = {number: tapped.take() for number, tapped in self._taps.items()}
         outputs |= {"clean": denoised.clean, "latents": latents}
 
         def grid(side: Any, output: Any) -> TokenGrid:
@@ -209,7 +218,7 @@ class Terms(nn.Module):
                 term.watch(cosine)
 
     def clipped(self) -> tuple[list[nn.Parameter], list[list[nn.Parameter]]]:
-        """Parameters to clip together with the transformer's, and each probe's to clip by itself.
+        """Give the parameters to clip with the transformer's, and each probe's to clip alone.
 
         A probe's gradients must not change how much the transformer's are scaled.
         """
@@ -223,13 +232,13 @@ class Terms(nn.Module):
         return together, apart
 
     def stopping_state(self) -> list[dict[str, Any]]:
-        """The state of the rules to stop, as plain values, for a checkpoint."""
+        """Give the state of the rules to stop, as plain values, for a checkpoint."""
         return [
             {"cosines": list(term.cosines), "stopped": term.stopped} for _, term in self.named()
         ]
 
     def load_stopping_state(self, states: list[dict[str, Any]]) -> None:
-        """Restore what `stopping_state` gave."""
+        """Restore a state that `stopping_state` gave."""
         for (_, term), state in zip(self.named(), states, strict=True):
             term.cosines.extend(state["cosines"])
             term.stopped = state["stopped"]

@@ -1,1 +1,1 @@
-"""Weights on their way in and out: LoRA files, ZeRO checkpoints, model cards, the stock check."""
+"""Reads and writes weights for others: LoRA files, ZeRO checkpoints, model cards, stock checks."""

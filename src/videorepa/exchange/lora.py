@@ -1,4 +1,4 @@
-"""LoRA files in the layouts that diffusers and ComfyUI read, with their strength in the weights."""
+"""Writes LoRA files that diffusers and ComfyUI read, with the strength in the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from videorepa.errors import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls a LoRA in a folder."""
+"""The name under which diffusers looks for a LoRA in a folder."""
 
 COMFYUI_FILE = "comfyui_lora.safetensors"
 
@@ -41,30 +41,32 @@ _COMFYUI_NAMES: dict[str, dict[str, str]] = {
         r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)": r"\g<0>",
     },
 }
-"""A transformer's layers: pattern of diffusers' name -> name in ComfyUI's own class of that model
-(its folder comfy/ldm). Models whose query, key and value are one layer there are left out."""
+"""How ComfyUI names the layers of a diffusers transformer: for each class, the pattern of a layer's
+name in diffusers, and the name in ComfyUI's own class of the model (its folder comfy/ldm).
+
+Models whose query, key and value are one layer in ComfyUI are left out."""
 
 
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA whose strength is in its weights: each layer's weight grows by up @ down.
 
-    Files say rank and alpha in a header or beside the weights, and several public ways of loading
-    read neither (diffusers' `load_lora_adapter` of a file, `load_lora_weights` of a dict): they
-    take alpha to be the rank. So it is, in every file written here.
+    A LoRA file may state rank and alpha in its header or beside the weights. Several public loaders
+    read neither (diffusers' `load_lora_adapter` of a file, `load_lora_weights` of a dict) and take
+    alpha to be the rank. So in the files that this class writes, alpha is the rank.
 
     Args:
-      layers: Name of the layer -> (down, (rank, in, ...)) and (up, (out, rank, ...)).
+      layers: By name of the layer, down (rank, in, ...) and up (out, rank, ...).
     """
 
     layers: dict[str, tuple[Tensor, Tensor]]
 
     @classmethod
     def scaled(cls, layers: dict[str, tuple[Tensor, Tensor]], scale: float) -> Adapter:
-        """The adapter that adds scale * up @ down; scale is alpha / rank.
+        """Make the adapter that adds scale * up @ down, where scale is alpha / rank.
 
-        Powers of two change no digit of a weight. Other scales are written in float32, because the
-        products would be rounded once more in anything shorter.
+        A power of two changes no digit of a weight. With any other scale `up` becomes float32,
+        since the products would be rounded once more in a shorter dtype.
         """
         is_exact = math.frexp(scale)[0] == 0.5
         return cls(
@@ -76,7 +78,7 @@ class Adapter:
 
     @classmethod
     def of(cls, transformer: Any) -> Adapter:
-        """What `add_lora` has put into a transformer."""
+        """Extract what `add_lora` put into a transformer and training changed."""
         from peft.utils import get_peft_model_state_dict
 
         state, config = get_peft_model_state_dict(transformer), transformer.peft_config["default"]
@@ -98,10 +100,10 @@ class Adapter:
         )
 
     def save_for_diffusers(self, path: Path) -> None:
-        """Write the layout of diffusers' own writer.
+        """Write the file in the layout that diffusers itself writes.
 
-        The header holds rank, alpha and the layers' names, not all of peft's settings, which peft
-        of another version would refuse.
+        The header holds rank, alpha and the layers' names. It leaves out peft's other settings,
+        since another version of peft would refuse them.
         """
         weights = {
             f"transformer.{name}.lora_{part}.weight": matrix.detach().contiguous()
@@ -113,13 +115,14 @@ class Adapter:
         save_file(weights, path, {"lora_adapter_metadata": about})
 
     def save_for_comfyui(self, path: Path, names: dict[str, str]) -> None:
-        """Write the layout that ComfyUI's loader takes for any model.
+        """Write the file in the layout that ComfyUI's loader takes for any model.
 
-        Alpha stands beside each layer's two matrices, whose shape is the rank. There is no header,
-        because diffusers reads this layout for some models and would apply alpha a second time.
+        Alpha is beside each layer's two matrices. There is no header, because diffusers reads this
+        layout for some models and would apply alpha a second time.
 
         Args:
-          names: What ComfyUI calls each layer, as `comfyui_names` gives them.
+          path: The file to write.
+          names: ComfyUI's name of each layer, from `comfyui_names`.
         """
         weights = {}
         for name, (down, up) in self.layers.items():
@@ -131,14 +134,22 @@ class Adapter:
 
 
 def comfyui_names(kind: str, layers: Iterable[str]) -> dict[str, str]:
-    """What ComfyUI calls these layers of a diffusers transformer of the class `kind`.
+    """Translate names of layers from diffusers to ComfyUI.
 
-    Raises UserError for a model, or a layer of one, whose name there is not known.
+    Args:
+      kind: The transformer's class in diffusers.
+      layers: Names of its layers.
+
+    Returns:
+      ComfyUI's names by diffusers' names.
+
+    Raises:
+      UserError: `_COMFYUI_NAMES` lacks the class or a layer.
     """
     patterns = _COMFYUI_NAMES.get(kind)
     if patterns is None:
         raise UserError(
-            f"ComfyUI's names for the layers of {kind} are not known here; they are for "
+            f"videorepa does not know ComfyUI's names for the layers of {kind}, only for those of "
             f"{', '.join(_COMFYUI_NAMES)}. Export in the format diffusers."
         )
     names = {}
@@ -147,8 +158,9 @@ def comfyui_names(kind: str, layers: Iterable[str]) -> dict[str, str]:
         named = [match.expand(name) for match, name in matches if match]
         if not named:
             raise UserError(
-                f"ComfyUI's name for the layer {layer} of {kind} is not known here. Export in the "
-                "format diffusers, or train on attention and feed-forward layers of blocks alone."
+                f"videorepa does not know ComfyUI's name for the layer {layer} of {kind}. Export "
+                "in the format diffusers, or train on attention and feed-forward layers of blocks "
+                "alone."
             )
         names[layer] = named[0]
     return names

@@ -18,11 +18,18 @@ from videorepa.recipe import Recipe
 def model_card(
     run: Run, recipe: Recipe, step: int, product: str, part: str, evaluations: Sequence[Scores]
 ) -> str:
-    """Markdown with the Hub's header: what was trained from what, on what, how it scores, how to
-    use it, the recipe and the environment.
+    """Write the card of exported weights, as Markdown with the Hub's header.
 
-    product: name of the exported file or folder. part: of the base model's pipeline, that it is
-    for. evaluations: what `evaluate` found.
+    It says what was trained from which base model and on which clips, how the result scores, and
+    how to use it. The recipe and the environment are in it as a whole.
+
+    Args:
+      run: The run that trained the weights.
+      recipe: The run's recipe.
+      step: The step of the exported checkpoint.
+      product: The name of the exported file or folder.
+      part: The part of the base model's pipeline that the product is for.
+      evaluations: The scores of the run's clips.
     """
     base = recipe.backbone.weights
     header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-video"}
@@ -30,7 +37,7 @@ def model_card(
         header["base_model"] = base
     header["tags"] = ["videorepa"] if recipe.train.lora is None else ["videorepa", "lora"]
     optim, data = recipe.optim, recipe.data
-    parts = [
+    sections = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {recipe.name}",
         recipe.about or "Fine-tuned with videorepa.",
@@ -48,13 +55,13 @@ def model_card(
         "## Scores",
         *(map(_scores, evaluations) if evaluations else ["None were measured."]),
         "## License",
-        f"These weights are made from {base}, and its license holds for them too. What the clips "
-        "they were trained on allow has to be looked up where those came from.",
+        f"These weights are made from {base}, and its license holds for them too. Look up the "
+        "license of the clips where they come from.",
         "## Made with",
-        f"The recipe, whole:\n\n```yaml\n{recipe.text().rstrip()}\n```",
+        f"The whole recipe:\n\n```yaml\n{recipe.text().rstrip()}\n```",
         f"```json\n{json.dumps(run.environment, indent=1)}\n```",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def _in_the_folder(product: str, part: str) -> str:
@@ -85,13 +92,13 @@ def _alignment(recipe: Recipe) -> str:
     )
 
 
-def _scores(found: Scores) -> str:
-    """A table of one evaluation, with the comparison if there is one."""
-    summary, comparison = found.summary, found.comparison
+def _scores(scores: Scores) -> str:
+    """Write the table of one evaluation, and of its comparison if it has one."""
+    summary, comparison = scores.summary, scores.comparison
     rows = ["| metric | value | 95 % interval | clips |", "|---|---|---|---|"]
     rows += [f"| {name} | {_metric(metric)} |" for name, metric in summary.metrics.items()]
     failed = f"; {len(summary.failures)} clips could not be scored" if summary.failures else ""
-    clips = found.folder.resolve().parent.name
+    clips = scores.folder.resolve().parent.name
     lines = [
         f"{summary.benchmark} {summary.version}, on the clips in `{clips}`{failed}:",
         "",
@@ -112,7 +119,7 @@ def _metric(metric: Metric) -> str:
 
 
 def _difference(difference: MetricDifference) -> str:
-    if difference.p is None:  # No share: the difference is in the metric's own unit.
+    if difference.p is None:  # The metric is no share; the difference is in its own unit.
         return f"{difference.difference:+.3g} | {_interval(difference, '.3g')} |"
     return f"{difference.difference:+.1f} | {_interval(difference)} | {difference.p:.3f}"
 

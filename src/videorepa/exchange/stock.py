@@ -1,4 +1,4 @@
-"""Checks an export: stock diffusers has to compute the same output, in its own process."""
+"""Runs an export in stock diffusers, in a process of its own, to compare the outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 
-# Runs in a process that knows nothing of videorepa: what a user of the export would write. ComfyUI
-# itself is not at hand; what it does with a LoRA is, given which of diffusers' layers it names.
+# Runs in a process that does not import videorepa, as a user of the export would write it. A LoRA
+# for ComfyUI is added to diffusers' layers in the way in which ComfyUI adds it to its own.
 _STOCK = """
 import json, sys
 import diffusers, torch
@@ -43,16 +43,16 @@ else:
     else:
         weights, metadata = pipeline_class.lora_state_dict(product, return_lora_metadata=True)
         pipeline_class.load_lora_into_transformer(weights, transformer, metadata=metadata)
-given = torch.load(inputs, weights_only=True)
+arguments = torch.load(inputs, weights_only=True)
 with torch.no_grad():
-    sample = transformer.to(torch.float32).eval()(**given, return_dict=False)[0]
+    sample = transformer.to(torch.float32).eval()(**arguments, return_dict=False)[0]
 save_file({"sample": sample.contiguous()}, answer)
 assert "videorepa" not in sys.modules
 """
 
 
 def inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
-    """Fixed arguments of the transformer."""
+    """Draw arguments for the recipe's transformer, the same ones every time."""
     shapes = recipe.backbone.shapes(recipe.data)
     draw = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, *shapes.latents, generator=draw)
@@ -66,8 +66,8 @@ def inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def output(transformer: Any, given: dict[str, Any]) -> Tensor:
-    return transformer.eval()(**given, return_dict=False)[0]
+def output(transformer: Any, arguments: dict[str, Any]) -> Tensor:
+    return transformer.eval()(**arguments, return_dict=False)[0]
 
 
 def stock_output(
@@ -75,17 +75,24 @@ def stock_output(
     classes: tuple[str, str],
     base: tuple[str, str],
     names: dict[str, str],
-    given: dict[str, Any],
+    arguments: dict[str, Any],
 ) -> Tensor:
-    """What the pipeline's and the transformer's stock classes make of the export.
+    """Compute the output of an exported transformer with stock diffusers.
 
-    base: the base model's folder, and the transformer's in it. names: of the layers in a LoRA for
-    ComfyUI, else empty. given: the transformer's arguments.
+    Args:
+      product: The exported file or folder.
+      classes: Names of the pipeline's and the transformer's classes in diffusers.
+      base: The base model's folder, and the name of the transformer's folder in it.
+      names: ComfyUI's names of a LoRA's layers by diffusers' names; empty for other exports.
+      arguments: The transformer's arguments.
+
+    Raises:
+      UserError: diffusers cannot load the export.
     """
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / name for name in ("names.json", "inputs", "answer")]
         paths[0].write_text(json.dumps(names))
-        torch.save(given, paths[1])
+        torch.save(arguments, paths[1])
         done = subprocess.run(
             [sys.executable, "-c", _STOCK, *classes, product, *base, *paths],
             capture_output=True,

@@ -1,7 +1,7 @@
 """Merges a DeepSpeed ZeRO stage 2 checkpoint into whole float32 weights, without DeepSpeed.
 
-DeepSpeed leaves a script `zero_to_fp32.py` beside such a checkpoint. It is never run here, and the
-files, which are pickles, are read as plain data alone.
+The files are pickles. They are read as plain data, and the script `zero_to_fp32.py` that DeepSpeed
+leaves beside them is never run.
 """
 
 from __future__ import annotations
@@ -26,36 +26,43 @@ _ALLOWED = (
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
-"""Classes of DeepSpeed's whose objects lie in its files beside the weights."""
+"""Classes of DeepSpeed whose objects are in its files, beside the weights."""
 
 
 class _Ignored:
-    """Takes the place of such an object, which is not needed: it keeps values and does nothing."""
+    """Stands in for an object of an `_ALLOWED` class: it keeps the values and does nothing."""
 
     def __init__(self, *values: Any) -> None:
         self.values = values
 
 
 def holds_partitions(folder: Path) -> bool:
-    """Whether a folder is, or holds, a ZeRO checkpoint of DeepSpeed's."""
+    """Whether a folder is, or holds, a ZeRO checkpoint."""
     return (folder / "zero_to_fp32.py").is_file() or bool(_tagged(folder))
 
 
 def merge(folder: Path) -> dict[str, Tensor]:
-    """The float32 weights of a checkpoint by their names in the model, buffers and frozen ones too.
+    """Merge the float32 weights of a checkpoint, with buffers and frozen weights.
 
-    folder: as DeepSpeed writes it, with the files in a folder of their own, or that folder.
-    Of each group of parameters, every rank holds an equal part of one flat vector, which is the
-    parameters one after the other, filled up to a multiple of twice the number of ranks.
-    Raises UserError for another layout, a missing part, a file that is not plain data, and if the
-    outcome does not agree with the model's own copy in half precision.
+    For each group of parameters, every rank holds an equal part of one flat vector. The vector is
+    the concatenated parameters, padded to a multiple of twice the number of ranks.
+
+    Args:
+      folder: The folder that DeepSpeed wrote, or the folder in it that holds the files.
+
+    Returns:
+      The weights by their names in the model.
+
+    Raises:
+      UserError: The checkpoint has another layout or lacks a part, a file is not plain data, or the
+        weights do not agree with the checkpoint's own copy in half precision.
     """
     states = _states_folder(folder)
     paths = _partition_paths(states)
     model = _load(states / _MODEL)
     partitions = [_load(path) for path in paths]
     try:
-        weights = _merged(model, [part["optimizer_state_dict"] for part in partitions])
+        weights = _concatenated(model, [part["optimizer_state_dict"] for part in partitions])
         stored = {
             name: value for name, value in model["module"].items() if isinstance(value, Tensor)
         }
@@ -64,8 +71,8 @@ def merge(folder: Path) -> dict[str, Tensor]:
             f"{states} is not laid out as DeepSpeed's ZeRO stage 2 leaves it "
             f"({type(error).__name__}: {error})."
         ) from None
-    # Half precision is rounded float32, so this finds partitions that are of another step, in
-    # another order, or laid out otherwise.
+    # Half precision is rounded float32. So weights differ if the partitions are of another step, in
+    # another order or in another layout.
     unlike = [
         name
         for name in weights.keys() & stored.keys()
@@ -80,17 +87,19 @@ def merge(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _merged(model: dict[str, Any], partitions: list[dict[str, Any]]) -> dict[str, Tensor]:
+def _concatenated(model: dict[str, Any], partitions: list[dict[str, Any]]) -> dict[str, Tensor]:
     stage = partitions[0]["zero_stage"]
     stage = stage.values[0] if isinstance(stage, _Ignored) else stage
     if stage not in (1, 2):
-        raise UserError(f"The checkpoint is of ZeRO stage {stage}; stage 2 can be merged.")
+        raise UserError(
+            f"The checkpoint is of ZeRO stage {stage}; only stages 1 and 2 can be merged."
+        )
     ranks = partitions[0]["partition_count"]
     ranks = max(ranks) if isinstance(ranks, list) else ranks
     if ranks != len(partitions):
         raise UserError(
-            f"The checkpoint was written by {ranks} processes, and the partitions of "
-            f"{len(partitions)} are there. Copy the missing *_optim_states.pt files too."
+            f"{ranks} processes wrote the checkpoint, and it has the partitions of "
+            f"{len(partitions)}. Copy the missing *_optim_states.pt files too."
         )
     weights = {name: model["module"][name] for name in model["buffer_names"]}
     weights |= model.get("frozen_param_fragments") or {}
@@ -115,9 +124,9 @@ def _merged(model: dict[str, Any], partitions: list[dict[str, Any]]) -> dict[str
 
 
 def _tagged(folder: Path) -> list[Path]:
-    """Folders with partitions in them: this one, or those in it."""
-    found = [*folder.glob("*_optim_states.pt"), *folder.glob("*/*_optim_states.pt")]
-    return sorted({path.parent for path in found if _PARTITION.fullmatch(path.name)})
+    """Find the folders with partitions among this one and those in it."""
+    paths = [*folder.glob("*_optim_states.pt"), *folder.glob("*/*_optim_states.pt")]
+    return sorted({path.parent for path in paths if _PARTITION.fullmatch(path.name)})
 
 
 def _states_folder(folder: Path) -> Path:
@@ -135,38 +144,40 @@ def _states_folder(folder: Path) -> Path:
 
 
 def _partition_paths(states: Path) -> list[Path]:
-    """The ranks' files in the order of the ranks."""
-    found = {}
+    """List the files of all ranks in the order of the ranks."""
+    by_rank = {}
     for path in states.iterdir():
         if match := _PARTITION.fullmatch(path.name):
-            rank, slice_ = int(match[1]), int(match[2])
-            if slice_:
-                raise UserError(f"{states} is of a model in parallel slices, which is not merged.")
-            found[rank] = path
-    if sorted(found) != list(range(len(found))):
+            if int(match[2]):
+                raise UserError(
+                    f"{states} is of a model with tensor parallelism, which cannot be merged."
+                )
+            by_rank[int(match[1])] = path
+    ranks = sorted(by_rank)
+    if ranks != list(range(len(ranks))):
         raise UserError(
-            f"{states} holds the partitions of ranks {', '.join(map(str, sorted(found)))}; "
+            f"{states} holds the partitions of ranks {', '.join(map(str, ranks))}; "
             "those between are missing. Copy them too."
         )
     if not (states / _MODEL).is_file():
         raise UserError(
-            f"{states} has no {_MODEL}, which names the weights. ZeRO stage 2 writes one; stage 3, "
-            "which does not, is not merged."
+            f"{states} has no {_MODEL}, which names the weights. ZeRO stage 2 writes it; stage 3 "
+            "does not and cannot be merged."
         )
-    return [found[rank] for rank in range(len(found))]
+    return [by_rank[rank] for rank in ranks]
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """One file as plain data. Mapped, not read: most of it is optimiser state."""
+    """Map a file as plain data, without reading it: most of it is optimiser state."""
     try:
         with torch.serialization.safe_globals([(_Ignored, name) for name in _ALLOWED]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        said = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {said[1]}" if said else f"{type(error).__name__}"
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {refused[1]}" if refused else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as plain data ({what}). It is damaged, or a pickle that would "
-            "run code, which is never loaded."
+            f"{path} cannot be read as plain data ({reason}). It is damaged, or it would run "
+            "code; such a file is never loaded."
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a table.")

@@ -2,7 +2,7 @@
 
 The prediction runs the training's own code once, on tensors that have shapes and no content. A
 ledger records every storage from its creation to its end, and counts the operations of every
-product. So no knowledge of a model's inside is needed, and a new model needs nothing here.
+product. So the prediction knows nothing of a model's structure, and a new model needs no code here.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from videorepa.training.ledger import BETWEEN, PARTS, Ledger, size_in_bytes
 from videorepa.training.memory import moment_bytes
 from videorepa.training.student import Student
 
-WORKING = 32e6
-"""Bytes by which Python and its libraries grow at work, beside the tensors.
+WORKING_BYTES = 32e6
+"""The bytes, besides tensors, by which a process grows while it trains.
 
-Fitted to what timings/memory.py measures.
+Fitted to the measurements of timings/memory.py.
 """
 
 
@@ -44,7 +44,7 @@ class Cost:
       device: The device of the prediction.
       dtype: The dtype that the step computes in.
       parts: Bytes at the step's peak, by what they are for.
-      loading: Bytes at the worst moment of loading, or 0 where that is not known.
+      loading: Bytes at the worst moment of loading; 0 if it is not predicted.
       operations: Floating-point operations of the whole step; a multiply-add counts as two.
     """
 
@@ -115,7 +115,7 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
     parts = {part: ledger.at_peak[part] for part in PARTS if ledger.at_peak[part]}
     loading = 0
     if device.type == "cpu":
-        parts["process"] = process + int(WORKING)
+        parts["process"] = process + int(WORKING_BYTES)
         # Adapters are made after loading.
         held = frozen if recipe.train.lora is not None else trained
         worst = _while_loading(recipe, sum(map(size_in_bytes, held)))
@@ -149,9 +149,7 @@ def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
     backbone = student.backbone
     blocks = student.recipe.backbone.shapes(student.recipe.data).blocks
     each = {number: backbone.block(number) for number in range(1, blocks + 1)}
-    tapped = {
-        side for _, term in student.terms.named() for side in (term.align.block, term.align.target)
-    }
+    tapped = student.terms.blocks
     has_trained, pairs, skipped = False, {}, []
 
     def kind(number: int) -> Any:
@@ -200,8 +198,8 @@ def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
 
     for _, run in groupby(each, kind):
         numbers = list(run)
-        for place, number in enumerate(numbers):
-            if 2 <= place < len(numbers) - 2:
+        for position, number in enumerate(numbers):
+            if 2 <= position < len(numbers) - 2:
                 skip(number, numbers[1])
                 watch(number, numbers[1], numbers[-2])
             else:
