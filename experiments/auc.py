@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from videorepa.probing.readout import FOLDS, Axes
+from videorepa.probing.readout import FOLDS, PrincipalAxes
 
 INNER_FOLDS = 3
 
@@ -38,10 +38,10 @@ def read_label(features: Float[np.ndarray, "n d"], label: Bool[np.ndarray, " n"]
     """Measure how well a logistic regression tells the label of clips it was not fitted to.
 
     There are five folds, stratified by label. In each, features are standardised on the fitted
-    clips (`Axes`) and scaled to a mean square length of 1; three further folds within choose the
-    regularisation by log loss. Scores of different fits cannot be compared, so the AUC counts only
-    pairs that were held out in the same fold. The interval is a bootstrap over clips with the fits
-    as they are.
+    clips (`PrincipalAxes`) and scaled to a mean square length of 1; three further folds within
+    choose the regularisation by log loss. Scores of different fits cannot be compared, so the AUC
+    counts only pairs that were held out in the same fold. The interval is a bootstrap over clips
+    with the fits as they are.
 
     Raises:
         ValueError: Either answer has fewer than 10 clips.
@@ -58,7 +58,7 @@ def read_label(features: Float[np.ndarray, "n d"], label: Bool[np.ndarray, " n"]
     fold = np.empty(len(label), int)
     splits = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(features, label)
     for number, (fitted, held_out) in enumerate(splits):
-        axes = Axes(features[fitted])
+        axes = PrincipalAxes(features[fitted])
         length = np.sqrt((axes.fitted**2).sum(1).mean()) or 1.0
         search = GridSearchCV(
             LogisticRegression(max_iter=1000),

@@ -17,9 +17,9 @@ from videorepa.artifacts.finished import claim_folder, read_finished, write_fini
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError
 from videorepa.probing.blocks import Blocks, encode
-from videorepa.probing.clips import Clips, readable_clips
-from videorepa.probing.closeness import closeness, mean_reading
-from videorepa.probing.records import Reading, Scan
+from videorepa.probing.clips import Clips, first_readable_clips
+from videorepa.probing.closeness import closeness, mean_over_clips
+from videorepa.probing.records import Measurement, Scan
 from videorepa.probing.scan_table import sentences
 from videorepa.probing.sources import all_teachers, check_blocks, straw_men
 from videorepa.recipe import Recipe
@@ -88,7 +88,7 @@ def scan(
         raise UserError(f"A scan needs 2 clips or more, to see how they spread; got {clips}.")
     for name, spec in specs.items():
         _check_overlap(name, shapes.grid, spec.shape(recipe.data.frames))
-    shown, digest, notes = readable_clips(recipe, clips)
+    shown, digest, notes = first_readable_clips(recipe, clips)
     where = pick_device(device)
     dtype = compute_dtype(recipe.train.precision, where)
 
@@ -96,15 +96,15 @@ def scan(
     claim_folder(out, PARTS, "scan")
     missing = [part for part in parts if part.read() is None]
     _measure(recipe, missing, specs, numbers, shown, where, dtype)
-    readings = [reading for part in parts for reading in part.read() or ()]
+    measurements = [each for part in parts for each in part.read() or ()]
     measured = Scan(
         teachers=list(specs),
         blocks=numbers,
         noise_levels=levels,
         aligned_blocks=recipe.aligned_blocks,
-        readings=readings,
+        measurements=measurements,
         notes=notes,
-        says=sentences(list(specs), readings),
+        says=sentences(list(specs), measurements),
         recipe=recipe.text(),
         environment=environment(),
     )
@@ -136,16 +136,16 @@ class _ScanPart:
     level: float | None
     made_with: dict[str, Any]
 
-    def read(self) -> list[Reading] | None:
+    def read(self) -> list[Measurement] | None:
         """Return None if it is yet to be measured. Raises UserError if it is stale or damaged."""
         return read_finished(
             self.path,
             self.made_with,
-            lambda rows: [replace(Reading(**row), teacher=self.teacher) for row in rows],
+            lambda rows: [replace(Measurement(**row), teacher=self.teacher) for row in rows],
         )
 
-    def write(self, readings: Sequence[Reading]) -> None:
-        write_finished(self.path, self.made_with, [asdict(reading) for reading in readings])
+    def write(self, measurements: Sequence[Measurement]) -> None:
+        write_finished(self.path, self.made_with, [asdict(each) for each in measurements])
 
 
 def _parts(
@@ -201,11 +201,14 @@ def _measure(
     for part in missing:
         if part.level is None:
             of_teacher = features[part.teacher]
-            readings = []
+            measurements = []
             for source, spec in straw_men(teachers[part.teacher]).items():
                 near = closeness(_features(spec.load(where, dtype), clips, source), of_teacher)
-                readings += [mean_reading(m, of, part.teacher, source) for m, of in near.items()]
-            part.write(readings)
+                measurements += [
+                    mean_over_clips(measure, values, part.teacher, source)
+                    for measure, values in near.items()
+                ]
+            part.write(measurements)
     levels = sorted({part.level for part in missing if part.level is not None})
     if not levels:
         return
@@ -215,9 +218,11 @@ def _measure(
     student = Blocks(recipe.backbone.load(("transformer",), where, dtype), blocks)
     for level in levels:
         at_level = {part.teacher: part for part in missing if part.level == level}
-        readings = student.distances(encoded, level, {name: features[name] for name in at_level})
+        measurements = student.distances(
+            encoded, level, {name: features[name] for name in at_level}
+        )
         for name, part in at_level.items():
-            part.write(readings[name])
+            part.write(measurements[name])
 
 
 def _features(encoder: Encoder, clips: Clips, name: str) -> TokenGrid:

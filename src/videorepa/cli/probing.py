@@ -94,7 +94,7 @@ def probe(
     """
     from videorepa.probe import probe, read_names
     from videorepa.probing.probe_table import table
-    from videorepa.probing.sources import named, teachers_from
+    from videorepa.probing.sources import models_by_name, teachers_from
     from videorepa.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, set)
@@ -103,7 +103,7 @@ def probe(
         data,
         out,
         protocol=protocol,
-        models=named(models),
+        models=models_by_name(models),
         teachers=teachers_from(teacher, parsed),
         blocks=blocks or None,
         timesteps=timesteps,
