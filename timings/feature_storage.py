@@ -59,8 +59,8 @@ def main() -> None:
         rounded = teacher.with_tokens(teacher.tokens.to(torch.bfloat16).float())
         in_8_bits = teacher.with_tokens(dequantised(*quantised(teacher.tokens)))
         for kind, stored in (("bfloat16", rounded), ("8 bits", in_8_bits)):
-            found, its_gradient = loss_and_gradient(student, stored)
-            moved = abs(found - value) / value
+            moved_value, its_gradient = loss_and_gradient(student, stored)
+            moved = abs(moved_value - value) / value
             turned = ((its_gradient - gradient).norm() / gradient.norm()).item()
             print(f"{name:34} {kind:10} {value:8.4f} {moved:10.4%} {turned:12.4%}")
 

@@ -99,8 +99,8 @@ def compare(name: str, recipe: Recipe, root: Path, repeats: int) -> None:
         mean = sum(peaks) / repeats
         spread = "" if repeats == 1 else f" ({min(peaks) / 1e6:.0f}-{max(peaks) / 1e6:.0f})"
         row += [f"{mean / 1e6:.0f}{spread}", f"{peak / mean:.2f}"]
-    said = " ".join(f"{part} {size / 1e6:.0f}" for part, size in parts.items())
-    print(f"| {name} | {' | '.join(row)} | {said} |", flush=True)
+    listed = " ".join(f"{part} {size / 1e6:.0f}" for part, size in parts.items())
+    print(f"| {name} | {' | '.join(row)} | {listed} |", flush=True)
 
 
 def main() -> None:

@@ -100,20 +100,20 @@ def train_one_way(folder: Path, way: str) -> dict[str, float]:
 
 
 def micro(repeats: int) -> None:
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    measured: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--prepare", folder], check=True)
         for _ in range(repeats):
             for way in WAYS:
                 command = [sys.executable, __file__, "--way", way, "--folder", folder]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    floor = min(row["seconds"] for row in found["none"])
+                measured[way].append(json.loads(done.stdout.splitlines()[-1]))
+    floor = min(row["seconds"] for row in measured["none"])
     print(f"micro model, {BATCH} clips a step, {repeats} repeats of {STEPS - WARM_UP} steps")
     print(
         f"{'alignment':12} {'s/step: least':>14} {'median':>8} {'most':>8} {'against none':>13} GB"
     )
-    for way, rows in found.items():
+    for way, rows in measured.items():
         seconds = sorted(row["seconds"] for row in rows)
         memory = max(row["gigabytes"] for row in rows)
         print(
@@ -164,7 +164,7 @@ def published(repeats: int) -> None:
             part()
             seconds[name].append(time.monotonic() - begun)
             print(f"{name:42} {seconds[name][-1]:8.2f} s", flush=True)
-    least = {name: min(found) for name, found in seconds.items()}
+    least = {name: min(times) for name, times in seconds.items()}
     whole, ours, plain, vit = (least[name] * (30 if "blocks" in name else 1) for name in parts)
     print(f"a step of 30 blocks and no alignment takes {whole:.0f} s a clip; added to it:")
     for name, extra in (("cached", ours), ("online", ours + vit), ("published", plain + vit)):
@@ -180,15 +180,15 @@ def main() -> None:
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.prepare:
-        prepare_micro(given.prepare)
-    elif given.way:
-        print(json.dumps(train_one_way(given.folder, given.way)))
-    elif given.published:
-        published(given.repeats)
+    arguments = parser.parse_args()
+    if arguments.prepare:
+        prepare_micro(arguments.prepare)
+    elif arguments.way:
+        print(json.dumps(train_one_way(arguments.folder, arguments.way)))
+    elif arguments.published:
+        published(arguments.repeats)
     else:
-        micro(given.repeats)
+        micro(arguments.repeats)
 
 
 if __name__ == "__main__":
