@@ -889,7 +889,7 @@ def lora_weights(rank: int = 4) -> dict[str, torch.Tensor]:
         ("other model", "holds a WanTransformer3DModel; published VideoREPA models are CogVideoXT"),
         (
             "other size",
-            r"not whole or of another model; missing: transformer_blocks.3.* and \d+ more",
+            r"incomplete or of another model; missing: transformer_blocks.3.* and \d+ more",
         ),
         ("other width", r"misshapen: .* \(.*\), expected \(.* and 64 more"),
         ("no sense", "makes no transformer"),
@@ -957,7 +957,7 @@ def test_importing_what_is_no_published_transformer(
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("no alpha", r"does not say its alpha.*the rank is 4.*VideoREPA-5B .*with --alpha 64"),
+        ("no alpha", r"does not state its alpha.*the rank is 4.*VideoREPA-5B .*with --alpha 64"),
         ("alpha 0", "--alpha is 0.0; expected a number above 0"),
         ("alpha nan", "--alpha is nan; expected"),
         ("mixed ranks", r"mixes ranks \(4, 8\).*expected one rank"),
