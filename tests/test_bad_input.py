@@ -358,7 +358,7 @@ def test_no_usable_video_at_all(ready: Ready, fails: Fails, tmp_path: Path) -> N
     manifest = tmp_path / "clips.csv"
     manifest.write_text("video,caption\nnone.mp4,a\n")
     changes = ["--data.manifest", manifest, "--data.cache", tmp_path / "cache"]
-    fails("prepare", ready.recipe, *changes, says="1 clips cannot be used.*'none.mp4'")
+    fails("prepare", ready.recipe, *changes, says="1 clip cannot be used.*'none.mp4'")
     fails("train", ready.recipe, *changes, says="All 1 clips failed in `prepare`")
 
 
@@ -813,7 +813,7 @@ def test_clips_that_cannot_be_scored_cost_themselves_alone(
     (folder / ".tmp-0123.json").write_text("{")
     said = fails("evaluate", "lab", folder, says="3 clips could not be scored")
     for index, reason in {1: "1-0.mp4", 2: "does not exist", 3: ""}.items():
-        assert re.search(rf"'{index}' 0: [^']*{reason}", said), said
+        assert re.search(rf"'{index} 0': [^']*{reason}", said), said
     summary = json.loads((folder / "scores" / "summary.json").read_text())
     assert [failure["prompt_id"] for failure in summary["failures"]] == ["1", "2", "3"]
     rows = (folder / "scores" / "scores.jsonl").read_text().splitlines()

@@ -339,4 +339,4 @@ def test_clips_that_cannot_be_read(quick, recipe: Recipe, clips: Path, tmp_path,
     assert main(command) == 1
     said = capsys.readouterr()
     assert "trained on 3 clips" in said.out and out.exists()
-    assert "1 clips could not be used" in said.err and "'clip4.mp4'" in said.err
+    assert "1 clip could not be used" in said.err and "'clip4.mp4'" in said.err

@@ -1,4 +1,4 @@
-"""The command line: every verb with its arguments, examples and plain errors."""
+"""The command line: runs a verb and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VERBS = {
 }
 
 STARTS_OVER = {"head", "export", "import", "inspect", "compare", "report"}
-"""Verbs that keep nothing of their work when they are stopped. The others go on from there."""
+"""Verbs that lose their work when they are stopped. The others resume it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,14 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
       The exit code: 0 if all went well, 1 after an error that the user can mend, 130 after Ctrl-C,
-      and 141 if the reader of the output has gone, as for a process that SIGPIPE ended.
+      and 141 if the reader of the output has gone, as for a process that SIGPIPE ends.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     starts_over = bool(STARTS_OVER.intersection(arguments[:1]))
     try:
         _run(arguments)
     except BrokenPipeError:
-        # Python flushes once more at its end, and would complain then.
+        # Python flushes once more when it exits, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as error:
