@@ -16,15 +16,13 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from videorepa.errors import UserError
 from videorepa.settings import plugins
 from videorepa.settings.fields import BackboneField, EncoderField, LossField, block_or
-from videorepa.settings.section import SPELLINGS, Section, change, explain, read_values
+from videorepa.settings.section import SPELLINGS, Section, change, read_values
 from videorepa.settings.sections import (
     Data,
     Generation,
@@ -233,12 +231,7 @@ class Recipe(Section):
     @classmethod
     def parse(cls, values: dict[str, Any], source: str = "recipe") -> Recipe:
         """Make a recipe of plain values. Raises UserError with each fault on a line of its own."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise UserError(
-                f"{source} is not a recipe:\n" + "\n".join(explain(error, cls))
-            ) from None
+        return cls.checked(values, f"{source} is not a recipe")
 
     def override(self, *overrides: str) -> Recipe:
         """Make a copy with some keys changed, each `dotted.key=value`. Raises UserError."""
