@@ -1,4 +1,4 @@
-"""Measures how well contact is predicted from plain colours and from the true state.
+"""Measures how well plain colours, and the true state, predict contact.
 
 Run: python experiments/contact.py [--clips 1000]
 
