@@ -1,4 +1,4 @@
-"""Checkpoints of a training, written whole or not at all. Reading passes over damaged ones."""
+"""Writes checkpoints of a training, whole or not at all, and reads them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Checkpoint:
     number.
 
     Attributes:
-        step: Number of optimiser steps done.
-        trained: Trained tensors of the transformer, by name.
+        step: The number of optimiser steps done.
+        trained: The transformer's trained tensors, by name.
         projector: The alignment's own weights, by name.
-        optimizer: State of the optimiser.
+        optimizer: The optimiser's state.
         ema: Averages of the trained tensors, if the recipe asks for them.
-        stopping: State of the alignment's stop rules, as plain values.
+        stopping: The state of the alignment's rules to stop, as plain values.
         batch: Clips per step over all processes; None if it was not recorded.
     """
 
@@ -56,7 +56,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint into a folder of its own below `folder`, then remove old ones.
 
     Args:
-        keep: Number of checkpoints to keep, the newest.
+        folder: The folder of all checkpoints.
+        checkpoint: What to write.
+        keep: How many of the newest checkpoints to keep.
 
     Returns:
         The checkpoint's folder.
@@ -75,9 +77,12 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         torch.save(checkpoint.optimizer, temporary / "optimizer.pt")
         if checkpoint.ema is not None:
             save_file(_flat(checkpoint.ema), temporary / "ema.safetensors")
-        sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-        state = {"step": checkpoint.step, "sizes": sizes, "stopping": checkpoint.stopping}
-        state["batch"] = checkpoint.batch
+        state = {
+            "step": checkpoint.step,
+            "sizes": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
+            "stopping": checkpoint.stopping,
+            "batch": checkpoint.batch,
+        }
         (temporary / STATE).write_text(json.dumps(state))
         for file in temporary.iterdir():
             sync(file)
@@ -94,36 +99,35 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"{reason}. Earlier checkpoints are untouched; make room and run the "
             "same command again."
         ) from None
-    # Later ones do not count. They are damaged, or this training would have gone on from them.
+    # Later checkpoints are damaged, or this training would have gone on from them.
     for old in [path for path in _step_folders(folder) if path.name <= target.name][:-keep]:
         shutil.rmtree(old)
     return target
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole. Prints which damaged ones it passed over."""
+    """Read the newest checkpoint that is whole, and print which damaged ones were passed over."""
     for path in reversed(_step_folders(folder)):
         try:
             return _load(path)
         except _DAMAGE as error:
             console.print(
-                f"The checkpoint {path} is damaged ({error}) and passed over.",
-                markup=False,
+                f"The checkpoint {path} is damaged ({error}) and is passed over.", markup=False
             )
     return None
 
 
 def at(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step. Raises UserError if it is missing or damaged."""
+    """Read the checkpoint of a step. Raises UserError if it is missing or damaged."""
     path = step_folder(folder, step)
     try:
         return _load(path)
     except _DAMAGE as error:
         steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in _step_folders(folder))
         raise UserError(
-            f"This process finds no usable checkpoint of step {step} in {folder} ({error}), but "
-            f"those of {steps or 'none'}. train.keep_checkpoints says how many are kept; several "
-            "processes need to see the same files."
+            f"{folder} has no usable checkpoint of step {step} ({error}); the steps there are "
+            f"{steps or 'none'}. train.keep_checkpoints says how many are kept; several processes "
+            "need to see the same files."
         ) from None
 
 
@@ -137,7 +141,7 @@ def copy_into(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, in the folder of all checkpoints."""
+    """Give the folder of a step's checkpoint, in the folder of all checkpoints."""
     return folder / f"step-{step:08d}"
 
 

@@ -1,6 +1,7 @@
-"""Clips in the layout of `generate`: a video and a JSON sidecar each, and a file on all of them.
+"""Writes and reads clips in the layout of `generate`: videos, each with a JSON sidecar.
 
-Clips from elsewhere, without sidecars, are read from a list of videos and captions.
+`generation.json` beside them says how all of them were made. Clips from elsewhere, without
+sidecars, are read from a list of videos and captions.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from videorepa.system.fingerprint import json_digest
 GENERATION = "generation.json"
 
 Key = tuple[str, int]
-"""Which clip of a folder: the prompt's id and the number of the sample, k."""
+"""Identifies a clip of a folder: the prompt's id and the number of the sample, k."""
 
 DIGEST = 16
-"""Hexadecimal digits of a clip's digest."""
+"""The number of hexadecimal digits of a clip's digest."""
 
 
 class CaptionedClip(BaseModel):
@@ -35,10 +36,11 @@ class CaptionedClip(BaseModel):
 
     Attributes:
         path: The video file.
+        prompt_id: The prompt's id in its list.
         prompt: What the clip was generated from.
-        caption: What the clip is scored against: the prompt, unless that was a detailed version.
-        k: Number of the sample for the prompt, from 0.
-        model_digest: Digest of the model's weights; None for clips from elsewhere.
+        caption: What the clip is scored against: the prompt, or the caption that it elaborates.
+        k: The number of the sample for the prompt, from 0.
+        model_digest: The digest of the model's weights; None for clips from elsewhere.
     """
 
     model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True, protected_namespaces=())
@@ -77,16 +79,17 @@ class CaptionedClip(BaseModel):
 
 
 class MadeWith(BaseModel):
-    """How clips were generated. It stands in `generation.json` and in every sidecar.
+    """How clips were generated; `generation.json` and every sidecar have it.
 
     Attributes:
-        model: Name of the model.
-        model_digest: Digest of the model's weights.
+        model: The model's name.
+        model_digest: The digest of its weights.
         fps: Frames per second.
+        frames: The number of frames of a clip.
         height: In pixels.
         width: In pixels.
         steps: Denoising steps; None for clips from elsewhere.
-        guidance_scale: Strength of classifier-free guidance; None for clips from elsewhere.
+        guidance_scale: The strength of classifier-free guidance; None for clips from elsewhere.
     """
 
     # Further settings are kept as they are.
@@ -108,7 +111,7 @@ class MadeWith(BaseModel):
             UserError: It holds something else, or clips that were generated in another way.
         """
         path, now = folder / GENERATION, self.model_dump()
-        # In this order, since another process that was started with this one may be writing it.
+        # First, since another process may write the file between the two looks.
         in_use = not is_vacant(folder)
         if path.exists():
             try:
@@ -139,7 +142,7 @@ class Sidecar(CaptionedClip, MadeWith):
     """A clip with everything that `generate` writes beside it.
 
     Attributes:
-        seed: Seed of the noise; None for clips from elsewhere.
+        seed: The seed of the noise; None for clips from elsewhere.
     """
 
     seed: int | None
@@ -149,19 +152,22 @@ class Sidecar(CaptionedClip, MadeWith):
         return self.path.exists() and self.path.with_suffix(".json").exists()
 
     def write(self) -> None:
-        """Write the sidecar. It comes after the video, since a clip without one is not done."""
+        """Write the sidecar. Write the video first: a clip is done once its sidecar is there."""
         text = json.dumps(self.model_dump(), indent=1, ensure_ascii=False)
         atomic_write(self.path.with_suffix(".json"), text)
 
 
 def clip_path(folder: Path, prompt_id: str, k: int) -> Path:
-    """Where `generate` puts a clip. A digest replaces an id that is unfit for a file's name."""
+    """Give the file of a clip. A digest replaces an id that is unfit for a file's name."""
     is_safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", prompt_id)
     return folder / f"{prompt_id if is_safe else json_digest(prompt_id)}-{k}.mp4"
 
 
 def clips_of(videos: Path) -> Iterator[CaptionedClip]:
-    """The clips of a folder, or of a list as `evaluate` takes it, whether they can be read or not.
+    """Give the clips of a folder or of a list, whether their videos can be read or not.
+
+    Args:
+        videos: A folder with sidecars, or a manifest of videos and captions.
 
     Raises:
         UserError: A sidecar or the list is damaged.
@@ -170,12 +176,13 @@ def clips_of(videos: Path) -> Iterator[CaptionedClip]:
 
 
 def readable_clips(videos: Path) -> dict[Key, Sidecar]:
-    """The clips of a folder or a list, without those whose video is missing, empty or unreadable.
+    """Read the clips of a folder or a list, without those whose video is missing or empty.
 
-    Of clips in a folder only the sidecars are read, for their size and rate.
+    A list's videos are opened for their size and rate, and those that cannot be read are left out.
+    For a folder's clips the sidecars have both.
 
     Raises:
-        UserError: There is no such clip, or a sidecar or the list is damaged.
+        UserError: No clip is left, or a sidecar or the list is damaged.
     """
     if videos.is_file():
         elsewhere = {"model": short_name(videos), "seed": None, "steps": None}
@@ -201,7 +208,7 @@ def readable_clips(videos: Path) -> dict[Key, Sidecar]:
 
 
 def clip_shape(path: Path) -> dict[str, Any] | None:
-    """A video's fps, frames, height and width, or None if it cannot be read."""
+    """Read a video's fps, frames, height and width; None if it cannot be read."""
     try:
         with av.open(str(path.absolute())) as container:
             stream = container.streams.video[0]
@@ -212,8 +219,7 @@ def clip_shape(path: Path) -> dict[str, Any] | None:
 
 
 def clip_digest(clip: Path) -> str:
-    """What a clip is called beside a page and in ratings: the first 16 hexadecimal digits of the
-    SHA-256 of its content."""
+    """Give a clip's name beside a page and in ratings: 16 digits of its content's SHA-256."""
     return file_digest(clip)[:DIGEST]
 
 
@@ -223,7 +229,7 @@ def _of_list(path: Path) -> Iterator[CaptionedClip]:
 
 
 def _sidecars(folder: Path) -> list[Path]:
-    # A killed process leaves half-written files behind, under hidden names.
+    # A killed process leaves half-written files with hidden names.
     return [
         path
         for path in sorted(folder.glob("*.json"))

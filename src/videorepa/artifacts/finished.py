@@ -1,4 +1,4 @@
-"""Finished parts of a long measurement: one file each, with what it was made with."""
+"""Keeps the finished parts of a long measurement, each in a file that says how it was made."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def claim_folder(out: Path, parts: str, what: str) -> None:
     """Make `out` the folder of a measurement.
 
     Args:
-        parts: Name of the folder in it that holds the finished parts.
-        what: What messages call the measurement, such as "scan".
+        out: The folder; it need not exist.
+        parts: The name of the folder in it that holds the finished parts.
+        what: The measurement's name in messages, such as "scan".
 
     Raises:
         UserError: `out` holds something else.
@@ -27,14 +28,15 @@ def claim_folder(out: Path, parts: str, what: str) -> None:
     if not folder.is_dir() and not is_vacant(out):
         raise UserError(f"{out} exists and is not a {what}. Choose another folder with --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    for place in (out, folder):
-        sweep(place)
+    sweep(out)
+    sweep(folder)
 
 
 def read_finished(path: Path, made_with: dict[str, Any], parse: Callable[[Any], T]) -> T | None:
     """Read a finished part.
 
     Args:
+        path: The part's file.
         made_with: What the part depends on.
         parse: Makes the result from the JSON value that `write_finished` wrote.
 
@@ -50,7 +52,7 @@ def read_finished(path: Path, made_with: dict[str, Any], parse: Callable[[Any], 
         content = json.loads(path.read_text(encoding="utf-8"))
         before = content["made_with"]
         differing = [key for key, value in made_with.items() if before.get(key) != value]
-        result = parse(content["found"])
+        result = parse(content["result"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Delete it; the same command measures it again."
@@ -66,4 +68,4 @@ def read_finished(path: Path, made_with: dict[str, Any], parse: Callable[[Any], 
 def write_finished(path: Path, made_with: dict[str, Any], result: Any) -> None:
     """Write a finished part, whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps({"made_with": made_with, "found": result}, indent=1))
+    atomic_write(path, json.dumps({"made_with": made_with, "result": result}, indent=1))

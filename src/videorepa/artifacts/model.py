@@ -1,4 +1,4 @@
-"""A model to sample from or to read features from: a run, a recipe or a diffusers folder."""
+"""Opens a model to sample from or to read features from: a run, a recipe or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from videorepa.system.fingerprint import json_digest, weights_digest
 
 
 def default_settings(model: Path, backbone: str = "cogvideox") -> Generation:
-    """The settings with which `generate` samples from a model by default."""
+    """Give the settings with which `generate` samples from a model by default."""
     if Run.is_one(model):
         return Run.open(model).recipe.generation
     return Model.of(model, backbone).settings
@@ -31,9 +31,9 @@ class Model:
     """A trained run or an untouched base model.
 
     Attributes:
-        name: What sidecars and tables call it.
+        name: Its name in sidecars and tables.
         spec: Describes its backbone.
-        size: Size of the clips that it was trained on, or is published for.
+        size: The size of the clips that it was trained on or is published for.
         settings: How it is sampled from by default.
         precision: The precision to compute in.
         run: The run, if it is one.
@@ -50,13 +50,13 @@ class Model:
 
     @classmethod
     def of(cls, model: Path, backbone: str = "cogvideox", step: int | None = None) -> Model:
-        """Find out what a path is.
+        """Open a model by its path, without loading its weights.
 
         Args:
-            model: A run's folder, a recipe (its untouched base model), a diffusers folder, or
+            model: A run's folder, a recipe (for its untouched base model), a diffusers folder, or
                 "micro".
-            backbone: Kind of a diffusers folder.
-            step: The run's checkpoint to take; by default the newest.
+            backbone: The kind of a diffusers folder.
+            step: The step of the run's checkpoint; by default the newest.
 
         Raises:
             UserError: The path is none of these, or the run has no such checkpoint.
@@ -86,7 +86,7 @@ class Model:
         return cls(name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision)
 
     def about(self) -> dict[str, Any]:
-        """The model's entries in a sidecar: its name and the digest of its weights."""
+        """Give the model's entries in a sidecar: its name and the digest of its weights."""
         base = self.spec.fingerprint() | {"transformer": self.spec.weights_digest()}
         if self.run is None or self.trained is None:
             return {"model": self.name, "model_digest": json_digest(base)}

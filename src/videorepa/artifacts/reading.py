@@ -11,35 +11,28 @@ from pydantic import BaseModel, ValidationError
 
 from videorepa.errors import UserError
 
-Parsed = TypeVar("Parsed", bound=BaseModel)
+Record = TypeVar("Record", bound=BaseModel)
 
 
-def parse(kind: type[Parsed], data: Any, where: str) -> Parsed:
-    """Check data against a model.
-
-    Args:
-        where: Names the data's file in messages.
-
-    Raises:
-        UserError: The data does not fit.
-    """
+def read_record(kind: type[Record], path: Path) -> Record:
+    """Read a JSON file into a model. Raises UserError if it is missing or does not fit."""
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(json_object(path))
     except ValidationError as error:
         raise UserError(
-            f"{where}: {first_fault(error)}. It was not written by this version of videorepa, or "
-            "was edited; write it again."
+            f"{path}: {first_fault(error)}. Another version of videorepa wrote it, or it was "
+            "edited; write it again."
         ) from error
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first field that does not fit, and why."""
+    """Describe the first field that does not fit, and why."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError if it is missing or something else."""
+    """Read the JSON object in a file. Raises UserError if it is missing or holds none."""
     if not path.is_file():
         raise UserError(f"{path} is missing. Expected a JSON object there; was the folder copied?")
     try:
@@ -52,7 +45,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a JSON-lines file.
+    """Read the objects in a JSON-lines file.
 
     An unreadable last line is left out, because a process that is killed while writing leaves one.
 
@@ -80,7 +73,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The innermost values of nested mappings, by their dotted names."""
+    """Give the innermost values of nested mappings, with their dotted names."""
     for key, value in data.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
@@ -88,12 +81,11 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def read_result(folder: Path, verb: str, kind: type[Parsed]) -> Parsed:
-    """Read what a verb left in `folder` when it was done. Raises UserError if it is missing or
-    damaged."""
+def read_result(folder: Path, verb: str, kind: type[Record]) -> Record:
+    """Read what a verb wrote when it was done. Raises UserError if it is missing or damaged."""
     path = folder / f"{verb}.json"
     if not path.is_file():
         raise UserError(
             f"{folder} is not a finished {verb}: it holds no {path.name}. Run `videorepa {verb}`."
         )
-    return parse(kind, json_object(path), str(path))
+    return read_record(kind, path)

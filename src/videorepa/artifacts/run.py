@@ -1,4 +1,4 @@
-"""A training run's folder: recipe, environment, log, checkpoints and validation clips."""
+"""Writes and reads a training run's folder: recipe, log, checkpoints and validation clips."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ FREE_TO_CHANGE = (
     "train.trackers",
     "validation.drift",
 )
-"""Settings that do not change what a run computes, but for rounding: a resumed run may differ in
-them."""
+"""Settings in which a resumed run may differ: they change results by rounding at most."""
 
 DIVISION = ("optim.batch_size", "optim.accumulate")
-"""How the clips of a step are divided among processes and passes. A resumed run may differ in this
-too; `train` checks that the number of clips stays the same."""
+"""Settings that divide the clips of a step among processes and passes.
+
+A resumed run may differ in these too, as long as their number stays the same; `train` checks that.
+"""
 
 
 @dataclass(frozen=True)
 class ValidationClip:
-    """A clip that was generated during training. Its fps is in frames per second."""
+    """A clip that was generated during training; `fps` is in frames per second."""
 
     path: Path
     prompt: str
@@ -75,7 +76,7 @@ class Run:
 
     @classmethod
     def begin(cls, path: Path, recipe: Recipe) -> Run:
-        """Make the folder of a new run, or take up the same run's.
+        """Make the folder of a new run, or reopen that of the same run to resume it.
 
         Raises:
             UserError: The folder holds something else, or a run of another recipe.
@@ -103,7 +104,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """An existing run. Raises UserError if there is none."""
+        """Open an existing run. Raises UserError if there is none."""
         if not cls.is_one(path):
             what = "has no recipe.yaml" if path.exists() else "does not exist"
             raise UserError(f"{path} is not a run: it {what}. `videorepa train` makes one.")
@@ -111,7 +112,7 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is anything to lose: a logged step or a checkpoint."""
+        """Whether the run has a log or a checkpoint that another recipe would spoil."""
         return self.log_path.exists() or self.checkpoints.exists()
 
     @property
@@ -120,11 +121,11 @@ class Run:
 
     @property
     def recipe_text(self) -> str:
-        """The recipe as it was written, which a later version may not be able to parse."""
+        """The recipe's text, also where this version cannot parse it."""
         return (self.path / "recipe.yaml").read_text("utf-8")
 
     def settings(self) -> dict[str, str]:
-        """The recipe's values as text, by dotted name. Raises UserError if it is not YAML."""
+        """Read the recipe's values as text, by dotted name. Raises UserError if it is not YAML."""
         values = read_values(self.path / "recipe.yaml")
         return {name: "none" if value is None else str(value) for name, value in leaves(values)}
 
@@ -138,10 +139,10 @@ class Run:
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """What was logged at each optimiser step, in order, as it was when first asked for.
+        """The record of each optimiser step in order, read once.
 
-        A step that stands twice, because the run was killed and did it again, counts as it was
-        done last. Half a line at the end is no step.
+        A run that was killed can have logged a step twice; the later record counts. Half a line at
+        the end is left out.
 
         Raises:
             UserError: The log is damaged elsewhere.
@@ -177,7 +178,7 @@ class Run:
         return self.log[-1]["step"]
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps at which `key` was logged as a finite number, and its values, both (N,)."""
+        """Give the steps at which `key` was logged as a finite number, and its values, all (N,)."""
         pairs = [(row["step"], row[key]) for row in self.log if row.get(key) is not None]
         steps, values = np.array(pairs, float).reshape(-1, 2).T
         finite = np.isfinite(values)
@@ -190,7 +191,7 @@ class Run:
         self._forget_log()
 
     def cut_log(self, step: int) -> None:
-        """Remove the steps after `step`, which a resumed run does again."""
+        """Remove the records after `step`, since a resumed run repeats those steps."""
         if self.log_path.exists():
             kept = [row for row in self.log if row["step"] <= step]
             atomic_write(self.log_path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -205,7 +206,7 @@ class Run:
         return checkpoint.newest(self.checkpoints)
 
     def trained(self, step: int | None = None) -> Checkpoint:
-        """The checkpoint of a step, by default the newest. Raises UserError if there is none."""
+        """Read the checkpoint of a step, by default the newest. Raises UserError if it has none."""
         if step is not None:
             return checkpoint.at(self.checkpoints, step)
         newest = self.newest()
@@ -220,9 +221,12 @@ class Run:
         dtype: torch.dtype,
         trained: Checkpoint | None = None,
     ) -> Backbone:
-        """The recipe's backbone with the trained weights, or their averages if the run keeps them.
+        """Load the backbone with the trained weights, or with their averages if the run has them.
 
         Args:
+            parts: The parts of the pipeline to load.
+            device: Where to load them.
+            dtype: To compute in.
             trained: The checkpoint, if the caller has read it already; by default the newest.
         """
         recipe, trained = self.recipe, trained or self.trained()
@@ -237,7 +241,7 @@ class Run:
     # Validation clips.
 
     def sample_path(self, step: int, number: int) -> Path:
-        """The file of a validation clip: of the step it is made at, and its prompt's number."""
+        """Give the file of a validation clip of a step, for the prompt with this number."""
         return self.samples / f"step-{step:08d}" / f"{number:02d}.mp4"
 
     @cached_property
@@ -257,7 +261,7 @@ class Run:
 
 
 def differences(a: Any, b: Any, key: str = "") -> list[str]:
-    """The dotted names of the values that differ between two nested dictionaries."""
+    """Name the values that differ between two nested dictionaries, by their dotted names."""
     if isinstance(a, dict) and isinstance(b, dict):
         names = sorted(a.keys() | b.keys())
         inner = (differences(a.get(n), b.get(n), f"{key}.{n}" if key else n) for n in names)

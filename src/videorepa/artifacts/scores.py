@@ -1,7 +1,7 @@
-"""The scores of clips, as `evaluate` leaves them in a folder.
+"""Writes and reads the scores of clips in a folder.
 
-`scores.jsonl` has a row per clip, `summary.json` the metrics over all of them, and
-`comparison.json` the paired differences to another model, if there are any.
+`scores.jsonl` has a row per clip, and `summary.json` the metrics over all of them. If the scores
+were compared with another model's, `comparison.json` has the paired differences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from videorepa.artifacts.clips import Key
-from videorepa.artifacts.reading import json_lines, json_object, leaves, parse
+from videorepa.artifacts.reading import json_lines, leaves, read_record
 from videorepa.errors import UserError
 from videorepa.system.files import atomic_write
 
@@ -25,14 +25,14 @@ Row = dict[str, Any]
 """One clip's score, with at least "prompt_id", "k" and "scenario"."""
 
 FLAGS = ("sa", "pc", "vq", "joint")
-"""Flags in a row that are metrics, and no checks that lead to them."""
+"""The flags in a row that are metrics themselves, not checks that decide one."""
 
 RowKey = tuple[str, int, str | None]
-"""Which clip of which model: the prompt's id, k and the digest of the model's weights."""
+"""Identifies a model's clip: the prompt's id, k and the digest of the model's weights."""
 
 
 class _Record(BaseModel):
-    """Further keys, which a benchmark may add, are kept."""
+    """A model that keeps further keys, which a benchmark may add."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -43,10 +43,10 @@ class Metric(_Record):
     Attributes:
         percent: The share, 0 to 100; None if no clip has a valid value.
         mean: The mean; None if no clip has a valid value.
-        n: Number of valid values.
-        low: Lower end of the 95 % interval.
-        high: Upper end of it.
-        invalid: Number of clips whose value could not be told.
+        n: The number of valid values.
+        low: The lower end of the 95 % interval.
+        high: Its upper end.
+        invalid: The number of clips without a valid value.
     """
 
     percent: float | None = None
@@ -74,10 +74,10 @@ class Summary(_Record):
 
     Attributes:
         version: The benchmark's version; scores of different versions cannot be compared.
-        about: What the metrics are, in a sentence, if the benchmark says so.
-        n: Number of clips with a score.
+        about: A sentence on the metrics, if the benchmark has one.
+        n: The number of clips with a score.
         by_scenario: The metrics of each scenario's clips.
-        missing: Prompts of the benchmark that have no clip.
+        missing: The benchmark's prompts that have no clip.
     """
 
     benchmark: str
@@ -95,12 +95,12 @@ class MetricDifference(_Record):
 
     Attributes:
         difference: In the metric's own unit; for a share, in percentage points.
-        low: Lower end of the 95 % interval.
-        high: Upper end of it.
-        p: p-value of the difference by itself, if it is tested.
-        p_holm: p-value adjusted for all differences of the comparison.
-        n: Number of pairs.
-        prompts: Number of prompts, if a prompt may have several pairs.
+        low: The lower end of the 95 % interval.
+        high: Its upper end.
+        p: The p-value of this difference alone, if it is tested.
+        p_holm: The p-value adjusted for all differences of the comparison.
+        n: The number of pairs.
+        prompts: The number of prompts, if a prompt may have several pairs.
     """
 
     difference: float
@@ -113,7 +113,7 @@ class MetricDifference(_Record):
 
     @property
     def has_interval(self) -> bool:
-        """False if all pairs differ alike, since the bootstrap then gives no other difference."""
+        """Whether the interval has a width; it has none if all pairs differ by the same."""
         return self.low < self.high
 
     @property
@@ -126,8 +126,8 @@ class Comparison(_Record):
     """Paired differences to another model.
 
     Attributes:
-        against: Name of the other model's clips.
-        unpaired: Number of rows without a partner.
+        against: The name of the other model's clips.
+        unpaired: The number of rows without a partner.
         by_scenario: The differences over each scenario's clips.
     """
 
@@ -149,8 +149,9 @@ class Scores:
 
     Attributes:
         folder: Where they are kept.
+        summary: The metrics over all clips.
         rows: The table's rows. Blind ratings have several per clip.
-        comparison: The differences to another model, if there is one.
+        comparison: The differences to another model, if they were computed.
     """
 
     folder: Path
@@ -174,15 +175,9 @@ class Scores:
                     f'{table} has a row without "prompt_id" and "k": {str(row)[:80]}. Remove it, '
                     "or score the clips again."
                 )
-        summary, comparison = folder / "summary.json", folder / "comparison.json"
-        return cls(
-            folder,
-            parse(Summary, json_object(summary), str(summary)),
-            rows,
-            parse(Comparison, json_object(comparison), str(comparison))
-            if comparison.is_file()
-            else None,
-        )
+        summary = read_record(Summary, folder / "summary.json")
+        path = folder / "comparison.json"
+        return cls(folder, summary, rows, read_record(Comparison, path) if path.is_file() else None)
 
     def write(self) -> None:
         """Write the folder's files, each whole or not at all."""
@@ -198,17 +193,17 @@ class Scores:
 
     @property
     def failures(self) -> dict[Key, str]:
-        """Why clips could not be scored."""
+        """The reason by clip that could not be scored."""
         return {(item.prompt_id, item.k): item.reason for item in self.summary.failures}
 
 
 def score_folder(videos: Path, name: str = "scores") -> Path:
-    """Where scores of clips are kept: in the clips' folder, or beside their list."""
+    """Give the folder for scores of clips: in the clips' folder, or beside their list."""
     return videos.with_suffix(f".{name}") if videos.is_file() else videos / name
 
 
 def score_folders(videos: Path) -> list[Path]:
-    """All score folders of a folder or a list of clips."""
+    """Find all score folders of a folder or a list of clips."""
     if not videos.is_file():
         return [path.parent for path in sorted(videos.glob("*/summary.json"))]
     beside = sorted(videos.parent.glob("*/summary.json"))
@@ -216,7 +211,7 @@ def score_folders(videos: Path) -> list[Path]:
 
 
 def failing_checks(row: Row) -> list[str]:
-    """Names of the checks that are False, such as "gravity" for `checks.gravity_passed`."""
+    """Name the checks that are False, such as "gravity" for `checks.gravity_passed`."""
     return [
         name.rpartition(".")[2].removesuffix("_passed").replace("_", " ")
         for name, value in leaves(row)
@@ -233,11 +228,12 @@ def row_key(row: Row) -> RowKey:
 
 
 def finished_rows(folder: Path, scored_with: dict[str, Any]) -> dict[RowKey, Row]:
-    """The rows that this process and others have written so far.
+    """Read the rows that this process and others have written so far.
 
-    Half a line, of a process that was killed, is left out; its clip is scored again.
+    A process that was killed can leave half a line. It is left out, and its clip is scored again.
 
     Args:
+        folder: The score folder.
         scored_with: Entries that a row must have to count.
     """
     rows = {}
