@@ -34,7 +34,8 @@ def make(part: str, path: Path) -> dict[str, float]:
         part: A key of PARTS.
 
     Returns:
-        What was measured. It is also written as JSON beside the folder of a part that has one.
+        The part's measurements, which are also written as JSON beside the part's folder, if it has
+        one.
 
     Raises:
         UserError: The recipe cannot be read or does not describe this part.
