@@ -17,6 +17,7 @@ from torch import Tensor
 from videorepa.errors import UserError
 from videorepa.settings.section import Section
 from videorepa.settings.sections import ClipSize, Generation, Lora
+from videorepa.system.files import read_text
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.tokens import TokenGrid
@@ -357,7 +358,7 @@ def _parameters(stock_class: str, config: str) -> int:
 @cache
 def _read_json(path: Path) -> Config:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"There is no {path}; is this a diffusers folder?") from None
     except (OSError, ValueError) as error:

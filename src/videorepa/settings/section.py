@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from videorepa.errors import UserError
+from videorepa.system.files import read_text
 
 SPELLINGS = ("one", "many")
 """Tags of values that are one section or a list of them: no keys, so no part of a message."""
@@ -40,10 +41,12 @@ class Section(BaseModel):
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The keys and values of a recipe's file, with some changed, unchecked. Raises UserError."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise UserError(f"There is no recipe {path}. The shipped ones are in recipes/.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -113,6 +115,43 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def check_is_file(path: Path) -> None:
+    """Raise OSError, with the reason, unless `path` is a file, reached through links or not.
+
+    Asked before a path that a user named is opened: a pipe, a socket or a device can keep its
+    reader waiting for ever.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        is_lost = not path.parent.exists()
+        reason = f"the folder {path.parent} does not exist" if is_lost else "does not exist"
+        raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    if not stat.S_ISREG(mode):
+        reason = "is a pipe, a socket or a device, not a file"
+        raise OSError(errno.EINVAL, reason, str(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file that a user named, to read its bytes. Raises OSError."""
+    check_is_file(path)
+    return path.open("rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file that a user named. Raises OSError."""
+    check_is_file(path)
+    return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8 that a user named. Raises OSError and UnicodeDecodeError."""
+    check_is_file(path)
+    return path.read_text(encoding="utf-8")
+
+
 def short_name(path: Path) -> str:
     """What a folder, or a file, is called in tables: its name, a file's without the ending."""
     return path.resolve().stem if path.is_file() else path.resolve().name
@@ -142,7 +181,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
 def file_digest(path: str | Path) -> str:
     """The SHA-256 of the file's content, 64 hexadecimal digits, read in parts. Raises OSError."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(Path(path)) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

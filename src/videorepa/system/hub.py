@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from videorepa.errors import UserError
+from videorepa.system.files import check_is_file
 
 
 @cache
@@ -18,7 +19,10 @@ def local_copy(source: str, kind: Literal["model", "dataset"] = "model") -> Path
     Raises UserError, saying what was tried, if neither can be had.
     """
     path = Path(source)
+    if path.is_dir():
+        return path
     if path.exists():
+        check_is_file(path)
         return path
     if not _is_hub_id(source):
         raise UserError(f"There is nothing at {source}; expected a file, a folder or a Hub id.")
