@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
 from videorepa.errors import UserError
 from videorepa.settings.section import Section
 from videorepa.settings.sections import ClipSize, Generation, Lora
-from videorepa.system.files import read_text
+from videorepa.system.files import from_home, read_text
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.tokens import TokenGrid
@@ -126,6 +127,11 @@ class BackboneSpec(Section):
     name: str
     weights: str
     prepared_with: str | None = None
+
+    @field_validator("weights", "prepared_with")
+    @classmethod
+    def _weights_from_home(cls, value: str | None) -> str | None:
+        return None if value is None else from_home(value)
 
     @property
     @abstractmethod

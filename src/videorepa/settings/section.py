@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from videorepa.errors import UserError
-from videorepa.system.files import read_text
+from videorepa.system.files import from_home, read_text
 
 SPELLINGS = ("one", "many")
 """Tags of values that are one section or a list of them: no keys, so no part of a message."""
@@ -21,6 +21,11 @@ class Section(BaseModel):
     """A part of a recipe: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _from_home(cls, value: Any) -> Any:
+        return from_home(value) if isinstance(value, Path) else value
 
     @classmethod
     def from_settings(cls, settings: Sequence[str], what: str) -> Self:

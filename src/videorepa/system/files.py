@@ -15,13 +15,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from safetensors import SafetensorError
 
 from videorepa.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+
+Place = TypeVar("Place", str, Path)
 
 STALE_SECONDS = 3600.0
 """A temporary file that nobody has written to for so long belongs to no living process."""
@@ -113,6 +115,11 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     the old content or the new one, never a part. Raises OSError."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def from_home(path: Place) -> Place:
+    """Put the home folder in place of a leading `~` or `~user`, as a shell does."""
+    return type(path)(os.path.expanduser(path))
 
 
 def check_is_file(path: Path) -> None:

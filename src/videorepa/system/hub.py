@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from videorepa.errors import UserError
-from videorepa.system.files import check_is_file
+from videorepa.system.files import check_is_file, from_home
 
 
 @cache
@@ -18,7 +18,7 @@ def local_copy(source: str, kind: Literal["model", "dataset"] = "model") -> Path
 
     Raises UserError, saying what was tried, if neither can be had.
     """
-    path = Path(source)
+    path = from_home(Path(source))
     if path.is_dir():
         return path
     if path.exists():
