@@ -226,7 +226,7 @@ def test_a_file_that_is_no_recipe(
 
 @pytest.mark.parametrize("verb", ["prepare", "train", "inspect"])
 def test_a_folder_in_place_of_a_recipe(ready: Ready, fails: Fails, tmp_path: Path, verb) -> None:
-    fails(*command(verb, tmp_path, ready, tmp_path / "out"), says="cannot be read.*directory")
+    fails(*command(verb, tmp_path, ready, tmp_path / "out"), says="cannot be read: is a folder")
 
 
 @pytest.mark.parametrize("tag", ["python/object/apply:os.system", "python/object/new:os.system"])
@@ -321,7 +321,7 @@ def test_a_broken_manifest(
 
 
 def test_bad_videos_cost_themselves_alone(ready: Ready, fails: Fails, tmp_path: Path) -> None:
-    manifest = write_clips(tmp_path / "own", count=7)
+    manifest = write_clips(tmp_path / "own", count=8)
     own = manifest.parent
     sound = (own / "clip6.mp4").read_bytes()
     (own / "clip1.mp4").write_bytes(b"")
@@ -330,14 +330,18 @@ def test_bad_videos_cost_themselves_alone(ready: Ready, fails: Fails, tmp_path: 
     (own / "clip4.mp4").unlink()
     (own / "clip4.mp4").mkdir()
     (own / "clip6.mp4").write_text("not a video")
+    # A reader would wait for a writer here, for ever.
+    (own / "clip5.mp4").unlink()
+    os.mkfifo(own / "clip5.mp4")
     changes = ["--data.manifest", manifest, "--data.cache", tmp_path / "cache"]
     for _ in range(2):
-        said = fails("prepare", ready.recipe, *changes, says="5 clips cannot be used")
+        said = fails("prepare", ready.recipe, *changes, says="6 clips cannot be used")
         for name, reason in {
             "clip1": "is empty",
             "clip2": "clip2.mp4",
-            "clip3": "No such file|does not exist",
-            "clip4": "directory|is not a file",
+            "clip3": "does not exist",
+            "clip4": "is a folder, not a file",
+            "clip5": "is a pipe",
             "clip6": "cannot be opened as a video",
         }.items():
             assert re.search(rf"'{name}.mp4': [^']*({reason})", said), (name, said)
@@ -345,13 +349,13 @@ def test_bad_videos_cost_themselves_alone(ready: Ready, fails: Fails, tmp_path: 
     assert main([*map(str, ["train", ready.recipe, "--out", tmp_path / "run", *changes])]) == 0
     # A clip that is mended is taken in, and one that fails for a while is not lost for ever.
     (own / "clip6.mp4").write_bytes(sound)
-    fails("prepare", ready.recipe, *changes, says="4 clips cannot be used")
-    (own / "clip6.mp4").rename(own / "away.mp4")
     fails("prepare", ready.recipe, *changes, says="5 clips cannot be used")
+    (own / "clip6.mp4").rename(own / "away.mp4")
+    fails("prepare", ready.recipe, *changes, says="6 clips cannot be used")
     (own / "away.mp4").rename(own / "clip6.mp4")
-    fails("prepare", ready.recipe, *changes, says="4 clips cannot be used")
+    fails("prepare", ready.recipe, *changes, says="5 clips cannot be used")
     assert len(list((tmp_path / "cache" / "clips").iterdir())) == 3
-    assert len(list((tmp_path / "cache" / "failures").iterdir())) == 4
+    assert len(list((tmp_path / "cache" / "failures").iterdir())) == 5
 
 
 def test_no_usable_video_at_all(ready: Ready, fails: Fails, tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -346,6 +350,12 @@ class TestRefused:
         with pytest.raises(ClipError):
             read(Path("x" * 5000))
 
+    @pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+    def test_not_a_regular_file(self, tmp_path: Path, read, kind: str) -> None:
+        path = special_file(tmp_path, kind)
+        with pytest.raises(ClipError, match="is a pipe, a socket or a device, not a file"):
+            read(path)
+
     def test_zero_length(self, tmp_path: Path, read) -> None:
         (tmp_path / "clip.mp4").touch()
         with pytest.raises(ClipError, match="is empty"):
@@ -358,13 +368,13 @@ class TestRefused:
             read(tmp_path / "clip.mp4")
 
     def test_sound_alone(self, tmp_path: Path, read) -> None:
-        with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        with av.open(str(tmp_path / "sound.mka"), "w") as container:
             stream = container.add_stream("pcm_s16le", rate=8000)
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
             frame.rate = 8000
             container.mux(stream.encode(frame))
         with pytest.raises(ClipError, match="no video stream"):
-            read(tmp_path / "sound.wav")
+            read(tmp_path / "sound.mka")
 
     @pytest.mark.parametrize("kept", [0.45, 0.8, 0.97])
     def test_truncated(self, tmp_path: Path, read, kept: float) -> None:
@@ -413,6 +423,75 @@ class TestRefused:
         path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
         with pytest.raises(ClipError, match="codec is unknown"):
             read(path)
+
+
+def special_file(folder: Path, kind: str) -> Path:
+    """What keeps a reader waiting, or never ends."""
+    path = folder / "clip.mp4"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        # By a name of its own, since that of a temporary folder may be too long for a socket.
+        bound = socket.socket(socket.AF_UNIX)
+        with contextlib.chdir(folder):
+            bound.bind(path.name)
+    else:
+        path.symlink_to("/dev/zero")
+    return path
+
+
+def read_everywhere(path: Path) -> Iterator[Callable[[], object]]:
+    """Every way to open a video."""
+    yield lambda: read_all(path)
+    yield lambda: read_frames(path, 2, 16, 16)
+    yield lambda: video.read_chosen(path, [0], 16, 16)
+    yield lambda: video.read_squashed(path, 16, 16)
+    yield lambda: list(video.iterate(path))
+    yield lambda: video.read_shape(path)
+
+
+PLAYLISTS = {
+    "hls.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n",
+    "hls.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n",
+    "list.ffconcat": "ffconcat version 1.0\nfile {clip}\n",
+    "list.mp4": "ffconcat version 1.0\nfile {clip}\n",
+    "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "dash.mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
+    "<Period><AdaptationSet><Representation><BaseURL>{clip}</BaseURL></Representation>"
+    "</AdaptationSet></Period></MPD>",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_leads_nowhere(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    write_video(tmp_path / "secret.mp4", coloured(), 8)
+    (root / "secret.mp4").symlink_to(tmp_path / "secret.mp4")
+    for clip in (tmp_path / "secret.mp4", "secret.mp4"):
+        (root / name).write_text(PLAYLISTS[name].format(clip=clip))
+        for read in read_everywhere(root / name):
+            with pytest.raises(ClipError, match="not in a format of video|cannot be opened as"):
+                read()
+
+
+def test_a_pattern_of_names_is_a_name(tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    for name, level in {"a1.png": 10, "a2.png": 60, "a%d.png": 200, "b.jpg": 90}.items():
+        image_module.new("RGB", (16, 16), (level,) * 3).save(tmp_path / name)
+    assert read_all(tmp_path / "a%d.png")[0][:, 0, 0, 0].tolist() == [200]
+    assert read_all(tmp_path / "b.jpg")[0][:, 0, 0, 0].tolist() == [90]
+    with pytest.raises(ClipError, match="does not exist"):
+        read_all(tmp_path / "b%d.jpg")
+
+
+def test_a_shape_is_that_of_the_picture_as_it_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "phone.mp4"
+    write_video(path, coloured(), 8)
+    assert video.read_shape(path) == (8.0, 6, 64, 96)
+    place(path, 0, 1, -1, 0)
+    assert video.read_shape(path) == (8.0, 6, 96, 64)
 
 
 @pytest.mark.parametrize("position", [200, 900, 1500, 3000])

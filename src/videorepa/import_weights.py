@@ -19,7 +19,7 @@ from videorepa.errors import UserError
 from videorepa.exchange import zero_checkpoint as zero
 from videorepa.exchange.lora import LORA_FILE, Adapter
 from videorepa.settings import plugins
-from videorepa.system.files import atomic_folder, to_metadata
+from videorepa.system.files import atomic_folder, check_is_file, read_text, to_metadata
 from videorepa.system.hub import local_copy, quieten_libraries
 from videorepa.system.weights import Misfit, shapes
 
@@ -155,7 +155,7 @@ def _read_transformer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         folder = folder / "transformer"
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
         kind = config.get("_class_name")
     except FileNotFoundError:
         raise UserError(
@@ -187,6 +187,7 @@ def _read_transformer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file's tensors and the entries of its header."""
     try:
+        check_is_file(path)
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

@@ -39,7 +39,7 @@ from videorepa.recipe import Recipe
 from videorepa.settings.sections import ClipSize
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.environment import environment
-from videorepa.system.files import atomic_write, csv_text
+from videorepa.system.files import atomic_write, csv_text, read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.progress import track
 
@@ -194,7 +194,7 @@ def probe(
 def read_names(path: Path) -> list[str]:
     """Read the lines of a text file that are not empty. Raises UserError if it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}") from None
     return [line.strip() for line in lines if line.strip()]

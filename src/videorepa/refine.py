@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, csv_text
+from videorepa.system.files import atomic_write, check_is_file, csv_text
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.progress import track
 
@@ -140,6 +140,7 @@ def _answers(out: Path, captions: set[str], model: str, instruction: str) -> dic
     if not out.exists():
         return {}
     try:
+        check_is_file(out)
         with out.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

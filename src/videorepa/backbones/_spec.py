@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import field_validator
 
 from videorepa.backbones._live import Backbone, Config, Part, Text
 from videorepa.errors import UserError
 from videorepa.settings.section import Section
 from videorepa.settings.sections import ClipSize, Generation, Lora
+from videorepa.system.files import from_home, read_text
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.tokens import TokenGrid
@@ -118,6 +120,11 @@ class BackboneSpec(Section):
     name: str
     weights: str
     prepared_with: str | None = None
+
+    @field_validator("weights", "prepared_with")
+    @classmethod
+    def _weights_from_home(cls, value: str | None) -> str | None:
+        return None if value is None else from_home(value)
 
     @property
     @abstractmethod
@@ -373,7 +380,7 @@ def _parameters(stock_class: str, config: str) -> int:
 @cache
 def _read_json(path: Path) -> Config:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"There is no {path}; is this a diffusers folder?") from None
     except (OSError, ValueError) as error:

@@ -28,6 +28,7 @@ from videorepa.data.video import iterate, read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import bootstrap, swap
+from videorepa.system.files import check_is_file
 
 SECONDS = 5.0
 """Duration of a clip."""
@@ -356,6 +357,7 @@ class PhysicsIQ(Benchmark):
         path = self.data / "descriptions.csv"
         if not path.exists():
             return {}
+        check_is_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         categories = {}

@@ -20,6 +20,7 @@ from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.system.device import pick_device
+from videorepa.system.files import read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.progress import console
@@ -138,9 +139,7 @@ class QwenJudge:
         # Older folders hold the template in this file, which a tokenizer does not read.
         chat = folder / "chat_template.json"
         try:
-            template = (
-                json.loads(chat.read_text("utf-8"))["chat_template"] if chat.exists() else None
-            )
+            template = json.loads(read_text(chat))["chat_template"] if chat.exists() else None
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model, info = kind.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -355,7 +354,7 @@ class VideoScore2(Judged):
         if self.instruction is None:
             return INSTRUCTION
         try:
-            text = self.instruction.read_text(encoding="utf-8")
+            text = read_text(self.instruction)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"The instruction {self.instruction} cannot be read: {error}."

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import tyro
 
@@ -17,6 +18,7 @@ from videorepa.cli.lab import demo, lab
 from videorepa.cli.probing import probe, scan
 from videorepa.cli.training import compare, head, inspect, prepare, train
 from videorepa.errors import UserError
+from videorepa.system.files import from_home
 
 VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
@@ -79,10 +81,30 @@ def _run(arguments: list[str]) -> None:
             prog="videorepa",
             description=(videorepa.__doc__ or "").splitlines()[0],
             args=_with_overrides(arguments),
+            registry=_REGISTRY,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
         )
     finally:
         sys.stdout.flush()
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _path_rule(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+    """Read a path with `~` in it: shells leave it in `--out=~/runs`."""
+    if type_info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda texts: from_home(Path(texts[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def _in_brief(verb: Callable[..., None]) -> Callable[..., None]:

@@ -22,7 +22,14 @@ from videorepa.data.source import SourceClip
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
-from videorepa.system.files import atomic_write, from_metadata, is_vacant, sweep, to_metadata
+from videorepa.system.files import (
+    atomic_write,
+    from_metadata,
+    is_vacant,
+    read_text,
+    sweep,
+    to_metadata,
+)
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
@@ -97,7 +104,7 @@ class Cache:
                     f"{self.root} exists and is not a cache. Choose another folder as data.cache."
                 )
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = json.loads(read_text(path))
             differing = [key for key, value in made_with.items() if before.get(key) != value]
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(

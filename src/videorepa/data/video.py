@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace
@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 
 from videorepa.data import hdr
 from videorepa.errors import ClipError
-from videorepa.system.files import atomic_path
+from videorepa.system.files import atomic_path, check_is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,14 @@ BT709 = 1
 
 BT2020, UNSPECIFIED = 9, 2
 """Likewise BT.2020's primaries and matrix, and colours that the file does not tell."""
+
+CONTAINERS = (
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut", "wtv", "gif"),
+    *("ivf", "dv", "yuv4mpegpipe", "h264", "hevc", "obu", "m4v", "mpegvideo", "mjpeg", "apng"),
+    *("image2", "jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
+)
+"""ffmpeg's names of the formats that are opened: those whose content lies in the file itself. Its
+others include playlists, scripts and network sessions, which lead elsewhere."""
 
 NO_FRAME_BYTES = 19
 """Size up to which ffmpeg takes a chunk of MPEG-4 for a mere sign that there is no new frame."""
@@ -51,22 +59,35 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a video file, and choose its best video stream. Everything that reads a video starts
+    here. Raises ClipError, here and within the block where ffmpeg fails."""
     try:
-        if not path.is_file():
-            what = "is not a file" if path.exists() else "does not exist"
-            raise ClipError(f"{path} {what}; expected a video")
-        if path.stat().st_size == 0:
-            raise ClipError(f"{path} is empty; copy or download it again")
+        check_is_file(path)
+        size = path.stat().st_size
     except (OSError, ValueError) as error:
-        raise ClipError(f"{path} cannot be opened: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ClipError(f"{path}: {reason}; expected a video") from error
+    if size == 0:
+        raise ClipError(f"{path} is empty; copy or download it again")
     try:
         container = av.open(
             # FFmpeg would take a relative name like "clip:1.mp4" for a protocol.
             str(path.absolute()),
             # A title in another encoding is no reason to lose a clip.
             metadata_errors="replace",
+            container_options={
+                "format_whitelist": ",".join(CONTAINERS),
+                "protocol_whitelist": "file",
+                # A picture called "a%d.png" is that one, not a series.
+                "pattern_type": "none",
+            },
         )
+    except ArgumentError as error:
+        raise ClipError(
+            f"{path} is not in a format of video that is opened here (MP4, MOV, Matroska, WebM, "
+            "AVI, MPEG and some more; playlists are not followed); convert it to MP4"
+        ) from error
     except (FFmpegError, OSError, ValueError) as error:
         raise ClipError(f"{path} cannot be opened as a video: {_reason(error)}") from error
     with container:
@@ -163,11 +184,18 @@ class _Placement(NamedTuple):
 
 
 def _placement(path: Path, frame: VideoFrame) -> _Placement:
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return _Placement(False, False, False)
     # What is stored at (x, y) is shown at (a x + c y, b x + d y), but for a shift.
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return _Placement(False, False, False)
+        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    except ValueError:
+        # PyAV fails where a frame holds any data of a kind newer than PyAV, such as EXIF. The turn
+        # it still tells, though not whether the picture is mirrored.
+        turn = math.radians(frame.rotation)
+        a = d = math.cos(turn)
+        b, c = -math.sin(turn), math.sin(turn)
     straight, across = abs(a) + abs(d), abs(b) + abs(c)
     if min(straight, across) > LEAN * max(straight, across):
         raise ClipError(
@@ -230,7 +258,7 @@ def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
     # right. Where it is not, the video is read a second time.
     expected = None
     while True:
-        with _opened(path) as (container, stream):
+        with opened(path) as (container, stream):
             if expected is None:
                 expected = _announced(path, container, stream)
             stride, n, clip = max(1, expected // frames), 0, []
@@ -260,7 +288,7 @@ def read_chosen(path: Path, indices: Sequence[int], height: int, width: int) -> 
       ClipError: The file cannot be used.
     """
     wanted, chosen = set(indices), {}
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         number, frame = -1, None
         for number, frame in enumerate(_decode(path, container, stream)):
             if number in wanted:
@@ -281,7 +309,7 @@ def read_squashed(path: Path, height: int, width: int) -> np.ndarray:
     """
     path = Path(path)
     graph, clip = None, []
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         for frame in _decode(path, container, stream):
             placement = _placement(path, frame)
             try:
@@ -311,10 +339,35 @@ def _scaling(frame: VideoFrame, width: int, height: int) -> Graph:
     return graph
 
 
+class Shape(NamedTuple):
+    """A video's frames per second and its size; frames is 0 where only reading tells it."""
+
+    fps: float
+    frames: int
+    height: int
+    width: int
+
+
+def read_shape(path: str | Path) -> Shape:
+    """The shape of a video as it is shown, from its header and its first frame. Raises
+    ClipError."""
+    path = Path(path)
+    with opened(path) as (container, stream):
+        height, width = _to_rgb(path, next(_decode(path, container, stream))).shape[:2]
+        return Shape(_rate(path, stream), _announced(path, container, stream), height, width)
+
+
+def _rate(path: Path, stream: VideoStream) -> float:
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise ClipError(f"{path} does not say how many frames it shows per second")
+    return float(rate)
+
+
 def iterate(path: str | Path) -> Iterator[np.ndarray]:
     """Every frame as it is, (h, w, 3) uint8 RGB, one at a time. Raises ClipError."""
     path = Path(path)
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         for frame in _decode(path, container, stream):
             yield _to_rgb(path, frame)
 
@@ -324,15 +377,13 @@ def read_all(path: Path) -> tuple[np.ndarray, float]:
 
     Raises ClipError.
     """
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         clip = [_to_rgb(path, frame) for frame in _decode(path, container, stream)]
-        rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        raise ClipError(f"{path} does not say how many frames it shows per second")
+        rate = _rate(path, stream)
     sizes = sorted({pixels.shape[:2] for pixels in clip})
     if len(sizes) > 1:
         raise ClipError(f"{path}: its frames change their size, (height, width) is {sizes}")
-    return np.stack(clip), float(rate)
+    return np.stack(clip), rate
 
 
 def to_video(frames: UInt8[np.ndarray, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:

@@ -12,13 +12,14 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videorepa.errors import UserError
 from videorepa.settings import plugins
 from videorepa.settings.section import Section
+from videorepa.system.files import from_home
 from videorepa.tokens import TokenGrid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -74,6 +75,11 @@ class EncoderSpec(Section):
     normalized: bool = False
     group: int | None = Field(default=None, ge=1)
     crop: tuple[Pixels, Pixels] | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_from_home(cls, value: str) -> str:
+        return from_home(value)
 
     @property
     def relation_margin(self) -> float:

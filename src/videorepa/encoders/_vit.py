@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from videorepa.encoders import Encoder, EncoderSpec, Sizes
 from videorepa.errors import UserError
+from videorepa.system.files import read_text
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.hub import local_copy, micro_weights, plain_weights, quieten_libraries
 from videorepa.system.weights import Misfit
@@ -131,7 +132,7 @@ class ViTSpec(EncoderSpec):
           UserError: The file cannot be read, or it is another model's.
         """
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads(read_text(folder / "config.json"))
             model_type = config.get("model_type")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.encoders._wrapper import WrapperSpec
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, from_metadata, to_metadata
+from videorepa.system.files import atomic_write, check_is_file, from_metadata, to_metadata
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.hub import micro_weights
 from videorepa.tokens import TokenGrid
@@ -168,6 +168,7 @@ def read_about(path: Path) -> About:
             f"There is no head {path}. Train it: `videorepa head RECIPE --kind KIND --out {path}`."
         )
     try:
+        check_is_file(path)
         with safe_open(path, framework="pt") as file:
             about = from_metadata(file.metadata())
             sizes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118

@@ -15,7 +15,7 @@ from videorepa.artifacts.scores import Comparison, Row, Scores, Summary, score_f
 from videorepa.errors import UserError
 from videorepa.evaluation.pairs import adjust
 from videorepa.evaluation.statistics import mcnemar_exact, paired_bootstrap, wilson
-from videorepa.system.files import short_name
+from videorepa.system.files import read_bytes, short_name
 from videorepa.system.wording import count
 
 FORMAT = "videorepa ratings 1"
@@ -63,7 +63,7 @@ class Ratings(BaseModel):
     def read(cls, path: Path) -> Ratings:
         """Read a file. Raises UserError if it is missing or holds something else."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_bytes(path))
         except FileNotFoundError:
             raise UserError(f"There is no {path}. A report's page saves such files.") from None
         except ValidationError as error:

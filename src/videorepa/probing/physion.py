@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from videorepa.errors import UserError
 from videorepa.probing.readout import FOLDS, decide
+from videorepa.system.files import check_is_file, read_text
 from videorepa.world.contact import KINDS
 
 LABELS = "all_video_labels.json"
@@ -208,7 +209,7 @@ def _load_v1_5(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
     """Read *.mp4 and all_video_labels.json, stem -> {"label": whether they touch, ...}."""
     path = folder / LABELS
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(path))
         labels = {Path(stem).stem: _answer(about["label"]) for stem, about in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -225,6 +226,7 @@ def _load_2021(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
     """
     path = folder / "labels.csv"
     try:
+        check_is_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
         column = rows[0].index("ground truth outcome")

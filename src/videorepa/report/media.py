@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from videorepa.artifacts.clips import DIGEST, clip_digest
-from videorepa.system.files import atomic_path
+from videorepa.system.files import atomic_path, read_bytes
 
 EMBEDDED_BYTES = 4 << 20
 """Clips of up to this many bytes in all stay within the page."""
@@ -41,7 +41,7 @@ class Media:
     def source(self, clip: Path) -> str:
         """The clip's URL for the page: its content, or the path of its file."""
         if self.embedded:
-            return "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()
+            return "data:video/mp4;base64," + base64.b64encode(read_bytes(clip)).decode()
         return f"{quote(self.folder.name, errors='surrogateescape')}/{self.digests[clip]}.mp4"
 
     def write(self) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from videorepa.errors import UserError
+from videorepa.system.files import from_home, read_text
 
 SPELLINGS = ("one", "many")
 """Tags of values that are one section or a list of them. They are no keys, so no message names
@@ -21,6 +22,11 @@ class Section(BaseModel):
     """A part of a recipe: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _from_home(cls, value: Any) -> Any:
+        return from_home(value) if isinstance(value, Path) else value
 
     @classmethod
     def from_settings(cls, settings: Sequence[str], what: str) -> Self:
@@ -64,10 +70,12 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
       UserError: The file or an override cannot be read.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise UserError(f"There is no recipe {path}. The shipped ones are in recipes/.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from safetensors import SafetensorError
 
 from videorepa.errors import UserError
+
+Place = TypeVar("Place", str, Path)
 
 STALE_SECONDS = 3600.0
 """A temporary file that has not been written to for so long belongs to no living process."""
@@ -117,6 +121,48 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def from_home(path: Place) -> Place:
+    """Put the home folder in place of a leading `~` or `~user`, as a shell does."""
+    return type(path)(os.path.expanduser(path))
+
+
+def check_is_file(path: Path) -> None:
+    """Raise OSError, with the reason, unless `path` is a file, reached through links or not.
+
+    Asked before a path that a user named is opened: a pipe, a socket or a device can keep its
+    reader waiting for ever.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        is_lost = not path.parent.exists()
+        reason = f"the folder {path.parent} does not exist" if is_lost else "does not exist"
+        raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    if not stat.S_ISREG(mode):
+        reason = "is a pipe, a socket or a device, not a file"
+        raise OSError(errno.EINVAL, reason, str(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file that a user named, to read its bytes. Raises OSError."""
+    check_is_file(path)
+    return path.open("rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file that a user named. Raises OSError."""
+    check_is_file(path)
+    return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8 that a user named. Raises OSError and UnicodeDecodeError."""
+    check_is_file(path)
+    return path.read_text(encoding="utf-8")
+
+
 def short_name(path: Path) -> str:
     """The name of a folder in tables, or that of a file, without its ending."""
     return path.resolve().stem if path.is_file() else path.resolve().name
@@ -145,5 +191,5 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
 
 def file_digest(path: str | Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits. Raises OSError."""
-    with open(path, "rb") as file:
+    with open_file(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

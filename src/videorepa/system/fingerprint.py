@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from videorepa.errors import UserError
+from videorepa.system.files import open_file
 
 WINDOWS = 16
 
@@ -44,9 +46,9 @@ def file_sample_digest(path: Path) -> str:
 
     Raises OSError.
     """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest = hashlib.sha256(str(size).encode())
         for window in range(WINDOWS):
             stream.seek(window * max(0, size - WINDOW_BYTES) // (WINDOWS - 1))
             digest.update(stream.read(WINDOW_BYTES))

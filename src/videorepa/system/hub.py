@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from videorepa.errors import UserError
+from videorepa.system.files import check_is_file, from_home
 
 
 @cache
@@ -22,8 +23,11 @@ def local_copy(source: str, kind: Literal["model", "dataset"] = "model") -> Path
     Raises:
       UserError: Neither exists; the message says what was tried.
     """
-    path = Path(source)
+    path = from_home(Path(source))
+    if path.is_dir():
+        return path
     if path.exists():
+        check_is_file(path)
         return path
     if not _is_hub_id(source):
         raise UserError(f"There is nothing at {source}; expected a file, a folder or a Hub id.")

@@ -21,6 +21,7 @@ from videorepa.benchmarks._judged import DigitAnswer
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.data.video import to_video
 from videorepa.errors import UserError
+from videorepa.system.files import read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import plain_weights, quieten_libraries
 
@@ -222,7 +223,7 @@ def _json(path: Path, missing: Any = None) -> dict[str, Any]:
     if missing is not None and not path.exists():
         return missing
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}. {_ADVICE}") from None
     if not isinstance(content, dict):
