@@ -40,6 +40,8 @@ from transformers import T5EncoderModel, T5Tokenizer, VideoMAEModel  # noqa: F40
 
 PATIENCE = 60.0
 """Seconds until a verb on a tiny input counts as hung."""
+PATIENCE_WITH_PROCESSES = 240.0
+"""Likewise for verbs that start Python anew or run other verbs, on a busy machine."""
 MEMORY_GB = 6.0
 """Address space that a verb may add to that of the campaign's process."""
 TRACEBACK = "Traceback (most recent call last)"
@@ -83,9 +85,7 @@ def _place(said: str) -> str:
 class Child:
     """A running verb, the leader of a process group. Its output goes to `log`.out and `log`.err."""
 
-    def __init__(
-        self, arguments: list[str], folder: Path, log: Path, patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, arguments: list[str], folder: Path, log: Path, patience: float) -> None:
         self.log, self.began, self.patience = log, time.monotonic(), patience
         sys.stdout.flush()
         sys.stderr.flush()
@@ -125,7 +125,11 @@ class Child:
         return self.wait()
 
 
-def run(arguments: list[str], folder: Path, log: Path, patience: float = PATIENCE) -> Ended:
+def run(arguments: list[str], folder: Path, log: Path, patience: float | None = None) -> Ended:
+    """Run a verb to its end."""
+    if patience is None:
+        starts_others = arguments[0] in ("export", "demo", "lab")
+        patience = PATIENCE_WITH_PROCESSES if starts_others else PATIENCE
     return Child(arguments, folder, log, patience).wait()
 
 

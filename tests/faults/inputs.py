@@ -432,7 +432,8 @@ def videos(draw: Any, ground: Ground) -> Laid:
 
 
 def readers(ground: Ground, what: str) -> list[Command]:
-    """Every verb that reads something of the ground's, copied here; the last may mend it."""
+    """Every verb that reads something of the ground's, copied here; True if it may mend it, as
+    `evaluate --against` scores both."""
     g, recipe, lora = ground, ground / "recipe.yaml", ground / "lora.yaml"
     prompts = ["--prompts", g / "prompts.csv"]
     page = ["--out", "out/page.html"]
@@ -460,14 +461,14 @@ def readers(ground: Ground, what: str) -> list[Command]:
         ],
         "made": [
             (["evaluate", "lab", "made", "--out", "out/scores"], False),
-            (["evaluate", "lab", g / "made", "--out", "out/s", "--against", "made"], False),
+            (["evaluate", "lab", g / "made", "--out", "out/s", "--against", "made"], True),
             (["report", g / "run", "--clips", "made", g / "lab", *page], False),
             (["generate", g / "run", *prompts, "--out", "made"], True),
         ],
         "lab": [
             (["report", g / "run", "--clips", "lab", g / "lab2", *page], False),
             (["export", g / "run", "out/exported", "--scores", "lab/scores"], False),
-            (["evaluate", "lab", g / "lab2", "--against", "lab", "--out", "out/scores"], False),
+            (["evaluate", "lab", g / "lab2", "--against", "lab", "--out", "out/scores"], True),
             (["evaluate", "lab", "lab"], True),
         ],
         "scan": [

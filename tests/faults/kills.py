@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from faults.child import PATIENCE_WITH_PROCESSES as PATIENCE
 from faults.child import TRACEBACK, Child, Ended, run
 from faults.jobs import Job
 from faults.outcome import content, differences, grow_old
@@ -15,8 +16,6 @@ from faults.results import Fault, Results
 SIGTERM_SHARE = 0.25
 STOPPED = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, 130)
 """How a process ends that a signal stopped, whether or not it had a last word."""
-PATIENCE = 240.0
-"""Seconds for a verb that writes much, such as the demo, on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def kill(job: Job, whole: Undisturbed, folder: Path, seed: str, number: int) -> 
             fault(f"exit code {ended.code} after {how.name}", ended)
             return results
         results.runs[f"kills {job.name}"] += 1
-    else:
         grow_old(out)
+    else:
         ended = run(job.arguments, out, folder / "last", PATIENCE)
         if ended.fault or ended.code:
             fault(f"goes not on: {ended.fault or ended.said.strip()[-200:]}", ended)

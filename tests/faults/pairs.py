@@ -7,13 +7,17 @@ import re
 import time
 from pathlib import Path
 
+from faults.child import PATIENCE_WITH_PROCESSES as PATIENCE
 from faults.child import Child
 from faults.jobs import Job
-from faults.kills import PATIENCE, Undisturbed
+from faults.kills import Undisturbed
 from faults.outcome import content, differences, grow_old
 from faults.results import Fault, Results
 
-SAYS_WHO = re.compile(r"another process|process \d+|\bheld by\b|is (being written|in use|working)")
+SAYS_WHO = re.compile(
+    r"another process|process \d+|\bheld by\b|is (being written|in use|working)|exists already"
+)
+"""The last is right where the other process has finished."""
 
 
 def pair(job: Job, whole: Undisturbed, folder: Path, seed: str, number: int) -> Results:
