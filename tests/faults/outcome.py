@@ -23,8 +23,16 @@ def _without_times(content: bytes) -> bytes:
     ).encode()
 
 
+def _without_commit(content: bytes) -> bytes:
+    return re.sub(rb"\b[0-9a-f]{40}\b", b"", content)
+
+
 EXCLUDED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "*scores/seconds.json": (lambda _: b"", "how long each clip's score took"),
+    "*scan.json": (_without_commit, "the project's commit may move while the campaign runs"),
+    "*probe.json": (_without_commit, "likewise"),
+    "*environment.json": (_without_commit, "likewise"),
+    "*.html": (_without_commit, "likewise"),
     "*log.jsonl": (_without_times, "speed and memory of each step are measured"),
 }
 """Whatever is not compared, for all verbs: which files, what is left of them, and why."""
