@@ -18,6 +18,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -118,6 +119,8 @@ def main() -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     began = time.monotonic()
+    # Stopped, it still shows what it has found, and leaves no lane behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server, url = serve()
     (out / "ground").mkdir()
     ground = lay(out / "ground", url)
@@ -147,7 +150,9 @@ def main() -> int:
     try:
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in running]
     except KeyboardInterrupt:
-        codes = [0]
+        for pid in running:
+            os.kill(pid, signal.SIGTERM)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in running]
     server.terminate()
     results = Results()
     for path in sorted(out.glob("lane*.json")):

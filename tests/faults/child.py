@@ -45,6 +45,8 @@ PATIENCE_WITH_PROCESSES = 240.0
 MEMORY_GB = 6.0
 """Address space that a verb may add to that of the campaign's process."""
 TRACEBACK = "Traceback (most recent call last)"
+HANGS = "Timeout (0:"
+"""What faulthandler begins with."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,10 @@ class Child:
     def poll(self) -> Ended | None:
         """How it ended; None while it runs. A process that runs for too long is killed."""
         if self.ended is None:
-            hung = time.monotonic() - self.began > self.patience
-            if hung:
+            late = time.monotonic() - self.began > self.patience + 5
+            if late:
                 os.killpg(self.pid, signal.SIGKILL)
-            pid, status = os.waitpid(self.pid, 0 if hung else os.WNOHANG)
+            pid, status = os.waitpid(self.pid, 0 if late else os.WNOHANG)
             if pid:
                 out, said = (
                     self.log.with_suffix(suffix).read_text("utf-8", "replace")
@@ -108,7 +110,7 @@ class Child:
                 )
                 seconds = time.monotonic() - self.began
                 code = os.waitstatus_to_exitcode(status)
-                self.ended = Ended(code, out, said, seconds, hung)
+                self.ended = Ended(code, out, said, seconds, late or HANGS in said)
         return self.ended
 
     def wait(self) -> Ended:
@@ -138,6 +140,7 @@ def _be_the_verb(arguments: list[str], folder: Path, log: Path, patience: float)
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(folder)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, suffix in ((1, ".out"), (2, ".err")):
@@ -151,8 +154,8 @@ def _be_the_verb(arguments: list[str], folder: Path, log: Path, patience: float)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         faulthandler.enable()
-        # Says where it hangs, just before it is killed.
-        faulthandler.dump_traceback_later(max(patience - 1, 0.5))
+        # Says where it hangs, and ends it even when the campaign has gone.
+        faulthandler.dump_traceback_later(patience, exit=True)
         code = videorepa.cli.main(arguments)
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
