@@ -89,6 +89,8 @@ class Child:
 
     def __init__(self, arguments: list[str], folder: Path, log: Path, patience: float) -> None:
         self.log, self.began, self.patience = log, time.monotonic(), patience
+        for suffix in (".out", ".err"):
+            log.with_suffix(suffix).touch()  # It may be killed before it does anything.
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()

@@ -45,6 +45,7 @@ def serve() -> tuple[multiprocessing.process.BaseProcess, str]:
 
 def _serve(server: Scripted) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     server.serve_forever()
 
 
