@@ -1,7 +1,7 @@
 """Makes the tables and figures of docs/study.md from docs/study/: python dev/results.py [STUDY]
 
-With the folder of a study, its scores and costs are first copied into docs/study/, and the picture
-of some arms' clips side by side is made anew.
+Given the folder of a study, it first copies the study's scores and costs into docs/study/, and
+makes the picture of some arms' clips side by side anew.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SHEET_FRAMES = range(0, 17, 2)
 
 
 def probe_table() -> str:
-    """Contact foreseen: a line for each source and timestep, a column for each pooling."""
+    """Contact foreseen, with a line for each source and timestep and a column for each pooling."""
     percents: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for row in _probed():
         percent, low, high = (float(row[key]) for key in ("percent", "low", "high"))
@@ -113,7 +113,7 @@ def relations_table() -> str:
 
 
 def arms_table() -> str:
-    """The results of experiments/arms.py: how alignment trained, and what became of it."""
+    """The results of experiments/arms.py: how alignment went in training, and what it changed."""
     with (KEPT / "arms.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines = [
@@ -138,7 +138,7 @@ def arms_table() -> str:
 
 
 def filled(text: str) -> str:
-    """Give the page with its tables made anew from docs/study/."""
+    """The page's text with its tables made anew from docs/study/."""
     for name, table in TABLES.items():
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")

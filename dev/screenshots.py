@@ -43,9 +43,9 @@ def rating(page: Page) -> None:
 
 
 def at_frame(page: Page, number: int) -> None:
-    """Stop all clips in sight at this frame, with the page's own keys."""
+    """Stop all visible clips at this frame, with the page's own keys."""
     page.locator("#clips .row").first.evaluate("(row) => row.scrollIntoView()")
-    page.wait_for_timeout(1000)  # For the clips to be there.
+    page.wait_for_timeout(1000)  # Until the clips are loaded.
     page.keyboard.press(" ")
     page.keyboard.press("r")
     for _ in range(number - 1):

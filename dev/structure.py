@@ -1,4 +1,4 @@
-"""Counts what shows how the package is built: python dev/structure.py [SRC]
+"""Measures the package's structure: python dev/structure.py [SRC]
 
 SRC is the folder that holds `videorepa`, by default this checkout's src. A cycle is a group of
 modules that import each other, directly or by way of others. The floors are the modules on the
@@ -32,7 +32,7 @@ def syntax_trees(files: list[Path], source: Path) -> dict[str, ast.Module]:
 
 
 def run_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """The node and all within it, without what only type checkers see."""
+    """The node and its descendants, except what only type checkers see."""
     yield node
     typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     for child in node.orelse if typing_only else ast.iter_child_nodes(node):
@@ -40,7 +40,12 @@ def run_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(trees: dict[str, ast.Module], typing: bool) -> Graph:
-    """The package's modules that each module imports, by `typing` also for type checkers alone."""
+    """The package's modules that each module imports.
+
+    Args:
+      trees: Each module's syntax tree by its name.
+      typing: Count the imports that only type checkers see, too.
+    """
     graph = {}
     for name, tree in trees.items():
         targets = set()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from videorepa.probing.readout import FOLDS, Axes
+from videorepa.probing.readout import FOLDS, PrincipalAxes
 
 INNER_FOLDS = 3
 
@@ -19,7 +19,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class LabelAuc:
-    """The area under the ROC curve: 0.5 is chance, 1 is without a fault.
+    """The area under the ROC curve: 0.5 is chance, 1 is faultless.
 
     Attributes:
         auc: The share of pairs of a yes and a no of which the yes scores higher.
@@ -35,13 +35,17 @@ class LabelAuc:
 
 
 def read_label(features: Float[np.ndarray, "n d"], label: Bool[np.ndarray, " n"]) -> LabelAuc:
-    """Measure how well a logistic regression tells the label of clips it was not fitted to.
+    """Measure how well a logistic regression predicts the label of clips it was not fitted to.
 
     There are five folds, stratified by label. In each, features are standardised on the fitted
-    clips (`Axes`) and scaled to a mean square length of 1; three further folds within choose the
+    clips (`PrincipalAxes`) and scaled to a mean square length of 1. Three inner folds choose the
     regularisation by log loss. Scores of different fits cannot be compared, so the AUC counts only
-    pairs that were held out in the same fold. The interval is a bootstrap over clips with the fits
-    as they are.
+    pairs that were held out in the same fold. The interval is a bootstrap over clips that keeps
+    the fits.
+
+    Args:
+        features: A row for each clip.
+        label: Whether each clip has the label.
 
     Raises:
         ValueError: Either answer has fewer than 10 clips.
@@ -51,14 +55,14 @@ def read_label(features: Float[np.ndarray, "n d"], label: Bool[np.ndarray, " n"]
 
     if min(label.sum(), (~label).sum()) < 2 * FOLDS:
         raise ValueError(
-            f"Found {label.sum()} clips that have the label and {(~label).sum()} that have not; "
-            f"expected at least {2 * FOLDS} of each."
+            f"{label.sum()} clips have the label and {(~label).sum()} have not; expected at least "
+            f"{2 * FOLDS} of each."
         )
     score = np.empty(len(label))
     fold = np.empty(len(label), int)
     splits = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(features, label)
     for number, (fitted, held_out) in enumerate(splits):
-        axes = Axes(features[fitted])
+        axes = PrincipalAxes(features[fitted])
         length = np.sqrt((axes.fitted**2).sum(1).mean()) or 1.0
         search = GridSearchCV(
             LogisticRegression(max_iter=1000),

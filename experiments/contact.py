@@ -1,4 +1,4 @@
-"""Measures how well contact is predicted from plain colours and from the true state.
+"""Measures how well plain colours, and the true state, predict contact.
 
 Run: python experiments/contact.py [--clips 1000]
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from auc import read_label
 from videorepa.probing.sources import SLICES
-from videorepa.world.contact import MIDDLE, RED, SHOWN, YELLOW, contact_clip
+from videorepa.world.contact import LAST_SHOWN, MIDDLE, RED, YELLOW, contact_clip
 from videorepa.world.render import Clip
 
 GRID = 8
@@ -30,7 +30,7 @@ def colours(clip: Clip, frames: Sequence[int]) -> np.ndarray:
 
 def steps(clip: Clip) -> np.ndarray:
     """Mean colours of evenly spaced pairs of frames, as many as the probe takes."""
-    firsts = 1 + 2 * np.linspace(0, SHOWN // 2 - 1, SLICES).round().astype(int)
+    firsts = 1 + 2 * np.linspace(0, LAST_SHOWN // 2 - 1, SLICES).round().astype(int)
     pairs = [colours(clip, (first, first + 1)).reshape(2, -1).mean(0) for first in firsts]
     return np.concatenate(pairs)
 
@@ -57,7 +57,7 @@ def main() -> None:
     inputs = {
         f"colours on {GRID} x {GRID}, first frame": lambda clip: colours(clip, [0]),
         "middle frame": lambda clip: colours(clip, [MIDDLE]),
-        "last frame": lambda clip: colours(clip, [SHOWN]),
+        "last frame": lambda clip: colours(clip, [LAST_SHOWN]),
         f"{SLICES} steps of two frames": steps,
         "true positions and sizes, last frame": lambda clip: truth(clip, moving=False),
         "and true velocities, start and end": lambda clip: truth(clip, moving=True),

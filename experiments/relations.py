@@ -9,9 +9,9 @@ form: `whole` tokens; `centred` ones, less the mean of their place over clips, a
 
 - shared: the share of the relations' variance, over pairs and clips of the lab, that is the
   variance of the pairs' means over clips
-- tokens, relations: the AUC for contact of a linear probe, with its 95 %
-  interval, from the tokens that the probe always reads, three steps of 4 x 4, and from their
-  relations alone. Guessing gives 0.5.
+- tokens, relations: the AUC of a linear probe for contact, with its 95 % interval, from the tokens
+  that the probe always reads, three steps of 4 x 4, and from their relations alone. Guessing gives
+  0.5.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def relations(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
 
 
 def shared(tokens: Float[Tensor, "b n d"]) -> float:
-    """The share of the relations' variance that is that of their means over clips."""
+    """The share of the relations' variance that lies in their means over clips."""
     total = squared = torch.zeros(())
     for batch in tokens.split(BATCH):
         cosines = relations(batch)

@@ -1,4 +1,4 @@
-"""The contract of backbones, held by a tiny twin of every one: found by their files being there."""
+"""The contract of backbones, checked on a tiny twin of every one in the package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CAPTIONS = ["A red ball falls.", 'A sign says "stop".', ""]
 
 @dataclass
 class Twin:
-    """A tiny model on disk, a clip that fits it, and, once asked for, the model in memory."""
+    """A tiny model on disk, and a clip that fits it. The model is loaded on first use."""
 
     described: dict[str, str]
     folder: Path
@@ -185,8 +185,8 @@ def test_captions_are_encoded_alike_alone_and_in_a_batch(twin: Twin) -> None:
 
 def test_parts_load_alone(twin: Twin) -> None:
     text = twin.spec.load(("text_encoder",), CPU).encode_text(CAPTIONS[:1])
-    for name, found in twin.live.encode_text(CAPTIONS[:1]).items():
-        torch.testing.assert_close(text[name], found)
+    for name, expected in twin.live.encode_text(CAPTIONS[:1]).items():
+        torch.testing.assert_close(text[name], expected)
     moments = twin.spec.load(("vae",), CPU).encode_video(twin.video)
     latents = twin.spec.load(("transformer",), CPU).latents(moments, draw(2))
     torch.testing.assert_close(latents, twin.latents)
@@ -201,7 +201,7 @@ class Watched:
     """The last step of the stock pipeline's sampling of a clip, without guidance, and the latents
     that it ends with, before and after it unscales them."""
 
-    given: dict[str, Any]
+    inputs: dict[str, Any]
     output: torch.Tensor
     timestep: torch.Tensor
     sample: torch.Tensor
@@ -231,15 +231,15 @@ def watched(twin: Twin) -> Watched:
     pipeline.set_progress_bar_config(disable=True)
     seen: dict[str, Any] = {}
 
-    def watch_transformer(module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+    def watch_transformer(module: Any, args: Any, inputs: dict[str, Any], output: Any) -> None:
         assert not args
-        seen.update(given=given, output=output[0])
+        seen.update(inputs=inputs, output=output[0])
 
     real_step, real_decode = pipeline.scheduler.step, pipeline.vae.decode
 
     def step(output: torch.Tensor, *args: Any, **more: Any) -> Any:
         answer = real_step(output, *args, **more)
-        # CogVideoX's scheduler is also given what it found in the step before, and when.
+        # CogVideoX's scheduler also takes the step before's prediction and timestep.
         timestep, sample = (args[1], args[3]) if len(args) > 2 else args[:2]
         seen.update(timestep=timestep, sample=sample, final=answer[0])
         return answer
@@ -276,14 +276,14 @@ def test_inputs_are_those_of_the_stock_pipeline(twin: Twin, watched: Watched) ->
     text = twin.live.encode_text(CAPTIONS[:1])
     ours = twin.live.inputs(noisy, text, timestep_of(twin, watched))
     theirs = {
-        k: v for k, v in watched.given.items() if k not in ("return_dict", "attention_kwargs")
+        k: v for k, v in watched.inputs.items() if k not in ("return_dict", "attention_kwargs")
     }
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
-        found = ours[name]
-        if isinstance(expected, torch.Tensor) and found.dtype == torch.bool:
-            found = found.to(expected.dtype)
-        torch.testing.assert_close(found, expected, msg=lambda said, n=name: f"{n}: {said}")
+        value = ours[name]
+        if isinstance(expected, torch.Tensor) and value.dtype == torch.bool:
+            value = value.to(expected.dtype)
+        torch.testing.assert_close(value, expected, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_the_loss_is_that_of_the_stock_scheduler(twin: Twin, watched: Watched) -> None:
@@ -299,14 +299,14 @@ def test_the_loss_is_that_of_the_stock_scheduler(twin: Twin, watched: Watched) -
         signal = 1 - spread
     noise = (noisy - signal * clean) / spread
     with torch.no_grad():
-        found = live.denoising_loss(clean, live.encode_text(CAPTIONS[:1]), noise, timestep)
+        denoised = live.denoising_loss(clean, live.encode_text(CAPTIONS[:1]), noise, timestep)
     expected = as_contract(twin, watched.clean())
     # Wan's pipeline rounds timesteps, so its noise level is not quite ours.
     close = {"rtol": 5e-3, "atol": 5e-3} if twin.kind == "wan" else {"rtol": 1e-3, "atol": 1e-4}
-    torch.testing.assert_close(found.clean, expected, **close)
+    torch.testing.assert_close(denoised.clean, expected, **close)
     loss = ((expected - clean) / spread).square().mean()
-    torch.testing.assert_close(found.loss, loss[None], rtol=2e-2, atol=1e-4)
-    assert found.sigma.tolist() == pytest.approx([spread], rel=1e-4)
+    torch.testing.assert_close(denoised.loss, loss[None], rtol=2e-2, atol=1e-4)
+    assert denoised.sigma.tolist() == pytest.approx([spread], rel=1e-4)
 
 
 def test_latents_are_scaled_as_the_stock_pipeline_unscales_them(
@@ -419,8 +419,8 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     item = open_source(recipe.data).items[0]
     _, text = Cache(recipe).read_clip(item)
     for name, expected in twin.live.encode_text([item.caption]).items():
-        found = text[name].to(expected.dtype)
-        torch.testing.assert_close(found, expected[0], rtol=2e-2, atol=2e-2)
+        stored = text[name].to(expected.dtype)
+        torch.testing.assert_close(stored, expected[0], rtol=2e-2, atol=2e-2)
 
     monkeypatch.setattr(
         importlib.import_module("videorepa.exchange.stock"), "subprocess", InProcess

@@ -226,7 +226,7 @@ def test_a_file_that_is_no_recipe(
 
 @pytest.mark.parametrize("verb", ["prepare", "train", "inspect"])
 def test_a_folder_in_place_of_a_recipe(ready: Ready, fails: Fails, tmp_path: Path, verb) -> None:
-    fails(*command(verb, tmp_path, ready, tmp_path / "out"), says="cannot be read.*directory")
+    fails(*command(verb, tmp_path, ready, tmp_path / "out"), says="cannot be read: is a folder")
 
 
 @pytest.mark.parametrize("tag", ["python/object/apply:os.system", "python/object/new:os.system"])
@@ -272,7 +272,7 @@ def test_folders_that_may_not_be_written(ready: Ready, fails: Fails, tmp_path: P
         (["--data.frames", "10", "--encoder.frames", "8"], r"1 \+ 4k frames; .*10. Try 9"),
         (["--encoder.height", "20"], "sizes in multiples of 8; .*8x20x16"),
         (["--encoder.frames", "7"], "frames in multiples of 2.*7x16x16"),
-        (["--encoder.frames", "12"], "wants 12 frames and the clip has 9. Lower encoder.frames"),
+        (["--encoder.frames", "12"], "takes 12 frames and the clip has 9. Lower encoder.frames"),
         (["--align.block", "4"], "taps block 4, counted from 1; .* has 3 blocks"),
         (["--backbone.weights", "nowhere/at/all"], "nothing at nowhere/at/all; expected a file"),
         (["--backbone.weights", "org/name"], "org/name is not on this machine"),
@@ -321,7 +321,7 @@ def test_a_broken_manifest(
 
 
 def test_bad_videos_cost_themselves_alone(ready: Ready, fails: Fails, tmp_path: Path) -> None:
-    manifest = write_clips(tmp_path / "own", count=7)
+    manifest = write_clips(tmp_path / "own", count=8)
     own = manifest.parent
     sound = (own / "clip6.mp4").read_bytes()
     (own / "clip1.mp4").write_bytes(b"")
@@ -330,14 +330,18 @@ def test_bad_videos_cost_themselves_alone(ready: Ready, fails: Fails, tmp_path: 
     (own / "clip4.mp4").unlink()
     (own / "clip4.mp4").mkdir()
     (own / "clip6.mp4").write_text("not a video")
+    # A reader would wait for a writer here, for ever.
+    (own / "clip5.mp4").unlink()
+    os.mkfifo(own / "clip5.mp4")
     changes = ["--data.manifest", manifest, "--data.cache", tmp_path / "cache"]
     for _ in range(2):
-        said = fails("prepare", ready.recipe, *changes, says="5 clips cannot be used")
+        said = fails("prepare", ready.recipe, *changes, says="6 clips cannot be used")
         for name, reason in {
             "clip1": "is empty",
             "clip2": "clip2.mp4",
-            "clip3": "No such file|does not exist",
-            "clip4": "directory|is not a file",
+            "clip3": "does not exist",
+            "clip4": "is a folder, not a file",
+            "clip5": "is a pipe",
             "clip6": "cannot be opened as a video",
         }.items():
             assert re.search(rf"'{name}.mp4': [^']*({reason})", said), (name, said)
@@ -345,20 +349,20 @@ def test_bad_videos_cost_themselves_alone(ready: Ready, fails: Fails, tmp_path: 
     assert main([*map(str, ["train", ready.recipe, "--out", tmp_path / "run", *changes])]) == 0
     # A clip that is mended is taken in, and one that fails for a while is not lost for ever.
     (own / "clip6.mp4").write_bytes(sound)
-    fails("prepare", ready.recipe, *changes, says="4 clips cannot be used")
-    (own / "clip6.mp4").rename(own / "away.mp4")
     fails("prepare", ready.recipe, *changes, says="5 clips cannot be used")
+    (own / "clip6.mp4").rename(own / "away.mp4")
+    fails("prepare", ready.recipe, *changes, says="6 clips cannot be used")
     (own / "away.mp4").rename(own / "clip6.mp4")
-    fails("prepare", ready.recipe, *changes, says="4 clips cannot be used")
+    fails("prepare", ready.recipe, *changes, says="5 clips cannot be used")
     assert len(list((tmp_path / "cache" / "clips").iterdir())) == 3
-    assert len(list((tmp_path / "cache" / "failures").iterdir())) == 4
+    assert len(list((tmp_path / "cache" / "failures").iterdir())) == 5
 
 
 def test_no_usable_video_at_all(ready: Ready, fails: Fails, tmp_path: Path) -> None:
     manifest = tmp_path / "clips.csv"
     manifest.write_text("video,caption\nnone.mp4,a\n")
     changes = ["--data.manifest", manifest, "--data.cache", tmp_path / "cache"]
-    fails("prepare", ready.recipe, *changes, says="1 clips cannot be used.*'none.mp4'")
+    fails("prepare", ready.recipe, *changes, says="1 clip cannot be used.*'none.mp4'")
     fails("train", ready.recipe, *changes, says="All 1 clips failed in `prepare`")
 
 
@@ -813,7 +817,7 @@ def test_clips_that_cannot_be_scored_cost_themselves_alone(
     (folder / ".tmp-0123.json").write_text("{")
     said = fails("evaluate", "lab", folder, says="3 clips could not be scored")
     for index, reason in {1: "1-0.mp4", 2: "does not exist", 3: ""}.items():
-        assert re.search(rf"'{index}' 0: [^']*{reason}", said), said
+        assert re.search(rf"'{index} 0': [^']*{reason}", said), said
     summary = json.loads((folder / "scores" / "summary.json").read_text())
     assert [failure["prompt_id"] for failure in summary["failures"]] == ["1", "2", "3"]
     rows = (folder / "scores" / "scores.jsonl").read_text().splitlines()
@@ -889,7 +893,7 @@ def lora_weights(rank: int = 4) -> dict[str, torch.Tensor]:
         ("other model", "holds a WanTransformer3DModel; published VideoREPA models are CogVideoXT"),
         (
             "other size",
-            r"not whole or of another model; missing: transformer_blocks.3.* and \d+ more",
+            r"incomplete or of another model; missing: transformer_blocks.3.* and \d+ more",
         ),
         ("other width", r"misshapen: .* \(.*\), expected \(.* and 64 more"),
         ("no sense", "makes no transformer"),
@@ -957,7 +961,7 @@ def test_importing_what_is_no_published_transformer(
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("no alpha", r"does not say its alpha.*the rank is 4.*VideoREPA-5B .*with --alpha 64"),
+        ("no alpha", r"does not state its alpha.*the rank is 4.*VideoREPA-5B .*with --alpha 64"),
         ("alpha 0", "--alpha is 0.0; expected a number above 0"),
         ("alpha nan", "--alpha is nan; expected"),
         ("mixed ranks", r"mixes ranks \(4, 8\).*expected one rank"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,15 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["report", "~/run"]) == 1
+    assert f"{tmp_path / 'run'} is not a run: it does not exist" in capsys.readouterr().err
+    monkeypatch.setattr(import_module("videorepa.report"), "report", lambda runs, out, **_: out)
+    assert main(["report", "run", "--out=~/page.html"]) == 0
+    assert f"report: {tmp_path / 'page.html'}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

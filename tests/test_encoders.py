@@ -1,4 +1,4 @@
-"""Teachers: the contract that all of them keep, and features equal to the published ones."""
+"""Encoders: the contract that all of them keep, and features equal to the published ones."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def sees_images(name: str) -> bool:
 
 def live(teachers: Teachers, name: str, dtype: torch.dtype = torch.float32, **options) -> Encoder:
     spec = described(name, weights_of(teachers, name), **options)
-    given = {"of": spec.of} if name == "headed" else SIZE | options
-    return load_encoder(name, spec.weights, dtype=dtype, **given)
+    settings = {"of": spec.of} if name == "headed" else SIZE | options
+    return load_encoder(name, spec.weights, dtype=dtype, **settings)
 
 
 def clip(frames: int = 9, height: int = 16, width: int = 32, count: int = 1) -> Tensor:
@@ -59,8 +59,8 @@ def normalised(video: Tensor) -> Tensor:
     return (video - mean) / std
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def relative(tokens: Tensor, expected: Tensor) -> float:
+    return ((tokens - expected).norm() / expected.norm()).item()
 
 
 # The contract.
@@ -77,15 +77,15 @@ FEEDINGS = [
 
 
 @pytest.mark.parametrize(("name", "feeding"), FEEDINGS, ids=str)
-def test_the_shape_told_is_that_of_the_live_grid(
+def test_the_described_shape_is_that_of_the_live_grid(
     teachers: Teachers, name: str, feeding: dict[str, Any]
 ) -> None:
     spec = described(name, weights_of(teachers, name), **feeding)
-    told, grid = spec.shape(9), spec.load(torch.device("cpu"))(clip(height=20, width=28, count=2))
-    assert grid.tokens.shape == (2, *told.tokens.shape[1:])
-    assert (grid.start, grid.stride) == (told.start, told.stride)
-    assert told.tokens.is_meta and grid.tokens.isfinite().all()
-    assert (told.frames(told.size[0] - 1)[-1], told.size[1:]) == (8, (2, 4))
+    shape, grid = spec.shape(9), spec.load(torch.device("cpu"))(clip(height=20, width=28, count=2))
+    assert grid.tokens.shape == (2, *shape.tokens.shape[1:])
+    assert (grid.start, grid.stride) == (shape.start, shape.stride)
+    assert shape.tokens.is_meta and grid.tokens.isfinite().all()
+    assert (shape.frames(shape.size[0] - 1)[-1], shape.size[1:]) == (8, (2, 4))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not sees_images(name)])
@@ -137,21 +137,25 @@ def test_frames_are_resized_bicubically_before_they_are_normalised(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_does_not_fit_a_clip_is_refused(teachers: Teachers, name: str) -> None:
-    with pytest.raises(UserError, match="wants 8 frames and the clip has 7"):
+    with pytest.raises(UserError, match="takes 8 frames and the clip has 7"):
         live(teachers, name)(clip(7))
-    with pytest.raises(UserError, match="wants 8 frames and the clip has 7"):
+    with pytest.raises(UserError, match="takes 8 frames and the clip has 7"):
         described(name, weights_of(teachers, name)).shape(7)
     for options, says in (
         ({"height": 12}, "sizes in multiples of 8; .*8x12x32"),
         ({"crop": (4, 32)}, "sizes in multiples of 8; .*8x4x32"),
-        ({"crop": (16, 24)}, "encoder.width is 32, .*24 as encoder.crop"),
-        ({"crop": (32, 32)}, "encoder.height is 16, .*32 as encoder.crop"),
+        ({"crop": (16, 24)}, "encoder.width is 32, .*24, the size that encoder.crop"),
+        ({"crop": (32, 32)}, "encoder.height is 16, .*32, the size that encoder.crop"),
     ):
         with pytest.raises(UserError, match=says):
             live(teachers, name, **options)
         with pytest.raises(UserError, match=says):
             described(name, weights_of(teachers, name), **options).shape(9)
-    says = "leave out encoder.group" if sees_images(name) else "frames is 8, .*3 as encoder.group"
+    says = (
+        "leave out encoder.group"
+        if sees_images(name)
+        else "frames is 8, .*3, the size that encoder.group"
+    )
     with pytest.raises(UserError, match=says):
         live(teachers, name, group=3)
     if not sees_images(name):
@@ -282,10 +286,10 @@ def test_a_fingerprint_says_what_features_depend_on(teachers: Teachers, name: st
     weights = weights_of(teachers, name)
     changes: list[dict[str, Any]] = [{}, {"frames": 6}, {"height": 8}, {"normalized": True}]
     changes += [{"crop": (8, 16)}, {"pool": 2} if sees_images(name) else {"group": 4}]
-    found = [described(name, weights, **change).fingerprint() for change in changes]
-    assert len({str(print) for print in found}) == len(changes)
+    prints = [described(name, weights, **change).fingerprint() for change in changes]
+    assert len({str(each) for each in prints}) == len(changes)
     if name == "videomae":
-        assert described(name, weights, version=1).fingerprint() == found[0]
+        assert described(name, weights, version=1).fingerprint() == prints[0]
 
 
 # Margins and published rows.
@@ -310,7 +314,7 @@ def test_margins_are_the_papers(name: str, weights: str, margin: float) -> None:
     assert described(name, weights).relation_margin == margin
 
 
-def test_the_version_of_videomae_can_be_said() -> None:
+def test_the_version_of_videomae_can_be_set() -> None:
     assert described("videomae", "mine.pth", version=1).relation_margin == 0
     assert described("videomae", "MCG-NJU/videomae-base", version=2).relation_margin == 0.1
 
@@ -342,11 +346,11 @@ def test_grids_of_the_published_rows(name, weights, size, expected, covers) -> N
     ],
 )
 def test_original_files_give_the_published_features(golden: Path, name: str, file: str) -> None:
-    given = load_file(golden / f"{file.partition('.')[0]}.io.safetensors")
+    published = load_file(golden / f"{file.partition('.')[0]}.io.safetensors")
     size = {"frames": 48, "height": 64, "width": 96, "normalized": True}
-    grid = load_encoder(name, weights=golden / file, **size)(given["video"].transpose(1, 2))
+    grid = load_encoder(name, weights=golden / file, **size)(published["video"].transpose(1, 2))
     assert (grid.size, grid.start, grid.stride) == ((24, 4, 6), 0, 2)
-    assert relative(grid.tokens.flatten(1, 3), given["features"]) < 1e-5
+    assert relative(grid.tokens.flatten(1, 3), published["features"]) < 1e-5
 
 
 def plain_features(weights: dict[str, Tensor], video: Tensor, table: Tensor) -> Tensor:
@@ -460,7 +464,7 @@ def test_a_folder_of_videomae_gives_stock_features(teachers: Teachers) -> None:
 
 @torch.no_grad()
 def stock_vjepa2(folder: Path, video: Tensor, **config: Any) -> Tensor:
-    """What the stock class gives without its final norm."""
+    """The stock class's features without its final norm."""
     from transformers import VJEPA2Model
 
     stock = VJEPA2Model.from_pretrained(folder, **config)
@@ -483,7 +487,7 @@ def test_a_square_clip_gives_stock_features_of_vjepa2(teachers: Teachers) -> Non
 def test_tokens_of_vjepa2_stand_at_their_own_row_and_column(
     teachers: Teachers, monkeypatch, size: tuple[int, int]
 ) -> None:
-    """The stock class, given the positions of a frame that is not square."""
+    """The stock class is handed the positions of a frame that is not square."""
     from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2RopeAttention
 
     rows, columns = size[0] // 8, size[1] // 8
@@ -595,7 +599,7 @@ def test_pixels_are_mean_colours(teachers: Teachers) -> None:
     first = video[0, 1:3, :, :8, :8].mean((0, 2, 3)) * 2 - 1
     torch.testing.assert_close(grid.tokens[0, 0, 0, 0], first)
     assert spec.fingerprint() != spec.model_copy(update={"patch": 16}).fingerprint()
-    with pytest.raises(UserError, match="patches of 3 pixels; the recipe asks for 8x16x32"):
+    with pytest.raises(UserError, match="sizes in multiples of 3; the recipe asks for 8x16x32"):
         plugins.description("encoders", "pixels")(**SIZE, patch=3).shape(9)
 
 
@@ -614,6 +618,6 @@ def test_an_untrained_teacher_is_the_network_without_what_it_learnt(teachers: Te
     for unlike in (trained, other):
         assert relative(first, unlike) > 0.1
     prints = [of.fingerprint(), spec.fingerprint(), kind(of=of, draw=1).fingerprint()]
-    assert len({str(found) for found in prints}) == 3
+    assert len({str(each) for each in prints}) == 3
     with pytest.raises(ValueError, match="`frames` is what `of.frames` says"):
         kind(of=of, frames=4)

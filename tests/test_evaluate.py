@@ -42,23 +42,23 @@ def write_clips(folder: Path, *, frozen: int = 0) -> Path:
 
 def test_two_folders_become_tables_that_the_report_reads(tmp_path):
     good, still = write_clips(tmp_path / "good"), write_clips(tmp_path / "still", frozen=5)
-    found = evaluate("lab", good, against=still)
+    evaluation = evaluate("lab", good, against=still)
 
-    metrics = found.summary.metrics
-    assert found.summary.n == N and found.summary.failures == []
+    metrics = evaluation.summary.metrics
+    assert evaluation.summary.n == N and evaluation.summary.failures == []
     # What H.264 does to the pixels is no reason to fail.
     assert metrics["sa"].percent == 100 and metrics["sa"].n == N
     assert metrics["pc"].percent >= 90
     assert 5 < metrics["motion"].mean < 200
-    assert found.summary.by_scenario.keys() == set(SCENARIOS)
-    assert found.summary.by_scenario["fall"]["sa"].n == 1
-    assert found.comparison is not None
-    assert found.comparison.against == "still" and found.comparison.unpaired == 0
+    assert evaluation.summary.by_scenario.keys() == set(SCENARIOS)
+    assert evaluation.summary.by_scenario["fall"]["sa"].n == 1
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.against == "still" and evaluation.comparison.unpaired == 0
     # Five of the other folder's clips do not move, and none of those shows its event.
-    difference = found.comparison.metrics["sa"].difference
+    difference = evaluation.comparison.metrics["sa"].difference
     assert difference == pytest.approx(100 * 5 / N)
 
-    scores = Scores.read(found.folder)
+    scores = Scores.read(evaluation.folder)
     assert scores.summary.metrics.keys() == {"sa", "pc", "joint", "motion"}
     assert scores.summary.metrics["motion"].mean == pytest.approx(metrics["motion"].mean)
     assert len(scores.rows) == N and scores.by_clip[FALL, 0]["scenario"] == "fall"
@@ -66,19 +66,19 @@ def test_two_folders_become_tables_that_the_report_reads(tmp_path):
         scores.comparison is not None and scores.comparison.metrics["sa"].difference == difference
     )
 
-    text = table({"good": found}).splitlines()
+    text = table({"good": evaluation}).splitlines()
     assert text[0].startswith("good") and f"n={N}" in text[0] and "against still" in text[1]
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_not_scored(tmp_path):
     folder = write_clips(tmp_path / "clips")
     (folder / f"{ROLL}-0.mp4").write_bytes(b"not a video")
-    found = evaluate("lab", folder)
-    assert found.summary.n == N - 1 and found.summary.metrics["sa"].percent == 100
-    (failure,) = found.summary.failures
+    evaluation = evaluate("lab", folder)
+    assert evaluation.summary.n == N - 1 and evaluation.summary.metrics["sa"].percent == 100
+    (failure,) = evaluation.summary.failures
     assert failure.prompt_id == ROLL and f"{ROLL}-0.mp4" in failure.reason
-    assert "1 clips could not be read" in table({"clips": found})
-    scores = Scores.read(found.folder)
+    assert "1 clips could not be read" in table({"clips": evaluation})
+    scores = Scores.read(evaluation.folder)
     assert (ROLL, 0) in scores.failures and (ROLL, 0) not in scores.by_clip
 
 
@@ -88,7 +88,7 @@ def test_a_second_run_keeps_the_rows_and_scores_what_is_new(tmp_path, monkeypatc
     scored = []
     score = lab.Lab.score
     monkeypatch.setattr(
-        lab.Lab, "score", lambda *given: (scored.append(given[2]), score(*given))[1]
+        lab.Lab, "score", lambda *arguments: (scored.append(arguments[2]), score(*arguments))[1]
     )
     folder = write_clips(tmp_path / "clips")
     first = evaluate("lab", folder)

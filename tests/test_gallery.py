@@ -50,7 +50,7 @@ def material(tmp_path: Path) -> Material:
 def test_large_pages_keep_their_clips_beside_them(material: Material, tmp_path: Path, monkeypatch):
     page = tmp_path / "page.html"
     material.scores.clear()
-    assert "within it" in material.write(page) and not (tmp_path / "page-files").exists()
+    assert "and needs no other" in material.write(page) and not (tmp_path / "page-files").exists()
 
     monkeypatch.setattr(media, "EMBEDDED_BYTES", 0)
     html = material.write(page)
@@ -160,7 +160,7 @@ def test_clips_play_in_step_and_are_found(shown, browser):
     assert prompts_in_sight(page) == ["roll-0", "roll-1"]
     page.locator(".of-model").nth(0).select_option("passes")
     assert prompts_in_sight(page) == ["roll-0"]
-    assert page.locator("[name=found]").inner_text() == "1 of 4 shown"
+    assert page.locator("[name=count]").inner_text() == "1 of 4 shown"
     page.get_by_role("button", name="Show all").click()
     page.locator("[name=differ]").check()
     assert prompts_in_sight(page) == ["fall-1", "roll-0"]
@@ -213,7 +213,7 @@ def test_a_blind_rating_ends_in_a_file_that_evaluate_reads(shown, browser, tmp_p
     assert set(asked) == set(PROMPTS.values()) and asked != list(PROMPTS.values())
     assert set(lefts) == {"control", "aligned"}
     visible = dialog.inner_text()
-    assert "That was all" in visible and "Answers: 4, not saved: 4." in visible
+    assert "That was the last pair" in visible and "Answers: 4, not saved: 4." in visible
     with page.expect_download() as download:
         page.get_by_role("button", name="Save to a file").click()
     assert download.value.suggested_filename == "ratings-Ada-B-.json"

@@ -127,10 +127,10 @@ def numbered(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def test_a_step_has_the_mean_flow_of_its_frames(start, stride, steps, expected) -> None:
     video = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 3, 8, 12) / 255
     grid = TokenGrid(torch.zeros(1, steps, 2, 3, 5), start, stride)
-    found = token_motion("motion", video, grid, (8, 12), numbered)
-    assert found.shape == (steps, 2, 3, 2)
-    torch.testing.assert_close(found[:, 0, 0, 0], torch.tensor(expected, dtype=torch.float32))
-    torch.testing.assert_close(found[..., 1], torch.ones(steps, 2, 3))
+    motion = token_motion("motion", video, grid, (8, 12), numbered)
+    assert motion.shape == (steps, 2, 3, 2)
+    torch.testing.assert_close(motion[:, 0, 0, 0], torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(motion[..., 1], torch.ones(steps, 2, 3))
 
 
 def test_saliency_is_motion_against_the_background() -> None:
@@ -142,9 +142,9 @@ def test_saliency_is_motion_against_the_background() -> None:
         return flow
 
     grid = TokenGrid(torch.zeros(1, 1, 2, 2, 5), 0, 2)
-    found = token_motion("saliency", torch.zeros(2, 3, 16, 16), grid, (16, 16), panned)
+    saliency = token_motion("saliency", torch.zeros(2, 3, 16, 16), grid, (16, 16), panned)
     expected = torch.tensor([[0.5 / 4, 0.0], [0.0, 0.0]]).view(1, 2, 2, 1)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(saliency, expected, atol=1e-6, rtol=0)
 
 
 def test_optical_flow_finds_a_square_that_moves() -> None:
@@ -169,15 +169,15 @@ def test_optical_flow_finds_a_square_that_moves() -> None:
 @pytest.mark.parametrize("kind", ["motion", "saliency"])
 def test_a_headed_encoder_tells_its_shape(recipe: Recipe, kind) -> None:
     spec = make_head(kind, recipe.encoder, width=24)
-    told = spec.shape(9)
+    shape = spec.shape(9)
     video = torch.rand(2, 9, 3, 16, 16)
     grid, plain = spec.load(CPU)(video), recipe.encoder.load(CPU)(video)
-    assert grid.tokens.shape == (2, *told.tokens.shape[1:]) and told.tokens.is_meta
-    assert (told.start, told.stride) == (grid.start, grid.stride) == (1, 2)
+    assert grid.tokens.shape == (2, *shape.tokens.shape[1:]) and shape.tokens.is_meta
+    assert (shape.start, shape.stride) == (grid.start, grid.stride) == (1, 2)
     if kind == "motion":
-        assert told.width == 64 and told.saliency is None is grid.saliency
+        assert shape.width == 64 and shape.saliency is None is grid.saliency
         return
-    assert told.saliency.is_meta and grid.saliency.shape == (2, *told.saliency.shape[1:])
+    assert shape.saliency.is_meta and grid.saliency.shape == (2, *shape.saliency.shape[1:])
     assert 0 <= grid.saliency.min() < grid.saliency.max() <= 1
     assert torch.equal(grid.tokens, plain.tokens)
 
@@ -281,14 +281,14 @@ def test_files_that_are_no_heads_are_refused(recipe: Recipe, tmp_path: Path) -> 
     refused("videorepa head RECIPE --kind KIND --out")
     for content in (b"", b"\x80\x05junk", good.read_bytes()[:300], good.read_bytes()[:-40]):
         path.write_bytes(content)
-        refused("no head that can be read")
+        refused("cannot be read as a head")
     save_file(tensors, path)
     refused("KeyError: 'about'")
     for changed, says in (
         (about | {"kind": "depth"}, "kind is 'depth', expected motion or saliency"),
         (about | {"kind": "saliency"}, "its tensors are"),
-        (about | {"fingerprint": 3}, "no head that can be read"),
-        ([], "no head that can be read"),
+        (about | {"fingerprint": 3}, "cannot be read as a head"),
+        ([], "cannot be read as a head"),
     ):
         save_file(tensors, path, {"about": json.dumps(changed)})
         refused(says)
@@ -330,13 +330,13 @@ def test_clips_that_cannot_be_read(quick, recipe: Recipe, clips: Path, tmp_path,
     out = tmp_path / "head.safetensors"
     command = ["head", str(path), "--kind", "motion", "--out", str(out)]
     assert main(command) == 1
-    said = capsys.readouterr().err
-    assert "0 of 5 can be used" in said and said.count("does not exist") == 5
+    printed = capsys.readouterr().err
+    assert "0 of 5 can be used" in printed and printed.count("does not exist") == 5
     assert not out.exists()
     # One of them costs itself alone.
     for index in range(4):
         (folder / f"clip{index}.mp4").write_bytes((clips.parent / f"clip{index}.mp4").read_bytes())
     assert main(command) == 1
-    said = capsys.readouterr()
-    assert "trained on 3 clips" in said.out and out.exists()
-    assert "1 clips could not be used" in said.err and "'clip4.mp4'" in said.err
+    printed = capsys.readouterr()
+    assert "trained on 3 clips" in printed.out and out.exists()
+    assert "1 clip could not be used" in printed.err and "'clip4.mp4'" in printed.err

@@ -74,8 +74,8 @@ def golden_model(golden: Path) -> tuple[MPlugOwlVideo, dict[str, Tensor]]:
     return MPlugOwlVideo.from_state_dict(config, weights), io
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.float() - expected).norm() / expected.norm()).item()
+def error(value: Tensor, expected: Tensor) -> float:
+    return ((value.float() - expected).norm() / expected.norm()).item()
 
 
 def test_the_model_answers_as_the_published_one(golden):
@@ -231,9 +231,9 @@ def test_frames_are_scaled_as_the_published_reader_does(real_clips):
     """Against what decord 0.6.0 gave for three frames, every 16th pixel."""
     golden = np.load(Path(__file__).parent / "golden" / "decord-ts_repa_4.npz")
     frames = read_squashed(real_clips / "ts_repa_4.mp4", 224, 224)
-    found = frames[golden["frames"], ::16, ::16]
+    shown = frames[golden["frames"], ::16, ::16]
     # Bicubic scaling is 0.6 off on average, scaling after the way to RGB 1.3.
-    assert np.abs(found.astype(int) - golden["pixels"]).mean() < 0.05
+    assert np.abs(shown.astype(int) - golden["pixels"]).mean() < 0.05
 
 
 def test_a_prompt_is_encoded_in_the_published_pieces(live):
@@ -308,8 +308,8 @@ def yes_no(live: OwlJudge, yes: float, no: float) -> Tensor:
 
 
 def scripted(bench: Any, live: OwlJudge, *answers: Tensor | str) -> Scripted:
-    bench.__dict__["live"] = found = Scripted(live, *answers)
-    return found
+    bench.__dict__["live"] = judge = Scripted(live, *answers)
+    return judge
 
 
 @pytest.fixture
@@ -367,8 +367,8 @@ def test_logits_that_are_not_finite_make_a_row_invalid_not_zero(live, captions):
     assert row["sa"] is row["sa_score"] is row["joint"] is None and row["pc"] is True
     assert list(row["invalid"]) == ["sa"]
     row |= {"prompt_id": "0", "k": 0}
-    found = bench.aggregate([row])
-    assert (found["sa"]["n"], found["sa"]["invalid"], found["pc"]["n"]) == (0, 1, 1)
+    metrics = bench.aggregate([row])
+    assert (metrics["sa"]["n"], metrics["sa"]["invalid"], metrics["pc"]["n"]) == (0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -385,19 +385,19 @@ def test_logits_that_are_not_finite_make_a_row_invalid_not_zero(live, captions):
     ],
 )
 def test_a_rating_is_exactly_one_legal_digit(live, answer, digits, value, published):
-    found = rate(Scripted(live, answer), NOTHING, [], digits)
-    assert found.value == value
+    rating = rate(Scripted(live, answer), NOTHING, [], digits)
+    assert rating.value == value
     assert rate(Scripted(live, answer), NOTHING, [], digits, compat=True).value == published
-    assert found.probabilities.keys() == set(digits)
-    assert sum(found.probabilities.values()) == pytest.approx(1)
+    assert rating.probabilities.keys() == set(digits)
+    assert sum(rating.probabilities.values()) == pytest.approx(1)
 
 
 def test_a_rating_knows_how_sure_the_judge_was(live):
-    found = rate(Scripted(live, " 4"), NOTHING, [], "12345")
+    rating = rate(Scripted(live, " 4"), NOTHING, [], "12345")
     sure = np.exp(3) / (np.exp(3) + 4)
     # The digit is the second token; what stands in the first place says nothing of it.
-    assert found.probabilities["4"] == pytest.approx(sure)
-    assert found.expected == pytest.approx(4 * sure + (1 + 2 + 3 + 5) * (1 - sure) / 4)
+    assert rating.probabilities["4"] == pytest.approx(sure)
+    assert rating.expected == pytest.approx(4 * sure + (1 + 2 + 3 + 5) * (1 - sure) / 4)
 
 
 def test_videophy2_takes_four_and_five(live, captions):
@@ -416,14 +416,14 @@ def test_videophy2_takes_four_and_five(live, captions):
     assert rule.value == 2 and rule.probabilities.keys() == {"0", "1", "2"}
     assert script.asked[-1].endswith("or 2 if indeterminate. \nAI: ")
     rows = [r | {"prompt_id": str(n), "k": 0} for n, r in enumerate((row, other))]
-    found = bench.aggregate(rows)
-    assert found["sa"]["percent"] == 100 and found["sa"]["by_threshold"] == {
+    metrics = bench.aggregate(rows)
+    assert metrics["sa"]["percent"] == 100 and metrics["sa"]["by_threshold"] == {
         "3": 100,
         "4": 100,
         "5": 50,
     }
-    assert found["pc"]["n"] == 1 and found["joint"]["invalid"] == 1
-    assert found["sa_rating"]["mean"] == 4.5
+    assert metrics["pc"]["n"] == 1 and metrics["joint"]["invalid"] == 1
+    assert metrics["sa_rating"]["mean"] == 4.5
 
 
 def test_the_published_lists_are_read_whole(published_prompts):
@@ -532,20 +532,20 @@ def test_two_folders_are_judged_and_compared(judge, captions, tmp_path):
     ours = clips_of(tmp_path / "ours", DETAILED, samples=2)
     theirs = clips_of(tmp_path / "theirs", DETAILED, samples=2, salt=1)
     (ours / "0001-1.mp4").write_bytes(b"no video")
-    given = settings(judge, captions)
-    found = evaluate("videophy", ours, against=theirs, settings=given)
-    assert found.summary.n == 3 and len(found.summary.failures) == 1
+    options = settings(judge, captions)
+    evaluation = evaluate("videophy", ours, against=theirs, settings=options)
+    assert evaluation.summary.n == 3 and len(evaluation.summary.failures) == 1
     # The third caption has no clip, for either sample.
-    assert [(m["prompt_id"], m["k"]) for m in found.summary.missing] == [
+    assert [(m["prompt_id"], m["k"]) for m in evaluation.summary.missing] == [
         ("0002", 0),
         ("0002", 1),
     ]
-    assert found.summary.by_scenario.keys() == {"solid_solid", "fluid_fluid"}
-    assert found.comparison is not None and found.comparison.unpaired == 1
-    both = [found.comparison.metrics, *found.comparison.by_scenario.values()]
+    assert evaluation.summary.by_scenario.keys() == {"solid_solid", "fluid_fluid"}
+    assert evaluation.comparison is not None and evaluation.comparison.unpaired == 1
+    both = [evaluation.comparison.metrics, *evaluation.comparison.by_scenario.values()]
     claims = [metrics[flag] for metrics in both for flag in ("sa", "pc", "joint")]
     assert [c.p_holm for c in claims] == pytest.approx(holm([c.p for c in claims]))
-    assert found.comparison.metrics["sa_score"].p is None
+    assert evaluation.comparison.metrics["sa_score"].p is None
     rows = [json.loads(line) for line in (ours / "scores" / "scores.jsonl").open()]
     assert len(rows) == 3 and {row["scenario"] for row in rows} == {"solid_solid", "fluid_fluid"}
     for row in rows:
@@ -555,13 +555,13 @@ def test_two_folders_are_judged_and_compared(judge, captions, tmp_path):
         assert row["judge"]["caption"] == "cut"
     # Other pixels, other scores: the clip is looked at.
     assert len({row["pc_score"] for row in rows}) == 3
-    text = table({"ours": found}, by_scenario=True)
+    text = table({"ours": evaluation}, by_scenario=True)
     assert "1 clips could not be read, 2 clips are missing" in text
     assert "fluid_fluid" in text and "against theirs" in text
-    read = Scores.read(found.folder)
+    read = Scores.read(evaluation.folder)
     assert len(read.summary.missing) == 2
     page = card._scores(read)
-    assert f"| sa_score | {found.summary.metrics['sa_score'].mean:.4g} | [" in page
+    assert f"| sa_score | {evaluation.summary.metrics['sa_score'].mean:.4g} | [" in page
     assert read.summary.metrics.keys() == {"sa", "pc", "joint", "sa_score", "pc_score"}
     assert failing_checks(read.by_clip["0000", 0]) == []
 
@@ -570,14 +570,14 @@ def test_shards_are_put_together_and_nothing_is_scored_twice(
     judge, captions, tmp_path, monkeypatch
 ):
     folder = clips_of(tmp_path / "clips", ["A ball falls.", "Milk is poured.", "Tea meets milk."])
-    given = settings(judge, captions)
-    alone = evaluate("videophy2", folder, tmp_path / "alone", settings=given)
+    options = settings(judge, captions)
+    alone = evaluate("videophy2", folder, tmp_path / "alone", settings=options)
     parts = [
-        evaluate("videophy2", folder, settings=given, shard=(index, 2)).summary.n
+        evaluate("videophy2", folder, settings=options, shard=(index, 2)).summary.n
         for index in range(2)
     ]
     # More shards than clips: the last have nothing to do.
-    idle = evaluate("videophy2", folder, settings=given, shard=(3, 4))
+    idle = evaluate("videophy2", folder, settings=options, shard=(3, 4))
     assert idle.summary.n == 0 and "sa none" in table({"idle": idle})
     assert parts == [2, 1] and not (folder / "scores" / "summary.json").exists()
 
@@ -585,13 +585,13 @@ def test_shards_are_put_together_and_nothing_is_scored_twice(
         raise AssertionError("a clip was scored again")
 
     monkeypatch.setattr(videophy2.VideoPhy2, "score", never)
-    whole = evaluate("videophy2", folder, settings=given)
+    whole = evaluate("videophy2", folder, settings=options)
     assert whole.summary == alone.summary
     rows = (folder / "scores" / "scores.jsonl").read_text()
     assert rows == (alone.folder / "scores.jsonl").read_text()
     # Read another way, the same answers are other scores.
     with pytest.raises(AssertionError, match="scored again"):
-        evaluate("videophy2", folder, settings=[*given, "compat_parser=true"])
+        evaluate("videophy2", folder, settings=[*options, "compat_parser=true"])
 
 
 def test_settings_are_checked(judge, captions, tmp_path):
@@ -623,13 +623,13 @@ def test_real_clips_of_a_list_are_judged(judge, real_clips, tmp_path):
                 prompt = row["video"].rpartition("_")[2].removesuffix(".mp4")
                 lines.append(f'{prompt},{row["video"]},"{row["caption"]}"')
         (tmp_path / f"{model}.csv").write_text("\n".join(lines))
-    given = settings(judge, real_clips / "clips.csv")
+    options = settings(judge, real_clips / "clips.csv")
     ours, theirs = tmp_path / "videorepa.csv", tmp_path / "cogvideox.csv"
-    found = evaluate("videophy", ours, against=theirs, settings=given)
-    assert found.summary.n == 4 and found.summary.missing == []
-    assert evaluate("videophy", tmp_path / "repa.csv", settings=given).summary.n == 4
-    assert found.comparison is not None and found.comparison.metrics["pc"].n == 4
-    rows = [json.loads(line) for line in (found.folder / "scores.jsonl").open()]
+    evaluation = evaluate("videophy", ours, against=theirs, settings=options)
+    assert evaluation.summary.n == 4 and evaluation.summary.missing == []
+    assert evaluate("videophy", tmp_path / "repa.csv", settings=options).summary.n == 4
+    assert evaluation.comparison is not None and evaluation.comparison.metrics["pc"].n == 4
+    rows = [json.loads(line) for line in (evaluation.folder / "scores.jsonl").open()]
     assert len({row["pc_score"] for row in rows}) == 4
 
 
@@ -657,9 +657,9 @@ def test_real_clips_go_from_a_list_to_the_page(judge, real_clips, tmp_path, monk
                 write_video(tmp_path / model / name, read_squashed(real_clips / name, 40, 60), 8)
         (tmp_path / f"{model}.csv").write_text("\n".join(lines))
     original, coarse = tmp_path / "original.csv", tmp_path / "coarse.csv"
-    given = [part for setting in settings(judge, captions) for part in ("--set", setting)]
-    assert main(["evaluate", "videophy", str(original), "--against", str(coarse), *given]) == 0
-    assert main(["evaluate", "videophy", str(coarse), *given]) == 0
+    options = [part for setting in settings(judge, captions) for part in ("--set", setting)]
+    assert main(["evaluate", "videophy", str(original), "--against", str(coarse), *options]) == 0
+    assert main(["evaluate", "videophy", str(coarse), *options]) == 0
     path = tmp_path / "page.html"
     assert main(["report", "--clips", str(coarse), str(original), "--out", str(path)]) == 0
 
@@ -696,8 +696,8 @@ def test_real_clips_go_from_a_list_to_the_page(judge, real_clips, tmp_path, monk
     overall = html.partition("Paired differences</h3>")[2].partition("</table>")[0]
     for claim in compared["metrics"].values():
         digits = 1 if "p" in claim else 3
-        said = f"<strong>{claim['difference']:+.{digits}f}</strong>".replace("-", "−")
-        assert said in overall and f"<td>{claim['n']}</td>" in overall
+        difference = f"<strong>{claim['difference']:+.{digits}f}</strong>".replace("-", "−")
+        assert difference in overall and f"<td>{claim['n']}</td>" in overall
     # Three of the twelve show a fluid, too few to compare.
     assert compared["by_scenario"].keys() == {"solid_solid", "solid_fluid"}
     assert "fewer than 6 prompts: solid_fluid (3)" in html

@@ -30,8 +30,8 @@ PUBLISHED = load_file(Path(__file__).with_name("golden") / "relations.safetensor
 MARGIN = PUBLISHED["margin"].item()
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def relative(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((value - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ grids = st.builds(pair, st.integers(0, 1000), t=st.integers(1, 4))
 def test_relation_l2_is_the_mean_over_pairs_of_different_tokens(grids) -> None:
     squares = difference(*grids).square()
     different = ~torch.eye(squares.shape[1], dtype=torch.bool)
-    found = RelationL2()(*map(TokenGrid, grids))
-    torch.testing.assert_close(found, squares[:, different].mean())
+    loss = RelationL2()(*map(TokenGrid, grids))
+    torch.testing.assert_close(loss, squares[:, different].mean())
 
 
 @given(seed=st.integers(0, 1000), weight=st.floats(0, 5))
@@ -166,8 +166,8 @@ def test_u_repa_is_repa_and_the_squares(seed: int, weight: float) -> None:
     b = b[..., :5]
     cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1).mean()
     expected = -cosine + weight * difference(a, b).square().mean()
-    found = URepa(relations=weight)(TokenGrid(a), TokenGrid(b))
-    torch.testing.assert_close(found, expected)
+    loss = URepa(relations=weight)(TokenGrid(a), TokenGrid(b))
+    torch.testing.assert_close(loss, expected)
     assert URepa() == URepa(relations=3)
 
 
@@ -184,8 +184,8 @@ def test_moalign_counts_pairs_across_time_less_the_further_apart(grids, margin, 
         across = [(f, g) for f in range(steps) for g in range(steps) if f != g]
         weighted = [math.exp(-abs(f - g) / decay) * block[f, g] for f, g in across]
         expected = expected + sum(weighted) / len(weighted)
-    found = MoAlign(margin=margin, decay=decay)(TokenGrid(a), TokenGrid(b))
-    torch.testing.assert_close(found, expected)
+    loss = MoAlign(margin=margin, decay=decay)(TokenGrid(a), TokenGrid(b))
+    torch.testing.assert_close(loss, expected)
 
 
 @given(grids=grids, given_by=st.sampled_from(["teacher", "change"]))
@@ -224,8 +224,8 @@ def test_crepa_adds_both_neighbours_in_seconds(seed, t, stride, distance, tau) -
             weight = math.exp(-abs(k - f) * stride / 8 / tau)
             total += weight * torch.nn.functional.cosine_similarity(a[:, f], b[:, k], dim=-1).sum()
     loss = Crepa(distance=distance, tau=tau)
-    found = loss(TokenGrid(a, stride=stride), TokenGrid(b, stride=stride))
-    torch.testing.assert_close(found, -total / a[..., 0].numel())
+    value = loss(TokenGrid(a, stride=stride), TokenGrid(b, stride=stride))
+    torch.testing.assert_close(value, -total / a[..., 0].numel())
 
 
 FOLLOWS_RELATIONS = [
@@ -264,8 +264,8 @@ def test_the_length_of_tokens_does_not_matter(loss, seed: int) -> None:
     saliency = torch.rand(b.shape[:4], dtype=b.dtype)
     stretch = torch.rand(2, *a.shape[:4], 1, dtype=a.dtype) + 0.1
     expected = loss(TokenGrid(a), TokenGrid(b, saliency=saliency))
-    found = loss(TokenGrid(a * stretch[0]), TokenGrid(b * stretch[1], saliency=saliency))
-    torch.testing.assert_close(found, expected)
+    value = loss(TokenGrid(a * stretch[0]), TokenGrid(b * stretch[1], saliency=saliency))
+    torch.testing.assert_close(value, expected)
 
 
 @pytest.mark.parametrize("loss", LOSSES + OF_LATENTS, ids=named)

@@ -47,7 +47,7 @@ def need(choice: str) -> None:
         ((LORA, CHECKPOINTED, "memory.frozen=nf4", "memory.offload=group"), "does not go with"),
         (
             ("memory.optimizer=adamw8bit", "parallel={engine: fsdp2}"),
-            "fsdp2 shares out plain tensors",
+            "fsdp2 shards plain tensors alone",
         ),
         ((LORA, "memory.frozen=int4"), r"memory\.frozen"),
     ],

@@ -48,18 +48,18 @@ def test_metrics_of_equal_and_of_unrelated_videos() -> None:
 def test_where_and_when_are_told_apart() -> None:
     """The same way in the other direction, then a pixel beside it."""
     there, back = take([(0, 0), (0, 2), (0, 4)]), take([(0, 4), (0, 2), (0, 0)])
-    found = compared(there, back)
-    assert found["spatiotemporal_iou"] == pytest.approx(1 / 3)
-    assert found["spatial_iou"] == found["weighted_spatial_iou"] == 1
+    metrics = compared(there, back)
+    assert metrics["spatiotemporal_iou"] == pytest.approx(1 / 3)
+    assert metrics["spatial_iou"] == metrics["weighted_spatial_iou"] == 1
     beside = take([(0, 1), (0, 3), (0, 5)])
-    found = compared(there, beside)
-    assert found["spatiotemporal_iou"] == pytest.approx(2 / 6)
-    assert found["spatial_iou"] == pytest.approx(5 / 7)
+    metrics = compared(there, beside)
+    assert metrics["spatiotemporal_iou"] == pytest.approx(2 / 6)
+    assert metrics["spatial_iou"] == pytest.approx(5 / 7)
     # It is where it was in one of three frames; then it stays there.
     stays = take([(0, 0), (0, 0), (0, 0)])
-    found = compared(there, stays)
-    assert found["spatial_iou"] == pytest.approx(4 / 12)
-    assert found["weighted_spatial_iou"] == pytest.approx((1 / 3) / (1 + 1 / 3 + 1 / 3))
+    metrics = compared(there, stays)
+    assert metrics["spatial_iou"] == pytest.approx(4 / 12)
+    assert metrics["weighted_spatial_iou"] == pytest.approx((1 / 3) / (1 + 1 / 3 + 1 / 3))
 
 
 def test_where_nothing_moves_in_either_they_agree() -> None:
@@ -78,9 +78,9 @@ def test_the_score_is_a_share_of_what_a_second_take_reaches() -> None:
     assert score(takes, takes) == pytest.approx(100)
     assert score(np.array([0.0, 1, 1, 1]), takes) == 100, "cut at 100"
     assert score(np.array([0.9, 0, 0, 0]), takes) == 0
-    found = np.array([0.03, 0.25, 0.2, 0.3])
-    assert score(found, takes) == pytest.approx(100 * ((0.5 + 0.25 + 0.75) / 3 - 0.02))
-    assert score(np.stack([takes, found]), takes).shape == (2,)
+    clips = np.array([0.03, 0.25, 0.2, 0.3])
+    assert score(clips, takes) == pytest.approx(100 * ((0.5 + 0.25 + 0.75) / 3 - 0.02))
+    assert score(np.stack([takes, clips]), takes).shape == (2,)
 
 
 # Masks, sizes, rates.
@@ -110,11 +110,11 @@ def test_masks_follow_the_published_rule() -> None:
     scene = ndimage.gaussian_filter(rng.uniform(0, 255, (40, 50, 3)), (3, 3, 0))
     scene = (255 * (scene - scene.min()) / np.ptp(scene)).astype(np.uint8)
     frames = np.stack([np.roll(scene, 3 * n, 1) for n in range(6)])
-    found = list(moving(frames))
+    masks = list(moving(frames))
     expected = plain_masks(frames)
-    assert found[0].dtype == np.uint8 and not found[0].any()
+    assert masks[0].dtype == np.uint8 and not masks[0].any()
     assert all(0.05 < mask.mean() < 0.95 for mask in expected[1:]), "a test of something"
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(masks, expected, strict=True):
         assert np.array_equal(ours, 255 * theirs)
 
 
@@ -151,12 +151,12 @@ def test_resizing_is_bilinear_without_antialias(size: tuple[int, int]) -> None:
 def test_another_rate_is_blended_from_the_neighbours_in_time(rate: float) -> None:
     filmed = np.arange(150, dtype=np.uint8)[:, None, None, None] * np.ones((2, 2, 3), np.uint8)
     count = round(rate * 5)
-    found = np.stack(list(at_rate(iter(filmed), rate, count)))
-    assert found.shape == (count, 2, 2, 3)
+    resampled = np.stack(list(at_rate(iter(filmed), rate, count)))
+    assert resampled.shape == (count, 2, 2, 3)
     exact = np.minimum(np.arange(count) * 30 / rate, 149)
-    assert found[:, 0, 0, 0] == pytest.approx(exact, abs=0.5)
+    assert resampled[:, 0, 0, 0] == pytest.approx(exact, abs=0.5)
     if rate == 30:
-        assert np.array_equal(found, filmed)
+        assert np.array_equal(resampled, filmed)
     with pytest.raises(ClipError):
         list(at_rate(iter([]), rate, count))
 
@@ -215,25 +215,25 @@ def test_a_perfect_a_late_and_a_still_model(data: Path, tmp_path: Path, capsys) 
     perfect = generated(tmp_path / "perfect")
     still = generated(tmp_path / "still", still=True)
     setting = f"data={data}"
-    found = evaluate("physics_iq", perfect, against=still, settings=[setting])
-    metrics = found.summary.metrics
-    assert found.summary.n == 4 and found.summary.missing == []
+    evaluation = evaluate("physics_iq", perfect, against=still, settings=[setting])
+    metrics = evaluation.summary.metrics
+    assert evaluation.summary.n == 4 and evaluation.summary.missing == []
     assert metrics["score"].percent == 100 and metrics["score"].n == 2
     assert metrics["spatial_iou"].mean > 0.8 > metrics["spatiotemporal_iou_takes"].mean > 0.1
     # What stands still is what the benchmark itself takes for that.
     of_still = json.loads((still / "scores" / "scores.jsonl").read_text().splitlines()[0])
     assert all(of_still[m] == pytest.approx(of_still[f"{m}_static"], abs=0.02) for m in METRICS)
-    difference = found.comparison.metrics["score"]
+    difference = evaluation.comparison.metrics["score"]
     expected = 100 - metrics["static_score"].percent
     assert difference.difference == pytest.approx(expected, abs=2) and expected > 30
     assert 0 < difference.low <= difference.difference <= difference.high <= 100
     assert difference.p == pytest.approx(0.5, abs=0.02), "two experiments can say no more"
-    assert found.summary.by_scenario.keys() == {"Solid drop", "Solid slide"}
+    assert evaluation.summary.by_scenario.keys() == {"Solid drop", "Solid slide"}
 
     late = generated(tmp_path / "late", delay=0.25)
     assert main(["evaluate", "physics_iq", str(late), "--set", setting]) == 0
-    said = capsys.readouterr().out
-    assert "score" in said and "static_score" in said
+    printed = capsys.readouterr().out
+    assert "score" in printed and "static_score" in printed
     summary = json.loads((late / "scores" / "summary.json").read_text())
     # As late as the second take: as good as that, but for pixels and coding.
     assert summary["metrics"]["score"]["percent"] == pytest.approx(100, abs=12)
@@ -283,6 +283,6 @@ def test_clips_that_do_not_fit_are_named(data: Path, tmp_path: Path, capsys) -> 
     assert "n=2" in printed.out and "1 clips are missing" in printed.out
     write_video(folder / "mine.mp4", long, 8)
     assert main(command) == 1
-    assert "mine.mp4 is not named as Physics-IQ wants it" in capsys.readouterr().err
+    assert "mine.mp4 is not named as Physics-IQ expects" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds no split-videos/testing"):
         PhysicsIQ(data=tmp_path).prompts(1, 0)

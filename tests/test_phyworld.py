@@ -52,10 +52,10 @@ def test_the_laws_hold() -> None:
 def test_clean_clips_have_the_known_error_and_the_published_parser_a_larger_one() -> None:
     drawn = motions("uniform", "in", 40)
     clips = [render(motion, 256) for motion in drawn]
-    for compat, known in ((False, 0.0005), (True, 0.0104)):
+    for compat, published in ((False, 0.0005), (True, 0.0104)):
         pairs = zip(clips, drawn, strict=True)
         errors = [phyworld.velocity_error(c, m, compat=compat) for c, m in pairs]
-        assert np.mean(errors) == pytest.approx(known, rel=0.25)
+        assert np.mean(errors) == pytest.approx(published, rel=0.25)
 
 
 @pytest.mark.parametrize("task", ["parabola", "collision"])
@@ -102,15 +102,15 @@ def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
         frames = render(phyworld.drawn(entry.id), 64)
         frames[phyworld.SHOWN :] = frames[phyworld.SHOWN - 1]
         write_video(tmp_path / "still" / f"{entry.id}.mp4", frames, phyworld.FPS)
-    found = evaluate("phyworld", recipe.out, tmp_path / "scores", against=tmp_path / "still")
-    error = found.summary.metrics["velocity_error"]
+    evaluation = evaluate("phyworld", recipe.out, tmp_path / "scores", against=tmp_path / "still")
+    error = evaluation.summary.metrics["velocity_error"]
     small = sum(not phyworld.drawn(entry.id).counts for entry in entries)
     assert error.invalid >= small > 0 and error.n + error.invalid == 12
     assert error.mean < 0.03
-    assert set(found.summary.by_scenario) == {f"{t} {g}" for t, g in phyworld.SERIES}
-    assert found.comparison is not None
-    assert found.comparison.metrics["velocity_error"].difference < -0.5
-    shown = table({"true": found}, by_scenario=True)
+    assert set(evaluation.summary.by_scenario) == {f"{t} {g}" for t, g in phyworld.SERIES}
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.metrics["velocity_error"].difference < -0.5
+    shown = table({"true": evaluation}, by_scenario=True)
     assert f"velocity_error {error.mean:.4f} [{error.low:.4f}, " in shown
     assert "parabola v_out  velocity_error" in shown and "against" in shown
 

@@ -51,7 +51,7 @@ def assert_equal_bit_for_bit(a: Run, b: Run, but_for: tuple[str, ...] = ()) -> N
 @pytest.fixture
 def prepared(recipe: Recipe) -> Recipe:
     done = prepare(recipe)
-    assert (done.made, done.found, done.failed) == (5, 0, {})
+    assert (done.made, done.complete, done.failed) == (5, 0, {})
     return recipe
 
 
@@ -77,7 +77,7 @@ def test_preparing_again_does_nothing_and_shards_make_the_same(
     prepared: Recipe, tmp_path: Path
 ) -> None:
     again = prepare(prepared)
-    assert (again.made, again.found) == (0, 5)
+    assert (again.made, again.complete) == (0, 5)
     sharded = prepared.override(f"data.cache={tmp_path / 'sharded'}")
     assert [prepare(sharded, shard=(i, 2)).made for i in range(2)] == [3, 2]
     assert tree(prepared.data.cache) == tree(sharded.data.cache)
@@ -132,7 +132,7 @@ def test_only_what_the_cache_lacks_is_made_and_equals_what_is_made_in_one_go(
             spy = Spy(patched, both)
             done = prepare(both)
         assert tree(both.data.cache) == tree(undisturbed.data.cache)
-        return done.made, done.found, spy.loaded, spy.ran
+        return done.made, done.complete, spy.loaded, spy.ran
 
     assert prepared_again() == (5, 0, ["pixels"], ["pixels"] * 3)
     cache, items = Cache(both), open_source(both.data).items
@@ -168,7 +168,7 @@ def test_checkpoints_that_share_a_vae_share_a_cache(prepared: Recipe, twins) -> 
     config = other / "vae" / "config.json"
     config.write_text(config.read_text().replace('"scaling_factor": 0.9', '"scaling_factor": 0.5'))
     sibling = prepared.override(f"backbone.weights={other}")
-    assert prepare(sibling).found == 5
+    assert prepare(sibling).complete == 5
     moments = torch.randn(1, 8, 3, 4, 4)
     device = torch.device("cpu")
     ours, theirs = (
@@ -190,7 +190,7 @@ def test_a_larger_checkpoint_trains_on_the_smaller_ones_cache(
     with pytest.raises(UserError, match="was made otherwise"):
         prepare(larger)
     sharing = larger.override(f"backbone.prepared_with={prepared.backbone.weights}")
-    assert prepare(sharing).found == 5
+    assert prepare(sharing).complete == 5
     assert train(sharing, tmp_path / "run").trained().step == 6
     longer = shutil.copytree(other, tmp_path / "longer")
     config = longer / "transformer" / "config.json"

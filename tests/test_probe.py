@@ -32,7 +32,7 @@ from videorepa.probe import probe
 from videorepa.probing import physion
 from videorepa.probing.physion import PROTOCOLS, Stimulus
 from videorepa.probing.probe_table import table
-from videorepa.probing.readout import Axes, decide
+from videorepa.probing.readout import PrincipalAxes, decide
 from videorepa.probing.records import Probe
 from videorepa.probing.sources import slices
 from videorepa.recipe import Recipe
@@ -218,7 +218,7 @@ def test_scenarios_of_v1_5_are_read_from_names(tmp_path: Path, stem: str, scenar
         (tmp_path / split / f"{stem}.mp4").rename(tmp_path / split / "cloth.mp4")
         (tmp_path / split / "all_video_labels.json").write_text('{"cloth": {"label": true}}')
     with pytest.raises(
-        UserError, match="cloth.mp4 is of no scenario of Physion v1.5; expected one"
+        UserError, match="cloth.mp4 belongs to no scenario of Physion v1.5; expected one"
     ):
         V1_5.read(tmp_path)
 
@@ -303,7 +303,7 @@ def test_the_readout_is_scikit_learns_own_pipeline(n: int, d: int, protocol) -> 
         {"logisticregression__C": strengths},
         cv=StratifiedKFold(5, shuffle=True, random_state=protocol.seed),
     ).fit(features[:45], label[:45])
-    found = decide(
+    score, strength = decide(
         features[:45],
         label[:45],
         features[45:],
@@ -311,20 +311,20 @@ def test_the_readout_is_scikit_learns_own_pipeline(n: int, d: int, protocol) -> 
         seed=protocol.seed,
         iterations=protocol.iterations,
     )
-    assert found.strength == published.best_params_["logisticregression__C"]
+    assert strength == published.best_params_["logisticregression__C"]
     expected = published.decision_function(features[45:])
-    assert found.score == pytest.approx(expected, abs=0.01 * float(np.abs(expected).max()))
+    assert score == pytest.approx(expected, abs=0.01 * float(np.abs(expected).max()))
 
 
 def test_turned_axes_keep_all_distances() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(20, 9000))  # More than are multiplied at a time.
-    axes = Axes(features)
+    axes = PrincipalAxes(features)
     assert axes.fitted.shape == (20, 19)
     plain = (features - features.mean(0)) / features.std(0)
     assert axes.fitted @ axes.fitted.T == pytest.approx(plain @ plain.T, abs=1e-6)
     assert axes(features) == pytest.approx(axes.fitted, abs=1e-6)
-    flat = Axes(np.ones((5, 9)))
+    flat = PrincipalAxes(np.ones((5, 9)))
     assert not flat.fitted.any() and not flat(np.ones((2, 9))).any()
 
 
@@ -465,7 +465,7 @@ def test_the_table_has_the_shape_of_the_figure(probed: Probe) -> None:
     assert lines["untrained"] == [f"{clean:.1f}"]
     of = [a for a in probed.accuracies if (a.scenario, a.pool, a.source) == ("all", 1, "base")]
     less = [clean - np.mean([a.percent for a in of if a.timestep == t]) for t in TIMES]
-    assert lines["less base, block 2"] == [f"{value:+.1f}" for value in less]
+    assert lines["minus base, block 2"] == [f"{value:+.1f}" for value in less]
     assert "Exact 95 % intervals are up to" in panels[0]
 
 
@@ -495,7 +495,7 @@ def test_the_report_draws_it(folder: Path, probed: Probe, browser, tmp_path: Pat
     for difference in probed.differences:
         assert f"<td>{difference.p_holm:.3f}</td>" in html
     beyond = [d for d in probed.differences if d.p_holm < 0.05]
-    assert not beyond and "videomae less base: none of 6 differences beyond chance." in html
+    assert not beyond and "videomae minus base: none of 6 differences beyond chance." in html
     page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
     complaints: list[str] = []
     page.on("console", lambda line: complaints.append(line.text))
@@ -707,7 +707,7 @@ def test_clips_that_cannot_be_read_or_are_left_out_cost_themselves_alone(
     assert main([*command, "--leave-out", str(names)]) == 1, "a clip was lost"
     said, error = capsys.readouterr()
     assert "1 clip could not be read; the tables are of the others" in error
-    assert "test/it2_rollingSliding_0003_img: " in error
+    assert "'test/it2_rollingSliding_0003_img': " in error
     assert "it2_rollingSliding_0003_img was left out" in said and "cannot be opened" in said
     assert "1 clips to be left out are not there: it2_rollingSliding_9999_img." in said
     assert "roll, 1x1: 4 clips" in said and "contain, 1x1: 6 clips" in said
@@ -747,10 +747,10 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--data", str(few), says="too few training clips of contain, roll. Found 2 clips")
     every = tmp_path / "every.txt"
     every.write_text("\n".join(path.stem for path in (data / "test").glob("*.mp4")))
-    refused("--leave-out", str(every), says="No test clip is left to be judged")
+    refused("--leave-out", str(every), says="No test clip is left to score")
     with pytest.raises(UserError, match="aligns no block"):
         probe(recipe.override("encoder=null", "align=null"), data, tmp_path / "new")
-    with pytest.raises(UserError, match="Two sources are called base"):
+    with pytest.raises(UserError, match="Two sources have the name base"):
         probe(recipe, data, tmp_path / "new", models={"base": path}, pools=[1])
     with pytest.raises(UserError, match="has the protocols v1.5, 2021"):
         probe(recipe, data, tmp_path / "new", protocol="v1")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from videorepa.benchmarks.physics_iq import PhysicsIQ
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
 from videorepa.recipe import Recipe
+from videorepa.system.hub import local_copy
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -38,6 +40,23 @@ def test_the_published_shapes() -> None:
 def test_a_recipe_survives_the_round_trip(recipe: Recipe, tmp_path: Path) -> None:
     recipe.to_yaml(tmp_path / "r.yaml")
     assert Recipe.from_yaml(tmp_path / "r.yaml") == recipe
+
+
+def test_a_tilde_is_the_home_folder(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = ("data.cache", "data.root", "data.manifest", "encoder.weights", "backbone.weights")
+    changed = recipe.override(*(f"{key}=~/{key}" for key in places), "backbone.prepared_with=~/p")
+    data = changed.data
+    assert (data.cache, data.root) == (tmp_path / "data.cache", tmp_path / "data.root")
+    assert data.manifest == tmp_path / "data.manifest"
+    assert changed.encoder.weights == str(tmp_path / "encoder.weights")
+    assert changed.backbone.weights == str(tmp_path / "backbone.weights")
+    assert changed.backbone.prepared_with == str(tmp_path / "p")
+    assert PhysicsIQ(data="~").data == tmp_path
+    (tmp_path / "model").mkdir()
+    assert local_copy("~/model") == tmp_path / "model"
+    # A name that merely begins so stays, as in a shell.
+    assert recipe.override("data.cache=~$clips").data.cache == Path("~$clips")
 
 
 def test_overrides_are_typed_and_reach_plugins(recipe: Recipe) -> None:

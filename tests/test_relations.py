@@ -157,9 +157,9 @@ def test_autocast_changes_nothing() -> None:
     expected = relation_distance(student, teacher, every_pair(6, 150)).mean()
     (gradient,) = torch.autograd.grad(expected, student)
     with torch.autocast("cpu", torch.bfloat16):
-        found = relation_distance(student, teacher, every_pair(6, 150)).mean()
-    assert torch.equal(found, expected)
-    assert torch.equal(torch.autograd.grad(found, student)[0], gradient)
+        value = relation_distance(student, teacher, every_pair(6, 150)).mean()
+    assert torch.equal(value, expected)
+    assert torch.equal(torch.autograd.grad(value, student)[0], gradient)
 
 
 def test_layout_in_memory_changes_nothing() -> None:

@@ -224,17 +224,17 @@ def test_each_blocks_reading_is_of_that_block(recipe: Recipe) -> None:
 
 
 def test_a_scan_finds_every_block_at_every_level(folder: Path, scanned: Scan) -> None:
-    found = {(r.measure, r.source, r.block, r.noise): r for r in scanned.readings}
+    found = {(r.measure, r.source, r.block, r.noise): r for r in scanned.measurements}
     blocks = [("block", block, level) for block in (1, 2, 3) for level in LEVELS]
     straw = [("pixels", None, None), ("untrained", None, None)]
     assert set(found) == {(m, *of) for m in ("relation_error", "cka") for of in blocks + straw}
-    for reading in scanned.readings:
-        assert reading.n == 4 and reading.teacher == "videomae" and reading.sd is not None
-        assert reading.low <= reading.value <= reading.high
-    assert len({r.value for r in scanned.readings}) == len(scanned.readings)
+    for each in scanned.measurements:
+        assert each.n == 4 and each.teacher == "videomae" and each.sd is not None
+        assert each.low <= each.value <= each.high
+    assert len({r.value for r in scanned.measurements}) == len(scanned.measurements)
     assert scanned.notes == []
     said = table(scanned)
-    assert all(f"{r.value:.3f}" in said for r in scanned.readings)
+    assert all(f"{r.value:.3f}" in said for r in scanned.measurements)
     assert said.index("block 1") < said.index("block 3") < said.index("raw pixels")
     errors = {
         block: np.mean([found["relation_error", "block", block, level].value for level in LEVELS])
@@ -243,9 +243,9 @@ def test_a_scan_finds_every_block_at_every_level(folder: Path, scanned: Scan) ->
     assert f"block {max(errors, key=errors.__getitem__)} is farthest" in scanned.says[0]
     assert f"block {min(errors, key=errors.__getitem__)} nearest" in scanned.says[0]
     rows = list(csv.DictReader((folder / "scan.csv").open()))
-    kept = json.loads((folder / "scan.json").read_text())["readings"]
+    kept = json.loads((folder / "scan.json").read_text())["measurements"]
     assert [float(row["value"]) for row in rows] == [row["value"] for row in kept]
-    assert [r.value for r in scanned.readings] == [row["value"] for row in kept]
+    assert [r.value for r in scanned.measurements] == [row["value"] for row in kept]
 
 
 @pytest.mark.usefixtures("no_page")
@@ -260,9 +260,9 @@ def test_batches_and_other_teachers_change_nothing(
         clips=4,
         noise_levels=LEVELS,
     )
-    ours = [r.value for r in again.readings if r.teacher == "videomae"]
-    assert ours == pytest.approx([r.value for r in scanned.readings], abs=1e-4)
-    theirs = [r.value for r in again.readings if r.teacher == "short"]
+    ours = [r.value for r in again.measurements if r.teacher == "videomae"]
+    assert ours == pytest.approx([r.value for r in scanned.measurements], abs=1e-4)
+    theirs = [r.value for r in again.measurements if r.teacher == "short"]
     assert len(theirs) == len(ours) and theirs != pytest.approx(ours, abs=1e-2)
     assert again.says[1].startswith("Over all noise levels") and "short" in again.says[1]
 
@@ -333,7 +333,7 @@ def test_a_stopped_scan_keeps_its_levels(recipe: Recipe, tmp_path: Path, monkeyp
     kept = sorted(path.name[-14:] for path in (tmp_path / "scan" / "scan-parts").iterdir())
     assert kept == ["noise-0.2.json", "straw-men.json"]
     monkeypatch.setattr(Blocks, "distances", plain)
-    assert len(scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS).readings) == 16
+    assert len(scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS).measurements) == 16
 
 
 # Bad input.
@@ -373,9 +373,9 @@ def test_clips_that_cannot_be_read_cost_themselves_alone(
     own = recipe.override(f"data.manifest={manifest}")
     (tmp_path / "own" / "clip1.mp4").write_bytes(b"no video")
     found = scan(own, tmp_path / "scan", noise_levels=[0.5], blocks=[1])
-    assert {r.n for r in found.readings} == {2}
+    assert {r.n for r in found.measurements} == {2}
     assert any("'clip1.mp4' was left out" in note for note in found.notes)
-    assert any("2 clips to measure on, where 12" in note for note in found.notes)
+    assert any("Only 2 clips can be read, of the 12" in note for note in found.notes)
     assert "was left out" in table(found)
     (tmp_path / "own" / "clip0.mp4").unlink()
     with pytest.raises(UserError, match="1 of 3 clips can be read"):
@@ -408,11 +408,11 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--teacher", "videomae=x,frames", says="NAME=WEIGHTS")
     refused("--teacher", "videomae=x,frame=8", says="frame: Extra inputs")
     refused("--teacher", "videomae=/nowhere", says="nothing at /nowhere")
-    refused("--teacher", f"videomae={recipe.encoder.weights},frames=10", says="wants 10 frames")
+    refused("--teacher", f"videomae={recipe.encoder.weights},frames=10", says="takes 10 frames")
     lone = recipe.override("encoder=null", "align=null")
     with pytest.raises(UserError, match="has no encoder"):
         scan(lone, tmp_path / "new")
-    with pytest.raises(UserError, match="Two teachers are called videomae"):
+    with pytest.raises(UserError, match="Two teachers have the name videomae"):
         scan(recipe, tmp_path / "new", teachers={"videomae": recipe.encoder})
 
 
@@ -434,7 +434,7 @@ def test_a_teacher_of_the_recipes_kind_has_its_settings_and_others_their_own(
 def test_the_page_shows_it(folder: Path, scanned: Scan, tmp_path: Path) -> None:
     html = (folder / "report.html").read_text()
     assert html.count("<svg") == 2 and "Where to align: scan" in html
-    assert all(f"{r.value:.3f}" in html for r in scanned.readings)
+    assert all(f"{r.value:.3f}" in html for r in scanned.measurements)
     assert "aligns: block 2" in html and "noise 0.2" in html
     with pytest.raises(UserError, match="not a finished scan"):
         report([], tmp_path / "report.html", scans=[tmp_path])

@@ -174,12 +174,12 @@ def test_comparison_pairs_by_prompt_and_sample_not_by_order():
     assert found["pc"]["low"] > 0 and found["unpaired"] == 0
 
 
-def test_comparison_leaves_out_what_has_no_partner_and_refuses_doubles():
+def test_comparison_leaves_out_what_has_no_partner_and_refuses_duplicates():
     rows = _rows(np.ones((4, 1)))
     assert Pairs.of(rows, rows[:3]).unpaired == 1
     with pytest.raises(UserError, match="no clip in both"):
         Pairs.of(rows[:1], rows[1:])
-    with pytest.raises(UserError, match="doubles"):
+    with pytest.raises(UserError, match="duplicates"):
         Pairs.of(rows + rows[:1], rows)
 
 

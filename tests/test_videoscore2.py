@@ -146,15 +146,15 @@ def test_frames_of_a_long_clip_are_smaller(monkeypatch):
 
 def test_the_model_is_given_a_place_for_each_of_the_videos_tokens(live):
     frames = noise()
-    given = live.inputs(frames, "Rate it.")
-    text = live.tokenizer.decode(given["input_ids"][0])
+    inputs = live.inputs(frames, "Rate it.")
+    text = live.tokenizer.decode(inputs["input_ids"][0])
     marks = "<|video_pad|>" * 280
     assert text == (
         f"<|im_start|>user\n<|vision_start|>{marks}<|vision_end|>Rate it.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert given["mm_token_type_ids"].sum() == 2 * 280
-    seen = live.model.get_video_features(given["pixel_values_videos"], given["video_grid_thw"])
+    assert inputs["mm_token_type_ids"].sum() == 2 * 280
+    seen = live.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
     assert sum(map(len, seen.pooler_output)) == 280
     with pytest.raises(UserError, match="make 2 places for the video"):
         live.inputs(frames, "Rate <|video_pad|>.")
@@ -164,18 +164,18 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other(live, monkeypatch)
     monkeypatch.setattr(videoscore2, "ANSWER_LENGTH", 3)
     frames = noise()
     tokens, logits = live.answer(frames, "Rate it.")
-    given = live.inputs(frames, "Rate it.")
+    inputs = live.inputs(frames, "Rate it.")
     assert len(tokens) == len(logits) == 3
     # As in one go, with the video's tokens in their places in time, height and width.
-    said = torch.tensor([tokens])
-    given["input_ids"] = torch.cat([given["input_ids"], said], 1)
-    given["mm_token_type_ids"] = torch.cat([given["mm_token_type_ids"], 0 * said.int()], 1)
-    given["attention_mask"] = torch.ones_like(given["input_ids"])
-    places, _ = live.model.model.get_rope_index(**given)
+    answer = torch.tensor([tokens])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
+    inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], 0 * answer.int()], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    places, _ = live.model.model.get_rope_index(**inputs)
     # A token covers a second, which is two places in time; text goes on after the widest of them.
     assert places[0, 0].unique().tolist()[6:10] == [6, 7, 9, 7 + 14]
     with torch.no_grad():
-        whole = live.model(**given, position_ids=places).logits[0, -4:-1]
+        whole = live.model(**inputs, position_ids=places).logits[0, -4:-1]
     assert whole.argmax(-1).tolist() == tokens
     torch.testing.assert_close(logits, whole[:, live.digits], rtol=1e-3, atol=1e-3)
     _, backwards = live.answer(frames[::-1].copy(), "Rate it.")
@@ -188,7 +188,7 @@ FORM = "".join(f"{word}{{}}" for word in WORDS)
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
+    ("answer", "numbers"),
     [
         (FORM.format(4, 3, 2), ["4", "3", "2"]),
         # It says the words, and numbers, while it reasons.
@@ -214,10 +214,10 @@ FORM = "".join(f"{word}{{}}" for word in WORDS)
         ("visual quality: 4; later, visual quality: unclear", [None, None, None]),
     ],
 )
-def test_the_number_after_the_last_marker_counts(answer, found):
+def test_the_number_after_the_last_marker_counts(answer, numbers):
     read = [score_after(answer, marker) for marker in videoscore2.MARKERS.values()]
-    assert [said and said[0] for said in read] == found
-    assert all(answer[said[1] :].startswith(said[0]) for said in read if said)
+    assert [match and match[0] for match in read] == numbers
+    assert all(answer[match[1] :].startswith(match[0]) for match in read if match)
 
 
 def test_a_score_knows_how_sure_the_judge_was(live):
@@ -261,7 +261,7 @@ def in_form(monkeypatch):
     generate = kind.generate
     asked: list[int] = []
 
-    def constrained(self: Any, input_ids: torch.Tensor, **given: Any) -> Any:
+    def constrained(self: Any, input_ids: torch.Tensor, **options: Any) -> Any:
         end, length = self.generation_config.eos_token_id, input_ids.shape[1]
         asked.append(length)
         words = iter(range(len(self.lm_head.weight) - len(WORDS), len(self.lm_head.weight)))
@@ -270,7 +270,7 @@ def in_form(monkeypatch):
         def allowed(_: int, ids: torch.Tensor) -> list[int]:
             return [*form, [end]][len(ids) - length]
 
-        return generate(self, input_ids=input_ids, prefix_allowed_tokens_fn=allowed, **given)
+        return generate(self, input_ids=input_ids, prefix_allowed_tokens_fn=allowed, **options)
 
     monkeypatch.setattr(kind, "generate", constrained)
     return asked
@@ -280,13 +280,13 @@ def test_two_folders_are_judged_and_compared(judge, captions, in_form, tmp_path,
     ours = clips_of(tmp_path / "ours", PROMPTS, samples=2)
     theirs = clips_of(tmp_path / "theirs", PROMPTS, samples=2, salt=1)
     (ours / "0001-1.mp4").write_bytes(b"no video")
-    given = [f"judge={judge}", f"captions={captions}", "precision=float32"]
-    found = evaluate("videoscore2", ours, against=theirs, settings=given)
+    options = [f"judge={judge}", f"captions={captions}", "precision=float32"]
+    evaluation = evaluate("videoscore2", ours, against=theirs, settings=options)
     # Once, for both folders; a terminal breaks its lines anywhere.
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.count("do not compare with published ones") == 1
-    assert found.summary.n == 3 and len(found.summary.failures) == 1
-    assert [(m["prompt"], m["k"]) for m in found.summary.missing] == [("Tea.", 0), ("Tea.", 1)]
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.count("do not compare with published ones") == 1
+    assert evaluation.summary.n == 3 and len(evaluation.summary.failures) == 1
+    assert [(m["prompt"], m["k"]) for m in evaluation.summary.missing] == [("Tea.", 0), ("Tea.", 1)]
     rows = [json.loads(line) for line in (ours / "scores" / "scores.jsonl").open()]
     for row in rows:
         assert row["invalid"] == {} and row["joint"] == (row["sa"] and row["pc"])
@@ -300,17 +300,17 @@ def test_two_folders_are_judged_and_compared(judge, captions, in_form, tmp_path,
         assert about["instruction"].endswith("(own, not comparable with published scores)")
     # Other pixels, other scores: the clip is looked at.
     assert len({row["pc_expected"] for row in rows}) == 3
-    metrics = found.summary.metrics
+    metrics = evaluation.summary.metrics
     means = [f"{metric}_{name}" for name in ("rating", "expected") for metric in ("vq", "sa", "pc")]
     assert list(metrics) == ["vq", "sa", "pc", "joint", *means]
     mean = np.mean([row["vq_expected"] for row in rows])
     assert metrics["vq_expected"].mean == pytest.approx(mean)
     assert metrics["vq"].by_threshold.keys() == {"3", "4", "5"}
-    assert found.comparison is not None and found.comparison.unpaired == 1
-    assert found.comparison.metrics["sa_expected"].n == 3
-    assert found.comparison.metrics["vq"].p_holm is not None
-    assert "vq " in table({"ours": found})
-    assert all(failing_checks(row) == [] for row in Scores.read(found.folder).rows)
+    assert evaluation.comparison is not None and evaluation.comparison.unpaired == 1
+    assert evaluation.comparison.metrics["sa_expected"].n == 3
+    assert evaluation.comparison.metrics["vq"].p_holm is not None
+    assert "vq " in table({"ours": evaluation})
+    assert all(failing_checks(row) == [] for row in Scores.read(evaluation.folder).rows)
 
 
 def test_the_published_instruction_comes_from_a_file(judge, in_form, tmp_path, capsys):
@@ -318,35 +318,35 @@ def test_the_published_instruction_comes_from_a_file(judge, in_form, tmp_path, c
     clips = clips_of(tmp_path / "clips", PROMPTS)
     text = tmp_path / "instruction.txt"
     text.write_text("Rate: {caption}")
-    given = [f"judge={judge}", "precision=float32", f"instruction={text}"]
-    found = evaluate("videoscore2", clips, settings=given)
+    options = [f"judge={judge}", "precision=float32", f"instruction={text}"]
+    evaluation = evaluate("videoscore2", clips, settings=options)
     assert "warning" not in capsys.readouterr().err
-    assert found.summary.judge["instruction"].endswith("(given)")
-    assert found.summary.n == 2 and found.summary.missing == []
+    assert evaluation.summary.judge["instruction"].endswith("(given)")
+    assert evaluation.summary.n == 2 and evaluation.summary.missing == []
     assert in_form[1] - in_form[0] == len(PROMPTS[1]) - len(PROMPTS[0])
     # The same again costs nothing; other words make other scores.
-    evaluate("videoscore2", clips, settings=given)
+    evaluate("videoscore2", clips, settings=options)
     assert len(in_form) == 2
     text.write_text("Judge: {caption}")
-    evaluate("videoscore2", clips, settings=given)
+    evaluate("videoscore2", clips, settings=options)
     assert len(in_form) == 4
     text.write_text("Rate it.")
     with pytest.raises(UserError, match=r"has no place for the caption; write \{caption\}"):
-        evaluate("videoscore2", clips, settings=given)
+        evaluate("videoscore2", clips, settings=options)
     with pytest.raises(UserError, match=r"nowhere\.txt cannot be read"):
-        evaluate("videoscore2", clips, settings=[*given, "instruction=nowhere.txt"])
+        evaluate("videoscore2", clips, settings=[*options, "instruction=nowhere.txt"])
 
 
 def test_an_answer_without_scores_is_invalid_not_zero(judge, tmp_path, monkeypatch):
     monkeypatch.setattr(videoscore2, "ANSWER_LENGTH", 2)
     clips = clips_of(tmp_path / "clips", PROMPTS[:1])
-    given = [f"judge={judge}", "precision=float32"]
-    found = evaluate("videoscore2", clips, settings=given)
-    row = json.loads((found.folder / "scores.jsonl").read_text())
+    options = [f"judge={judge}", "precision=float32"]
+    evaluation = evaluate("videoscore2", clips, settings=options)
+    row = json.loads((evaluation.folder / "scores.jsonl").read_text())
     assert row["vq"] is row["sa_expected"] is row["pc_rating"] is row["joint"] is None
     assert row["invalid"].keys() == {"vq", "sa", "pc"} and row["answer"]
     assert "nothing as its visual quality" in row["invalid"]["vq"]
-    for metric in found.summary.metrics.values():
+    for metric in evaluation.summary.metrics.values():
         assert (metric.n, metric.invalid) == (0, 1)
 
 

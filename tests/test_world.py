@@ -209,7 +209,7 @@ def test_contact_is_in_the_future_and_as_the_label_says(index: int) -> None:
 @pytest.mark.parametrize("kind", contact.KINDS)
 def test_every_kind_of_setting_can_end_either_way_from_one_middle_frame(kind, monkeypatch) -> None:
     monkeypatch.setattr(contact, "KINDS", {kind: contact.KINDS[kind]})
-    with_contact, without = next(contact._pairs(np.random.default_rng(6)))
+    with_contact, without = next(contact._scene_pairs(np.random.default_rng(6)))
     paths = [simulate(scene) for scene in (with_contact, without)]
     middles = [path.positions[contact.MIDDLE] for path in paths]
     # A ramp's foot, and the engine's steps, cost a fraction of a pixel.

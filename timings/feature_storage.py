@@ -2,9 +2,9 @@
 
 Run: python timings/feature_storage.py [--clips 8]
 
-The micro teacher on simulated clips, the same features with a few channels made 50 times larger
-(as large video encoders have them), and random tokens. The student is the teacher's features
-turned into another width, with noise added until the loss has the size it has in training.
+The features are those of the micro teacher on simulated clips, the same with a few channels made 50
+times larger (as large video encoders have them), and random tokens. The student is a random linear
+map of the teacher's features, with noise added so that the loss is as large as in training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from videorepa.world.render import make_clip
 
 
 def features(clips: int) -> dict[str, TokenGrid]:
-    """Teacher grids by the name of what they stand for."""
+    """Teacher grids by the name that the table has for them."""
     encoder = load_encoder("videomae", "micro", frames=16, height=32, width=32)
     frames = [torch.from_numpy(make_clip(7, index).frames) for index in range(clips)]
     grid = encoder(torch.stack(frames).permute(0, 1, 4, 2, 3) / 255.0)
@@ -59,9 +59,9 @@ def main() -> None:
         rounded = teacher.with_tokens(teacher.tokens.to(torch.bfloat16).float())
         in_8_bits = teacher.with_tokens(dequantised(*quantised(teacher.tokens)))
         for kind, stored in (("bfloat16", rounded), ("8 bits", in_8_bits)):
-            found, its_gradient = loss_and_gradient(student, stored)
-            moved = abs(found - value) / value
-            turned = ((its_gradient - gradient).norm() / gradient.norm()).item()
+            stored_value, stored_gradient = loss_and_gradient(student, stored)
+            moved = abs(stored_value - value) / value
+            turned = ((stored_gradient - gradient).norm() / gradient.norm()).item()
             print(f"{name:34} {kind:10} {value:8.4f} {moved:10.4%} {turned:12.4%}")
 
 

@@ -5,9 +5,9 @@
 The lab's micro model with batches of 12 clips, all weights and LoRA, in the ways that the recipe's
 `memory` has; real_size.py does the same for published sizes. Measured is the process's largest
 resident set, as Linux keeps it (VmHWM; ru_maxrss begins with what the parent process takes). glibc
-keeps what is freed for later, up to a fifth of the whole: so each training is measured once with
-glibc told to give memory back at once (MALLOC_MMAP_THRESHOLD_), which is what is predicted, and
-once as it is.
+keeps freed memory for later, up to a fifth of the whole. So each training is measured once with
+glibc set to give memory back at once (MALLOC_MMAP_THRESHOLD_), which is what is predicted, and once
+with its defaults.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import tempfile
 from pathlib import Path
 
 from videorepa.recipe import Recipe
-from videorepa.system.hub import micro_weights
 
 PEAK = """
 status = dict(line.split(":") for line in open("/proc/self/status"))
@@ -69,7 +68,7 @@ def micro_recipe(root: Path) -> Recipe:
 
 
 def run(*command: str, **environment: str) -> str:
-    """What a Python process prints last."""
+    """The last line that a Python process prints."""
     code, *arguments = command
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -88,7 +87,7 @@ def measured(recipe: Path, out: Path, **environment: str) -> int:
 def compare(name: str, recipe: Recipe, root: Path, repeats: int) -> None:
     path = root / "recipe.yaml"
     recipe.to_yaml(path)
-    # In a process of its own, whose size is a part of the prediction.
+    # Predicted in a process of its own, whose size is a part of the prediction.
     peak, parts = json.loads(run(PREDICT, str(path)))
     runs = Path(tempfile.mkdtemp(dir=root))
     row = [f"{peak / 1e6:.0f}"]
@@ -99,15 +98,14 @@ def compare(name: str, recipe: Recipe, root: Path, repeats: int) -> None:
         mean = sum(peaks) / repeats
         spread = "" if repeats == 1 else f" ({min(peaks) / 1e6:.0f}-{max(peaks) / 1e6:.0f})"
         row += [f"{mean / 1e6:.0f}{spread}", f"{peak / mean:.2f}"]
-    said = " ".join(f"{part} {size / 1e6:.0f}" for part, size in parts.items())
-    print(f"| {name} | {' | '.join(row)} | {said} |", flush=True)
+    listed = " ".join(f"{part} {size / 1e6:.0f}" for part, size in parts.items())
+    print(f"| {name} | {' | '.join(row)} | {listed} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    micro_weights("cogvideox")  # There, before anything is measured.
     print("| training | predicted MB | measured MB | ratio | glibc's default MB | ratio | parts |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -116,8 +114,8 @@ def main() -> None:
         micro = micro_recipe(Path(folder))
         prepare(micro)
         for name, changes in CASES.items():
-            wanted = [package for word, package in NEEDS.items() if word in name]
-            if all(importlib.util.find_spec(package) for package in wanted):
+            needed = [package for word, package in NEEDS.items() if word in name]
+            if all(importlib.util.find_spec(package) for package in needed):
                 compare(name, micro.override(*changes), Path(folder), arguments.repeats)
 
 

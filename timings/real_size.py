@@ -5,8 +5,8 @@
 Builds the full-size pipeline folder (the transformer in bfloat16, the full-size autoencoder, a text
 encoder of the right width) and a full-size VideoMAE-base, prepares one 9-frame clip of 64 x 96,
 predicts what training takes, and takes one LoRA step with Token Relation Distillation and gradient
-checkpointing. Prints seconds and peak memory of each part, each measured in a process of its own;
-of the training with glibc told to give memory back at once, as in memory.py.
+checkpointing. Prints seconds and peak memory of each part, each measured in a process of its own.
+For the training, glibc is set to give memory back at once, as in memory.py.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def build(model: str, root: Path) -> None:
     }
     torch.set_default_dtype(torch.bfloat16)
     parts: dict[str, Any] = {"tokenizer": T5Tokenizer(vocab=pieces, extra_ids=0)}
-    # The real transformer takes the place of this one.
+    # The full-size transformer replaces this one below.
     kind = getattr(diffusers, spec.transformer_class)
     parts["transformer"] = kind(num_layers=1, num_attention_heads=1)
     if name == "wan":
@@ -97,8 +97,11 @@ def build(model: str, root: Path) -> None:
 
 
 def write_random(shapes: dict[str, torch.Tensor], folder: Path) -> None:
-    """Weights in files of 2 GB. All are cut from one row of random numbers, since drawing billions
-    takes minutes, but for norms and biases, which do nothing."""
+    """Write random weights in files of 2 GB.
+
+    All are cut from one row of random numbers, since drawing billions takes minutes. Norms and
+    biases do nothing.
+    """
     row = torch.randn(2**24, dtype=torch.float32).mul_(0.02).bfloat16()
     shards: list[dict[str, torch.Tensor]] = [{}]
     for name, like in shapes.items():

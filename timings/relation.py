@@ -7,7 +7,7 @@ videorepa and by the formula as published (normalise, two products, all pairs at
 The two take turns in one process, since other work on the machine slows both; besides the time by
 the clock there is the time on the processor, which waiting does not count towards. Memory is what
 the resident set grows by at its peak, in a fresh process for each number, whose allocator is told
-to return what is freed. A few minutes.
+to return what is freed. Takes a few minutes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class LossAlone:
     def __init__(self, clips: int, steps: int) -> None:
         torch.manual_seed(0)
         size = (clips, steps, HEIGHT, WIDTH, CHANNELS)
-        # A mean in common, as real features have, so that similarities lie on both sides of the
-        # margin.
+        # Real features have a common mean. With one, similarities lie on both sides of the margin.
         self.student = (torch.randn(size) + 0.3).requires_grad_()
         self.teacher = TokenGrid(torch.randn(size) + 0.5, start=1, stride=2)
 
@@ -139,8 +138,8 @@ def resident(name: str) -> float:
 
 
 def print_memory(part: str, way: str, clips: int, steps: int) -> None:
-    """How many MB the process grows by; printed for the process that asked."""
-    # Once at a small size, for what libraries hold from their first use on.
+    """Print how many MB this process grows by, for the process that started it."""
+    # The first use, at a small size, loads what libraries then keep.
     PARTS[part](1, 2).run(way)
     work = PARTS[part](clips, steps)
     before = resident("VmRSS")
@@ -151,7 +150,7 @@ def print_memory(part: str, way: str, clips: int, steps: int) -> None:
 
 def memory(part: str, way: str, clips: int, steps: int) -> float:
     command = [sys.executable, __file__, "--memory", part, way, str(clips), str(steps)]
-    # glibc then maps every tensor on its own: what is freed leaves the resident set at once.
+    # glibc then maps every tensor on its own, so a freed one leaves the resident set at once.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return float(done.stdout)
@@ -185,10 +184,8 @@ def main() -> None:
     compare_memory("loss", 4, STEPS)
     compare_memory("path", 1, STEPS)
     for times in (2, 4):
-        tokens, grown = (
-            times * STEPS * HEIGHT * WIDTH,
-            memory("loss", "videorepa", 1, times * STEPS),
-        )
+        tokens = times * STEPS * HEIGHT * WIDTH
+        grown = memory("loss", "videorepa", 1, times * STEPS)
         print(f"  loss, 1 clip of {tokens:,} tokens: videorepa {grown:,.0f}")
 
 

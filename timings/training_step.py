@@ -1,4 +1,4 @@
-"""What alignment costs a training step, four ways side by side, and its parts at published shapes.
+"""What alignment adds to a training step, in four ways, and its parts at published shapes.
 
 Run: python timings/training_step.py            the micro model, whole training steps
      python timings/training_step.py --published the parts at CogVideoX-2B's published shapes
@@ -13,7 +13,6 @@ Each way runs in a process of its own, in turns; the table shows the least of th
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import resource
@@ -22,13 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# Idle threads that spin slow a busy machine fivefold; before anything starts them.
+# Idle threads that spin slow a busy machine fivefold. Set before anything starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -47,6 +47,18 @@ def plain_trd(student: TokenGrid, teacher: TokenGrid, margin: float) -> torch.Te
     """The published formula with its matrices: mean over all pairs of relu(|S - T| - margin)."""
     a, t = (F.normalize(grid.tokens.float().flatten(1, 3), dim=-1) for grid in (student, teacher))
     return F.relu((a @ a.mT - t.detach() @ t.detach().mT).abs() - margin).mean()
+
+
+class Inline(Executor):
+    """Runs every task in the thread that submits it, so that no batch is read ahead."""
+
+    def __init__(self, threads: int) -> None:
+        pass
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 def micro_recipe(folder: Path) -> Recipe:
@@ -79,8 +91,8 @@ def prepare_micro(folder: Path) -> None:
 
 def train_one_way(folder: Path, way: str) -> dict[str, float]:
     """Seconds a step after the warm-up, and the process's peak memory."""
-    # The package's name `train` is the function; the module of that name is wanted here.
-    trainer = importlib.import_module("videorepa.train")
+    from videorepa.train import train
+
     recipe = micro_recipe(folder)
     if way == "none":
         recipe = Recipe.parse(recipe.model_dump(mode="json") | {"encoder": None, "align": None})
@@ -88,11 +100,11 @@ def train_one_way(folder: Path, way: str) -> dict[str, float]:
         recipe = recipe.override("align.teacher=online")
     with tempfile.TemporaryDirectory() as out, ExitStack() as stack:
         if way == "published":
-            stack.enter_context(mock.patch.object(trainer, "_ahead", lambda batches: batches))
+            stack.enter_context(mock.patch("videorepa.data.loader.ThreadPoolExecutor", Inline))
             plain = lambda loss, student, teacher: plain_trd(student, teacher, loss.margin)  # noqa: E731
             stack.enter_context(mock.patch.object(Relation, "__call__", plain))
-        run = trainer.train(recipe, Path(out) / "run", device="cpu")
-        rows = run.logged()
+        run = train(recipe, Path(out) / "run", device="cpu")
+        rows = run.log
     elapsed = [BATCH * row["step"] / row["clips_per_second"] for row in rows]
     seconds = (elapsed[-1] - elapsed[WARM_UP - 1]) / (STEPS - WARM_UP)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -100,20 +112,20 @@ def train_one_way(folder: Path, way: str) -> dict[str, float]:
 
 
 def micro(repeats: int) -> None:
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    measured: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--prepare", folder], check=True)
         for _ in range(repeats):
             for way in WAYS:
                 command = [sys.executable, __file__, "--way", way, "--folder", folder]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    floor = min(row["seconds"] for row in found["none"])
+                measured[way].append(json.loads(done.stdout.splitlines()[-1]))
+    floor = min(row["seconds"] for row in measured["none"])
     print(f"micro model, {BATCH} clips a step, {repeats} repeats of {STEPS - WARM_UP} steps")
     print(
         f"{'alignment':12} {'s/step: least':>14} {'median':>8} {'most':>8} {'against none':>13} GB"
     )
-    for way, rows in found.items():
+    for way, rows in measured.items():
         seconds = sorted(row["seconds"] for row in rows)
         memory = max(row["gigabytes"] for row in rows)
         print(
@@ -164,7 +176,7 @@ def published(repeats: int) -> None:
             part()
             seconds[name].append(time.monotonic() - begun)
             print(f"{name:42} {seconds[name][-1]:8.2f} s", flush=True)
-    least = {name: min(found) for name, found in seconds.items()}
+    least = {name: min(times) for name, times in seconds.items()}
     whole, ours, plain, vit = (least[name] * (30 if "blocks" in name else 1) for name in parts)
     print(f"a step of 30 blocks and no alignment takes {whole:.0f} s a clip; added to it:")
     for name, extra in (("cached", ours), ("online", ours + vit), ("published", plain + vit)):
@@ -180,15 +192,15 @@ def main() -> None:
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.prepare:
-        prepare_micro(given.prepare)
-    elif given.way:
-        print(json.dumps(train_one_way(given.folder, given.way)))
-    elif given.published:
-        published(given.repeats)
+    arguments = parser.parse_args()
+    if arguments.prepare:
+        prepare_micro(arguments.prepare)
+    elif arguments.way:
+        print(json.dumps(train_one_way(arguments.folder, arguments.way)))
+    elif arguments.published:
+        published(arguments.repeats)
     else:
-        micro(given.repeats)
+        micro(arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Makes text-to-video diffusion models obey physics better, by aligning them with video encoders.
 
-Every verb of the command line is a function here, loaded when it is first used.
+Every verb of the command line is also a function here, which is loaded when it is first used.
 """
 
 import sys
@@ -10,29 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "prepare": "videorepa.prepare",
-    "train": "videorepa.train",
-    "generate": "videorepa.generate",
-    "evaluate": "videorepa.evaluate",
-    "export": "videorepa.export",
-    "import_weights": "videorepa.import_weights",
-    "inspect": "videorepa.inspect",
-    "scan": "videorepa.scan",
-    "probe": "videorepa.probe",
-    "refine": "videorepa.refine",
-    "report": "videorepa.report",
-    "compare": "videorepa.compare",
-    "demo": "videorepa.demo",
-    "train_head": "videorepa.head",
-    "Recipe": "videorepa.recipe",
-    "TokenGrid": "videorepa.tokens",
-    "Projector": "videorepa.align",
-    "resample": "videorepa.align",
-    "tap": "videorepa.align",
-    "load_encoder": "videorepa.encoders",
-    "UserError": "videorepa.errors",
+_VERBS = (
+    *("prepare", "train", "generate", "evaluate", "export", "import_weights", "inspect"),
+    *("scan", "probe", "refine", "report", "compare", "demo"),
+)
+
+_HOMES = {verb: verb for verb in _VERBS} | {
+    "train_head": "head",
+    "Recipe": "recipe",
+    "TokenGrid": "tokens",
+    "Projector": "align",
+    "resample": "align",
+    "tap": "align",
+    "load_encoder": "encoders",
+    "UserError": "errors",
 }
+"""The module of each public name."""
 
 if TYPE_CHECKING:
     from videorepa.align import Projector, resample, tap
@@ -56,17 +49,26 @@ if TYPE_CHECKING:
     from videorepa.train import train
 
 
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'videorepa' has no attribute {name!r}")
+    return getattr(import_module(f"videorepa.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
 class _Package(ModuleType):
-    """Importing the module `videorepa.train` must not hide the function `videorepa.train`."""
+    """Keeps `videorepa.train` the function.
+
+    A verb is named like its module, which Python sets as an attribute of the package when anything
+    imports it. The attribute would hide `__getattr__`, and only `__setattr__` can refuse it.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
+        if not (name in _VERBS and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'videorepa' has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -32,7 +32,7 @@ from videorepa.artifacts.run import FREE_TO_CHANGE, Run, differences
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import Section
-from videorepa.system.files import atomic_write
+from videorepa.system.files import atomic_write, read_text
 from videorepa.system.fingerprint import json_digest
 
 SHIPPED = Path(__file__).parent / "micro" / "reference"
@@ -51,7 +51,7 @@ FORGIVEN = 0.1
 """Share of the points that may be outside. A single one always may."""
 
 FEWEST = 3
-"""Smallest number of runs for a reference. With two, t is 64 and everything is in the band."""
+"""Smallest number of runs for a reference. With two, t is 64 and the band holds everything."""
 
 FREE = (
     *FREE_TO_CHANGE,
@@ -62,14 +62,14 @@ FREE = (
     "data.cache",
     "data.prepare_batch",
 )
-"""Runs that differ only in these settings have the same curves, but for chance, provided that the
+"""Runs that differ only in these settings have the same curves except for chance, provided that the
 paths lead to the same clips."""
 
 FREE_SECTIONS = ("generation", "validation")
 
 
 class Band(Section):
-    """Where a quantity is expected. All lists have one value per step.
+    """Where a quantity is expected. Every list has one value per step.
 
     Attributes:
         mean: The geometric mean if the quantity is taken in logarithms.
@@ -82,7 +82,7 @@ class Band(Section):
 
 
 class Reference(Section):
-    """Bands of all quantities, and the runs they were made from.
+    """The bands of all quantities, and the runs that they were made from.
 
     Attributes:
         recipe: The runs' recipe, without the folders in its paths.
@@ -100,7 +100,7 @@ class Reference(Section):
     def read(cls, path: Path) -> Reference:
         """Read a reference. Raises UserError if it is missing or damaged."""
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(json.loads(read_text(path)))
         except FileNotFoundError:
             raise UserError(f"There is no reference {path}.") from None
         except ValueError as error:  # In the JSON or in its content.
@@ -180,7 +180,7 @@ class CurveComparison:
 def compare(run: Path, reference: Path | None = None) -> CurveComparison:
     """Say whether a run's losses, similarities and gradient norms are where they should be.
 
-    A run that is not at its end is compared as far as it is.
+    An unfinished run is compared up to its last step.
 
     Args:
         run: The run's folder.
@@ -326,9 +326,5 @@ def _shipped(recipe: Recipe) -> Path:
 
 def _without_paths(recipe: Recipe) -> Recipe:
     """The recipe without the folders of the machine that it ran on."""
-    changes = [f"data.cache={recipe.data.cache.name}"]
-    if recipe.data.manifest is not None:
-        changes.append(f"data.manifest={recipe.data.manifest.name}")
-    if recipe.data.root is not None:
-        changes.append(f"data.root={recipe.data.root.name}")
-    return recipe.override(*changes)
+    paths = {key: getattr(recipe.data, key) for key in ("cache", "manifest", "root")}
+    return recipe.override(*(f"data.{key}={path.name}" for key, path in paths.items() if path))

@@ -1,4 +1,4 @@
-"""The whole pipeline on the lab's micro model, on a CPU, up to a report."""
+"""Runs the whole pipeline on the lab's micro model, on a CPU, up to a report."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from videorepa.train import train
 
 
 def demo(out: Path, *, quick: bool = False) -> Path:
-    """Simulate, prepare, fine-tune with and without TRD, generate, score, export, and report.
+    """Simulate, prepare, fine-tune with and without TRD, generate, score, export and report.
 
     The base, control and aligned models generate with the same seeds. A second call resumes where
     the first one stopped.
 
     Args:
-        out: The folder for everything, such as report.html.
+        out: The folder of all results, such as report.html.
         quick: Do only a few steps of each stage.
 
     Returns:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something outside the program has to change; shown without a traceback."""
+    """Something outside the program has to change. The message is shown without a traceback."""
 
 
 class ClipError(Exception):
-    """One clip cannot be used. It costs that clip alone and is reported by its id and reason."""
+    """One clip cannot be used. It is left out, and reported by its id with the reason."""

@@ -31,8 +31,13 @@ from videorepa.system.progress import track
 
 @dataclass(frozen=True)
 class _Scored:
-    """The rows of the clips that could be scored, the failures of the others, and the benchmark's
-    prompts that have no clip."""
+    """What came of scoring a folder's clips.
+
+    Attributes:
+        rows: The clips that could be scored.
+        failures: The clips that could not, each with its reason.
+        missing: The benchmark's prompts that have no clip.
+    """
 
     rows: list[Row]
     failures: list[dict[str, Any]]
@@ -51,8 +56,8 @@ def evaluate(
     """Score every clip against its caption.
 
     Rows that are there already are kept if they are of the same clip and were scored in the same
-    way. A clip that cannot be read is named among the failures and costs itself alone, as do
-    prompts of the benchmark without a clip; none is scored 0.
+    way. A clip that cannot be read is listed as a failure, and a prompt of the benchmark that has
+    no clip as missing. Neither is scored 0, and neither stops the others.
 
     Args:
         benchmark: Name of the benchmark.
@@ -61,10 +66,10 @@ def evaluate(
         out: Folder of the scores; by default `scores` in the clips' folder, or NAME.scores beside
             their list.
         against: Another such folder or list, of the same prompts and seeds. It is scored too, and
-            compared with clip by clip.
+            the two are compared clip by clip.
         settings: Settings of the benchmark, each `key=value`.
         shard: (i, n) scores every n-th clip, starting at the i-th, into a row file of its own, and
-            writes no tables. The same call without it then takes the rows of all shards together.
+            writes no tables. The same call without it then combines the rows of all shards.
 
     Raises:
         UserError: There are no clips, none can be scored, or a sidecar is damaged.
@@ -109,19 +114,12 @@ def _compare(bench: Benchmark, against: str, rows_a: list[Row], rows_b: list[Row
     theirs = _by_scenario(rows_a)
     by_scenario = {}
     for name, rows in _by_scenario(rows_b).items():
-        shared = {row_key(row)[:2] for row in rows} & {
-            row_key(row)[:2] for row in theirs.get(name, ())
-        }
-        if shared:
+        clips = {row_key(row)[:2] for row in rows}
+        if any(row_key(row)[:2] in clips for row in theirs.get(name, ())):
             by_scenario[name] = bench.compare(theirs[name], rows)
             del by_scenario[name]["unpaired"]
     comparison = Comparison.model_validate(
-        {
-            "against": against,
-            "unpaired": unpaired,
-            "metrics": metrics,
-            "by_scenario": by_scenario,
-        }
+        {"against": against, "unpaired": unpaired, "metrics": metrics, "by_scenario": by_scenario}
     )
     adjust(comparison)
     return comparison
@@ -152,7 +150,7 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
     finished = finished_rows(out, scored_with)
     part = [(clip, (clip.prompt_id, clip.k, clip.model_digest)) for clip in clips[index::count]]
     kept = {key: finished[key] for _, key in part if key in finished}
-    # Only this process writes this file. Rows that others wrote are taken over, in order.
+    # Only this process writes this file. It begins with the rows that others wrote, in order.
     write_rows(table, kept.values())
     rows, failures = [], []
     with table.open("a", encoding="utf-8") as file:
@@ -174,7 +172,7 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
 
 
 def _missing(bench: Benchmark, clips: Sequence[CaptionedClip]) -> list[dict[str, Any]]:
-    """The benchmark's own prompts that have no clip, for every k that occurs."""
+    """List the benchmark's own prompts that have no clip, for every k that occurs."""
     captions: dict[int, set[str]] = defaultdict(set)
     for clip in clips:
         captions[clip.k].add(clip.caption)

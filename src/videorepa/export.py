@@ -1,4 +1,4 @@
-"""Hands out what a run has trained, as files that plain diffusers loads, checked by doing that."""
+"""Exports what a run has trained as files for plain diffusers, and checks that it loads them."""
 
 from __future__ import annotations
 
@@ -34,18 +34,28 @@ def export(
 ) -> Path:
     """Write what the run has trained into `out`, a folder that must not exist yet.
 
-    All weights: `out/transformer`, a diffusers folder of the stock class. LoRA: a file
-    `pytorch_lora_weights.safetensors` with its strength, alpha / rank, in the weights, so that it
-    is right however it is loaded. Nothing of the alignment is in either. Gives the folder or
-    file; `out/README.md` says what it is.
+    A run that trained all weights gives `out/transformer`, a diffusers folder of the stock class. A
+    LoRA gives `out/pytorch_lora_weights.safetensors`, with its strength, alpha / rank, multiplied
+    into the weights, so that every loader applies it correctly. Neither holds anything of the
+    alignment. `out/README.md` is a model card.
 
-    dtype: of the written weights; in bfloat16 small updates are lost to rounding.
-    format: "comfyui" writes a LoRA as `comfyui_lora.safetensors`, with ComfyUI's names.
-    fuse: fold a LoRA into the weights and write the whole transformer.
-    scores: folders that `evaluate` wrote, for the README; those in the run are found by themselves.
+    Before it returns, it loads the result with stock diffusers in a process of its own and compares
+    the outputs.
 
-    Before it says done it loads the result with stock diffusers in a process of its own and
-    compares outputs; if they differ, nothing is left at `out` and UserError says by how much.
+    Args:
+        run_folder: Folder of the run.
+        out: The folder to write.
+        dtype: Dtype of the written weights. bfloat16 rounds small updates away.
+        format: "comfyui" writes a LoRA as `comfyui_lora.safetensors`, with ComfyUI's names.
+        fuse: Fold a LoRA into the weights and write the whole transformer.
+        scores: Folders that `evaluate` wrote, for the model card; by default those in the run.
+
+    Returns:
+        The transformer's folder, or the LoRA's file.
+
+    Raises:
+        UserError: The options do not fit the run, it has trained nothing, or the outputs differ, in
+            which case nothing is left at `out` and the message says by how much.
     """
     run = Run.open(run_folder)
     recipe = run.recipe
@@ -53,32 +63,31 @@ def export(
     if out.exists():
         raise UserError(f"{out} exists already. Choose another folder, or delete it.")
     evaluations = [Scores.read(folder) for folder in scores or _scores_in(run)]
-    found, device = run.trained(), torch.device("cpu")
+    checkpoint, device = run.trained(), torch.device("cpu")
     backbone = recipe.backbone.load(("transformer",), device, torch.float32)
-    given = inputs(backbone, recipe)
-    plain = output(backbone.transformer, given)
-    # Loaded anew, when the untouched one is gone: two models need not be in memory at once.
-    del backbone
-    backbone = run.backbone(("transformer",), device, torch.float32, found)
+    arguments = inputs(backbone, recipe)
+    plain = output(backbone.transformer, arguments)
+    del backbone  # Two models need not be in memory at once.
+    backbone = run.backbone(("transformer",), device, torch.float32, checkpoint)
     transformer = backbone.transformer
-    ours = output(transformer, given)
+    ours = output(transformer, arguments)
     if torch.equal(ours, plain):
         raise UserError(
             "The trained model gives exactly the base model's output, so there is nothing to "
-            f"hand out. Nothing was written to {out}. Did the run train at all?"
+            f"export. Nothing was written to {out}. Did the run train at all?"
         )
-    step, trained = found.step, set(found.trained)
-    del found  # Most of it is the optimiser's.
+    step, trained = checkpoint.step, set(checkpoint.trained)
+    del checkpoint  # Most of it is the optimiser's state.
     if fuse:
         transformer.fuse_lora()
         transformer.unload_lora()
     whole = fuse or recipe.train.lora is None
     if dtype != torch.float32:
-        # Rounded first, so that what is compared is what is written.
+        # The weights are rounded first, so that the written ones are compared.
         for name, parameter in transformer.named_parameters():
             if whole or name in trained:
                 parameter.data = parameter.data.to(dtype).float()
-        ours = output(transformer, given)
+        ours = output(transformer, arguments)
     part, classes = backbone.part, (recipe.backbone.lora_pipeline, type(transformer).__name__)
     names: dict[str, str] = {}
     with atomic_folder(out) as staged:
@@ -95,12 +104,13 @@ def export(
         card = model_card(run, recipe, step, product.name, part, evaluations)
         (staged / "README.md").write_text(card, encoding="utf-8")
         del backbone, transformer
-        theirs = stock_output(product, classes, (recipe.backbone.source, part), names, given)
+        theirs = stock_output(product, classes, (recipe.backbone.source, part), names, arguments)
         error = ((theirs - ours).norm() / ours.norm()).item()
         if not error < TOLERANCE:
             raise UserError(
-                f"The export does not give the same output in stock diffusers: relative difference "
-                f"{error:.2e}, at most {TOLERANCE:.0e} is right. Nothing was written to {out}."
+                "The export does not give the same output in stock diffusers: the relative "
+                f"difference is {error:.2e}, and at most {TOLERANCE:.0e} is allowed. Nothing was "
+                f"written to {out}."
             )
     return out / product.name
 

@@ -1,4 +1,4 @@
-"""Generates videos from prompts, an mp4 file with a sidecar each."""
+"""Generates clips from prompts, each an mp4 file with a JSON sidecar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def generate(
     shard: tuple[int, int] = (0, 1),
     device: str | None = None,
 ) -> list[Path]:
-    """Generate `settings.samples` clips of every prompt. Clips that are already there are kept.
+    """Generate `settings.samples` clips of every prompt, and keep clips that are already there.
 
     The noise of a clip is a function of its prompt, its number k and `seed`, so that all models
     start from the same noise; see `noise_seed`.
@@ -43,24 +43,26 @@ def generate(
         settings: How to sample; by default as the recipe says.
         size: Size of the clips; by default the recipe's, or the one a diffusers folder is made for.
         backbone: Kind of a diffusers folder.
-        step: The run's checkpoint to take; by default the newest.
-        seed: Another seed gives every clip another noise.
+        step: Step of the run's checkpoint to use; by default the newest.
+        seed: Another seed gives every clip other noise.
         shard: (i, n) generates every n-th clip, starting at the i-th.
-        device: Where to compute; by default on the GPU if there is one.
+        device: Where to compute; by default the first GPU, or the CPU.
 
     Returns:
         The videos of the shard, in the order of the prompts.
 
     Raises:
-        UserError: `out` holds clips of another model or of other settings, or a prompt's id occurs
-            twice.
+        UserError: `out` holds clips of another model or of other settings, there are no prompts,
+            or a prompt's id occurs twice.
     """
     if not prompts:
         raise UserError("There are no prompts. Give a .txt, .csv or .jsonl file with at least one.")
     ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
-        raise UserError(f"The prompt id {twice!r} occurs twice; ids name the files.")
+        raise UserError(
+            f"The prompt id {twice!r} occurs twice. Ids name the files, so each must be unique."
+        )
     check_shard(shard)
     source = Model.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
@@ -88,7 +90,7 @@ def _clips(
 ) -> Iterator[Sidecar]:
     seen: Counter[str] = Counter()
     for prompt in prompts:
-        # Equal prompts get different noise, or their clips would be one clip that counts twice.
+        # Equal prompts get different noise. Otherwise their clips would be copies of one clip.
         nth = seen[prompt.text]
         seen[prompt.text] += 1
         for k in range(samples):

@@ -28,7 +28,7 @@ from videorepa.system.randomness import generator, stable_seed
 from videorepa.tokens import TokenGrid
 
 HALF_MOVING = 0.5
-"""Pixels a frame, against the background, at which a pixel counts as moving by half."""
+"""Speed against the background, in pixels a frame, at which a pixel counts as half moving."""
 
 HELD_OUT = 0.2
 """Share of the clips that the error is measured on."""
@@ -36,23 +36,31 @@ HELD_OUT = 0.2
 STEPS, BATCH, LEARNING_RATE = 600, 8, 5e-3
 
 DAMPING = 1e-2
-"""Share of the mean variance that is added to every direction's before it is whitened."""
+"""Share of the mean variance that is added to the variance of each direction before whitening."""
 
 LEARNT = 0.95
-"""A head whose error is a larger part of the best constant's has learnt nothing to speak of."""
+"""A head has learnt something if its error is below this share of the best constant's."""
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Two grey frames (h, w) to how far each pixel of the first moves, (2, h, w): down, and right."""
+"""Maps two grey frames (h, w) to each pixel's displacement from the first to the second, (2, h, w):
+down, and right."""
 
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head and what it is worth: root mean squared errors on clips held out of its training.
+    """A trained head, and how well it predicts clips that were held out of its training.
 
-    error: the head's own. mean, zero: of the two predictions that need no head, the mean over the
-    training clips, and nothing. Motion is in pixels of the encoder's input a frame, saliency from
-    0 to 1. clips, held_out: how many it was trained on and measured on. failed: clips that could
-    not be used, each with its reason.
+    Errors are root mean squares: of motion in pixels of the encoder's input a frame, of saliency
+    from 0 to 1.
+
+    Attributes:
+      path: The head's file.
+      clips: How many clips it was trained on.
+      held_out: How many clips the errors were measured on.
+      error: Error of the head.
+      mean: Error of always predicting the mean of the training clips.
+      zero: Error of always predicting zero.
+      failed: Why a clip could not be used, by its id.
     """
 
     path: Path
@@ -66,22 +74,22 @@ class TrainedHead:
 
     @property
     def has_learnt(self) -> bool:
-        """Whether it predicts better than what needs no head, by 5 % at least."""
+        """Whether its error is at least 5 % below that of both constant predictions."""
         return self.error < LEARNT * min(self.mean, self.zero)
 
     def __str__(self) -> str:
         unit = " pixels a frame" if self.kind == "motion" else ""
-        said = (
+        text = (
             f"{self.kind} head: {self.path}, trained on {self.clips} clips\n"
             f"held-out error, {self.held_out} clips: {self.error:.3g}{unit}; "
             f"always the mean {self.mean:.3g}, always zero {self.zero:.3g}"
         )
         if not self.has_learnt:
-            said += (
+            text += (
                 "\nThe head has learnt nothing: a constant predicts as well. Give it more clips, "
                 "clips that move more, or another teacher."
             )
-        return said
+        return text
 
 
 def train_head(
@@ -89,17 +97,22 @@ def train_head(
 ) -> TrainedHead:
     """Train a head on the recipe's teacher and clips, and write it to `out`.
 
-    The teacher is the recipe's encoder, or its first term's; where that is a `headed` one whose
-    head is `out`, it is what that head is of. So one recipe says both trainings.
+    The teacher is the encoder of the recipe's first term that has one. If that is a `headed`
+    encoder whose head is `out`, the teacher is the encoder that it wraps, so that one recipe
+    describes both trainings. A clip that cannot be used is left out.
 
-    kind: "motion" learns features from which each token's optical flow can be told, and keeps the
-        features (MoAlign, arXiv 2510.19022). "saliency" learns how much of a token moves against
-        the background (SARA, arXiv 2605.07800, has a text-conditioned part here).
-    clips: at most so many are used, drawn by the recipe's seed. Their features are held in memory,
+    Args:
+      recipe: Names the teacher and the clips.
+      kind: "motion" learns features that predict each token's optical flow, and keeps the features
+        (MoAlign, arXiv 2510.19022). "saliency" learns how much of a token moves against the
+        background (instead of SARA's text-conditioned saliency, arXiv 2605.07800).
+      out: The file to write, which must not exist yet.
+      clips: The most clips to use, drawn by the recipe's seed. Their features are held in memory,
         two bytes a channel.
+      device: Where to compute; by default the first GPU, or the CPU.
 
-    A clip that cannot be used costs that clip alone. Raises UserError if `out` exists, if
-    scikit-image is not installed, or if fewer than two clips can be used.
+    Raises:
+      UserError: `out` exists, scikit-image is not installed, or fewer than two clips can be used.
     """
     if kind not in get_args(Kind):
         raise UserError(f"There is no {kind!r} head; expected {' or '.join(get_args(Kind))}.")
@@ -108,7 +121,7 @@ def train_head(
     spec = _teacher(recipe, out)
     if spec.frames < 2:
         raise UserError("The teacher sees one frame, which has no motion. Raise encoder.frames.")
-    spec.shape(recipe.data.frames)  # Refuses what cannot work, before anything is made.
+    spec.shape(recipe.data.frames)  # Refuses what cannot work, before anything is computed.
     flow = flow_method()
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -134,8 +147,8 @@ def train_head(
     if len(examples) < 2:
         reasons = "".join(f"\n  {name!r}: {reason}" for name, reason in failed.items())
         raise UserError(
-            f"A head needs two clips at least, one to be measured on; {len(examples)} of "
-            f"{len(chosen)} can be used.{reasons}"
+            f"A head needs two clips at least, one of them to measure its error on; "
+            f"{len(examples)} of {len(chosen)} can be used.{reasons}"
         )
     held_out = max(1, round(HELD_OUT * len(examples)))
     head, errors = _fit(kind, examples[held_out:], examples[:held_out], recipe.seed, where)
@@ -144,7 +157,7 @@ def train_head(
 
 
 def flow_method() -> Flow:
-    """TV-L1 (Zach, Pock and Bischof 2007) as scikit-image has it. Raises UserError without it."""
+    """Give scikit-image's TV-L1 (Zach, Pock and Bischof 2007). Raises UserError without it."""
     try:
         from skimage.registration import optical_flow_tvl1
     except ImportError:
@@ -154,8 +167,7 @@ def flow_method() -> Flow:
         ) from None
 
     def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        # Held closer to the images than the library's default, which in a flat background lets an
-        # object's motion spread over the frame.
+        # The library's default attachment lets an object's motion spread over a flat background.
         return optical_flow_tvl1(first, second, attachment=100, tightness=0.1)
 
     return flow
@@ -168,16 +180,19 @@ def token_motion(
     size: tuple[int, int],
     flow: Flow,
 ) -> Float[Tensor, "t h w c"]:
-    """What a head has to predict of each token of a grid, from the clip that the grid is of.
+    """Compute what a head has to predict of each token of a grid.
 
-    size: height and width that the encoder sees the clip at.
+    For "motion" it is the mean flow over the token's footprint and the frames of its step, in
+    pixels a frame: down, and right. For "saliency" it is the mean over the same pixels of
+    d^2 / (d^2 + 0.5^2), where d is the distance of a pixel's flow from the frame's median flow,
+    which stands for the background. This is about the share of the footprint that moves.
 
-    motion: mean flow over the token's footprint and the frames of its step, in pixels of that size
-        a frame: down, and right. saliency: mean over the same of d^2 / (d^2 + 0.5^2), where d is
-        how far a pixel's flow is from the frame's median flow, which stands for the background:
-        about the share of the footprint that moves against it.
+    A frame's flow is that to the next frame. The last frame takes the flow of the one before.
 
-    A frame's flow is that to the next one; the last has none and takes that of the frame before.
+    Args:
+      video: The clip, 0 to 1.
+      grid: The encoder's grid of the clip.
+      size: Height and width at which the encoder sees the clip; pixels are of this size.
     """
     first = max(grid.start, 0)
     seen = F.interpolate(video[first:], size, mode="bicubic", align_corners=False)
@@ -195,17 +210,17 @@ def token_motion(
 
 
 class _Example(NamedTuple):
-    """A clip: the teacher's grid of it, and what is to be predicted, (t, h, w, c)."""
+    """A clip: the teacher's grid, and what the head has to predict."""
 
     grid: TokenGrid
-    target: Tensor
+    target: Float[Tensor, "t h w c"]
 
 
 class _Whitened(nn.Module):
-    """A weight (out, width) for the directions in which tokens vary, all made to vary by 1.
+    """Parametrises a weight (out, width) by the directions in which tokens vary, scaled to 1.
 
-    A teacher's tokens vary a hundred times more in some directions than in others, and motion is
-    in the small ones: without this, gradient descent does not get there (dev/log.md).
+    A teacher's tokens vary a hundred times more in some directions than in others, and motion is in
+    the small ones. Without whitening, gradient descent does not learn those (dev/log.md).
     """
 
     def __init__(self, covariance: Float[Tensor, "d d"]) -> None:
@@ -219,8 +234,10 @@ class _Whitened(nn.Module):
 
 
 class _Predictor(nn.Module):
-    """A head and what it is trained through: for motion a convolution on each frame, which is left
-    behind."""
+    """A head in training; for motion with a convolution on each frame that predicts the flow.
+
+    The convolution is not kept.
+    """
 
     def __init__(self, kind: Kind, examples: list[_Example]) -> None:
         super().__init__()
@@ -241,8 +258,8 @@ class _Predictor(nn.Module):
                 products = products + rows.T @ rows
             mean = total / count
             norm.bias.copy_(-mean)
-            # Started from noise, a linear layer keeps it in all that the flow does not ask for,
-            # and relations would be of that.
+            # A linear layer that starts from noise keeps it in all directions that the flow does
+            # not need, and the relations of the features would be those of the noise.
             linear.weight.zero_()
             linear.bias.zero_()
             if self.head.kind == "saliency":
@@ -251,15 +268,15 @@ class _Predictor(nn.Module):
         parametrize.register_parametrization(linear, "weight", whitened)
 
     def forward(self, grid: TokenGrid) -> Float[Tensor, "b t h w c"]:
-        found = self.head(grid)
+        headed = self.head(grid)
         if self.conv is None:
-            assert found.saliency is not None
-            return found.saliency[..., None]
-        bent = found.with_tokens(F.gelu(found.tokens))
-        return bent.convolved(self.conv, *grid.size[1:]).tokens * self.scale
+            assert headed.saliency is not None
+            return headed.saliency[..., None]
+        activated = headed.with_tokens(F.gelu(headed.tokens))
+        return activated.convolved(self.conv, *grid.size[1:]).tokens * self.scale
 
     def finished(self) -> Head:
-        """The head, as an ordinary one."""
+        """Return the head without the parametrisation."""
         parametrize.remove_parametrizations(self.head.linear, "weight")
         return self.head
 
@@ -267,7 +284,7 @@ class _Predictor(nn.Module):
 def _fit(
     kind: Kind, train: list[_Example], held_out: list[_Example], seed: int, device: torch.device
 ) -> tuple[Head, dict[str, float]]:
-    """Train by squared error; the head, and errors on the clips held out."""
+    """Train by squared error, and return the head and its errors on the held-out clips."""
     torch.manual_seed(stable_seed(seed, "head", kind))
     model = _Predictor(kind, train).to(device)
     mean = model.mean.to(device)
@@ -290,7 +307,7 @@ def _fit(
             grid, target = _batch([example], device)
             guesses = {"error": model(grid), "mean": mean, "zero": torch.zeros_like(mean)}
             for name, guess in guesses.items():
-                # The length of a flow's error: summed over its two directions.
+                # The sum over both directions is the squared length of a flow's error.
                 squares[name] += (target - guess).square().sum(-1).mean().item()
     errors = {name: math.sqrt(square / len(held_out)) for name, square in squares.items()}
     return model.finished(), errors

@@ -19,7 +19,7 @@ from videorepa.errors import UserError
 from videorepa.exchange import zero_checkpoint as zero
 from videorepa.exchange.lora import LORA_FILE, Adapter
 from videorepa.settings import plugins
-from videorepa.system.files import atomic_folder, to_metadata
+from videorepa.system.files import atomic_folder, check_is_file, read_text, to_metadata
 from videorepa.system.hub import local_copy, quieten_libraries
 from videorepa.system.weights import Misfit, shapes
 
@@ -38,8 +38,13 @@ _LORA_KEY = re.compile(r"transformer\.(.+)\.lora_([AB])\.weight")
 
 @dataclass(frozen=True)
 class Imported:
-    """product: a transformer's folder, or a LoRA file. projector: the alignment's own weights, in
-    the names of `videorepa.Projector`, if there were any."""
+    """What `import_weights` wrote.
+
+    Attributes:
+        product: A transformer's folder, or a LoRA file.
+        projector: File of the alignment's own weights under the names of `videorepa.Projector`;
+            None for a LoRA.
+    """
 
     product: Path
     projector: Path | None = None
@@ -50,28 +55,33 @@ def import_weights(
 ) -> Imported:
     """Write published weights into `out`, a folder that must not exist yet.
 
-    source: a path or a Hub id of one of
-        - a transformer's folder with the alignment's weights inside (VideoREPA-2B), or the
-          pipeline's around it;
-        - a LoRA file that does not say its alpha (VideoREPA-5B), or its folder;
-        - a DeepSpeed ZeRO stage 2 checkpoint of the published trainer.
-    alpha: of the LoRA; VideoREPA-5B was trained with 64.
-    base: diffusers pipeline that a DeepSpeed checkpoint was trained from, whose configuration its
-        weights need; CogVideoX-2B by default.
+    A transformer becomes `out/transformer`, of the stock class, and `out/projector.safetensors`. A
+    LoRA becomes `out/pytorch_lora_weights.safetensors`, with its strength, alpha / rank, multiplied
+    into the weights.
 
-    Leaves `out/transformer`, of the stock class, and `out/projector.safetensors`, or
-    `out/pytorch_lora_weights.safetensors`, whose weights have the strength alpha / rank in them.
-    Raises UserError, with nothing written, for anything else and for what is not whole.
+    Args:
+        source: A path or a Hub id of one of
+            - a transformer's folder with the alignment's weights inside (VideoREPA-2B), or the
+              folder of its pipeline;
+            - a LoRA file that does not state its alpha (VideoREPA-5B), or its folder;
+            - a DeepSpeed ZeRO stage 2 checkpoint of the published trainer.
+        out: The folder to write.
+        alpha: Alpha of the LoRA; VideoREPA-5B was trained with 64.
+        base: The diffusers pipeline that a DeepSpeed checkpoint was trained from, whose
+            configuration its weights need; by default CogVideoX-2B.
+
+    Raises:
+        UserError: The source is something else or incomplete. Nothing is written then.
     """
-    found = local_copy(str(source))
+    path = local_copy(str(source))
     if out.exists():
         raise UserError(f"{out} exists already. Choose another folder, or delete it.")
-    lora = found if found.is_file() else found / LORA_FILE
-    is_lora, is_zero = lora.is_file(), found.is_dir() and zero.holds_partitions(found)
+    lora = path if path.is_file() else path / LORA_FILE
+    is_lora, is_zero = lora.is_file(), path.is_dir() and zero.holds_partitions(path)
     if alpha is not None and not is_lora:
-        raise UserError(f"{found} is not a LoRA, so it has no alpha. Leave out --alpha.")
+        raise UserError(f"{path} is not a LoRA, so it has no alpha. Leave out --alpha.")
     if base is not None and not is_zero:
-        raise UserError(f"{found} is not a DeepSpeed checkpoint. Leave out --base.")
+        raise UserError(f"{path} is not a DeepSpeed checkpoint. Leave out --base.")
     if is_lora:
         adapter = _read_lora(lora, alpha)
         with atomic_folder(out) as staged:
@@ -81,12 +91,12 @@ def import_weights(
     if is_zero:
         advice = "Name the pipeline that it was trained from with --base."
         config = plugins.description("backbones", "cogvideox")(weights=base or PUBLISHED_BASE)
-        config, weights = config.config("transformer"), zero.merge(found)
+        config, weights = config.config("transformer"), zero.merge(path)
     else:
-        config, weights = _read_transformer(found)
-    projector, rest = _parted(weights, found)
-    transformer = _stock_transformer(config, rest, found, advice)
-    about = {"from": found.name, "block": config.get("align_layer")}
+        config, weights = _read_transformer(path)
+    projector, rest = _split(weights, path)
+    transformer = _stock_transformer(config, rest, path, advice)
+    about = {"from": path.name, "block": config.get("align_layer")}
     with atomic_folder(out) as staged:
         transformer.save_pretrained(staged / "transformer")
         save_file(projector, staged / PROJECTOR_FILE, to_metadata(about))
@@ -97,8 +107,8 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
     weights, header = _read_safetensors(path)
     if "lora_adapter_metadata" in header:
         raise UserError(
-            f"{path} has rank and alpha in its header: `load_lora_weights` in diffusers applies "
-            "it at the right strength, and there is nothing to import."
+            f"{path} has rank and alpha in its header, so `load_lora_weights` of diffusers applies "
+            "it at the right strength already, and there is nothing to import."
         )
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, value in weights.items():
@@ -114,8 +124,8 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
         raise UserError(f"{path} holds no weights.")
     if halves := sorted(layer for layer, pair in pairs.items() if len(pair) < 2):
         raise UserError(
-            f"{path} holds half of a pair for {len(halves)} layers, such as {halves[0]}; each needs"
-            " lora_A and lora_B."
+            f"{path} holds half of a pair for {len(halves)} layers, such as {halves[0]}; each layer"
+            " needs lora_A and lora_B."
         )
     if flat := sorted(key for key, value in weights.items() if value.dim() < 2):
         raise UserError(
@@ -125,14 +135,14 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
     ranks = {size for down, up in layers.values() for size in (down.shape[0], up.shape[1])}
     if len(ranks) > 1:
         raise UserError(
-            f"{path} mixes ranks ({', '.join(map(str, sorted(ranks)))}), so one alpha does not say "
-            "its strength; expected one rank."
+            f"{path} mixes ranks ({', '.join(map(str, sorted(ranks)))}), so one alpha does not "
+            "determine its strength; expected one rank."
         )
     if alpha is None:
         raise UserError(
-            f"{path} does not say its alpha, without which its strength, alpha / rank, is unknown "
-            f"(the rank is {ranks.pop()}). Give it with --alpha; the published VideoREPA-5B LoRA, "
-            f"of rank 128, was trained with --alpha {PUBLISHED_ALPHA}."
+            f"{path} does not state its alpha, without which its strength, alpha / rank, is "
+            f"unknown (the rank is {ranks.pop()}). Give it with --alpha; the published "
+            f"VideoREPA-5B LoRA, of rank 128, was trained with --alpha {PUBLISHED_ALPHA}."
         )
     if not (math.isfinite(alpha) and alpha > 0):
         raise UserError(f"--alpha is {alpha}; expected a number above 0.")
@@ -140,16 +150,16 @@ def _read_lora(path: Path, alpha: float | None) -> Adapter:
 
 
 def _read_transformer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A transformer's configuration and weights, from its folder or the pipeline's around it."""
+    """Read a transformer's configuration and weights from its folder or that of its pipeline."""
     if not (folder / "config.json").is_file() and (folder / "transformer").is_dir():
         folder = folder / "transformer"
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
         kind = config.get("_class_name")
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is not something to import: it has no config.json (a transformer), no "
+            f"{folder} cannot be imported: it has no config.json (a transformer), no "
             f"{LORA_FILE} (a LoRA) and no zero_to_fp32.py (a DeepSpeed checkpoint)."
         ) from None
     except (OSError, ValueError, AttributeError) as error:
@@ -158,13 +168,13 @@ def _read_transformer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{folder} holds a {kind}; published VideoREPA models are {_CLASSES[0]}.")
     weights: dict[str, Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        found, _ = _read_safetensors(shard)
-        if both := found.keys() & weights.keys():
+        tensors, _ = _read_safetensors(shard)
+        if both := tensors.keys() & weights.keys():
             raise UserError(
                 f"{folder} holds {min(both)} in {shard.name} and in another file: it has several "
                 "copies of the model. Keep the files of one."
             )
-        weights |= found
+        weights |= tensors
     if not weights:
         others = sorted(path.name for path in folder.iterdir() if path.name != "config.json")
         raise UserError(
@@ -175,8 +185,9 @@ def _read_transformer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file's tensors and the entries of its header."""
+    """Read a file's tensors and the entries of its header."""
     try:
+        check_is_file(path)
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -186,10 +197,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
 
 
-def _parted(
-    weights: dict[str, Tensor], source: Path
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The projector's weights in its own names, and the transformer's."""
+def _split(weights: dict[str, Tensor], source: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Separate the projector's weights, under its own names, from the transformer's."""
     names = {"projectors.0.": "mlp.", "downsampler_cogvideo_output.": "conv."}
     projector, rest = {}, {}
     for key, value in weights.items():
@@ -200,24 +209,21 @@ def _parted(
             projector[names[prefix] + key.removeprefix(prefix)] = value.contiguous()
     if not projector:
         raise UserError(
-            f"{source} holds no weights of an alignment, so it is a stock transformer already: "
+            f"{source} holds no weights of an alignment, so it is a stock transformer already. "
             "diffusers loads it as it is, and there is nothing to import."
         )
-    misfit = Misfit.between(projector, shapes(Projector(1, 1, 1).state_dict()))
     # Only the names count: the sizes are the published trainer's own.
-    _check_whole(
-        source,
-        "projector",
-        replace(misfit, misshapen=[]),
-        "Was it made by the published trainer?",
+    misfit = replace(
+        Misfit.between(projector, shapes(Projector(1, 1, 1).state_dict())), misshapen=[]
     )
+    _check_whole(source, "projector", misfit, "Was it made by the published trainer?")
     return projector, rest
 
 
 def _stock_transformer(
     config: dict[str, Any], weights: dict[str, Tensor], source: Path, advice: str
 ) -> Any:
-    """The stock class with exactly these weights, in the dtype they come in."""
+    """Make the stock class with exactly these weights, in their own dtype."""
     from diffusers import CogVideoXTransformer3DModel
 
     quieten_libraries()
@@ -238,6 +244,6 @@ def _stock_transformer(
 def _check_whole(source: Path, what: str, misfit: Misfit, advice: str) -> None:
     if misfit:
         raise UserError(
-            f"The weights of the {what} in {source} are not whole or of another model; {misfit}. "
+            f"The weights of the {what} in {source} are incomplete or of another model; {misfit}. "
             f"{advice}"
         )

@@ -1,4 +1,4 @@
-"""A dry look at a recipe: shapes, parameters and disk, before a single weight is loaded."""
+"""Works out a recipe's shapes, parameters, disk space and cost without loading any weights."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE, BYTES_SALIENCY = 2, 2, 1
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a recipe comes to. Byte counts are of one clip in the cache.
+    """The shapes and costs of a recipe; as text, a table of them.
 
-    contract: the shapes that training will meet. device: what its cost is predicted for.
+    Attributes:
+      contract: The shapes that the training will have.
+      bytes_per_clip: Size of a clip's latents and text embeddings in the cache.
+      feature_bytes_per_clip: Size of a clip's teacher features in the cache.
+      device: The device that the training's cost is predicted for.
     """
 
     recipe: Recipe
@@ -37,12 +41,12 @@ class Inspection:
 
     @cached_property
     def cost(self) -> Cost:
-        """Peak memory and operations of a step; worked out when first asked for."""
+        """Peak memory and operations of a step, computed on first use."""
         return predict(self.recipe, self.device)
 
     @cached_property
     def clips(self) -> int | None:
-        """How many clips the recipe trains on, or None where their list is not at hand."""
+        """How many clips the recipe trains on, or None if their list cannot be read."""
         if self.recipe.data.lab is not None:
             return self.recipe.data.lab.clips
         try:
@@ -58,8 +62,8 @@ class Inspection:
             f"{recipe.name}: {recipe.backbone.name} from {recipe.backbone.weights}",
             "",
             "student",
-            f"  clip             {size.frames}x{size.height}x{size.width} RGB",
-            f"  latents          {frames}x{height}x{width} x {channels}",
+            f"  clip             {_times(size.frames, size.height, size.width)} RGB",
+            f"  latents          {_times(frames, height, width)} x {channels}",
             f"  block output     {_shape(shapes.grid)}, after each of {shapes.blocks} blocks",
         ]
         for name, term in recipe.terms.items():
@@ -101,16 +105,16 @@ class Inspection:
         tapped = {"clean": "predicted latents", "latents": "the clip's latents"}
         target = tapped.get(str(term.target), f"block {term.target}")
         if term.encoder is not None:
-            seen = term.encoder
-            whole, piece = (seen.frames, seen.height, seen.width), seen.piece
-            target = f"{seen.name}, fed {whole[0]}x{whole[1]}x{whole[2]}"
+            encoder = term.encoder
+            whole, piece = (encoder.frames, encoder.height, encoder.width), encoder.piece
+            target = f"{encoder.name}, fed {_times(*whole)}"
             if piece != whole:
-                target += f" in pieces of {piece[0]}x{piece[1]}x{piece[2]}"
-        options = term.loss.model_dump(exclude={"name"})
-        said = ", ".join(f"{key} {value}" for key, value in options.items())
+                target += f" in pieces of {_times(*piece)}"
+        settings = term.loss.model_dump(exclude={"name"})
+        options = ", ".join(f"{key} {value}" for key, value in settings.items())
         weight = f"{term.weight:g}" + (", measured only" if term.is_probe else "")
         return [
-            f"  loss             {term.loss.name}" + (f" ({said})" if said else ""),
+            f"  loss             {term.loss.name}" + (f" ({options})" if options else ""),
             f"  weight           {weight}",
             f"  student          {_shape(grids.student)}, "
             f"{tapped.get(str(term.block), f'after block {term.block}')}",
@@ -126,13 +130,15 @@ class Inspection:
 
 
 def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
-    """Work out shapes and sizes from configuration alone; nothing is loaded or written.
+    """Work out shapes and sizes from configuration alone, without loading or writing anything.
 
     Args:
-      device: What memory is predicted for, "cpu" or "cuda"; it need not be here. By default the one
-        that a training would run on.
+      recipe: The recipe to inspect.
+      device: The device to predict memory for, "cpu" or "cuda", which this machine need not have.
+        By default the one that a training would run on.
 
-    Raises UserError, naming both grids, if a term's two sides cannot meet.
+    Raises:
+      UserError: The two sides of a term cannot be compared; the message names both grids.
     """
     contract = check(recipe)
     shapes = contract.shapes
@@ -160,9 +166,12 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
     )
 
 
+def _times(*sizes: int) -> str:
+    return "x".join(map(str, sizes))
+
+
 def _shape(grid: TokenGrid) -> str:
-    t, h, w = grid.size
-    return f"{t}x{h}x{w} x {grid.width}"
+    return f"{_times(*grid.size)} x {grid.width}"
 
 
 def _pixels(grid: TokenGrid, clip: ClipSize) -> str:
@@ -171,9 +180,9 @@ def _pixels(grid: TokenGrid, clip: ClipSize) -> str:
 
 
 def _covered(grid: TokenGrid) -> str:
-    spans = [grid.frames(step) for step in range(grid.size[0])]
-    said = [f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans]
-    return " ".join(said) if len(said) <= 8 else " ".join([*said[:4], "...", said[-1]])
+    steps = [grid.frames(step) for step in range(grid.size[0])]
+    spans = [f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in steps]
+    return " ".join(spans if len(spans) <= 8 else [*spans[:4], "...", spans[-1]])
 
 
 def _count(number: int) -> str:

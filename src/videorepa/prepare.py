@@ -1,4 +1,4 @@
-"""Videos and captions to a cache of latents, text embeddings and teacher features."""
+"""Turns videos and captions into a cache of latents, text embeddings and teacher features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from videorepa.align.contract import check
 from videorepa.backbones import Part, Text
 from videorepa.data.cache import Cache
-from videorepa.data.source import CaptionedClip, open_source
+from videorepa.data.source import SourceClip, open_source
 from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError
@@ -25,21 +25,25 @@ class Prepared:
 
     Attributes:
       made: How many clips were encoded now, at least in part.
-      found: How many clips were complete before.
-      failed: The reason by the id of each clip that cannot be used.
+      complete: How many clips were complete before.
+      failed: Why a clip cannot be used, by its id.
     """
 
     made: int
-    found: int
+    complete: int
     failed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """A readable clip of the source, and the parts of it that the cache lacks."""
+class _ClipWork:
+    """A readable clip of the source, and the parts of it that the cache lacks.
+
+    Attributes:
+      number: The clip's index in the source.
+    """
 
     number: int
-    item: CaptionedClip
+    item: SourceClip
     digest: str
     lacks_latents: bool
     lacks_features: tuple[EncoderSpec, ...]
@@ -59,7 +63,8 @@ def prepare(
 
     A clip's parts are its latents with its text embeddings, and the features of each encoder whose
     `align.teacher` is "cached". Only the models that make missing parts are loaded. A clip that
-    cannot be used is reported in the result and in the cache's `failures`; the others are made.
+    cannot be used is reported in the result and in the cache's `failures`, and the others are
+    still prepared.
 
     Args:
       recipe: Names the clips, the models and the cache.
@@ -68,7 +73,8 @@ def prepare(
       device: Where the models run; by default the first GPU, or the CPU.
 
     Raises:
-      UserError: The cache is of other models or of other clips, or the recipe cannot work.
+      UserError: The cache was made with other models or from other clips, or the recipe cannot
+        work.
     """
     check_shard(shard)
     check(recipe)  # Refuses what cannot work, before anything is made.
@@ -76,18 +82,18 @@ def prepare(
     cache = Cache(recipe, create=True)
     failed: dict[str, str] = {}
 
-    def fail(item: CaptionedClip, error: ClipError) -> None:
+    def fail(item: SourceClip, error: ClipError) -> None:
         failed[item.id] = str(error)
         cache.note_failure(item, str(error))
 
-    # A chunk is always the same clips and is encoded whole, whatever it lacks: a clip's bits depend
-    # on the others in its batch, and must not depend on interruptions.
+    # A chunk always has the same clips and is encoded whole, even if it lacks only one part: a
+    # clip's bits depend on the others in its batch, and must not depend on interruptions.
     size, (index, count) = recipe.data.prepare_batch, shard
     starts = range(0, len(source.items), size)[index::count]
-    todo: list[list[_Clip]] = []
+    todo: list[list[_ClipWork]] = []
     complete = 0
     for start in starts:
-        chunk: list[_Clip] = []
+        chunk: list[_ClipWork] = []
         for number, item in enumerate(source.items[start : start + size], start):
             try:
                 chunk.append(_look_up(cache, number, item, source.digest(number)))
@@ -121,7 +127,7 @@ def prepare(
 
     made = 0
     for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
-        clips: list[_Clip] = []
+        clips: list[_ClipWork] = []
         frames: list[np.ndarray] = []
         for clip in chunk:
             try:
@@ -136,21 +142,21 @@ def prepare(
         for spec, encoder in encoders.items():
             if any(spec in clip.lacks_features for clip in clips):
                 grid = encoder(video)
-                for place, clip in enumerate(clips):
+                for row, clip in enumerate(clips):
                     if spec in clip.lacks_features:
-                        features = grid.sample(place)
+                        features = grid.sample(row)
                         what = f"The features that {spec.name} gives of the clip {clip.item.id!r}"
                         check_finite(what, features.tokens)
                         cache.write_features(clip.item, spec, features)
         if backbone is not None and any(clip.lacks_latents for clip in clips):
             moments = backbone.encode_video(video)
             texts = backbone.encode_text([clip.item.caption for clip in clips])
-            for place, clip in enumerate(clips):
-                text = _one(texts, place)
+            for row, clip in enumerate(clips):
+                text = _one(texts, row)
                 what = f"The latents or text embeddings of the clip {clip.item.id!r}"
-                check_finite(what, moments[place], *text.values())
+                check_finite(what, moments[row], *text.values())
                 if clip.lacks_latents:
-                    cache.write_clip(clip.item, clip.digest, moments[place], text)
+                    cache.write_clip(clip.item, clip.digest, moments[row], text)
         for clip in clips:
             if not clip.is_complete:
                 made += 1
@@ -158,11 +164,11 @@ def prepare(
     return Prepared(made, complete, failed)
 
 
-def _look_up(cache: Cache, number: int, item: CaptionedClip, digest: str) -> _Clip:
+def _look_up(cache: Cache, number: int, item: SourceClip, digest: str) -> _ClipWork:
     """See which parts of a clip the cache lacks.
 
-    Features say nothing of the content that they were made from; the file of the latents does. So
-    without it they are made again.
+    Only the file of the latents records the content that it was made from. Without it nobody can
+    tell whether the features are of the same content, so they are made again.
     """
     lacks_latents = not cache.has_clip(item, digest)
     lacks_features = tuple(
@@ -170,8 +176,8 @@ def _look_up(cache: Cache, number: int, item: CaptionedClip, digest: str) -> _Cl
         for encoder in cache.features
         if lacks_latents or not cache.has_features(item, encoder)
     )
-    return _Clip(number, item, digest, lacks_latents, lacks_features)
+    return _ClipWork(number, item, digest, lacks_latents, lacks_features)
 
 
-def _one(texts: Text, place: int) -> Text:
-    return {name: tensor[place] for name, tensor in texts.items()}
+def _one(texts: Text, row: int) -> Text:
+    return {name: tensor[row] for name, tensor in texts.items()}

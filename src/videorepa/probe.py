@@ -1,5 +1,8 @@
-"""Measures how much physics features hold: whether a linear readout foresees, from a clip's
-beginning, that two objects will touch (Physion)."""
+"""Measures how much physics features hold.
+
+The question is Physion's: can a linear readout predict from a clip's beginning that two objects
+will touch?
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,15 @@ from videorepa.recipe import Recipe
 from videorepa.settings.sections import ClipSize
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.environment import environment
-from videorepa.system.files import atomic_write, csv_text
+from videorepa.system.files import atomic_write, csv_text, read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.progress import track
 
 FORMAT = 1
-"""Raised whenever the same clips and models would give other features or another readout."""
+"""Raised whenever the same clips and models would give other features or other readouts."""
 
 PARTS = "probe-parts"
-"""Folder of features and readouts within a probe's folder, which is recognised by it."""
+"""Folder of features and readouts. A folder that has it is recognised as a probe's."""
 
 
 def probe(
@@ -65,44 +68,48 @@ def probe(
     against: str = BASE,
     device: str | None = None,
 ) -> Probe:
-    """Read contact from the recipe's base model, further models and teachers, by Physion's readout.
+    """Predict contact from the features of models and teachers, by Physion's readout.
 
-    Every source sees the same clip: the recipe's number of frames, evenly taken from what Physion
-    shows and resized whole to the recipe's size. Models see it encoded, noised, and with an empty
-    prompt; the noise depends on clip and draw alone. Teachers, raw pixels on the recipe's teacher's
-    grid, and that teacher untrained see it clean. Features are the tokens of some steps in time of
-    a block's, or an encoder's, output.
+    Every source sees the same clip: the recipe's number of frames, taken evenly from what Physion
+    shows and resized to the recipe's size without cropping. Models see it encoded, noised, and with
+    an empty prompt; the noise depends on clip and draw alone. The teachers see it clean, and so do
+    two straw men: raw pixels on the grid of the recipe's teacher, and that teacher untrained. The
+    features are the tokens of a few steps in time of the output of a block or an encoder.
 
     `out` gets probe.json, accuracies.csv, differences.csv and predictions.csv, which has every
     clip. Features and readouts that are there are not made again.
 
     Args:
+        recipe: Its base model and its teacher are the first sources.
         data: Folder with `train` and `test`, each as published.
         out: Folder of the probe.
         protocol: "v1.5", "2021" or "lab".
         models: Further models by name: runs, recipes or diffusers folders.
-        teachers: Further teachers beside the recipe's encoder, by name.
+        teachers: Further teachers by name.
         blocks: Numbers of the blocks, counted from 1; by default those that the recipe aligns.
         timesteps: Timesteps of the noise, 0 to 999.
         draws: How many noises each clip is read with.
         steps: How many evenly spaced steps in time are read.
-        pools: Rows and columns that each step's tokens are averaged to, each for a readout of its
-            own; no more than the base model's grid has.
-        frames: "published" shows only the frames that published extractors are given.
-        leave_out: Stems of test clips that do not count.
+        pools: Sizes of the grids that each step's tokens are averaged to, in rows and columns; each
+            gets a readout of its own. At most the size of the base model's grid.
+        frames: "resampled" takes frames from all that Physion shows, "published" only from those
+            that the published extractors see.
+        leave_out: File names of test clips that do not count.
         against: The source that others are compared with.
-        device: Where to compute; by default the GPU if there is one.
+        device: Where to compute; by default the first GPU, or the CPU.
 
     Raises:
-        UserError: `out` holds something else or what was made otherwise, a number is out of range,
-            a source cannot be opened, or there are too few clips.
+        UserError: `out` holds something else or what was made differently, a number is out of
+            range, a source cannot be opened, or there are too few clips.
     """
     kind = PROTOCOLS.get(protocol)
     if kind is None:
         raise UserError(f"Physion has the protocols {', '.join(PROTOCOLS)}; got {protocol!r}.")
     where = pick_device(device)
     dtype = compute_dtype(recipe.train.precision, where)
-    numbers = sorted(set(_aligned(recipe) if blocks is None else blocks))
+    numbers = recipe.aligned_blocks if blocks is None else sorted(set(blocks))
+    if blocks is None and not numbers:
+        raise UserError(f"The recipe {recipe.name} aligns no block; say which to read: --blocks.")
     times, sides = sorted(set(timesteps)), sorted(set(pools))
     _check(recipe, numbers, times, draws, steps, sides)
     sources = probed_sources(
@@ -185,19 +192,12 @@ def probe(
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of a text file. Raises UserError if it cannot be read."""
+    """Read the lines of a text file that are not empty. Raises UserError if it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}") from None
     return [line.strip() for line in lines if line.strip()]
-
-
-def _aligned(recipe: Recipe) -> list[int]:
-    blocks = [term.block for term in recipe.terms.values() if isinstance(term.block, int)]
-    if not blocks:
-        raise UserError(f"The recipe {recipe.name} aligns no block; say which to read: --blocks.")
-    return blocks
 
 
 def _check(
@@ -214,7 +214,7 @@ def _check(
         raise UserError(f"Timesteps are 0 to {STEPS - 1}, one or more; got {list(timesteps)}.")
     if min(draws, steps, *pools, len(pools)) < 1:
         raise UserError(
-            f"A probe wants one or more draws, steps and pools; got {draws}, {steps} and "
+            f"A probe needs one or more draws, steps and pools; got {draws}, {steps} and "
             f"{list(pools)}."
         )
     _, height, width = shapes.grid.size
@@ -227,7 +227,7 @@ def _check(
 
 @dataclass(frozen=True)
 class _Readout:
-    """What is fitted to one kind of features and kept in one file when it is done."""
+    """A readout of one kind of features, whose decisions are kept in one file."""
 
     folder: Path
     key: ReadoutKey
@@ -249,21 +249,21 @@ class _Readout:
         }
 
     def read(self, stimuli: Mapping[str, Stimulus]) -> Decisions | None:
-        """None if it is still to be fitted. Raises UserError if it is stale or damaged."""
+        """Return None if it is yet to be fitted. Raises UserError if it is stale or damaged."""
         return read_finished(
             self._path, self._made_with(stimuli), lambda content: Decisions(**content)
         )
 
     def fit(self, stimuli: Mapping[str, Stimulus], chunks: Sequence[Chunk]) -> Decisions:
-        """Fit to the training clips, decide the test clips and write that."""
+        """Fit to the training clips, and write the decisions on the test clips."""
         key = feature_key(self.key.block, self.key.pool)
         ids, features = self.store.read(self.key.condition, key, chunks)
         fitted, unseen = split([stimuli[clip] for clip in ids], self.left_out)
-        place = {clip: n for n, clip in enumerate(ids)}
+        row = {clip: n for n, clip in enumerate(ids)}
         score, strengths = self.protocol.decide(
-            features[[place[clip.id] for clip in fitted]],
+            features[[row[clip.id] for clip in fitted]],
             fitted,
-            features[[place[clip.id] for clip in unseen]],
+            features[[row[clip.id] for clip in unseen]],
             unseen,
         )
         scores = {clip.id: float(value) for clip, value in zip(unseen, score, strict=True)}

@@ -1,6 +1,6 @@
 """The recipe: one typed, frozen description of a whole run, read from and written to YAML.
 
-A recipe is data. Nothing in it is ever executed; the names of plugins are names of files that are
+A recipe is data. Nothing in it is ever executed. The plugins that it names are files that are
 already installed.
 """
 
@@ -16,15 +16,13 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from videorepa.errors import UserError
 from videorepa.settings import plugins
 from videorepa.settings.fields import BackboneField, EncoderField, LossField, block_or
-from videorepa.settings.section import SPELLINGS, Section, change, explain, read_values
+from videorepa.settings.section import SPELLINGS, Section, change, read_values
 from videorepa.settings.sections import (
     Data,
     Generation,
@@ -35,33 +33,35 @@ from videorepa.settings.sections import (
     Validation,
     When,
 )
+from videorepa.system.files import atomic_write
 
 
 class Align(Section):
     """One alignment term: what is compared with what, how, when, and how much it counts.
 
-    name: what the log calls it among several terms; by default its loss's name.
-    loss: how the two grids are compared.
-    block: the student's side: the transformer block whose output is tapped, counted from 1 as in
+    Attributes:
+      name: Name of the term in the log; by default its loss's name.
+      loss: How the two grids are compared.
+      block: The student's side: the transformer block whose output is tapped, counted from 1 as in
         the paper, or "clean", the clean latents that the model predicts.
-    target: the other side: "encoder", the number of another block of the same model (LayerSync),
-        or "latents", the clip's own (LaMo). Its gradient is cut off.
-    encoder: this term's own teacher; by default the recipe's.
-    teacher: "cached" reads features that `prepare` stored; "online" decodes the clip and runs the
+      target: The other side: "encoder", the number of another block of the same model (LayerSync),
+        or "latents", the clip's own (LaMo). No gradient flows into it.
+      encoder: The teacher of this term; by default the recipe's.
+      teacher: "cached" reads features that `prepare` stored; "online" decodes the clip and runs the
         encoder at every step.
-    weight: coefficient of the loss; 0 is plain fine-tuning through the same code, with the loss
-        still measured and logged.
-    when: the weight's course.
-    projector: brings the student's tokens to the target's width: "mlp" as published, "conv" a 3x3
-        convolution on each frame (iREPA), "none" where the widths are equal.
-    hidden: width of the MLP's hidden layers.
-    interpolate: the side that is brought to the other's grid: the student's, as published, or the
-        teacher's, or the teacher's in one respect and the student's in the other.
-    standardise: takes this share of their mean over each frame from the target's channels and
-        divides by the standard deviation (iREPA's 0.6); None leaves them as they are.
-    centre: takes from each place of both sides its mean there, over the batch ("clips"), so that
-        what sets a clip apart is compared, or over the clip's own time ("time"), so that what
-        changes is.
+      weight: Coefficient of the loss. With 0 the same code does plain fine-tuning, and still
+        measures and logs the loss.
+      when: How the weight changes over the training and with the noise level.
+      projector: Brings the student's tokens to the target's width: "mlp" as published, "conv" by a
+        3x3 convolution on each frame (iREPA), "none" where the widths are equal.
+      hidden: Width of the MLP's hidden layers.
+      interpolate: The side that is brought to the other's grid: the student's, as published; the
+        teacher's; or the teacher's in space or time and the student's in the other.
+      standardise: Subtracts this share of each channel's mean over a frame from the target, and
+        divides by the standard deviation (0.6 in iREPA). None leaves the target as it is.
+      centre: Subtracts from each token of both sides the mean of its place. A mean over the batch
+        ("clips") leaves what sets a clip apart, and one over the clip's own time ("time") leaves
+        what changes.
     """
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
@@ -90,12 +90,12 @@ class Align(Section):
 
     @property
     def is_probe(self) -> bool:
-        """Whether the term is measured only: the control of an aligned run."""
+        """Whether the term is only measured, as in the control of an aligned run."""
         return self.weight == 0
 
 
 def _as_published(value: Any, info: ValidationInfo) -> Any:
-    """Fills in what the recipe leaves out of `generation`."""
+    """Fill in the backbone's published values where `generation` leaves them out."""
     backbone = info.data.get("backbone")
     return backbone.generation | value if backbone and isinstance(value, dict) else value
 
@@ -115,10 +115,12 @@ else:
 
 
 class Recipe(Section):
-    """One run, whole: `Recipe.from_yaml(path)`, and back with `.to_yaml(path)`.
+    """The description of a whole run, read by `Recipe.from_yaml` and written by `to_yaml`.
 
-    encoder: the teacher of all alignment terms that name none of their own.
-    align: an alignment term, a list of them, or nothing for a training without alignment.
+    Attributes:
+      about: A remark on what the recipe is for.
+      encoder: The teacher of all alignment terms that name none of their own.
+      align: An alignment term, a list of them, or None for a training without alignment.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -143,9 +145,9 @@ class Recipe(Section):
         if any(term.encoder is None for term in taught) and self.encoder is None:
             raise ValueError("an alignment with an encoder needs `encoder`, and there is none")
         if self.encoder is not None and all(term.encoder is not None for term in taught):
-            raise ValueError("`encoder` is given and no `align` uses it: give both, or neither")
+            raise ValueError("`encoder` is set and no `align` uses it: give both, or neither")
         # A teacher brings its own defaults. They become part of the recipe here, once, so that
-        # what is written into a run says them.
+        # a run's recipe states them.
         resolved = tuple(
             term.model_copy(update={"loss": term.loss.taught_by(term.encoder or self.encoder)})
             for term in self._listed
@@ -159,7 +161,7 @@ class Recipe(Section):
     def _centred_batches_have_others(self) -> Recipe:
         if self.optim.batch_size < 2 and any(term.centre == "clips" for term in self._listed):
             raise ValueError(
-                "align.centre: clips takes the batch's mean away, and optim.batch_size 1 leaves "
+                "align.centre: clips subtracts the batch's mean, and optim.batch_size 1 leaves "
                 "nothing; give 2 or more, better 8"
             )
         return self
@@ -172,13 +174,14 @@ class Recipe(Section):
                 "memory.frozen and memory.offload are for the frozen weights under `train.lora`; "
                 "without it all weights are trained, and those stay in float32"
             )
-        if self.parallel is not None and self.parallel.engine != "ddp":
-            chosen = (memory.is_quantised, memory.optimizer != "adamw", memory.offload != "none")
-            if any(chosen):
-                raise ValueError(
-                    f"{self.parallel.engine} shares out plain tensors: memory.frozen int8 and nf4, "
-                    "memory.optimizer adamw8bit and memory.offload go with ddp or one process"
-                )
+        needs_whole_weights = (
+            memory.is_quantised or memory.optimizer != "adamw" or memory.offload != "none"
+        )
+        if self.parallel is not None and self.parallel.engine != "ddp" and needs_whole_weights:
+            raise ValueError(
+                f"{self.parallel.engine} shards plain tensors alone: memory.frozen int8 and nf4, "
+                "memory.optimizer adamw8bit and memory.offload need ddp or one process"
+            )
         return self
 
     @property
@@ -202,43 +205,46 @@ class Recipe(Section):
         return terms
 
     @property
+    def aligned_blocks(self) -> list[int]:
+        """Numbers of the blocks that are tapped, in order."""
+        return sorted({term.block for term in self._listed if isinstance(term.block, int)})
+
+    @property
     def stored_encoders(self) -> tuple[EncoderField, ...]:
         """The encoders whose features `prepare` stores, each once."""
-        found = (t.encoder for t in self.terms.values() if t.teacher == "cached" and t.encoder)
-        return tuple(dict.fromkeys(found))
+        encoders = (t.encoder for t in self.terms.values() if t.teacher == "cached" and t.encoder)
+        return tuple(dict.fromkeys(encoders))
 
     @classmethod
     def from_yaml(cls, path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe. Overrides are `dotted.key=value`, with the value in YAML.
+        """Read a recipe from a YAML file.
 
-        Raises UserError that names the file, the key and what was expected there.
+        Args:
+          path: The file.
+          overrides: Keys to change, each `dotted.key=value` with the value in YAML.
+
+        Raises:
+          UserError: The file is not a recipe; the message names the file and each faulty key.
         """
         return cls.parse(read_values(Path(path), overrides), source=str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], source: str = "recipe") -> Recipe:
-        """Check plain values. Raises UserError with every fault on a line of its own."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise UserError(
-                f"{source} is not a recipe:\n" + "\n".join(explain(error, cls))
-            ) from None
+        """Make a recipe of plain values. Raises UserError with each fault on a line of its own."""
+        return cls.checked(values, f"{source} is not a recipe")
 
     def override(self, *overrides: str) -> Recipe:
-        """A copy with some keys changed, each `dotted.key=value`."""
+        """Make a copy with some keys changed, each `dotted.key=value`. Raises UserError."""
         values = self.model_dump(mode="json")
         for override in overrides:
             change(values, override)
         return self.parse(values)
 
     def text(self) -> str:
-        """The recipe as YAML, defaults and all."""
+        """Write the recipe as YAML, defaults included."""
         values = self.model_dump(mode="json")
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def to_yaml(self, path: Path | str) -> None:
-        """Write it, atomically."""
-        from videorepa.system.files import atomic_write
-
+        """Write the recipe to a file, atomically. Raises OSError."""
         atomic_write(Path(path), self.text())

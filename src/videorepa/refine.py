@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, csv_text
+from videorepa.system.files import atomic_write, check_is_file, csv_text
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.progress import track
 
@@ -34,22 +34,22 @@ be judged.
 
 Write one paragraph of 60 to 120 words in the present tense, in the language of the caption. \
 Answer with the paragraph alone."""
-"""The task that the model gets; every row holds its digest."""
+"""The model's task. Every row holds its digest."""
 
 KEY_VARIABLE = "VIDEOREPA_API_KEY"
-"""Environment variable with the server's key. It goes into a header and nowhere else."""
+"""Environment variable with the server's key, which is sent in a header and written nowhere."""
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before each further try."""
+"""Seconds before each retry."""
 
 LONGEST_WAIT = 60.0
-"""Seconds; a server that asks for a longer wait is asked again after these."""
+"""Longest wait before a retry, in seconds, even if the server asks for a longer one."""
 
 TIMEOUT = 120.0
 """Seconds that a server may be silent."""
 
 STOPPING = (301, 302, 303, 307, 308, 401, 403, 404, 405)
-"""HTTP statuses that every other prompt would get too."""
+"""HTTP statuses that end `refine`, because every other prompt would get them too."""
 
 NEW_TOKENS = 300
 """Longest answer of a model on this machine, in tokens."""
@@ -65,7 +65,7 @@ class _Failed(Exception):
 
 
 class _Busy(Exception):
-    """The server may answer later: after `wait` seconds, or 0 where it does not say."""
+    """The server may answer after `wait` seconds; 0 if it names no time."""
 
     def __init__(self, reason: str, wait: float) -> None:
         super().__init__(reason)
@@ -74,12 +74,12 @@ class _Busy(Exception):
 
 @dataclass(frozen=True)
 class Refined:
-    """What `refine` leaves.
+    """What `refine` wrote.
 
-    Args:
+    Attributes:
       out: The CSV file.
       rows: The file's rows, in the prompts' order.
-      asked: How many captions the model was asked for this time.
+      asked: How many captions the model has rewritten this time.
       failed: Why a prompt has no row, by its id.
     """
 
@@ -96,16 +96,16 @@ def refine(
 
     The columns are id, caption, detailed, model, and the digest of the instruction. The file is
     written anew with each row, and the model is not asked again for a row that is there. A server
-    that is busy or fails is asked again, later each time. A prompt that gets no whole answer costs
-    that prompt alone.
+    that is busy or fails is asked again, with longer and longer waits. A prompt that gets no
+    complete answer is left out.
 
     Args:
-      prompts: Their captions are rewritten; equal ones are asked for once.
-      out: The CSV file to write or to go on with.
-      model: With an endpoint the server's name of a model, else the folder (or Hub id) of a causal
-        language model for transformers, which answers greedily.
+      prompts: The prompts, whose captions are rewritten. Equal captions are rewritten once.
+      out: The CSV file to write or to continue.
+      model: With an endpoint, the server's name of a model; otherwise the folder (or Hub id) of a
+        causal language model for transformers, which answers greedily.
       endpoint: Address of an OpenAI-compatible server, such as http://localhost:8000/v1. The
-        environment variable VIDEOREPA_API_KEY holds its key, if it wants one.
+        environment variable VIDEOREPA_API_KEY holds its key, if it needs one.
 
     Raises:
       UserError: Every prompt would fail, as with a wrong key, or `out` holds something else.
@@ -136,10 +136,11 @@ def refine(
 
 
 def _answers(out: Path, captions: set[str], model: str, instruction: str) -> dict[str, str]:
-    """The answers that `out` holds already, by caption."""
+    """Read the answers that `out` holds already, by caption."""
     if not out.exists():
         return {}
     try:
+        check_is_file(out)
         with out.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -155,7 +156,7 @@ def _answers(out: Path, captions: set[str], model: str, instruction: str) -> dic
         )
     if foreign := [row["id"] for row in rows if row["caption"] not in captions]:
         raise UserError(
-            f"{out} holds {len(foreign)} prompts that are not among those given, the first is "
+            f"{out} holds {len(foreign)} prompts that are not in the list of prompts; the first is "
             f"{foreign[0]!r}. Choose another --out."
         )
     return {row["caption"]: row["detailed"] for row in rows}
@@ -169,7 +170,7 @@ def _messages(caption: str) -> list[dict[str, str]]:
 
 
 def _cleaned(answer: str) -> str:
-    """The paragraph on one line, without quotes and without the thoughts that come before it."""
+    """Put the paragraph on one line, without quotes and without the reasoning before it."""
     text = " ".join(re.sub(r"^.*</think>", "", answer, flags=re.DOTALL).split())
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”"):
         text = text[1:-1].strip()
@@ -189,7 +190,7 @@ def _server(endpoint: str, model: str) -> tuple[Ask, str]:
         raise UserError(f"--endpoint is an http:// or https:// address; got {endpoint!r}.")
     url = endpoint.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     key = _key()
-    # Given no key at all, the client would look for one of the Hub's.
+    # Without any key, the client would look for one of the Hub's.
     client = InferenceClient(base_url=url, api_key=key or "none", timeout=TIMEOUT)
 
     def shown(text: str) -> str:
@@ -240,29 +241,29 @@ def _server(endpoint: str, model: str) -> tuple[Ask, str]:
 def _is_address(endpoint: str) -> bool:
     try:
         parts = urlsplit(endpoint)
-        # Reading a port that is no number raises.
+        # urlsplit raises only when a port that is not a number is read.
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 
 
 def _key() -> str:
-    """The server's key, or an empty string. A faulty one is refused without being shown."""
+    """Read the server's key, or "". Raises UserError, without showing the key, if it is faulty."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UserError(
-            f"{KEY_VARIABLE} holds a line break or another character that no key has. Set it anew."
+            f"{KEY_VARIABLE} holds a line break or another character that no key has. Set it again."
         )
     return key
 
 
 @contextmanager
 def _session_hooks(prepare: Callable[[Any], None], check: Callable[[Any], None]) -> Iterator[None]:
-    """Put these in place of what the Hub's session does with requests and responses.
+    """Replace the hooks of the Hub's session.
 
-    Its own hook refuses every request in the Hub's offline mode, even to this machine. `check` sees
-    a redirect before the session follows it, with the key, and sees errors before the client, which
-    cannot read all of them.
+    The session's own hook refuses every request in the Hub's offline mode, even one to this
+    machine. `check` sees a redirect before the session sends the key along with it, and it sees
+    errors before the client, which cannot read all of them.
     """
     from huggingface_hub import get_session
 

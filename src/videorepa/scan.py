@@ -1,5 +1,7 @@
-"""Measures, before any training, how close each block of the base model is to each teacher: what
-there is to choose by where to align."""
+"""Measures, before any training, how close each block of the base model is to each teacher.
+
+The result helps to choose the block to align.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from videorepa.artifacts.finished import claim_folder, read_finished, write_fini
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError
 from videorepa.probing.blocks import Blocks, encode
-from videorepa.probing.clips import Clips, readable_clips
-from videorepa.probing.closeness import closeness, mean_reading
-from videorepa.probing.records import Reading, Scan
+from videorepa.probing.clips import Clips, first_readable_clips
+from videorepa.probing.closeness import closeness, mean_over_clips
+from videorepa.probing.records import Measurement, Scan
 from videorepa.probing.scan_table import sentences
 from videorepa.probing.sources import all_teachers, check_blocks, straw_men
 from videorepa.recipe import Recipe
@@ -29,12 +31,12 @@ from videorepa.system.progress import track
 from videorepa.tokens import TokenGrid
 
 FORMAT = 2
-"""Raised whenever the same clips and models would be measured otherwise."""
+"""Raised whenever the same clips and models would be measured differently."""
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 PARTS = "scan-parts"
-"""Folder of finished parts within a scan's folder, which is recognised by it."""
+"""Folder of finished parts. A folder that has it is recognised as a scan's."""
 
 
 def scan(
@@ -49,12 +51,12 @@ def scan(
 ) -> Scan:
     """Measure how close each block of the recipe's base model is to each teacher, by noise level.
 
-    The first readable clips of the recipe's data go, with their captions, through the base model
-    and the teachers; relation error and CKA compare them (`videorepa.probing.closeness`). Raw
-    pixels and the untrained teacher are compared with the teacher too. What the blocks foretell of
-    contact is measured by `probe`.
+    The base model and the teachers see the first readable clips of the recipe's data, with their
+    captions. Relation error and CKA compare their features (`videorepa.probing.closeness`). Raw
+    pixels and the untrained teacher are compared with the teacher too. `probe` measures how well
+    the blocks predict contact.
 
-    Nothing need be prepared. `out` gets scan.json, scan.csv and report.html. A part that is
+    The clips need not be prepared. `out` gets scan.json, scan.csv and report.html. A part that is
     finished there, such as a noise level of a teacher, is not measured again.
 
     Args:
@@ -64,11 +66,11 @@ def scan(
         noise_levels: The noise's share of the noisy latents' variance, 0 to 1; the nearest timestep
             is taken.
         blocks: Numbers of the blocks, counted from 1; by default all.
-        device: Where to compute; by default the GPU if there is one.
+        device: Where to compute; by default the first GPU, or the CPU.
 
     Raises:
-        UserError: `out` holds something else or a part that was measured otherwise, a number is out
-            of range, there is no teacher, or fewer than two clips can be read.
+        UserError: `out` holds something else or a part that was measured differently, a number is
+            out of range, there is no teacher, or fewer than two clips can be read.
     """
     specs = all_teachers(recipe, teachers or {})
     if not specs:
@@ -83,10 +85,10 @@ def scan(
         raise UserError(f"Noise levels are shares from 0 to 1, one or more; got {levels}.")
     check_blocks(numbers, shapes.blocks)
     if clips < 2:
-        raise UserError(f"A scan wants 2 clips or more, to see how they spread; got {clips}.")
+        raise UserError(f"A scan needs 2 clips or more, to see how they spread; got {clips}.")
     for name, spec in specs.items():
         _check_overlap(name, shapes.grid, spec.shape(recipe.data.frames))
-    shown, digest, notes = readable_clips(recipe, clips)
+    shown, digest, notes = first_readable_clips(recipe, clips)
     where = pick_device(device)
     dtype = compute_dtype(recipe.train.precision, where)
 
@@ -94,17 +96,15 @@ def scan(
     claim_folder(out, PARTS, "scan")
     missing = [part for part in parts if part.read() is None]
     _measure(recipe, missing, specs, numbers, shown, where, dtype)
-    readings = [reading for part in parts for reading in part.read() or ()]
+    measurements = [each for part in parts for each in part.read() or ()]
     measured = Scan(
         teachers=list(specs),
         blocks=numbers,
         noise_levels=levels,
-        aligned_blocks=sorted(
-            {term.block for term in recipe.terms.values() if isinstance(term.block, int)}
-        ),
-        readings=readings,
+        aligned_blocks=recipe.aligned_blocks,
+        measurements=measurements,
         notes=notes,
-        says=sentences(list(specs), readings),
+        says=sentences(list(specs), measurements),
         recipe=recipe.text(),
         environment=environment(),
     )
@@ -117,28 +117,35 @@ def _check_overlap(name: str, student: TokenGrid, teacher: TokenGrid) -> None:
     try:
         resample(student, like=teacher)
     except UserError as error:
-        raise UserError(f"The base model and the teacher {name} cannot meet. {error}") from None
+        raise UserError(
+            f"The base model and the teacher {name} cannot be compared. {error}"
+        ) from None
 
 
 @dataclass(frozen=True)
 class _ScanPart:
-    """What is measured and kept in one file: a teacher at a noise level, or its straw men."""
+    """The measurements that are kept in one file.
+
+    Attributes:
+        level: The noise level of the base model; None for the teacher's straw men.
+        made_with: What the measurements depend on.
+    """
 
     path: Path
     teacher: str
     level: float | None
     made_with: dict[str, Any]
 
-    def read(self) -> list[Reading] | None:
-        """None if it is still to be measured. Raises UserError if it is stale or damaged."""
+    def read(self) -> list[Measurement] | None:
+        """Return None if it is yet to be measured. Raises UserError if it is stale or damaged."""
+        return read_finished(
+            self.path,
+            self.made_with,
+            lambda rows: [replace(Measurement(**row), teacher=self.teacher) for row in rows],
+        )
 
-        def parse(rows: list[dict[str, Any]]) -> list[Reading]:
-            return [replace(Reading(**row), teacher=self.teacher) for row in rows]
-
-        return read_finished(self.path, self.made_with, parse)
-
-    def write(self, readings: Sequence[Reading]) -> None:
-        write_finished(self.path, self.made_with, [asdict(reading) for reading in readings])
+    def write(self, measurements: Sequence[Measurement]) -> None:
+        write_finished(self.path, self.made_with, [asdict(each) for each in measurements])
 
 
 def _parts(
@@ -166,7 +173,7 @@ def _parts(
     parts = []
     for name, spec in teachers.items():
         teacher = {"teacher": {"name": spec.name} | spec.fingerprint()}
-        # With the teacher's digest, so that another one of the same kind has files of its own.
+        # The digest gives another teacher of the same kind files of its own.
         stem = f"{spec.name}-{json_digest(teacher)}"
         made_with = always | teacher
         parts.append(_ScanPart(folder / f"{stem}-straw-men.json", name, None, made_with))
@@ -186,7 +193,7 @@ def _measure(
     where: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Measure the missing parts and write each when it is done. One model is in memory at once."""
+    """Measure the missing parts, one model in memory at once, and write each when it is done."""
     features = {
         name: _features(teachers[name].load(where, dtype), clips, name)
         for name in dict.fromkeys(part.teacher for part in missing)
@@ -194,11 +201,14 @@ def _measure(
     for part in missing:
         if part.level is None:
             of_teacher = features[part.teacher]
-            readings = []
+            measurements = []
             for source, spec in straw_men(teachers[part.teacher]).items():
                 near = closeness(_features(spec.load(where, dtype), clips, source), of_teacher)
-                readings += [mean_reading(m, of, part.teacher, source) for m, of in near.items()]
-            part.write(readings)
+                measurements += [
+                    mean_over_clips(measure, values, part.teacher, source)
+                    for measure, values in near.items()
+                ]
+            part.write(measurements)
     levels = sorted({part.level for part in missing if part.level is not None})
     if not levels:
         return
@@ -208,12 +218,14 @@ def _measure(
     student = Blocks(recipe.backbone.load(("transformer",), where, dtype), blocks)
     for level in levels:
         at_level = {part.teacher: part for part in missing if part.level == level}
-        readings = student.distances(encoded, level, {name: features[name] for name in at_level})
+        measurements = student.distances(
+            encoded, level, {name: features[name] for name in at_level}
+        )
         for name, part in at_level.items():
-            part.write(readings[name])
+            part.write(measurements[name])
 
 
 def _features(encoder: Encoder, clips: Clips, name: str) -> TokenGrid:
-    """The encoder's grid of all clips, in float32 on the CPU."""
+    """Compute the encoder's grid of all clips, in float32 on the CPU."""
     grids = [encoder(clips.video(which)) for which in track(clips.batches(), name)]
     return grids[0].with_tokens(torch.cat([grid.tokens.float().cpu() for grid in grids]))

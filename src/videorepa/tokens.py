@@ -26,8 +26,8 @@ class TokenGrid:
       tokens: (batch, time, height, width, channels). On the meta device they describe a shape.
       start: The first source frame of step 0; negative where step 0 covers fewer than `stride`.
       stride: Source frames that a step covers.
-      saliency: How much each token matters, 0 to 1, where the teacher tells. It is not
-        interpolated: a grid that was brought to other steps, rows or columns has none.
+      saliency: How much each token matters, 0 to 1, if the teacher tells. It is not
+        interpolated, so a grid that was brought to other steps, rows or columns has none.
     """
 
     tokens: Float[Tensor, "b t h w d"]
@@ -133,8 +133,8 @@ class TokenGrid:
         alone = count % steps
         if alone > 1 or (alone and self.start > 0):
             raise UserError(
-                f"{count} steps from frame {self.start} cannot be pooled by {steps}: that wants a "
-                f"multiple of {steps}, or one more where the first is the clip's first frame. "
+                f"{count} steps from frame {self.start} cannot be pooled by {steps}: that needs a "
+                f"multiple of {steps}, or one more if the first is the clip's first frame. "
                 f"{count - alone} would do."
             )
         groups = self.tokens[:, alone:].unflatten(1, (count // steps, steps)).mean(2)
@@ -186,9 +186,9 @@ class TokenGrid:
         return self.with_tokens(tokens - tokens.mean(0, keepdim=True))
 
     def changes(self) -> TokenGrid:
-        """Each token minus the mean of its place over the clip's time: what stands still is gone.
+        """Each token minus the mean of its place over the clip's time, which removes what is still.
 
-        A grid without a saliency gets one: each token's length over the clip's longest.
+        A grid without a saliency gets one: each token's length, divided by the clip's longest.
         """
         tokens = self.tokens.float()
         tokens = tokens - tokens.mean(1, keepdim=True)
@@ -215,10 +215,10 @@ class TokenGrid:
         return self._map_frames(lambda frames: F.adaptive_avg_pool2d(frames, size))
 
     def convolved(self, conv: torch.nn.Conv2d, height: int, width: int) -> TokenGrid:
-        """Each frame put through `conv` such that the result has `height` rows, `width` columns.
+        """Each frame, convolved to `height` rows and `width` columns.
 
-        Frames are first interpolated to the size that `conv` maps to that, so the ratio of the two
-        grids need not be a whole number.
+        Frames are first interpolated to the size that `conv` maps to this one, so the ratio of the
+        two grids need not be a whole number.
         """
         needed = (
             (target - 1) * conv.stride[axis] + conv.kernel_size[axis] - 2 * int(conv.padding[axis])

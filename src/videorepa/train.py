@@ -28,7 +28,7 @@ from videorepa.training.validation import validation
 
 
 def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
-    """Train as the recipe says, into the folder `out`; a run that is there already goes on.
+    """Train as the recipe says, into the folder `out`, or resume the run that is there.
 
     The result does not depend on interruptions: order, noise and timesteps are functions of the
     seed and the sample's number.
@@ -40,7 +40,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
 
     Raises:
       UserError: The folder holds something else, the cache does not fit, the recipe cannot work, or
-        a loss or gradient is not finite; the message names the step then.
+        a loss or gradient is not finite, in which case the message names the step.
     """
     check(recipe)  # Refuses what cannot work, before anything is made.
     workers = join_workers(recipe, device)
@@ -99,10 +99,10 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
 
 
 def _begin(recipe: Recipe, out: Path, workers: Alone) -> tuple[Run, Checkpoint | None]:
-    """Open the run's folder, with the checkpoint to go on from if there is one.
+    """Open the run's folder, with the checkpoint to resume from if there is one.
 
     The first process makes the folder, chooses the checkpoint, and cuts from the log the steps that
-    will be done again; the others follow.
+    will be repeated. The others take over its choice.
     """
     if not workers.is_first:
         step = workers.broadcast(0)
@@ -133,7 +133,7 @@ def _check_finite(step: int, run: Run, **values: Tensor) -> None:
     if names:
         listing = ", ".join(f"{name} {value.item()}" for name, value in values.items())
         raise UserError(
-            f"Step {step + 1}: {' and '.join(names)} not finite ({listing}). Stopped; the "
-            f"checkpoints in {run.checkpoints} are from before. Lower optim.learning_rate, or "
-            "check the data."
+            f"Step {step + 1}: {' and '.join(names)} not finite ({listing}). The training has "
+            f"stopped; the checkpoints in {run.checkpoints} are from earlier steps. Lower "
+            "optim.learning_rate, or check the data."
         )

@@ -12,14 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import av
-from av.error import FFmpegError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from videorepa.artifacts.reading import first_fault
 from videorepa.data.manifest import read_manifest
-from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, file_digest, is_vacant, short_name, sweep
+from videorepa.data.video import read_shape
+from videorepa.errors import ClipError, UserError
+from videorepa.system.files import (
+    atomic_write,
+    file_digest,
+    is_vacant,
+    read_text,
+    short_name,
+    sweep,
+)
 from videorepa.system.fingerprint import json_digest
 
 GENERATION = "generation.json"
@@ -66,7 +72,7 @@ class CaptionedClip(BaseModel):
     def read(cls, sidecar: Path) -> Self:
         """Read a sidecar. Raises UserError if it is damaged."""
         try:
-            values = json.loads(sidecar.read_text(encoding="utf-8"))
+            values = json.loads(read_text(sidecar))
             return cls.model_validate({**values, "path": sidecar.with_suffix(".mp4")})
         except ValidationError as error:
             reason = first_fault(error)
@@ -115,7 +121,7 @@ class MadeWith(BaseModel):
         in_use = not is_vacant(folder)
         if path.exists():
             try:
-                before = json.loads(path.read_text(encoding="utf-8"))
+                before = json.loads(read_text(path))
                 differing = [key for key in now if before.get(key) != now[key] and key != "samples"]
             except (OSError, ValueError, AttributeError) as error:
                 raise UserError(
@@ -199,7 +205,8 @@ def readable_clips(videos: Path) -> dict[Key, Sidecar]:
         with_video = (path for path in _sidecars(videos) if _has_content(path.with_suffix(".mp4")))
         clips = [Sidecar.read(path) for path in with_video]
         if not clips:
-            what = "holds no clip" if videos.is_dir() else "does not exist"
+            other = "is neither a folder nor a file" if videos.exists() else "does not exist"
+            what = "holds no clip" if videos.is_dir() else other
             raise UserError(
                 f"{videos} {what}. Expected <prompt id>-<k>.mp4 files with a .json beside each, as "
                 "`videorepa generate` writes them."
@@ -210,11 +217,8 @@ def readable_clips(videos: Path) -> dict[Key, Sidecar]:
 def clip_shape(path: Path) -> dict[str, Any] | None:
     """Read a video's fps, frames, height and width; None if it cannot be read."""
     try:
-        with av.open(str(path.absolute())) as container:
-            stream = container.streams.video[0]
-            rate, size = stream.average_rate, {"height": stream.height, "width": stream.width}
-            return {"fps": float(rate), "frames": stream.frames, **size} if rate else None
-    except (FFmpegError, OSError, IndexError):
+        return read_shape(path)._asdict()
+    except ClipError:
         return None
 
 

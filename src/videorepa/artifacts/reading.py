@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from videorepa.errors import UserError
+from videorepa.system.files import read_bytes
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -33,10 +34,10 @@ def first_fault(error: ValidationError) -> str:
 
 def json_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file. Raises UserError if it is missing or holds none."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} is missing. Expected a JSON object there; was the folder copied?")
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_bytes(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}). Write it again.") from error
     if not isinstance(data, dict):
@@ -52,7 +53,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: Any other line is unreadable, or a line holds no JSON object.
     """
-    lines = path.read_bytes().splitlines()
+    lines = read_bytes(path).splitlines()
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

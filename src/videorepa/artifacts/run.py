@@ -21,7 +21,7 @@ from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import read_values
 from videorepa.system.environment import environment
-from videorepa.system.files import atomic_write, is_vacant, sweep
+from videorepa.system.files import atomic_write, is_vacant, read_text, sweep
 
 FREE_TO_CHANGE = (
     "about",
@@ -122,7 +122,7 @@ class Run:
     @property
     def recipe_text(self) -> str:
         """The recipe's text, also where this version cannot parse it."""
-        return (self.path / "recipe.yaml").read_text("utf-8")
+        return read_text(self.path / "recipe.yaml")
 
     def settings(self) -> dict[str, str]:
         """Read the recipe's values as text, by dotted name. Raises UserError if it is not YAML."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from videorepa.artifacts.clips import Key
 from videorepa.artifacts.reading import json_lines, leaves, read_record
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write
+from videorepa.system.files import atomic_write, read_text
 
 Row = dict[str, Any]
 """One clip's score, with at least "prompt_id", "k" and "scenario"."""
@@ -238,7 +238,7 @@ def finished_rows(folder: Path, scored_with: dict[str, Any]) -> dict[RowKey, Row
     """
     rows = {}
     for path in sorted(folder.glob("scores*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(path).splitlines():
             with suppress(ValueError):
                 row = json.loads(line)
                 if isinstance(row, dict) and row | scored_with == row:

@@ -4,16 +4,8 @@ A family is two classes. Its `BackboneSpec` is the description that a recipe hol
 configuration files and loads no weights. Its `Backbone` is the live model.
 """
 
-from videorepa.backbones._live import Backbone
-from videorepa.backbones._spec import (
-    TWO_STREAMS,
-    BackboneShapes,
-    BackboneSpec,
-    Config,
-    Geometry,
-    Part,
-    Text,
-)
+from videorepa.backbones._live import Backbone, Config, Part, Text
+from videorepa.backbones._spec import TWO_STREAMS, BackboneShapes, BackboneSpec, Geometry
 
 __all__ = [
     "TWO_STREAMS",

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from videorepa.backbones._spec import Config, Part, Text
 from videorepa.diffusion import Denoised, FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
+
+Config = dict[str, Any]
+
+Part = Literal["transformer", "vae", "text_encoder"]
+
+Text = dict[str, Tensor]
+"""Encoded captions, by the names of the transformer's arguments: embeddings, (B, tokens, width) or
+(B, width), and boolean masks, (B, tokens)."""
 
 
 class Backbone:
@@ -34,10 +41,7 @@ class Backbone:
       device: Where the transformer's inputs go.
       dtype: The dtype of the transformer's inputs.
       part: The transformer's folder within the pipeline's.
-      diffusion: How latents are noised, and how the loss follows from the prediction.
     """
-
-    diffusion: VPrediction | FlowMatching
 
     def __init__(
         self, spec: Any, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
@@ -72,6 +76,11 @@ class Backbone:
                     spec.folder(), subfolder="scheduler", **options
                 )
 
+    @cached_property
+    def diffusion(self) -> VPrediction | FlowMatching:
+        """How latents are noised, and how the loss follows from the prediction."""
+        raise NotImplementedError
+
     @property
     def vae_dtype(self) -> torch.dtype:
         """The dtype that the autoencoder computes in."""
@@ -85,7 +94,7 @@ class Backbone:
 
     @contextmanager
     def loading(self):
-        """Turn the libraries' errors about a folder into a UserError."""
+        """Turn any error of the libraries about the folder into a UserError."""
         try:
             yield
         except UserError:
@@ -100,12 +109,12 @@ class Backbone:
         """Load a part of the pipeline, frozen, in evaluation mode.
 
         Raises:
-          UserError: The folder lacks weights; diffusers and transformers would make them up.
+          UserError: The folder lacks weights, which the libraries would initialise at random.
         """
         import diffusers
         import transformers
 
-        # Text encoders are classes of transformers, where the option is called otherwise.
+        # Text encoders are classes of transformers, where the option has another name.
         option = "torch_dtype" if hasattr(diffusers, stock_class) else "dtype"
         loader = getattr(diffusers, stock_class, None) or getattr(transformers, stock_class)
         source = self.spec.folder()
@@ -205,7 +214,7 @@ class Backbone:
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Text:
-        """Encode captions into the transformer's text arguments."""
+        """The transformer's text arguments for captions."""
         embeddings, _ = self.stock.encode_prompt(
             list(captions),
             do_classifier_free_guidance=False,
@@ -223,7 +232,12 @@ class Backbone:
     def latents(
         self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator
     ) -> Float[Tensor, "b f c h w"]:
-        """Draw from the posterior, scaled as this checkpoint's transformer expects."""
+        """Draw from the posterior, and scale as this checkpoint's transformer expects.
+
+        Args:
+          moments: What `encode_video` returns.
+          generator: A generator on the CPU, so that draws do not depend on the device.
+        """
         mean, log_variance = moments.float().chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         sample = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
@@ -235,7 +249,10 @@ class Backbone:
         return self.read_scaling()
 
     def read_scaling(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """Centre and factor, per channel or common to all: latents are (z - centre) * factor."""
+        """Centre and factor such that latents are (z - centre) * factor.
+
+        Each has a value per channel, or one for all channels.
+        """
         config = self.spec.config("vae")
         centre = torch.tensor(config.get("latents_mean") or [0.0])
         spread = torch.tensor(config.get("latents_std") or [1.0])
@@ -254,7 +271,17 @@ class Backbone:
         noise: Float[Tensor, "b f c h w"],
         timestep: Num[Tensor, " b"],
     ) -> Denoised:
-        """Run the transformer once on noisy latents: loss of each sample and predicted latents."""
+        """Run the transformer once on noisy latents.
+
+        Args:
+          latents: The clean latents.
+          text: The captions, as `encode_text` returns them.
+          noise: The noise to add.
+          timestep: Of each sample, 0 to 1000: the higher, the more noise.
+
+        Returns:
+          The loss of each sample, and the clean latents that the model predicts.
+        """
         noisy = self.diffusion.add_noise(latents, noise, timestep)
         output = self.transformer(**self.inputs(noisy, text, timestep), return_dict=False)[0]
         return self.diffusion.denoised(self.velocity(output, noisy), latents, noise, timestep)

@@ -9,28 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from pydantic import field_validator
 
+from videorepa.backbones._live import Backbone, Config, Part, Text
 from videorepa.errors import UserError
 from videorepa.settings.section import Section
 from videorepa.settings.sections import ClipSize, Generation, Lora
+from videorepa.system.files import from_home, read_text
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.tokens import TokenGrid
-
-if TYPE_CHECKING:
-    from videorepa.backbones._live import Backbone
-
-Config = dict[str, Any]
-
-Part = Literal["transformer", "vae", "text_encoder"]
-
-Text = dict[str, Tensor]
-"""Encoded captions, by the names of the transformer's arguments: embeddings, (B, tokens, width) or
-(B, width), and boolean masks, (B, tokens)."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +90,8 @@ class BackboneSpec(Section):
       vae_class: The stock autoencoder.
       text_encoders: Stock text encoders by their folders. Each one's tokenizer is in the folder
         of the same name with "tokenizer" for "text_encoder".
+      text_width: The key of the text embeddings' width in the transformer's configuration.
+      text_mask: The transformer takes a mask of the text's tokens.
       vocabularies: Folders of the tokenizers that have a vocabulary file of their own.
       options: Values of model_index.json that the pipeline's constructor takes.
       published: Configurations by the last part of a Hub id, so that `inspect` can describe a
@@ -115,6 +108,8 @@ class BackboneSpec(Section):
     transformer_class: ClassVar[str]
     vae_class: ClassVar[str]
     text_encoders: ClassVar[dict[str, str]]
+    text_width: ClassVar[str] = "text_embed_dim"
+    text_mask: ClassVar[bool] = False
     vocabularies: ClassVar[tuple[str, ...]] = ("tokenizer",)
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, dict[str, Config]]] = {}
@@ -126,22 +121,50 @@ class BackboneSpec(Section):
     weights: str
     prepared_with: str | None = None
 
+    @field_validator("weights", "prepared_with")
+    @classmethod
+    def _weights_from_home(cls, value: str | None) -> str | None:
+        return None if value is None else from_home(value)
+
     @property
     @abstractmethod
     def text_tokens(self) -> int:
         """The number of tokens that a caption is padded or cut to."""
 
-    @abstractmethod
+    def compression(self) -> tuple[int, int]:
+        """The frames, and the pixels along a side, that a latent covers."""
+        vae = self.config("vae")
+        return vae["temporal_compression_ratio"], vae["spatial_compression_ratio"]
+
     def geometry(self) -> Geometry:
         """How this model's configuration maps clips to latents and tokens."""
+        transformer = self.config("transformer")
+        frames, pixels = self.compression()
+        patch = transformer["patch_size"]
+        return Geometry(
+            frames=frames,
+            pixels=pixels,
+            # Some families name the patch's size in time, height and width.
+            patch=patch if isinstance(patch, int) else patch[-1],
+            # The input may hold more than the latents.
+            channels=transformer["out_channels"] or transformer["in_channels"],
+            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+            blocks=transformer["num_layers"] + transformer.get("num_single_layers", 0),
+            steps=transformer.get("patch_size_t") or 1,
+        )
 
-    @abstractmethod
     def text(self) -> Text:
         """One caption's tensors, without the batch dimension, on the meta device."""
+        width = self.config("transformer")[self.text_width]
+        with torch.device("meta"):
+            text = {"encoder_hidden_states": torch.empty(self.text_tokens, width)}
+            if self.text_mask:
+                text["encoder_attention_mask"] = torch.empty(self.text_tokens, dtype=torch.bool)
+        return text
 
     @property
     def source(self) -> str:
-        """The folder or Hub id that diffusers is given."""
+        """The folder or Hub id that diffusers loads."""
         return self.weights
 
     @property
@@ -198,7 +221,7 @@ class BackboneSpec(Section):
         """The pipeline's folder on this machine.
 
         Raises:
-          UserError: It is no folder of this family's pipeline.
+          UserError: The folder is not one of this family's pipeline.
         """
         folder = local_copy(self.source)
         index = folder / "model_index.json"
@@ -219,7 +242,7 @@ class BackboneSpec(Section):
         """Check that the model can take clips of a size.
 
         Raises:
-          UserError: It cannot; the message names the nearest size that it can take.
+          UserError: It cannot. The message names the nearest size that it can take.
         """
         geometry = self.geometry()
         stride, unit = geometry.stride, geometry.pixels * geometry.patch
@@ -357,7 +380,7 @@ def _parameters(stock_class: str, config: str) -> int:
 @cache
 def _read_json(path: Path) -> Config:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"There is no {path}; is this a diffusers folder?") from None
     except (OSError, ValueError) as error:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from videorepa.backbones import Backbone, BackboneSpec, Config, Geometry, Part, Text
+from videorepa.backbones import Backbone, BackboneSpec, Config, Text
 from videorepa.diffusion import VPrediction
 from videorepa.settings.sections import ClipSize, Generation
+from videorepa.system.hub import micro_weights
 
 _FIVE_BILLION = {
     "num_attention_heads": 48,
@@ -21,13 +22,11 @@ _FIVE_BILLION = {
 
 
 class CogVideoXBackbone(Backbone):
-    """The live model: its transformer takes latents (B, F, C, H, W), and it is no flow."""
+    """The live model: its transformer takes latents (B, F, C, H, W) and predicts v, no flow."""
 
-    def __init__(
-        self, spec: CogVideoX, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(spec, parts, device, dtype)
-        self.diffusion = VPrediction(self.scheduler.alphas_cumprod)
+    @cached_property
+    def diffusion(self) -> VPrediction:
+        return VPrediction(self.scheduler.alphas_cumprod)
 
     def scheduler_class(self) -> tuple[str, Config]:
         return "CogVideoXDPMScheduler", {"timestep_spacing": "trailing"}
@@ -97,32 +96,16 @@ class CogVideoX(BackboneSpec):
 
     @property
     def source(self) -> str:
-        if self.weights == "micro":
-            from videorepa.system.hub import micro_weights
-
-            return str(micro_weights("cogvideox"))
-        return self.weights
+        return str(micro_weights(self.name)) if self.weights == "micro" else self.weights
 
     @property
     def text_tokens(self) -> int:
         return self.config("transformer")["max_text_seq_length"]
 
-    def geometry(self) -> Geometry:
-        transformer, vae = self.config("transformer"), self.config("vae")
-        return Geometry(
-            frames=int(vae["temporal_compression_ratio"]),
-            pixels=2 ** (len(vae["block_out_channels"]) - 1),
-            # Tokens of CogVideoX 1.5 span two latents.
-            steps=transformer["patch_size_t"] or 1,
-            patch=transformer["patch_size"],
-            channels=transformer["in_channels"],
-            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-            blocks=transformer["num_layers"],
-        )
-
-    def text(self) -> Text:
-        width = self.config("transformer")["text_embed_dim"]
-        return {"encoder_hidden_states": torch.empty(self.text_tokens, width, device="meta")}
+    def compression(self) -> tuple[int, int]:
+        vae = self.config("vae")
+        pixels = 2 ** (len(vae["block_out_channels"]) - 1)
+        return int(vae["temporal_compression_ratio"]), pixels
 
     def default_size(self) -> ClipSize:
         config, geometry = self.config("transformer"), self.geometry()

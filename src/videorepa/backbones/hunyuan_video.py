@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float, Num
 from pydantic import Field
 from torch import Tensor, nn
 
-from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Geometry, Part, Text
+from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Text
 from videorepa.diffusion import STEPS, FlowMatching
 from videorepa.settings.sections import ClipSize
 
@@ -18,16 +19,10 @@ from videorepa.settings.sections import ClipSize
 class HunyuanVideoBackbone(Backbone):
     """The live model: blocks with separate video and text streams, then single-stream blocks."""
 
-    def __init__(
-        self,
-        spec: HunyuanVideo,
-        parts: Sequence[Part],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(spec, parts, device, dtype)
+    @cached_property
+    def diffusion(self) -> FlowMatching:
         # HunyuanVideo is trained on logit-normal timesteps.
-        self.diffusion = FlowMatching(self.scheduler.config["shift"], logit_normal=True)
+        return FlowMatching(self.scheduler.config["shift"], logit_normal=True)
 
     def blocks(self) -> Sequence[nn.Module]:
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
@@ -54,8 +49,8 @@ class HunyuanVideo(BackboneSpec):
     """A HunyuanVideo pipeline, as a diffusers folder or a Hub id.
 
     Args:
-      guidance: The guidance scale that the model is given as an input in training. The published
-        model is distilled from guided sampling; 1 trains it on clips as they are, unguided.
+      guidance: The guidance scale that the model gets as an input in training, above 0. The
+        published model is distilled from guided sampling; 1 trains it on clips as they are.
     """
 
     live: ClassVar = HunyuanVideoBackbone
@@ -63,6 +58,7 @@ class HunyuanVideo(BackboneSpec):
     transformer_class = "HunyuanVideoTransformer3DModel"
     vae_class = "AutoencoderKLHunyuanVideo"
     text_encoders: ClassVar = {"text_encoder": "LlamaModel", "text_encoder_2": "CLIPTextModel"}
+    text_mask = True
     vocabularies: ClassVar = ("tokenizer", "tokenizer_2")
     lora_targets: ClassVar = TWO_STREAMS
     generation: ClassVar = {"guidance_scale": 6.0, "dynamic_guidance": False, "fps": 24}
@@ -76,21 +72,6 @@ class HunyuanVideo(BackboneSpec):
     def text_tokens(self) -> int:
         return 256
 
-    def geometry(self) -> Geometry:
-        transformer, vae = self.config("transformer"), self.config("vae")
-        return Geometry(
-            frames=vae["temporal_compression_ratio"],
-            pixels=vae["spatial_compression_ratio"],
-            patch=transformer["patch_size"],
-            channels=transformer["in_channels"],
-            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-            blocks=transformer["num_layers"] + transformer["num_single_layers"],
-        )
-
     def text(self) -> Text:
-        tokens, config = self.text_tokens, self.config("transformer")
-        return {
-            "encoder_hidden_states": torch.empty(tokens, config["text_embed_dim"], device="meta"),
-            "encoder_attention_mask": torch.empty(tokens, dtype=torch.bool, device="meta"),
-            "pooled_projections": torch.empty(config["pooled_projection_dim"], device="meta"),
-        }
+        width = self.config("transformer")["pooled_projection_dim"]
+        return super().text() | {"pooled_projections": torch.empty(width, device="meta")}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Geometry, Part, Text
+from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Part, Text
 from videorepa.diffusion import FlowMatching
 from videorepa.settings.sections import ClipSize, Generation
 
@@ -23,10 +24,6 @@ GLYPH_TOKENS = 256
 class HunyuanVideo15Backbone(Backbone):
     """The live model: its transformer also takes a conditioning image, here none."""
 
-    # As in the authors' own trainer: logit-normal timesteps and a shift of 3, whatever shift the
-    # resolution has in sampling.
-    diffusion = FlowMatching(shift=3.0, logit_normal=True)
-
     def __init__(
         self,
         spec: HunyuanVideo15,
@@ -39,6 +36,12 @@ class HunyuanVideo15Backbone(Backbone):
             # The VAE's attention fails on batches in diffusers 0.42; slicing encodes one by one.
             self.vae.enable_slicing()
 
+    @cached_property
+    def diffusion(self) -> FlowMatching:
+        # As in the authors' own trainer: logit-normal timesteps and a shift of 3, whatever shift
+        # the resolution has in sampling.
+        return FlowMatching(shift=3.0, logit_normal=True)
+
     def components(self) -> Config:
         from diffusers import ClassifierFreeGuidance
 
@@ -49,7 +52,7 @@ class HunyuanVideo15Backbone(Backbone):
     def encode_text(self, captions: Sequence[str]) -> Text:
         from diffusers import HunyuanVideo15Pipeline as Stock
 
-        # The stock pipeline could not be made without the VAE.
+        # The stock pipeline cannot be built without the VAE.
         parts, captions = self.text_parts, list(captions)
         embeddings, mask = Stock._get_mllm_prompt_embeds(
             parts["text_encoder"], parts["tokenizer"], captions, self.device
@@ -98,6 +101,7 @@ class HunyuanVideo15(BackboneSpec):
         "text_encoder": "Qwen2_5_VLTextModel",
         "text_encoder_2": "T5EncoderModel",
     }
+    text_mask = True
     lora_targets: ClassVar = TWO_STREAMS
     generation: ClassVar = {"guidance_scale": 6.0, "dynamic_guidance": False, "fps": 24}
     published: ClassVar = {
@@ -122,25 +126,10 @@ class HunyuanVideo15(BackboneSpec):
             return ClipSize(frames=121, height=720, width=1280)
         return ClipSize(frames=121, height=480, width=848)
 
-    def geometry(self) -> Geometry:
-        transformer, vae = self.config("transformer"), self.config("vae")
-        return Geometry(
-            frames=vae["temporal_compression_ratio"],
-            pixels=vae["spatial_compression_ratio"],
-            patch=transformer["patch_size"],
-            channels=vae["latent_channels"],
-            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-            blocks=transformer["num_layers"],
-        )
-
     def text(self) -> Text:
-        config = self.config("transformer")
-        widths = {"": (self.text_tokens, config["text_embed_dim"])}
-        widths["_2"] = (GLYPH_TOKENS, config["text_embed_2_dim"])
-        return {
-            f"encoder_hidden_states{n}": torch.empty(*size, device="meta")
-            for n, size in widths.items()
-        } | {
-            f"encoder_attention_mask{n}": torch.empty(tokens, dtype=torch.bool, device="meta")
-            for n, (tokens, _) in widths.items()
-        }
+        width = self.config("transformer")["text_embed_2_dim"]
+        with torch.device("meta"):
+            return super().text() | {
+                "encoder_hidden_states_2": torch.empty(GLYPH_TOKENS, width),
+                "encoder_attention_mask_2": torch.empty(GLYPH_TOKENS, dtype=torch.bool),
+            }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor
 
-from videorepa.backbones import Backbone, BackboneSpec, Config, Geometry, Text
+from videorepa.backbones import Backbone, BackboneSpec, Config, Text
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
@@ -26,7 +27,9 @@ _LATER_VAE = {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
 class LTXBackbone(Backbone):
     """The live model: its transformer takes latents as a sequence of tokens (B, F H W, C)."""
 
-    diffusion: FlowMatching = FlowMatching(logit_normal=True)
+    @cached_property
+    def diffusion(self) -> FlowMatching:
+        return FlowMatching(logit_normal=True)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Text:
@@ -105,6 +108,8 @@ class LTX(BackboneSpec):
     transformer_class = "LTXVideoTransformer3DModel"
     vae_class = "AutoencoderKLLTXVideo"
     text_encoders: ClassVar = {"text_encoder": "T5EncoderModel"}
+    text_width = "caption_channels"
+    text_mask = True
     generation: ClassVar = {"guidance_scale": 3.0, "dynamic_guidance": False, "fps": 25}
     published: ClassVar = {
         "LTX-Video": {},
@@ -120,21 +125,10 @@ class LTX(BackboneSpec):
     def text_tokens(self) -> int:
         return 128
 
-    def geometry(self) -> Geometry:
-        transformer, vae = self.config("transformer"), self.config("vae")
+    def compression(self) -> tuple[int, int]:
+        vae = self.config("vae")
         halvings = 2 ** sum(vae["spatio_temporal_scaling"])
-        return Geometry(
-            frames=vae["temporal_compression_ratio"] or vae["patch_size_t"] * halvings,
-            pixels=vae["spatial_compression_ratio"] or vae["patch_size"] * halvings,
-            patch=1,
-            channels=transformer["in_channels"],
-            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-            blocks=transformer["num_layers"],
+        return (
+            vae["temporal_compression_ratio"] or vae["patch_size_t"] * halvings,
+            vae["spatial_compression_ratio"] or vae["patch_size"] * halvings,
         )
-
-    def text(self) -> Text:
-        tokens, width = self.text_tokens, self.config("transformer")["caption_channels"]
-        return {
-            "encoder_hidden_states": torch.empty(tokens, width, device="meta"),
-            "encoder_attention_mask": torch.empty(tokens, dtype=torch.bool, device="meta"),
-        }

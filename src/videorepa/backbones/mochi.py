@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Geometry, Text
+from videorepa.backbones import TWO_STREAMS, Backbone, BackboneSpec, Config, Text
 from videorepa.diffusion import STEPS, FlowMatching
 from videorepa.settings.sections import ClipSize
 
@@ -18,8 +19,10 @@ from videorepa.settings.sections import ClipSize
 class MochiBackbone(Backbone):
     """The live model: its time runs from noise to latents, timestep and velocity reversed."""
 
-    # Timesteps are uniform, as in the authors' fine-tuner.
-    diffusion = FlowMatching()
+    @cached_property
+    def diffusion(self) -> FlowMatching:
+        # Timesteps are uniform, as in the authors' fine-tuner.
+        return FlowMatching()
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Text:
@@ -57,6 +60,7 @@ class Mochi(BackboneSpec):
     transformer_class = "MochiTransformer3DModel"
     vae_class = "AutoencoderKLMochi"
     text_encoders: ClassVar = {"text_encoder": "T5EncoderModel"}
+    text_mask = True
     options: ClassVar = ("force_zeros_for_empty_prompt",)
     lora_targets: ClassVar = TWO_STREAMS
     generation: ClassVar = {
@@ -74,20 +78,6 @@ class Mochi(BackboneSpec):
     def text_tokens(self) -> int:
         return 256
 
-    def geometry(self) -> Geometry:
-        transformer, vae = self.config("transformer"), self.config("vae")
-        return Geometry(
-            frames=math.prod(vae["temporal_expansions"]),
-            pixels=math.prod(vae["spatial_expansions"]),
-            patch=transformer["patch_size"],
-            channels=transformer["in_channels"],
-            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-            blocks=transformer["num_layers"],
-        )
-
-    def text(self) -> Text:
-        tokens, width = self.text_tokens, self.config("transformer")["text_embed_dim"]
-        return {
-            "encoder_hidden_states": torch.empty(tokens, width, device="meta"),
-            "encoder_attention_mask": torch.empty(tokens, dtype=torch.bool, device="meta"),
-        }
+    def compression(self) -> tuple[int, int]:
+        vae = self.config("vae")
+        return math.prod(vae["temporal_expansions"]), math.prod(vae["spatial_expansions"])

@@ -8,13 +8,14 @@ of its side, and both runs use one cache. Sampling takes the other transformer a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from videorepa.backbones import Backbone, BackboneSpec, Config, Geometry, Part, Text
+from videorepa.backbones import Backbone, BackboneSpec, Config, Text
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize
@@ -24,14 +25,12 @@ from videorepa.system.fingerprint import json_digest, weights_digest
 class WanBackbone(Backbone):
     """The live model: `transformer` is the expert that the recipe trains."""
 
-    def __init__(
-        self, spec: Wan, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(spec, parts, device, dtype)
+    @cached_property
+    def diffusion(self) -> FlowMatching:
         # Wan is trained on logit-normal timesteps.
         shift = self.scheduler.config.get("flow_shift") or self.scheduler.config["shift"]
-        low, high = spec.noise_levels
-        self.diffusion = FlowMatching(shift, logit_normal=True, low=low, high=high)
+        low, high = self.spec.noise_levels
+        return FlowMatching(shift, logit_normal=True, low=low, high=high)
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -79,6 +78,7 @@ class Wan(BackboneSpec):
     transformer_class = "WanTransformer3DModel"
     vae_class = "AutoencoderKLWan"
     text_encoders: ClassVar = {"text_encoder": "UMT5EncoderModel"}
+    text_width = "text_dim"
     options: ClassVar = ("boundary_ratio", "expand_timesteps")
     generation: ClassVar = {"guidance_scale": 5.0, "dynamic_guidance": False, "fps": 16}
     published: ClassVar = {
@@ -141,21 +141,9 @@ class Wan(BackboneSpec):
         super().check_clip(size)
         _ = self.parts  # Raises for an expert that the model does not have.
 
-    def geometry(self) -> Geometry:
-        transformer, vae = self.config("transformer"), self.config("vae")
-        _, patch, _ = transformer["patch_size"]
-        return Geometry(
-            frames=vae["scale_factor_temporal"],
-            pixels=vae["scale_factor_spatial"],
-            patch=patch,
-            channels=transformer["in_channels"],
-            width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-            blocks=transformer["num_layers"],
-        )
-
-    def text(self) -> Text:
-        width = self.config("transformer")["text_dim"]
-        return {"encoder_hidden_states": torch.empty(self.text_tokens, width, device="meta")}
+    def compression(self) -> tuple[int, int]:
+        vae = self.config("vae")
+        return vae["scale_factor_temporal"], vae["scale_factor_spatial"]
 
     def weights_digest(self) -> str:
         return json_digest([weights_digest(self.folder() / part) for part in sorted(self.parts)])

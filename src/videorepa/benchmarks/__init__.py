@@ -4,11 +4,12 @@ A benchmark is a module of this package that defines a subclass of `Benchmark` w
 and the benchmark's settings as fields.
 
 A row is a dict that holds one clip's score: "prompt_id", "k" (the number of the sample for that
-prompt), "scenario" (or None) and everything that `Benchmark.score` gave.
+prompt), "scenario" (or None) and everything that `Benchmark.score` returned.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,9 +22,9 @@ from videorepa.settings.section import Section
 
 
 class Benchmark(Section):
-    """What every benchmark offers. Making one is cheap: a judge is loaded for the first clip.
+    """The base of all benchmarks. Making one is cheap: a judge is loaded for the first clip.
 
-    In the methods below a prompt is the caption that a clip is scored against. The clip may have
+    In the methods below, a prompt is the caption that a clip is scored against. The clip may have
     been generated from a detailed version of it.
 
     Attributes:
@@ -33,9 +34,14 @@ class Benchmark(Section):
     name: str
     version: ClassVar[str]
 
+    @abstractmethod
     def prompts(self, count: int, seed: int) -> list[Prompt]:
-        """What to generate. An id is unique within a benchmark and never changes."""
-        raise NotImplementedError
+        """What to generate. An id is unique within a benchmark and never changes.
+
+        Args:
+            count: The most prompts to return.
+            seed: Chooses among several series of prompts, where the benchmark has them.
+        """
 
     def about(self) -> dict[str, Any]:
         """Whatever else a score depends on, such as a judge's weights.
@@ -49,7 +55,7 @@ class Benchmark(Section):
         return None
 
     def missing(self, prompts: Collection[str]) -> list[Prompt]:
-        """The benchmark's own prompts that are not among these. None if its list is open."""
+        """The benchmark's own prompts that are not among these; [] if its list is open."""
         return []
 
     def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -71,29 +77,31 @@ class Benchmark(Section):
 
         return read_all(video)[0]
 
+    @abstractmethod
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
         """Score one clip.
 
         Args:
-            frames: What `read` gave.
+            frames: What `read` returned.
+            prompt: The clip's caption.
 
         Returns:
             Columns of the clip's row. A metric without a value is None, and "invalid" maps its
             name to the reason.
 
         Raises:
-            UserError: The prompt is none of the benchmark's.
+            UserError: The prompt is not one of the benchmark's.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         """Metrics over rows. It is called with all rows, and with those of each scenario.
 
         Returns:
-            By metric, {"percent" or "mean": value, ...}, with such as "low", "high" and "n".
+            By metric, {"percent" or "mean": value, "low", "high", "n", ...}.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
         """Compare two models by the clips that both have.
 
@@ -101,4 +109,3 @@ class Benchmark(Section):
             By metric, {"difference": B minus A, "low", "high", "p", ...}; and "unpaired", the
             number of rows that have no partner.
         """
-        raise NotImplementedError

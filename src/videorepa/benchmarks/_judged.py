@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,13 @@ from videorepa.system.hub import local_copy
 
 @dataclass(frozen=True)
 class DigitAnswer:
-    """A judge's answer to a question that wants a digit.
+    """A judge's answer to a question that asks for a digit.
 
     Attributes:
         value: The digit, or None if the judge answered anything else.
         text: The judge's words.
-        probabilities: Of each digit allowed, at the place of the answer. They sum to 1; {} if
-            there is no such place.
+        probabilities: The probability of each allowed digit at the place of the answer. They sum
+            to 1; {} if there is no such place.
     """
 
     value: int | None
@@ -63,17 +64,17 @@ class Judged(Listed):
 
     def about(self) -> dict[str, Any]:
         return {
-            "judge": self._identity
-            | {
+            "judge": {
+                **self._identity,
                 "dtype": str(self._dtype).removeprefix("torch."),
                 "decoder": f"PyAV {av.__version__}",
+                **self.readout(),
             }
-            | self.readout()
         }
 
+    @abstractmethod
     def readout(self) -> dict[str, str]:
         """How the judge is asked and how its answer is read, as far as settings decide."""
-        raise NotImplementedError
 
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         """Flags as percentages, also at the other thresholds, and mean scores."""
@@ -88,7 +89,7 @@ class Judged(Listed):
         return Pairs.of(rows_a, rows_b).compare(self._flags, self._scores)
 
     def rated(self, metric: str, rating: DigitAnswer) -> Row:
-        """What a row holds of a metric whose score is a rating."""
+        """The columns of a metric whose score is a rating."""
         return {
             metric: None if rating.value is None else rating.value >= self.threshold,
             f"{metric}_rating": rating.value,
@@ -103,9 +104,9 @@ class Judged(Listed):
         return None if None in both else all(both)
 
     @property
+    @abstractmethod
     def _identity(self) -> dict[str, str]:
         """The judge's model and weights, and what it sees of a clip."""
-        raise NotImplementedError
 
     @property
     def _flags(self) -> tuple[str, ...]:

@@ -33,10 +33,8 @@ class Listed(Benchmark):
         return list({prompt.id: prompt for prompt in self._by_text.values()}.values())[:count]
 
     def missing(self, prompts: Collection[str]) -> list[Prompt]:
-        there = {
-            self._by_text[text.strip()].id for text in prompts if text.strip() in self._by_text
-        }
-        return [prompt for prompt in self.prompts(len(self._by_text), 0) if prompt.id not in there]
+        present = {p.id for text in prompts if (p := self._by_text.get(text.strip()))}
+        return [p for p in self.prompts(len(self._by_text), 0) if p.id not in present]
 
     def find(self, text: str) -> Prompt:
         """The list's entry for the text that a clip was generated from.
@@ -48,8 +46,8 @@ class Listed(Benchmark):
         if prompt is None:
             raise UserError(
                 f"The prompt {text[:80]!r} is no caption of {self.captions}, nor a lengthened "
-                f"one (column {' or '.join(self.longer)}); {self.name} scores clips of its own "
-                "captions alone."
+                f"one (column {' or '.join(self.longer)}); {self.name} scores only clips of its "
+                "own captions."
             )
         return prompt
 

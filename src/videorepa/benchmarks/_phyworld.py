@@ -87,7 +87,7 @@ class Motion:
 
     @property
     def counts(self) -> bool:
-        """Whether published tables include it. They leave out balls too small to be read well."""
+        """Whether published tables include it. They leave out balls too small to measure well."""
         if self.task == "collision":
             return min(self.radii) > 0.5
         return self.radii[0] >= 0.6
@@ -130,10 +130,7 @@ def draw_motion(task: Task, group: Group, rng: np.random.Generator) -> Motion:
 def _start(
     task: Task, radii: np.ndarray, speeds: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray | None:
-    """Centres of a motion that starts at a random place.
-
-    Gives None for a collision that comes too early or too late.
-    """
+    """Centres of a motion from a random start; None for a collision too early or too late."""
     time = INTERVAL * np.arange(FRAMES)
     if task == "collision":
         left = rng.uniform(radii[0], WORLD / 2)
@@ -183,8 +180,8 @@ def render(motion: Motion, size: int = 256) -> UInt8[np.ndarray, "f h w 3"]:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """A ball as seen in a clip.
+class BallTrack:
+    """A ball as a clip shows it.
 
     Attributes:
         centre: (F, 2), x and y in world units.
@@ -195,14 +192,17 @@ class Sight:
     radius: np.ndarray
 
 
-def read(frames: UInt8[np.ndarray, "f h w 3"], balls: int, *, compat: bool = False) -> list[Sight]:
-    """Find the balls in square frames: the first is red, the second blue.
+def read(
+    frames: UInt8[np.ndarray, "f h w 3"], balls: int, *, compat: bool = False
+) -> list[BallTrack]:
+    """Locate the balls in square frames: the first is red, the second blue.
 
-    A ball that is out of view is taken to be at the side by which it leaves, as high and as large
+    A ball that is out of view counts as being at the side by which it leaves, as high and as large
     as before.
 
     Args:
-        balls: How many to find.
+        frames: RGB.
+        balls: The number of balls, 1 or 2.
         compat: Divide columns by the width, as published, instead of by the width less 1. This
             makes velocities too small by 1 / width, so it serves only to compare with published
             numbers, at their frame size.
@@ -214,10 +214,10 @@ def read(frames: UInt8[np.ndarray, "f h w 3"], balls: int, *, compat: bool = Fal
     blue = ~bright[..., 0] & ~bright[..., 1] & bright[..., 2]
     # After a collision a ball leaves by the side from which it came.
     leaves_at = (WORLD,) if balls == 1 else (0.0, WORLD)
-    return [_sight(mask, scale, side) for mask, side in zip((red, blue), leaves_at, strict=False)]
+    return [_track(mask, scale, side) for mask, side in zip((red, blue), leaves_at, strict=False)]
 
 
-def _sight(mask: Bool[np.ndarray, "f h w"], scale: float, leaves_at: float) -> Sight:
+def _track(mask: Bool[np.ndarray, "f h w"], scale: float, leaves_at: float) -> BallTrack:
     centre, radius = np.zeros((len(mask), 2)), np.zeros(len(mask))
     for frame, seen in enumerate(mask):
         rows, columns = np.nonzero(seen)
@@ -228,7 +228,7 @@ def _sight(mask: Bool[np.ndarray, "f h w"], scale: float, leaves_at: float) -> S
         else:
             centre[frame] = leaves_at, centre[frame - 1, 1] if frame else 0.0
             radius[frame] = radius[frame - 1] if frame else 0.0
-    return Sight(centre, radius)
+    return BallTrack(centre, radius)
 
 
 def velocity_error(
@@ -249,26 +249,25 @@ def velocity_error(
     """
     scored = slice(SHOWN, FRAMES - 1)
     errors = []
-    for number, sight in enumerate(read(frames, len(motion.radii), compat=compat)):
+    for number, track in enumerate(read(frames, len(motion.radii), compat=compat)):
         truth, radius = motion.centres[scored, number], motion.radii[number]
         inside = np.all((truth >= radius) & (truth <= WORLD - radius), axis=1)
         both = inside[1:] & inside[:-1]
         true = np.diff(truth[:, 0]) / INTERVAL
-        velocity = np.diff(sight.centre[scored, 0]) / INTERVAL
+        velocity = np.diff(track.centre[scored, 0]) / INTERVAL
         if motion.task != "collision":
-            errors += _off(velocity[both], motion.speeds[0])
+            errors += _error(velocity[both], motion.speeds[0])
             continue
         jumps = np.flatnonzero(np.abs(np.diff(true)) > 0.1)
         hit = int(jumps[0]) + 1 if len(jumps) else len(true)
         for phase in (slice(0, hit), slice(hit, None)):
             kept = both[phase]
-            if kept.any():
-                errors += _off(velocity[phase][kept], float(true[phase][kept].mean()))
+            errors += _error(velocity[phase][kept], true[phase][kept])
     return float(np.mean(errors)) if errors else float("nan")
 
 
-def _off(velocity: Float[np.ndarray, " n"], true: float) -> Sequence[float]:
-    return [abs(float(velocity.mean()) - true)] if len(velocity) else []
+def _error(velocity: Float[np.ndarray, " n"], true: float | Float[np.ndarray, " n"]) -> list[float]:
+    return [abs(float(velocity.mean()) - float(np.mean(true)))] if len(velocity) else []
 
 
 # The names of motions.
@@ -288,10 +287,10 @@ def names(count: int, seed: int, groups: Sequence[Group] = get_args(Group)) -> l
 
 
 def drawn(name: str) -> Motion:
-    """The motion of a name, always the same one.
+    """The motion of a name. A name always has the same one.
 
     Raises:
-        UserError: It is no name of a motion.
+        UserError: The name is not a motion's.
     """
     task, group, seed, number = parsed(name)
     series = SERIES.index((task, group))
@@ -302,7 +301,7 @@ def parsed(name: str) -> tuple[Task, Group, int, int]:
     """Task, group, seed and number of a motion's name.
 
     Raises:
-        UserError: It is no name of a motion.
+        UserError: The name is not a motion's.
     """
     match = NAME.fullmatch(name)
     for task, group in SERIES:

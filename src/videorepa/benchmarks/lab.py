@@ -49,9 +49,8 @@ class Lab(Benchmark):
             frames: (F, 64, 64, 3) uint8.
 
         Returns:
-            sa, pc and joint; motion, the length of the bodies' paths in pixels, as a mean over
-            bodies; and for every check that applies CHECK_passed and CHECK_value, the latter in
-            the unit that `laws.CHECKS` names.
+            sa, pc and joint; motion, the mean length of the bodies' paths in pixels; and for every
+            check that applies CHECK_passed and CHECK_value, in the unit that `laws.CHECKS` names.
         """
         verdict = laws.score(frames, prompt)
         row: dict[str, float | bool] = {

@@ -1,8 +1,8 @@
 """Physics-IQ (Motamed et al. 2025, arXiv 2501.09038): filmed experiments, continued by a model.
 
 Each experiment was filmed twice from each of three views. A clip is compared with the first take,
-and the likeness of the two takes is the best that a clip could reach. The benchmark is for models
-that continue the last frame, or the three seconds, before the test; a text-to-video model cannot.
+and the likeness of the two takes is the best that a clip can reach. The benchmark is for models
+that continue the last frame, or the three seconds, before the test. A text-to-video model cannot.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from videorepa.data.video import iterate, read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import bootstrap, swap
+from videorepa.system.files import check_is_file
 
 SECONDS = 5.0
 """Duration of a clip."""
@@ -110,7 +111,7 @@ def score(clips: Float[np.ndarray, "... 4"], takes: Float[np.ndarray, "... 4"]) 
 
 
 def moving(frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Iterator[UInt8[np.ndarray, "h w"]]:
-    """Where something moves: 0 or 255 for each pixel of each frame.
+    """Mark where something moves: 0 or 255 for each pixel of each frame.
 
     A pixel moves if its grey is more than MOVED away from the running mean m = KEPT m + (1 - KEPT)
     grey, to which the frame itself contributes. Nothing moves in the first frame. Morphological
@@ -149,7 +150,7 @@ def _closed(mask: torch.Tensor) -> torch.Tensor:
 
 
 def resized(pixels: UInt8[np.ndarray, "h w *c"], height: int, width: int) -> np.ndarray:
-    """Scaled as OpenCV does by default: bilinear, without antialias, rounded to integers."""
+    """Scale as OpenCV does by default: bilinear, without antialias, rounded to integers."""
     if pixels.shape[:2] == (height, width):
         return pixels
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).float().reshape(*pixels.shape[:2], -1)
@@ -165,8 +166,9 @@ def at_rate(frames: Iterable[np.ndarray], rate: float, count: int) -> Iterator[n
     filmed frame is repeated.
 
     Args:
-        rate: Frames per second to give.
-        count: Number of frames to give.
+        frames: The video's frames.
+        rate: Frames per second of the result.
+        count: Number of frames of the result.
 
     Raises:
         ClipError: The video has no frame.
@@ -195,9 +197,9 @@ class PhysicsIQ(Benchmark):
     The videos to score last 5 seconds and are named {id}_{view}_trimmed-{name}.mp4.
 
     Attributes:
-        data: The folder that Physics-IQ's files were downloaded to. Of these, the benchmark reads
-            the test videos in split-videos/testing/30FPS, and of other rates if there are any;
-            the masks in video-masks/real, computing those that are missing; and descriptions.csv.
+        data: The folder that Physics-IQ's files were downloaded to. The benchmark reads the test
+            videos in split-videos/testing, at 30FPS and at other rates if there are any; the masks
+            in video-masks/real, computing those that are missing; and descriptions.csv.
     """
 
     name: Literal["physics_iq"] = "physics_iq"
@@ -210,8 +212,8 @@ class PhysicsIQ(Benchmark):
             match = _GENERATED.fullmatch(path.stem)
             if match is None:
                 raise UserError(
-                    f"{path} is not named as Physics-IQ wants it: "
-                    "0001_perspective-left_trimmed-a-name.mp4, say. Rename it or take it away."
+                    f"{path} is not named as Physics-IQ expects, for example "
+                    "0001_perspective-left_trimmed-a-name.mp4. Rename it or take it away."
                 )
             name = f"{match['view']}_{match['name']}"
             clips.append((path, {"prompt_id": name, "caption": name, "k": 0}))
@@ -355,6 +357,7 @@ class PhysicsIQ(Benchmark):
         path = self.data / "descriptions.csv"
         if not path.exists():
             return {}
+        check_is_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         categories = {}

@@ -68,14 +68,14 @@ class PhyWorld(Benchmark):
         return frames
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
-        """velocity_error, or None.
+        """Measure one clip's velocity_error, in world units per second.
 
-        It is None for a ball that is too small to be read well, which the published tables leave
-        out too, and if the true ball is never wholly in view.
+        It is None for a ball that is too small to be measured well, which the published tables
+        leave out too, and if the true ball is never wholly in view.
         """
         motion = drawn(prompt)
         if not motion.counts:
-            return {ERROR: None, "invalid": {ERROR: "a ball too small to be read well"}}
+            return {ERROR: None, "invalid": {ERROR: "a ball too small to be measured well"}}
         error = velocity_error(frames, motion, compat=self.compat)
         if np.isnan(error):
             return {ERROR: None, "invalid": {ERROR: "no frame with the whole ball to compare"}}

@@ -15,7 +15,7 @@ PROMPT = (
     "Human: <|video|>\nHuman: {question}\nAI: "
 )
 
-# Matches, and the text between them, are encoded separately. The whole at once has other ids.
+# Matches, and the text between them, are encoded separately. Encoded whole, the ids differ.
 SPLIT = r"<image>|<\|video\|>|AI: |\nHuman: "
 
 

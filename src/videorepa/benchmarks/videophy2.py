@@ -45,7 +45,9 @@ class VideoPhy2(Videophysics):
         value = self.find(prompt).row.get("is_hard", False)
         hard = _TRUTH.get(str(value).strip().lower())
         if hard is None:
-            raise UserError(f"{self.captions} says is_hard: {value!r}; expected True or False.")
+            raise UserError(
+                f"{self.captions} has the value {value!r} in is_hard; expected True or False."
+            )
         return "hard" if hard else None
 
     def readout(self) -> dict[str, str]:
@@ -86,7 +88,8 @@ class VideoPhy2(Videophysics):
         """Ask whether a clip follows a physical rule: 0 if not, 1 if so, 2 if indeterminate.
 
         Args:
-            frames: What `read` gave.
+            frames: What `read` returned.
+            rule: The rule, as a sentence.
         """
         question = (
             f'Does the video follow the physical rule: "{rule}"?\n'

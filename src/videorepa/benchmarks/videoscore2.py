@@ -20,6 +20,7 @@ from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.system.device import pick_device
+from videorepa.system.files import read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.progress import console
@@ -81,7 +82,7 @@ def frame_indices(count: int, fps: float) -> list[int]:
 def patches(
     processor: Any, frames: UInt8[np.ndarray, "t h w 3"]
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, "1 3"]]:
-    """Frames as the stock video processor, which needs torchvision, would prepare them.
+    """Prepare frames as the stock video processor does, which needs torchvision.
 
     Args:
         processor: The stock processor of images.
@@ -97,7 +98,7 @@ def patches(
         input_data_format="channels_last",
         return_tensors="pt",
     )
-    # It turns an image into a video of two equal frames: (frame, patch, colour, copy, pixel).
+    # It turns an image into a video of PAIR equal frames: (frame, patch, colour, copy, pixel).
     stills = prepared["pixel_values"].unflatten(0, (len(frames), -1)).unflatten(2, (3, PAIR, -1))
     pairs = torch.stack([stills[0::2, :, :, 0], stills[1::2, :, :, 1]], 3)
     _, height, width = prepared["image_grid_thw"][0].tolist()
@@ -122,7 +123,7 @@ class QwenJudge:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> QwenJudge:
-        """Load a published folder without running any code of its own.
+        """Load a published folder without running any code in it.
 
         Raises:
             UserError: The folder is incomplete or does not hold such a model.
@@ -138,9 +139,7 @@ class QwenJudge:
         # Older folders hold the template in this file, which a tokenizer does not read.
         chat = folder / "chat_template.json"
         try:
-            template = (
-                json.loads(chat.read_text("utf-8"))["chat_template"] if chat.exists() else None
-            )
+            template = json.loads(read_text(chat))["chat_template"] if chat.exists() else None
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model, info = kind.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -192,7 +191,7 @@ class QwenJudge:
             raise UserError(
                 f"The judge's chat template and the instruction make {ids.count(video)} places for "
                 "the video; expected one. The template has to be Qwen2.5-VL's, and neither caption "
-                "nor instruction may hold its marks."
+                "nor instruction may contain its marks."
             )
         pixels, grid = patches(self.processor, frames)
         place = ids.index(video)
@@ -278,7 +277,7 @@ class VideoScore2(Judged):
     Attributes:
         captions: See `Listed`. By default a clip is scored against its own prompt.
         instruction: A text file with the published instruction and `{caption}` in the caption's
-            place. By default the judge is asked in other words, and scores do not compare with
+            place. By default the judge is asked in our own words, and scores do not compare with
             published ones.
     """
 
@@ -319,11 +318,11 @@ class VideoScore2(Judged):
         """Ask the judge about one clip.
 
         Args:
-            frames: What `read` gave: an even number of frames (F, H, W, 3) uint8.
+            frames: What `read` returned: an even number of frames, (F, H, W, 3) uint8.
 
         Returns:
             The judge's answer; joint; and for vq, sa and pc the flag, METRIC_rating,
-            METRIC_probabilities of the ratings, and METRIC_expected, the mean under these.
+            METRIC_probabilities of the ratings, and METRIC_expected, the mean rating under them.
         """
         instruction = self._instruction.replace(PLACE, self.find(prompt).caption)
         tokens, logits = self.live.answer(frames, instruction)
@@ -342,7 +341,7 @@ class VideoScore2(Judged):
         """The judge, loaded on first use."""
         if self.instruction is None:
             console.print(
-                "warning: VideoScore2 is asked in words of our own; scores do not compare with "
+                "warning: VideoScore2 is asked in our own words; scores do not compare with "
                 "published ones. Give its instruction: --set instruction=FILE (docs/judging.md).",
                 style="yellow",
                 markup=False,
@@ -355,7 +354,7 @@ class VideoScore2(Judged):
         if self.instruction is None:
             return INSTRUCTION
         try:
-            text = self.instruction.read_text(encoding="utf-8")
+            text = read_text(self.instruction)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"The instruction {self.instruction} cannot be read: {error}."
@@ -363,7 +362,7 @@ class VideoScore2(Judged):
         if PLACE not in text:
             raise UserError(
                 f"The instruction {self.instruction} has no place for the caption; write {PLACE} "
-                "where it is to stand."
+                "where the caption belongs."
             )
         return text
 

@@ -1,4 +1,4 @@
-"""The command line: every verb with its arguments, examples and plain errors."""
+"""The command line: runs a verb and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import tyro
 
@@ -17,6 +18,7 @@ from videorepa.cli.lab import demo, lab
 from videorepa.cli.probing import probe, scan
 from videorepa.cli.training import compare, head, inspect, prepare, train
 from videorepa.errors import UserError
+from videorepa.system.files import from_home
 
 VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
@@ -27,7 +29,7 @@ VERBS = {
 }
 
 STARTS_OVER = {"head", "export", "import", "inspect", "compare", "report"}
-"""Verbs that keep nothing of their work when they are stopped. The others go on from there."""
+"""Verbs that lose their work when they are stopped. The others resume it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,14 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
       The exit code: 0 if all went well, 1 after an error that the user can mend, 130 after Ctrl-C,
-      and 141 if the reader of the output has gone, as for a process that SIGPIPE ended.
+      and 141 if the reader of the output has gone, as for a process that SIGPIPE ends.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     starts_over = bool(STARTS_OVER.intersection(arguments[:1]))
     try:
         _run(arguments)
     except BrokenPipeError:
-        # Python flushes once more at its end, and would complain then.
+        # Python flushes once more when it exits, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as error:
@@ -79,10 +81,30 @@ def _run(arguments: list[str]) -> None:
             prog="videorepa",
             description=(videorepa.__doc__ or "").splitlines()[0],
             args=_with_overrides(arguments),
+            registry=_REGISTRY,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
         )
     finally:
         sys.stdout.flush()
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _path_rule(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+    """Read a path with `~` in it: shells leave it in `--out=~/runs`."""
+    if type_info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda texts: from_home(Path(texts[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def _in_brief(verb: Callable[..., None]) -> Callable[..., None]:

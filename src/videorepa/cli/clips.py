@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from videorepa.cli.options import Positional, Settings, Shard, parse_shard
+from videorepa.cli.options import Positional, Settings, Shard, parse_shard, refuse
 from videorepa.errors import UserError
 
 
@@ -27,7 +27,7 @@ def generate(
     """Generate an mp4 file with a JSON sidecar for every prompt.
 
     The noise depends on the prompt, the sample's number and --seed alone, so that two models can be
-    compared clip by clip. Goes on where it stopped.
+    compared clip by clip. A second call resumes where the first one stopped.
 
     For example:
       videorepa generate runs/videorepa-2b --prompts prompts.txt --out clips/aligned
@@ -38,21 +38,21 @@ def generate(
       model: A run, a recipe (its untouched base model), a diffusers folder, or `micro`.
       prompts: A .txt file with a prompt a line, or a .csv or .jsonl file.
       out: Folder of the clips.
-      samples: Clips per prompt; by default as the recipe says, as the next two.
-      steps: Denoising steps.
-      guidance_scale: Strength of classifier-free guidance.
-      backbone: Kind of a diffusers folder; runs and recipes say it themselves.
-      column: Where the text to generate from stands, such as `detailed`; `evaluate` then still
-        scores against `caption`. By default it is that, or `prompt`.
-      step: The run's checkpoint to take; by default the newest.
-      seed: Another one gives every clip other noise.
+      samples: Clips per prompt; by default as the recipe says.
+      steps: Denoising steps; by default as the recipe says.
+      guidance_scale: Strength of classifier-free guidance; by default as the recipe says.
+      backbone: Kind of a diffusers folder; runs and recipes state it themselves.
+      column: Column of the texts, such as `detailed`; by default `caption`, or else `prompt`.
+        Scores are always against `caption`.
+      step: Step of the run's checkpoint to use; by default the newest.
+      seed: Another seed gives every clip other noise.
     """
     from videorepa.artifacts.model import default_settings
     from videorepa.data.manifest import read_prompts
     from videorepa.generate import generate
 
-    given = {"samples": samples, "steps": steps, "guidance_scale": guidance_scale}
-    changed = {key: value for key, value in given.items() if value is not None}
+    options = {"samples": samples, "steps": steps, "guidance_scale": guidance_scale}
+    changed = {key: value for key, value in options.items() if value is not None}
     clips = generate(
         model,
         read_prompts(prompts, column),
@@ -74,45 +74,40 @@ def refine(
 ) -> None:
     """Have a language model rewrite short prompts in detail, as video models were trained.
 
-    `generate --column detailed` then generates from what `out` holds. A row is written as it comes
-    and not asked for again. The key of a server, if it wants one, is the environment variable
-    VIDEOREPA_API_KEY.
+    The command `generate --column detailed` then generates from the result. Each answer is written
+    at once, and a second call asks only for those that are missing. If a server needs a key, set
+    the environment variable VIDEOREPA_API_KEY.
 
     For example:
       videorepa refine prompts.txt --out refined.csv --endpoint http://localhost:8000/v1 --model m
       videorepa refine prompts.txt --out refined.csv --model Qwen2.5-7B-Instruct
 
     Args:
-      prompts: A .txt file with a prompt a line, or a .csv or .jsonl file with a `caption` or
-        `prompt`.
+      prompts: A .txt file with a prompt a line, or a .csv or .jsonl file with captions or prompts.
       out: The .csv file to write.
-      model: The server's name of a model; or the folder of one that transformers loads.
-      endpoint: Address of an OpenAI-compatible server; without one the model runs here.
+      model: With --endpoint, the server's name of a model; otherwise a transformers folder.
+      endpoint: Address of an OpenAI-compatible server; by default the model runs here.
     """
     from videorepa.data.manifest import read_prompts
     from videorepa.refine import refine
 
-    found = refine(read_prompts(prompts), out, model=model, endpoint=endpoint)
-    print(f"{len(found.rows)} refined prompts in {out}, {found.asked} of them new")
-    if found.failed:
-        raise UserError(
-            f"{len(found.failed)} prompts could not be refined; the same command asks for them "
-            "again.\n" + "\n".join(f"  {name!r}: {why}" for name, why in found.failed.items())
-        )
+    refined = refine(read_prompts(prompts), out, model=model, endpoint=endpoint)
+    print(f"{len(refined.rows)} refined prompts in {out}, {refined.asked} of them new")
+    refuse(refined.failed, "prompt", "could not be refined. The same command asks again.")
 
 
 def evaluate(
-    benchmark: Positional[str],
-    videos: Positional[Path],
+    benchmark: Positional[Annotated[str, tyro.conf.arg(metavar="BENCHMARK")]],
+    videos: Positional[Annotated[Path, tyro.conf.arg(metavar="VIDEOS")]],
     out: Path | None = None,
     against: Path | None = None,
     ratings: tuple[Path, ...] = (),
     shard: Shard = "0/1",
     set: Settings = (),
 ) -> None:
-    """Score a folder of generated clips; print a table with 95 % intervals.
+    """Score a folder of generated clips, and print a table with 95 % intervals.
 
-    Goes on where it stopped.
+    A second call resumes where the first one stopped.
 
     For example:
       videorepa evaluate lab clips/aligned
@@ -125,7 +120,7 @@ def evaluate(
       videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
-      ratings: Files that the report's page saved, one for each rater; for `rated` alone.
+      ratings: Files that the report's page saved, one for each rater; for `rated` only.
     """
     from videorepa.evaluate import evaluate
     from videorepa.evaluation.ratings import rated
@@ -138,33 +133,30 @@ def evaluate(
         )
     part = parse_shard(shard)
     if against is not None and ratings:
-        found = rated(videos, against, ratings, out)
+        scores = rated(videos, against, ratings, out)
     else:
-        found = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
-    print(table({short_name(videos): found}, by_scenario=True))
+        scores = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
+    print(table({short_name(videos): scores}, by_scenario=True))
     if part[1] > 1:
         print(
-            "This is one shard. After the last, the same command without --shard gives the table."
+            "This is one shard. When all are done, the same command without --shard prints the "
+            "whole table."
         )
-    print(f"scores: {found.folder}")
-    failures = found.summary.failures
-    if failures:
-        raise UserError(
-            f"{len(failures)} clips could not be scored; the table is of the others.\n"
-            + "\n".join(f"  {f.prompt_id!r} {f.k}: {f.reason}" for f in failures)
-        )
+    print(f"scores: {scores.folder}")
+    failures = {f"{f.prompt_id} {f.k}": f.reason for f in scores.summary.failures}
+    refuse(failures, "clip", "could not be scored; the table is of the others.")
 
 
 def report(
-    runs: Positional[tuple[Path, ...]],
+    runs: Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN ...]")]],
     out: Path = Path("report.html"),
     clips: tuple[Path, ...] = (),
     scan: tuple[Path, ...] = (),
     probe: tuple[Path, ...] = (),
 ) -> None:
-    """Write one HTML page: tables, curves, clips side by side, and blind rating of them.
+    """Write one HTML page with tables, curves, clips side by side, and a blind rating of them.
 
-    Many clips are put beside the page, into NAME-files; few are within it.
+    A few clips are embedded in the page. Many are put beside it, into the folder NAME-files.
 
     For example:
       videorepa report runs/aligned runs/control --clips clips/base clips/control clips/aligned
@@ -173,8 +165,8 @@ def report(
     Args:
       runs: Folders that `train` wrote.
       out: The page.
-      clips: Folders that `generate` wrote, or lists of clips from elsewhere, as `evaluate` takes
-        them; where `evaluate` has scored them, scores are shown too.
+      clips: Folders that `generate` wrote, or lists of clips as for `evaluate`.
+        If `evaluate` has scored them, the page shows the scores too.
       scan: Folders that `scan` wrote.
       probe: Folders that `probe` wrote.
     """

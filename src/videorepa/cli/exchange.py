@@ -11,8 +11,8 @@ from videorepa.cli.options import Positional
 
 
 def export(
-    run: Positional[Path],
-    out: Positional[Path],
+    run: Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]],
+    out: Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]],
     dtype: Literal["float32", "bfloat16"] = "float32",
     format: Literal["diffusers", "comfyui"] = "diffusers",
     fuse: bool = False,
@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Write what a run has trained as a folder (or LoRA file) that plain diffusers loads.
 
-    The result is reloaded by stock diffusers in a process of its own and its output compared.
+    Stock diffusers loads the result in a process of its own, and the outputs are compared.
 
     For example:
       videorepa export runs/videorepa-2b exported
@@ -30,8 +30,8 @@ def export(
     Args:
       run: Folder that `train` wrote.
       out: Folder to write; must not exist yet.
-      dtype: Of the written weights.
-      format: Layout of a LoRA.
+      dtype: Dtype of the written weights.
+      format: Layout of a LoRA file.
       fuse: Fold a LoRA into the weights and write the whole transformer.
       scores: Folders that `evaluate` wrote, for the model card; by default those in the run.
     """
@@ -51,8 +51,8 @@ def import_(
 ) -> None:
     """Bring published VideoREPA weights into files that plain diffusers loads.
 
-    A transformer's folder or a DeepSpeed ZeRO-2 checkpoint gives a stock transformer and the
-    projector in a file of its own; a LoRA file gets the alpha that it lacks.
+    A transformer's folder or a DeepSpeed ZeRO-2 checkpoint becomes a stock transformer, and the
+    projector goes into a file of its own. A LoRA file gets the alpha that it lacks.
 
     For example:
       videorepa import VideoREPA-2B imported
@@ -62,12 +62,12 @@ def import_(
     Args:
       source: A path or a Hub id.
       out: Folder to write; must not exist yet.
-      alpha: Of a LoRA, which is applied at alpha / rank; VideoREPA-5B was trained with 64.
-      base: What a DeepSpeed checkpoint was trained from; by default CogVideoX-2B.
+      alpha: Alpha of a LoRA, whose strength is alpha / rank; VideoREPA-5B was trained with 64.
+      base: The model that a DeepSpeed checkpoint was trained from; by default CogVideoX-2B.
     """
     from videorepa.import_weights import import_weights
 
-    found = import_weights(source, out, alpha=alpha, base=base)
-    print(f"imported: {found.product}")
-    if found.projector is not None:
-        print(f"projector: {found.projector}")
+    imported = import_weights(source, out, alpha=alpha, base=base)
+    print(f"imported: {imported.product}")
+    if imported.projector is not None:
+        print(f"projector: {imported.projector}")

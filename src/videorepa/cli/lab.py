@@ -1,4 +1,4 @@
-"""Commands of the lab and the demo."""
+"""The commands `lab` and `demo`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from videorepa.errors import UserError
 
 
 def demo(out: Path = Path("demo"), quick: bool = False) -> None:
-    """Run everything on the lab's micro model: prepare, train, generate, evaluate, export, report.
+    """Run all on the lab's micro model: prepare, train, generate, evaluate, export and report.
+
+    A second call resumes where the first one stopped.
 
     For example:
       videorepa demo
       videorepa demo --quick --out quick-demo
 
     Args:
-      out: Folder that everything is left in; run again, it goes on where it stopped.
-      quick: A few steps of each, to see that it works.
+      out: Folder of all results.
+      quick: Do only a few steps of each stage, to see that everything works.
     """
     from videorepa.demo import demo
 
@@ -49,14 +51,14 @@ def lab(
     shard: Shard = "0/1",
     set: Overrides = (),
 ) -> None:
-    """Ask the lab's question, or make a part of its micro models from a recipe in recipes/micro.
+    """Run the lab's study, or make a part of its micro models from a recipe in recipes/micro.
 
-    `phyworld` draws clips of PhyWorld's tasks, for models that continue clips; `contact` draws what
-    `videorepa probe --protocol lab` asks about.
+    A `study` trains, generates and scores every arm with every seed, and prints the tables. A
+    second call resumes where the first one stopped, and several processes can share the work. The
+    options --out, --rows, --shard and --set are for it alone.
 
-    `study` trains, generates and scores every arm of a study with every seed, and prints its
-    tables; it goes on where it stopped, and several processes can share it. The other options are
-    for it alone.
+    The parts `phyworld` and `contact` draw clips: of PhyWorld's tasks, for models that continue
+    clips, and of two objects that touch or not, for `videorepa probe --protocol lab`.
 
     For example:
       videorepa lab study --out study
@@ -66,9 +68,10 @@ def lab(
       videorepa lab phyworld recipes/micro/phyworld.yaml
 
     Args:
-      recipe: A YAML file; of a study by default the short one that is shipped.
+      part: What to make.
+      recipe: A YAML file; for a study by default the short one that is shipped.
       out: Folder of the study.
-      rows: Print the tables of these scores, which a study wrote, and train nothing.
+      rows: Train nothing, and print the tables of this file of scores, which a study wrote.
     """
     if part == "study":
         from videorepa.lab.study.arms import cost, study
@@ -79,9 +82,9 @@ def lab(
         if rows is not None:
             print(tables(parsed, read_rows(rows)))
             return
-        found = study(parsed, out, shard=parse_shard(shard))
-        print(f"{found.tables}\n{cost(found.recipe, found.out)}")
-        for job in found.missing:
+        result = study(parsed, out, shard=parse_shard(shard))
+        print(f"{result.tables}\n{cost(result.recipe, result.out)}")
+        for job in result.missing:
             print(f"still to be done: {job}")
         return
     from videorepa.lab.models.make import make

@@ -1,15 +1,11 @@
-"""Commands that measure what features hold."""
+"""Commands that measure what the features of models and teachers hold."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
-from videorepa.cli.options import Overrides, RecipeFile
-from videorepa.errors import UserError
-from videorepa.system.wording import count
+from videorepa.cli.options import Overrides, RecipeFile, Teachers, refuse
 
 
 def scan(
@@ -18,13 +14,13 @@ def scan(
     clips: int = 12,
     noise: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
     blocks: tuple[int, ...] = (),
-    teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    teacher: Teachers = (),
     set: Overrides = (),
 ) -> None:
     """Measure how close each block already is to the teacher, before choosing which to align.
 
-    Trains nothing, and nothing need be prepared; goes on where it stopped. How well each block and
-    the teacher foretell contact is measured by `videorepa probe --protocol lab`.
+    Trains nothing, and the clips need not be prepared. A second call resumes where the first one
+    stopped. How well each block and the teacher predict contact is what `videorepa probe` measures.
 
     For example:
       videorepa scan recipes/videorepa-2b.yaml --out scans/2b
@@ -34,8 +30,7 @@ def scan(
       out: Folder of the table (scan.json, scan.csv) and its page (report.html).
       clips: How many of the recipe's clips to measure on.
       noise: Noise levels: the share of the noisy latents' variance that is noise.
-      blocks: Which blocks, counted from 1; by default all.
-      teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
+      blocks: Numbers of the blocks, counted from 1; by default all.
     """
     from videorepa.probing.scan_table import table
     from videorepa.probing.sources import teachers_from
@@ -61,7 +56,7 @@ def probe(
     out: Path,
     protocol: Literal["v1.5", "2021", "lab"] = "v1.5",
     models: tuple[Path, ...] = (),
-    teacher: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    teacher: Teachers = (),
     blocks: tuple[int, ...] = (),
     timesteps: tuple[int, ...] = tuple(range(0, 501, 50)),
     draws: int = 3,
@@ -72,10 +67,11 @@ def probe(
     against: str = "base",
     set: Overrides = (),
 ) -> None:
-    """Measure how much physics features hold: does a linear readout foresee contact (Physion)?
+    """Measure how well a linear readout of features predicts that objects will touch (Physion).
 
-    It reads the recipe's untouched base model, its teacher and straw men, and further models and
-    teachers beside them. Trains nothing but the readout; goes on where it stopped.
+    The features are those of the recipe's untouched base model, its teacher and two straw men, and
+    of further models and teachers. Only the readout is trained. A second call resumes where the
+    first one stopped.
 
     For example:
       videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out probes/2b
@@ -85,21 +81,20 @@ def probe(
     Args:
       data: Folder with Physion's `train` and `test`, or what `videorepa lab contact` drew.
       out: Folder of the tables (probe.json, accuracies.csv, differences.csv, predictions.csv).
-      protocol: The release, and how its authors read features out; `lab` for the lab's own clips.
-      models: Runs, recipes or diffusers folders, called by the names of their folders or files.
-      teacher: NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE of one more teacher. Can be given many times.
-      blocks: Which blocks, counted from 1; by default those that the recipe aligns.
-      timesteps: Timesteps of the noise that models are given.
+      protocol: Physion's release, with the readout of its authors; `lab` for the lab's own clips.
+      models: Further models: runs, recipes or diffusers folders, named like their folder or file.
+      blocks: Numbers of the blocks, counted from 1; by default those that the recipe aligns.
+      timesteps: Timesteps of the noise that models see, 0 to 999.
       draws: How many noises each clip is read with.
       steps: How many evenly spaced steps in time are read.
-      pools: Rows and columns that each step is averaged to; each is a readout of its own.
-      frames: Evenly from all that is shown, or only those that published extractors are given.
-      leave_out: A text file with the name of a test clip a line, such as the buggy ones.
-      against: The source that others are compared with.
+      pools: Rows and columns that each step is averaged to; each size gets a readout of its own.
+      frames: Take frames from all that Physion shows, or only those that published extractors see.
+      leave_out: A text file with the name of a test clip a line, such as the faulty ones.
+      against: The source that the others are compared with.
     """
     from videorepa.probe import probe, read_names
     from videorepa.probing.probe_table import table
-    from videorepa.probing.sources import named, teachers_from
+    from videorepa.probing.sources import models_by_name, teachers_from
     from videorepa.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, set)
@@ -108,7 +103,7 @@ def probe(
         data,
         out,
         protocol=protocol,
-        models=named(models),
+        models=models_by_name(models),
         teachers=teachers_from(teacher, parsed),
         blocks=blocks or None,
         timesteps=timesteps,
@@ -121,8 +116,4 @@ def probe(
     )
     print(table(measured))
     print(f"probe: {out}")
-    if measured.failures:
-        raise UserError(
-            f"{count(len(measured.failures), 'clip')} could not be read; the tables are of the "
-            "others.\n" + "\n".join(f"  {clip}: {why}" for clip, why in measured.failures.items())
-        )
+    refuse(measured.failures, "clip", "could not be read; the tables are of the others.")

@@ -1,19 +1,21 @@
-"""Commands that prepare, train and look at a recipe or a run."""
+"""Commands that prepare and train a recipe, and that inspect a recipe or a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from videorepa.cli.options import Overrides, Positional, RecipeFile, Shard, parse_shard
+import tyro
+
+from videorepa.cli.options import Overrides, Positional, RecipeFile, Shard, parse_shard, refuse
 from videorepa.errors import UserError
 
 
 def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> None:
     """Turn videos and captions into a cache of latents, text embeddings and teacher features.
 
-    Goes on where it stopped. A clip that cannot be used is reported and costs that clip alone.
-    Any key of the recipe can be changed on the command line: --train.precision float32.
+    A second call resumes where the first one stopped. A clip that cannot be used is reported, and
+    the others are still prepared.
 
     For example:
       videorepa prepare recipes/videorepa-2b.yaml
@@ -23,13 +25,13 @@ def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> No
     from videorepa.recipe import Recipe
 
     done = prepare(Recipe.from_yaml(recipe, set), shard=parse_shard(shard))
-    print(f"prepared {done.made}, found {done.found} done before, failed {len(done.failed)}")
-    if done.failed:
-        raise UserError(
-            f"{len(done.failed)} clips cannot be used; training goes without them. Mend them and "
-            "run the same command again, or leave them out.\n"
-            + "\n".join(f"  {name!r}: {reason}" for name, reason in done.failed.items())
-        )
+    print(f"prepared {done.made}, complete before {done.complete}, failed {len(done.failed)}")
+    refuse(
+        done.failed,
+        "clip",
+        "cannot be used. Training leaves out what is listed here; mend it and run the same command "
+        "again, or go on without it.",
+    )
 
 
 def head(
@@ -41,9 +43,9 @@ def head(
 ) -> None:
     """Train a small head on the recipe's teacher: features of motion, or a saliency of each token.
 
-    It learns from the optical flow of the recipe's clips, and says how well it predicts that of
-    clips held out. The recipe's `encoder` can be the plain teacher, or the `headed` one that is to
-    have this head. Stopped, it starts over.
+    The head learns from the optical flow of the recipe's clips, and its error is measured on clips
+    that are held out. The recipe's encoder is the plain teacher, or the `headed` one that will use
+    this head. A second call starts over.
 
     For example:
       videorepa head recipes/videorepa-2b.yaml --kind motion --out heads/motion.safetensors
@@ -51,24 +53,20 @@ def head(
     Args:
       kind: "motion" for the loss moalign, "saliency" for sara.
       out: The file to write; must not exist yet.
-      clips: Use at most so many clips.
+      clips: Use at most this many clips.
     """
     from videorepa.head import train_head
     from videorepa.recipe import Recipe
 
     trained = train_head(Recipe.from_yaml(recipe, set), kind, out, clips=clips)
     print(trained)
-    if trained.failed:
-        raise UserError(
-            f"{len(trained.failed)} clips could not be used; the head was trained without them.\n"
-            + "\n".join(f"  {name!r}: {reason}" for name, reason in trained.failed.items())
-        )
+    refuse(trained.failed, "clip", "could not be used; the head was trained on the others.")
 
 
 def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> None:
     """Fine-tune with the recipe's alignment loss; the same command resumes exactly.
 
-    Any key of the recipe can be changed on the command line: `--align.weight 0` is the control.
+    With --align.weight 0 it trains the control: the same code without alignment.
 
     For example:
       videorepa train recipes/videorepa-2b.yaml
@@ -86,13 +84,14 @@ def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> N
 
 
 def inspect(recipe: RecipeFile, set: Overrides = (), device: str | None = None) -> None:
-    """Print shapes, parameters, disk space, peak memory and work of a recipe; loads nothing.
-
-    Memory is predicted for the device, cpu or cuda, which need not be here.
+    """Print shapes, parameters, disk space, peak memory and work of a recipe; load nothing.
 
     For example:
       videorepa inspect recipes/videorepa-2b.yaml --device cuda
       videorepa inspect recipes/videorepa-2b.yaml --data.frames 25 --encoder.frames 24
+
+    Args:
+      device: Predict memory for cpu or cuda, which this machine need not have.
     """
     from videorepa.inspect import inspect
     from videorepa.recipe import Recipe
@@ -101,11 +100,13 @@ def inspect(recipe: RecipeFile, set: Overrides = (), device: str | None = None) 
 
 
 def compare(
-    runs: Positional[tuple[Path, ...]], reference: Path | None = None, make: Path | None = None
+    runs: Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN ...]")]],
+    reference: Path | None = None,
+    make: Path | None = None,
 ) -> None:
-    """Say whether a training's curves are normal: inside what other seeds of its recipe give.
+    """Say whether a training's curves lie within the range of other seeds of its recipe.
 
-    The exit code is 0 if they are and 1 if not. References of the demo's two runs are shipped.
+    The exit code is 0 if they do and 1 if not. References for the demo's two runs are shipped.
 
     For example:
       videorepa compare demo/runs/aligned
@@ -114,16 +115,16 @@ def compare(
 
     Args:
       runs: Folders that `train` wrote.
-      reference: A file that --make wrote; by default the shipped one of the run's recipe.
-      make: Write the runs' bands to this file instead, from three runs or more.
+      reference: A file that --make wrote; by default the shipped one for the run's recipe.
+      make: Write a reference, made from three runs or more, to this file instead.
     """
     from videorepa.compare import compare, make_reference
 
     if not runs:
         raise UserError("compare needs at least one run: a folder that `videorepa train` wrote.")
     if make is not None:
-        found = make_reference(runs, make)
-        print(f"reference of {len(found.seeds)} runs: {make}")
+        made = make_reference(runs, make)
+        print(f"reference of {len(made.seeds)} runs: {make}")
         return
     outside = []
     for run in runs:

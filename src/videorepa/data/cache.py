@@ -18,11 +18,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from videorepa.backbones import Text
-from videorepa.data.source import CaptionedClip
+from videorepa.data.source import SourceClip
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
-from videorepa.system.files import atomic_write, from_metadata, is_vacant, sweep, to_metadata
+from videorepa.system.files import (
+    atomic_write,
+    from_metadata,
+    is_vacant,
+    read_text,
+    sweep,
+    to_metadata,
+)
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
@@ -97,7 +104,7 @@ class Cache:
                     f"{self.root} exists and is not a cache. Choose another folder as data.cache."
                 )
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = json.loads(read_text(path))
             differing = [key for key, value in made_with.items() if before.get(key) != value]
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
@@ -113,11 +120,11 @@ class Cache:
                 + ". Choose another data.cache, or delete this one and prepare again."
             )
 
-    def _file(self, folder: Path, item: CaptionedClip) -> Path:
+    def _file(self, folder: Path, item: SourceClip) -> Path:
         # An id can be any text, so it cannot be a file's name.
         return folder / f"{hashlib.sha256(item.id.encode()).hexdigest()[:24]}.safetensors"
 
-    def has_clip(self, item: CaptionedClip, digest: str) -> bool:
+    def has_clip(self, item: SourceClip, digest: str) -> bool:
         """Whether the clip is in the cache. Raises UserError if it was made from other content."""
         path = self._file(self.clips, item)
         if not path.exists():
@@ -130,7 +137,7 @@ class Cache:
             )
         return True
 
-    def write_clip(self, item: CaptionedClip, digest: str, moments: Tensor, text: Text) -> None:
+    def write_clip(self, item: SourceClip, digest: str, moments: Tensor, text: Text) -> None:
         """Write a clip's latent moments and its text.
 
         Moments are kept in float16: its mantissa is finer than bfloat16's, and latents stay within
@@ -145,7 +152,7 @@ class Cache:
         tensors = {"moments": moments.to("cpu", torch.float16).contiguous()} | _stored(text)
         self._write(self._file(self.clips, item), tensors, _about(item, digest))
 
-    def read_clip(self, item: CaptionedClip) -> tuple[Tensor, Text]:
+    def read_clip(self, item: SourceClip) -> tuple[Tensor, Text]:
         """Read a clip's moments and text. Raises UserError if absent, stale or damaged."""
         tensors, about = self._read_item(self.clips, item)
         if about.get("caption") != item.caption:
@@ -155,11 +162,11 @@ class Cache:
             )
         return tensors["moments"], _text(tensors)
 
-    def has_features(self, item: CaptionedClip, encoder: EncoderSpec) -> bool:
+    def has_features(self, item: SourceClip, encoder: EncoderSpec) -> bool:
         """Whether an encoder's features of the clip are in the cache."""
         return self._file(self.features[encoder], item).exists()
 
-    def write_features(self, item: CaptionedClip, encoder: EncoderSpec, grid: TokenGrid) -> None:
+    def write_features(self, item: SourceClip, encoder: EncoderSpec, grid: TokenGrid) -> None:
         """Write an encoder's features of one clip, in 8 bits.
 
         They take half the space of bfloat16 and change the relation loss by far less than 1 %
@@ -172,7 +179,7 @@ class Cache:
             tensors["saliency"] = grid.saliency[0].to("cpu", torch.float16).contiguous()
         self._write(self._file(self.features[encoder], item), tensors, about)
 
-    def read_features(self, item: CaptionedClip, encoder: EncoderSpec) -> TokenGrid:
+    def read_features(self, item: SourceClip, encoder: EncoderSpec) -> TokenGrid:
         """Read an encoder's features of one clip. Raises UserError if absent or damaged."""
         tensors, about = self._read_item(self.features[encoder], item)
         tokens = dequantised(tensors["tokens"], tensors["scale"])[None]
@@ -188,17 +195,17 @@ class Cache:
     def read_empty_caption(self) -> Text:
         return _text(_read(self.root / EMPTY_CAPTION)[0])
 
-    def note_failure(self, item: CaptionedClip, reason: str) -> None:
+    def note_failure(self, item: SourceClip, reason: str) -> None:
         text = json.dumps({"id": item.id, "reason": reason})
         atomic_write(self._failure(item), text)
 
-    def clear_failure(self, item: CaptionedClip) -> None:
+    def clear_failure(self, item: SourceClip) -> None:
         self._failure(item).unlink(missing_ok=True)
 
-    def _failure(self, item: CaptionedClip) -> Path:
+    def _failure(self, item: SourceClip) -> Path:
         return self._file(self.failures, item).with_suffix(".json")
 
-    def ready(self, items: list[CaptionedClip]) -> list[CaptionedClip]:
+    def ready(self, items: list[SourceClip]) -> list[SourceClip]:
         """Select the items that can be trained on: those that `prepare` did not report as failed.
 
         Raises:
@@ -225,7 +232,7 @@ class Cache:
         atomic_write(path, save(tensors, metadata=to_metadata(about)))
 
     def _read_item(
-        self, folder: Path, item: CaptionedClip
+        self, folder: Path, item: SourceClip
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         path = self._file(folder, item)
         if not path.exists():
@@ -247,7 +254,7 @@ def _text(tensors: dict[str, Tensor]) -> Text:
     return {name.removeprefix(TEXT): tensors[name] for name in names}
 
 
-def _about(item: CaptionedClip, digest: str) -> dict[str, str]:
+def _about(item: SourceClip, digest: str) -> dict[str, str]:
     return {"id": item.id, "caption": item.caption, "source": digest}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from videorepa.backbones import Backbone, Text
 from videorepa.data.cache import Cache
 from videorepa.data.order import clip_index, sample_numbers
-from videorepa.data.source import CaptionedClip, open_source
+from videorepa.data.source import SourceClip, open_source
 from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
@@ -111,7 +111,7 @@ class Loader:
             },
         )
 
-    def _features(self, clip: CaptionedClip) -> dict[EncoderSpec, TokenGrid]:
+    def _features(self, clip: SourceClip) -> dict[EncoderSpec, TokenGrid]:
         """Read or compute each teacher's features of a clip."""
         stored = {
             encoder: self.cache.read_features(clip, encoder) for encoder in self.cache.features

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from videorepa.errors import UserError
+from videorepa.system.files import open_file
 
 FIELD_BYTES = 1 << 24
 """The longest CSV field that is read. Captioners write more than Python's own limit of 128 kB."""
@@ -94,7 +95,7 @@ def _lines(path: Path) -> Iterator[str]:
     """The file's lines with their ends, cut at "\\n" alone: captions may hold other line breaks."""
     number = 0
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             for number, line in enumerate(file, 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:

@@ -15,12 +15,12 @@ from videorepa.system.fingerprint import file_sample_digest
 
 
 @dataclass(frozen=True)
-class CaptionedClip:
+class SourceClip:
     """Names a clip of a source.
 
     Args:
       id: Unique in the source.
-      caption: To the letter.
+      caption: The caption, exactly as the source has it.
     """
 
     id: str
@@ -34,7 +34,7 @@ class ClipSource(Protocol):
       items: The clips in their order; methods take an index into it.
     """
 
-    items: list[CaptionedClip]
+    items: list[SourceClip]
 
     def frames(self, index: int) -> np.ndarray:
         """Read a clip, (frames, height, width, 3) uint8 RGB. Raises ClipError."""
@@ -59,7 +59,7 @@ class ManifestSource:
         assert data.manifest is not None
         self.data = data
         self.entries: list[Entry] = read_manifest(data.manifest, data.root)
-        self.items = [CaptionedClip(entry.id, entry.caption) for entry in self.entries]
+        self.items = [SourceClip(entry.id, entry.caption) for entry in self.entries]
 
     def frames(self, index: int) -> np.ndarray:
         data = self.data
@@ -93,7 +93,7 @@ class LabSource:
         self.lab, self.count = lab, data.frames
         self.series = f"lab-{lab.seed}" + ("-beyond" if lab.split == "beyond" else "")
         self.items = [
-            CaptionedClip(
+            SourceClip(
                 f"{self.series}-{index}", draw_scene(lab.seed, index, split=lab.split).caption
             )
             for index in range(lab.clips)

@@ -6,29 +6,49 @@ Whatever is wrong with a file, reading it raises ClipError with the reason.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 
+from videorepa.data import hdr
 from videorepa.errors import ClipError
-from videorepa.system.files import atomic_path
+from videorepa.system.files import atomic_path, check_is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BT709 = 1
 """The code of BT.709's matrix, primaries and transfer curve in H.264 and FFmpeg."""
+
+BT2020, UNSPECIFIED = 9, 2
+"""Likewise BT.2020's primaries and matrix, and colours that the file does not tell."""
+
+CONTAINERS = (
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut", "wtv", "gif"),
+    *("ivf", "dv", "yuv4mpegpipe", "h264", "hevc", "obu", "m4v", "mpegvideo", "mjpeg", "apng"),
+    *("image2", "jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
+)
+"""ffmpeg's names of the formats that are opened: those whose content lies in the file itself. Its
+others include playlists, scripts and network sessions, which lead elsewhere."""
+
+NO_FRAME_BYTES = 19
+"""Size up to which ffmpeg takes a chunk of MPEG-4 for a mere sign that there is no new frame."""
+
+LEAN = 0.0175
+"""Tangent of the angle, one degree, that a picture may lean, as in ffmpeg."""
 
 LIMITED_RANGE = 1
 """The code of luma from 16 to 235, which every player expects of H.264."""
@@ -39,22 +59,35 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a video file, and choose its best video stream. Everything that reads a video starts
+    here. Raises ClipError, here and within the block where ffmpeg fails."""
     try:
-        if not path.is_file():
-            what = "is not a file" if path.exists() else "does not exist"
-            raise ClipError(f"{path} {what}; expected a video")
-        if path.stat().st_size == 0:
-            raise ClipError(f"{path} is empty; copy or download it again")
+        check_is_file(path)
+        size = path.stat().st_size
     except (OSError, ValueError) as error:
-        raise ClipError(f"{path} cannot be opened: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ClipError(f"{path}: {reason}; expected a video") from error
+    if size == 0:
+        raise ClipError(f"{path} is empty; copy or download it again")
     try:
         container = av.open(
             # FFmpeg would take a relative name like "clip:1.mp4" for a protocol.
             str(path.absolute()),
             # A title in another encoding is no reason to lose a clip.
             metadata_errors="replace",
+            container_options={
+                "format_whitelist": ",".join(CONTAINERS),
+                "protocol_whitelist": "file",
+                # A picture called "a%d.png" is that one, not a series.
+                "pattern_type": "none",
+            },
         )
+    except ArgumentError as error:
+        raise ClipError(
+            f"{path} is not in a format of video that is opened here (MP4, MOV, Matroska, WebM, "
+            "AVI, MPEG and some more; playlists are not followed); convert it to MP4"
+        ) from error
     except (FFmpegError, OSError, ValueError) as error:
         raise ClipError(f"{path} cannot be opened as a video: {_reason(error)}") from error
     with container:
@@ -69,20 +102,37 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def _announced(container: InputContainer, stream: VideoStream) -> int:
-    """Read from the container how many frames it shows; 0 if it does not say."""
-    if "mp4" not in container.format.name:
+def _announced(path: Path, container: InputContainer, stream: VideoStream) -> int:
+    """How many frames the container says will be shown, 0 if it does not say."""
+    is_avi = container.format.name == "avi"
+    if not (is_avi or "mp4" in container.format.name) or (is_avi and _is_cut_off(path)):
         return stream.frames
-    # An mp4 counts all frames that it stores. Those that an edit list cuts away have no entry in
-    # the index, or one that is marked as needed for decoding alone.
-    index = stream.index_entries
-    shown = sum(not index[entry].is_discard for entry in range(len(index)))
+    # An mp4 counts all it stores. What an edit list cuts away has no entry in the index, or one
+    # marked as needed for decoding alone. An AVI counts chunks, and where a frame was dropped, or
+    # B-frames delay the first one, a chunk is empty and has no entry. In MPEG-4 (XviD) a few bytes
+    # can stand for a dropped frame as well.
+    least = NO_FRAME_BYTES if stream.codec_context.name == "mpeg4" else 0
+    index = (stream.index_entries[number] for number in range(len(stream.index_entries)))
+    shown = sum(entry.size > least and not entry.is_discard for entry in index)
     return min(stream.frames, shown)
 
 
+def _is_cut_off(avi: Path) -> bool:
+    """Whether its RIFF chunks, which hold everything else, say more bytes than the file has."""
+    start, size = 0, avi.stat().st_size
+    with avi.open("rb") as file:
+        while start < size:
+            file.seek(start)
+            head = file.read(8)
+            if len(head) < 8 or head[:4] != b"RIFF":
+                break  # What follows the last one is nothing of the video's.
+            start += 8 + int.from_bytes(head[4:], "little")
+    return start > size
+
+
 def _decode(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decode every frame in order. Raises ClipError at the end if some were missing, or all."""
-    announced, count, fault = _announced(container, stream), 0, ""
+    """Every frame in order; then ClipError if there was none, or if some were missing."""
+    announced, count, fault = _announced(path, container, stream), 0, ""
     try:
         for frame in container.decode(stream):
             if not frame.is_corrupt:
@@ -98,12 +148,61 @@ def _decode(path: Path, container: InputContainer, stream: VideoStream) -> Itera
 
 
 def _to_rgb(path: Path, frame: VideoFrame) -> np.ndarray:
-    """Turn a frame upright, (h, w, 3) uint8: phones store turned pictures and their angle."""
+    """(h, w, 3) uint8, upright, and with standard dynamic range."""
     try:
-        pixels = frame.to_ndarray(format="rgb24")
+        pixels = _to_sdr(path, frame).to_ndarray(format="rgb24")
     except (FFmpegError, ValueError) as error:
         raise ClipError(f"{path}: its pixels cannot be read: {_reason(error)}") from error
-    return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
+    return _placement(path, frame).apply(pixels)
+
+
+def _to_sdr(path: Path, frame: VideoFrame) -> VideoFrame:
+    """The frame itself, or what HDR looks like on a standard display."""
+    if frame.color_trc not in (hdr.PQ, hdr.HLG):
+        return frame
+    colours = (frame.color_primaries, frame.colorspace)
+    if not {*colours} <= {BT2020, UNSPECIFIED}:
+        raise ClipError(
+            f"{path} is HDR with primaries {colours[0]} and matrix {colours[1]}; expected "
+            f"BT.2020's, {BT2020} and {BT2020}: convert it to BT.709"
+        )
+    signal = frame.to_ndarray(format="rgb48le", src_colorspace=Colorspace.BT2020)
+    return VideoFrame.from_ndarray(hdr.to_sdr(signal, frame.color_trc), format="rgb24")
+
+
+class _Placement(NamedTuple):
+    """How to put a stored picture upright: phones and cameras turn and mirror what they store."""
+
+    transpose: bool
+    flip_rows: bool
+    flip_columns: bool
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        pixels = pixels.swapaxes(0, 1) if self.transpose else pixels
+        pixels = pixels[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+        return np.ascontiguousarray(pixels)
+
+
+def _placement(path: Path, frame: VideoFrame) -> _Placement:
+    # What is stored at (x, y) is shown at (a x + c y, b x + d y), but for a shift.
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return _Placement(False, False, False)
+        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    except ValueError:
+        # PyAV fails where a frame holds any data of a kind newer than PyAV, such as EXIF. The turn
+        # it still tells, though not whether the picture is mirrored.
+        turn = math.radians(frame.rotation)
+        a = d = math.cos(turn)
+        b, c = -math.sin(turn), math.sin(turn)
+    straight, across = abs(a) + abs(d), abs(b) + abs(c)
+    if min(straight, across) > LEAN * max(straight, across):
+        raise ClipError(
+            f"{path} is to be shown turned by {frame.rotation} degrees; expected a multiple of 90: "
+            "write it anew, upright"
+        )
+    return _Placement(True, b < 0, c < 0) if across > straight else _Placement(False, d < 0, a < 0)
 
 
 def _fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -159,9 +258,9 @@ def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
     # right. Where it is not, the video is read a second time.
     expected = None
     while True:
-        with _opened(path) as (container, stream):
+        with opened(path) as (container, stream):
             if expected is None:
-                expected = _announced(container, stream)
+                expected = _announced(path, container, stream)
             stride, n, clip = max(1, expected // frames), 0, []
             for frame in _decode(path, container, stream):
                 if n % stride == 0 and len(clip) < frames:
@@ -189,7 +288,7 @@ def read_chosen(path: Path, indices: Sequence[int], height: int, width: int) -> 
       ClipError: The file cannot be used.
     """
     wanted, chosen = set(indices), {}
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         number, frame = -1, None
         for number, frame in enumerate(_decode(path, container, stream)):
             if number in wanted:
@@ -208,29 +307,67 @@ def read_squashed(path: Path, height: int, width: int) -> np.ndarray:
     FFmpeg's bilinear filter scales the frames on the way to RGB. To the bit, that is what decord
     gives, with which the judges were trained. Raises ClipError.
     """
-    with _opened(path) as (container, stream):
-        graph = Graph()
-        nodes = (
-            graph.add_buffer(template=stream),
-            graph.add("scale", f"{width}:{height}:flags=bilinear"),
-            graph.add("format", "rgb24"),
-            graph.add("buffersink"),
-        )
-        graph.link_nodes(*nodes).configure()
-        clip = []
+    path = Path(path)
+    graph, clip = None, []
+    with opened(path) as (container, stream):
         for frame in _decode(path, container, stream):
+            placement = _placement(path, frame)
             try:
-                graph.vpush(frame)
-                scaled = graph.vpull()
+                shown = _to_sdr(path, frame)
+                if graph is None:
+                    size = (height, width) if placement.transpose else (width, height)
+                    graph = _scaling(shown, *size)
+                graph.vpush(shown)
+                pixels = graph.vpull().to_ndarray(format="rgb24")
             except (FFmpegError, ValueError) as error:
                 raise ClipError(f"{path}: a frame cannot be scaled: {_reason(error)}") from error
-            clip.append(_to_rgb(path, scaled))
+            clip.append(placement.apply(pixels))
     return np.stack(clip)
 
 
-def iterate(path: Path) -> Iterator[np.ndarray]:
-    """Read every frame as it is, (h, w, 3) uint8 RGB, one at a time. Raises ClipError."""
-    with _opened(path) as (container, stream):
+def _scaling(frame: VideoFrame, width: int, height: int) -> Graph:
+    graph = Graph()
+    nodes = (
+        graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
+        ),
+        graph.add("scale", f"{width}:{height}:flags=bilinear"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    )
+    graph.link_nodes(*nodes).configure()
+    return graph
+
+
+class Shape(NamedTuple):
+    """A video's frames per second and its size; frames is 0 where only reading tells it."""
+
+    fps: float
+    frames: int
+    height: int
+    width: int
+
+
+def read_shape(path: str | Path) -> Shape:
+    """The shape of a video as it is shown, from its header and its first frame. Raises
+    ClipError."""
+    path = Path(path)
+    with opened(path) as (container, stream):
+        height, width = _to_rgb(path, next(_decode(path, container, stream))).shape[:2]
+        return Shape(_rate(path, stream), _announced(path, container, stream), height, width)
+
+
+def _rate(path: Path, stream: VideoStream) -> float:
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise ClipError(f"{path} does not say how many frames it shows per second")
+    return float(rate)
+
+
+def iterate(path: str | Path) -> Iterator[np.ndarray]:
+    """Every frame as it is, (h, w, 3) uint8 RGB, one at a time. Raises ClipError."""
+    path = Path(path)
+    with opened(path) as (container, stream):
         for frame in _decode(path, container, stream):
             yield _to_rgb(path, frame)
 
@@ -240,15 +377,13 @@ def read_all(path: Path) -> tuple[np.ndarray, float]:
 
     Raises ClipError.
     """
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         clip = [_to_rgb(path, frame) for frame in _decode(path, container, stream)]
-        rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        raise ClipError(f"{path} does not say how many frames it shows per second")
+        rate = _rate(path, stream)
     sizes = sorted({pixels.shape[:2] for pixels in clip})
     if len(sizes) > 1:
         raise ClipError(f"{path}: its frames change their size, (height, width) is {sizes}")
-    return np.stack(clip), float(rate)
+    return np.stack(clip), rate
 
 
 def to_video(frames: UInt8[np.ndarray, "*b h w 3"]) -> Float[Tensor, "*b 3 h w"]:
@@ -298,7 +433,11 @@ def write_video(path: Path, frames: np.ndarray, fps: int | float | Fraction, crf
         atomic_path(path) as temporary,
         av.open(str(temporary.absolute()), "w", format="mp4", options=options) as container,
     ):
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        # With AVX-512, x264's macroblock tree reads memory that nobody wrote: equal frames came out
+        # unequal once in twenty or so.
+        stream = container.add_stream(
+            "libx264", rate=rate, options={"crf": str(crf), "x264-params": "mbtree=0"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         # With several threads, x264's decisions depend on their number.

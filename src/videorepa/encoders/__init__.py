@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videorepa.errors import UserError
 from videorepa.settings import plugins
 from videorepa.settings.section import Section
+from videorepa.system.files import from_home
 from videorepa.tokens import TokenGrid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,12 +29,30 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Pixels = Annotated[int, Field(ge=1)]
 
 
+class Sizes(NamedTuple):
+    """The sizes that decide an encoder's grid.
+
+    Args:
+      width: Channels of a token.
+      patch: Pixels along a side that a token covers.
+      tubelet: Frames that a token covers.
+    """
+
+    width: int
+    patch: int
+    tubelet: int = 1
+
+    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Steps, rows and columns for a video of that size."""
+        return frames // self.tubelet, height // self.patch, width // self.patch
+
+
 class EncoderSpec(Section):
     """The description of an encoder in a recipe; making one loads nothing.
 
-    A teacher made for small, short clips can see a large one whole, at a small size, as VideoREPA
-    does. Or it can see the clip at full size, cut into pieces along time (`group`) or space
-    (`crop`): each piece is encoded by itself, and the tokens are put together again.
+    A teacher made for small, short clips can see a large clip whole but resized to a small one, as
+    in VideoREPA. Or it can see the clip at full size, cut into pieces along time (`group`) or space
+    (`crop`). Each piece is then encoded by itself, and the tokens are put together again.
 
     Args:
       name: The encoder: the name of its file.
@@ -42,8 +61,8 @@ class EncoderSpec(Section):
       frames: Frames that the encoder sees: the last ones of the clip.
       height: Pixels that each frame is resized to.
       width: Pixels that each frame is resized to.
-      normalized: The video is normalised already: the encoder's mean and standard deviation are
-        not applied.
+      normalized: Whether the video is normalised already, so that the encoder's mean and standard
+        deviation are not applied.
       group: Frames in a piece; all by default.
       crop: Height and width of a piece in pixels; the whole frame by default.
     """
@@ -56,6 +75,11 @@ class EncoderSpec(Section):
     normalized: bool = False
     group: int | None = Field(default=None, ge=1)
     crop: tuple[Pixels, Pixels] | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_from_home(cls, value: str) -> str:
+        return from_home(value)
 
     @property
     def relation_margin(self) -> float:
@@ -76,8 +100,8 @@ class EncoderSpec(Section):
             if size % part:
                 cut = "group" if key == "frames" else "crop"
                 raise UserError(
-                    f"encoder.{key} is {size}, which is no multiple of {part} as encoder.{cut} "
-                    "wants: pieces must fill the clip. Change one of the two."
+                    f"encoder.{key} is {size}, which is no multiple of {part}, the size that "
+                    f"encoder.{cut} sets: pieces must fill the clip. Change one of the two."
                 )
         return piece
 
@@ -88,6 +112,23 @@ class EncoderSpec(Section):
         Raises:
           UserError: The encoder cannot see such clips.
         """
+
+    def patch_grid(self, sizes: Sizes, clip_frames: int) -> TokenGrid:
+        """What `shape` returns for an encoder with a token for each tubelet and patch.
+
+        Raises:
+          UserError: Tubelets and patches do not fill a piece, or the clip is too short.
+        """
+        frames, height, width = self.piece
+        if frames % sizes.tubelet or height % sizes.patch or width % sizes.patch:
+            raise UserError(
+                f"The encoder {self.name} ({self.weights}) takes frames in multiples of "
+                f"{sizes.tubelet} and sizes in multiples of {sizes.patch}; the recipe asks for "
+                f"{frames}x{height}x{width}."
+            )
+        size = sizes.grid(self.frames, self.height, self.width)
+        tokens = torch.empty(1, *size, sizes.width, device="meta")
+        return TokenGrid(tokens, self.first_frame(clip_frames), sizes.tubelet)
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:
@@ -109,7 +150,7 @@ class EncoderSpec(Section):
         """
         if clip_frames < self.frames:
             raise UserError(
-                f"The encoder {self.name} wants {self.frames} frames and the clip has "
+                f"The encoder {self.name} takes {self.frames} frames and the clip has "
                 f"{clip_frames}. Lower encoder.frames or give longer clips."
             )
         return clip_frames - self.frames

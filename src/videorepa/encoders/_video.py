@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from videorepa.encoders._vit import Sizes, ViT, ViTSpec, heads_of, layers_of, load_stock, renamed
+from videorepa.encoders import Sizes
+from videorepa.encoders._vit import ViT, ViTSpec, heads_of, layers_of, load_stock, renamed
 from videorepa.errors import UserError
 
 TRAINED_FRAMES, TRAINED_SIDE = 16, 224

@@ -8,42 +8,25 @@ import zipfile
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from videorepa.encoders import Encoder, EncoderSpec
+from videorepa.encoders import Encoder, EncoderSpec, Sizes
 from videorepa.errors import UserError
+from videorepa.system.files import read_text
 from videorepa.system.fingerprint import json_digest, weights_digest
-from videorepa.system.hub import local_copy, plain_weights, quieten_libraries
+from videorepa.system.hub import local_copy, micro_weights, plain_weights, quieten_libraries
 from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
 
 # Weights of original files that the features do not need; see each teacher about final norms.
 _IGNORED = re.compile(r"(head|norm|fc_norm|decoder|encoder_to_decoder|mask_token)(\.|$)")
 
-# Original files do not tell the number of heads. Published models have 64 channels a head, except
+# Original files do not store the number of heads. Published models have 64 channels a head, except
 # those of these widths.
 _HEADS = {1280: 16, 1408: 16}
-
-
-class Sizes(NamedTuple):
-    """The sizes that decide a model's grid.
-
-    Args:
-      width: Channels of a token.
-      patch: Pixels along a side that a token covers.
-      tubelet: Frames that a token covers.
-    """
-
-    width: int
-    patch: int
-    tubelet: int = 1
-
-    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Steps, rows and columns for a video of that size."""
-        return frames // self.tubelet, height // self.patch, width // self.patch
 
 
 class ViT(Encoder):
@@ -92,11 +75,7 @@ class ViTSpec(EncoderSpec):
     @property
     def source(self) -> str:
         """The file, folder or Hub id."""
-        if self.weights == "micro":
-            from videorepa.system.hub import micro_weights
-
-            return str(micro_weights(self.name))
-        return self.weights
+        return str(micro_weights(self.name)) if self.weights == "micro" else self.weights
 
     def sizes(self) -> Sizes:
         """The model's sizes, from its file or config.json, else by its published name.
@@ -123,16 +102,7 @@ class ViTSpec(EncoderSpec):
             ) from None
 
     def shape(self, clip_frames: int) -> TokenGrid:
-        sizes = self.sizes()
-        frames, height, width = self.piece
-        if frames % sizes.tubelet or height % sizes.patch or width % sizes.patch:
-            raise UserError(
-                f"{self.weights} takes frames in multiples of {sizes.tubelet} and sizes in "
-                f"multiples of {sizes.patch}; the recipe asks for {frames}x{height}x{width}."
-            )
-        size = sizes.grid(self.frames, self.height, self.width)
-        tokens = torch.empty(1, *size, sizes.width, device="meta")
-        return TokenGrid(tokens, self.first_frame(clip_frames), sizes.tubelet)
+        return self.patch_grid(self.sizes(), clip_frames)
 
     def fingerprint(self) -> dict[str, str]:
         # Options added later count only where they are used, so that features stored before stay
@@ -159,10 +129,10 @@ class ViTSpec(EncoderSpec):
         """The config.json of a transformers folder.
 
         Raises:
-          UserError: It is not readable or another model's.
+          UserError: The file cannot be read, or it is another model's.
         """
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads(read_text(folder / "config.json"))
             model_type = config.get("model_type")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
@@ -182,7 +152,7 @@ class ViTSpec(EncoderSpec):
         No code in a pickle is run, and tensors are read only when they are used.
 
         Raises:
-          UserError: The file is no checkpoint of this family.
+          UserError: The file is not a checkpoint of this family.
         """
         if self.prefix is None:
             raise UserError(f"{path} is a file; the encoder {self.name} loads {self.accepts}.")
@@ -263,9 +233,9 @@ def load_stock(
     weights: dict[str, Tensor] | None = None,
     unused: str = "",
 ) -> nn.Module:
-    """Load a stock transformers model, and check that all of its weights were there.
+    """Load a stock transformers model, and check that the file or folder had all its weights.
 
-    Left to itself, transformers makes up those that are missing.
+    transformers would initialise missing ones at random.
 
     Args:
       stock_class: The model's class.
@@ -274,7 +244,7 @@ def load_stock(
       config: The model's configuration.
       dtype: The dtype to load in.
       weights: An original file's weights under the stock class's names.
-      unused: Beginning of the names of weights that do not matter.
+      unused: The prefix of the names of weights that do not matter.
 
     Raises:
       UserError: Weights are missing or have another shape, or an original file has extra ones.

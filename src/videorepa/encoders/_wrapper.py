@@ -9,21 +9,21 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 from videorepa.encoders import EncoderSpec
 from videorepa.settings.fields import EncoderField
 
-_FED = ("frames", "height", "width", "normalized", "group", "crop")
+_SET_BY_OF = ("frames", "height", "width", "normalized", "group", "crop")
 
 
 class WrapperSpec(EncoderSpec):
-    """An encoder around another, with its frames, sizes and pieces.
+    """An encoder around another one, with the other's frames, sizes and pieces.
 
     Args:
-      of: The wrapped encoder. How it is fed is set there alone.
+      of: The wrapped encoder. Frames, sizes and pieces are set there alone.
     """
 
     of: EncoderField
 
     @model_validator(mode="after")
-    def _follows(self) -> WrapperSpec:
-        for key in _FED:
+    def _copy_from_of(self) -> WrapperSpec:
+        for key in _SET_BY_OF:
             value = getattr(self.of, key)
             if key in self.model_fields_set and getattr(self, key) != value:
                 raise ValueError(f"`{key}` is what `of.{key}` says, {value}: set it there")
@@ -32,8 +32,8 @@ class WrapperSpec(EncoderSpec):
 
     @model_serializer(mode="wrap")
     def _own_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The keys that follow `of` are left out, so that a changed `of` is followed again.
-        return {key: value for key, value in handler(self).items() if key not in _FED}
+        # Without the copied keys, a later change of `of` is copied again.
+        return {key: value for key, value in handler(self).items() if key not in _SET_BY_OF}
 
     @property
     def relation_margin(self) -> float:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from videorepa.encoders import Sizes
 from videorepa.encoders._image import ImageSpec
-from videorepa.encoders._vit import Sizes, heads_of, layers_of, load_stock, renamed
+from videorepa.encoders._vit import heads_of, layers_of, load_stock, renamed
 
 # Patterns of original names, and the names in the Hub's folders.
 _NAMES = {
@@ -85,7 +86,7 @@ class DINOv2(ImageSpec):
         width, patch, _ = self.original_sizes(weights)
 
         def count(name: str, default: int) -> int:
-            """How many tokens a tensor's numbers make; `load_stock` names it if it misfits."""
+            """How many tokens a tensor holds. `load_stock` reports it if it does not fit."""
             return max(1, weights[name].numel() // width) if name in weights else default
 
         config = {

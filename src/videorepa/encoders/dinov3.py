@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 
+from videorepa.encoders import Sizes
 from videorepa.encoders._image import ImageSpec
-from videorepa.encoders._vit import Sizes, load_stock
+from videorepa.encoders._vit import load_stock
 
 
 class DINOv3(ImageSpec):

@@ -9,13 +9,13 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.encoders._wrapper import WrapperSpec
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, from_metadata, to_metadata
+from videorepa.system.files import atomic_write, check_is_file, from_metadata, to_metadata
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.hub import micro_weights
 from videorepa.tokens import TokenGrid
@@ -35,7 +35,7 @@ class Headed(WrapperSpec):
 
     Args:
       weights: The head's file, or "micro" for the lab's motion head on the lab's video teacher.
-      of: The teacher. How it is fed is set there alone.
+      of: The teacher. Its frames, sizes and pieces are set there alone.
     """
 
     name: Literal["headed"] = "headed"
@@ -75,13 +75,13 @@ class Headed(WrapperSpec):
     def _misfit(self, about: About) -> str:
         return (
             f"The head {self.weights} was trained on {about.encoder}; encoder.of is "
-            f"{described(self.of)}, and its weights or the way it is fed are others. Train a head "
-            "for it with `videorepa head`, or give the encoder that the head was trained on."
+            f"{described(self.of)}, whose weights, frames or sizes differ. Train a head for it "
+            "with `videorepa head`, or give the encoder that the head was trained on."
         )
 
 
 class Head(nn.Module):
-    """The trained part: layer norm and a linear layer, followed by a sigmoid for a saliency.
+    """The trained part: a layer norm and a linear layer, and for a saliency a sigmoid.
 
     Args:
       kind: "motion" or "saliency".
@@ -161,13 +161,14 @@ def read_about(path: Path) -> About:
     """Read the header of a head's file.
 
     Raises:
-      UserError: There is no such file, or it is not a head's.
+      UserError: There is no such file, or it does not hold a head.
     """
     if not path.exists():
         raise UserError(
             f"There is no head {path}. Train it: `videorepa head RECIPE --kind KIND --out {path}`."
         )
     try:
+        check_is_file(path)
         with safe_open(path, framework="pt") as file:
             about = from_metadata(file.metadata())
             sizes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
@@ -184,7 +185,7 @@ def read_about(path: Path) -> About:
         )
     except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is no head that can be read ({type(error).__name__}: {error}). Train it anew "
+            f"{path} cannot be read as a head ({type(error).__name__}: {error}). Train it anew "
             "with `videorepa head`, or copy it again."
         ) from None
 
@@ -193,10 +194,9 @@ def load_head(path: Path) -> Head:
     """Load a head.
 
     Raises:
-      UserError: There is no such file, or it is not a head's.
+      UserError: There is no such file, or it does not hold a head.
     """
     about = read_about(path)
     head = Head(about.kind, about.width)
-    with safe_open(path, framework="pt") as file:
-        head.load_state_dict({key: file.get_tensor(key) for key in head.state_dict()})
+    head.load_state_dict(load_file(path))
     return head

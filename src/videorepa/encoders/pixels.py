@@ -1,4 +1,4 @@
-"""A straw man: no network, only the mean colours of what each token covers."""
+"""A straw man: no network, only the mean colour of what each token covers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from videorepa.encoders import Encoder, EncoderSpec
-from videorepa.errors import UserError
+from videorepa.encoders import Encoder, EncoderSpec, Sizes
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
 
 class Pixels(EncoderSpec):
-    """Raw pixels on a teacher's grid. What the teacher tells beyond these, it has understood.
+    """Raw pixels on a teacher's grid. What the teacher's features add to these, it has learnt.
 
-    Attributes:
-        patch: Pixels along a side of a token, as the teacher's.
-        tubelet: Frames that a token covers, as the teacher's.
+    Args:
+      patch: Pixels along a side of a token, as the teacher's.
+      tubelet: Frames that a token covers, as the teacher's.
     """
 
     name: Literal["pixels"] = "pixels"
@@ -31,7 +30,7 @@ class Pixels(EncoderSpec):
 
     @classmethod
     def on_grid_of(cls, teacher: EncoderSpec) -> Pixels:
-        """The pixels that the teacher sees, averaged to the teacher's tokens."""
+        """The pixels that a teacher sees, averaged over what each of its tokens covers."""
         grid = teacher.shape(teacher.frames)
         return cls(
             frames=teacher.frames,
@@ -42,21 +41,13 @@ class Pixels(EncoderSpec):
         )
 
     def shape(self, clip_frames: int) -> TokenGrid:
-        frames, height, width = self.piece
-        if frames % self.tubelet or height % self.patch or width % self.patch:
-            raise UserError(
-                f"The encoder pixels has tubelets of {self.tubelet} frames and patches of "
-                f"{self.patch} pixels; the recipe asks for {frames}x{height}x{width}."
-            )
-        size = self.frames // self.tubelet, self.height // self.patch, self.width // self.patch
-        tokens = torch.empty(1, *size, 3, device="meta")
-        return TokenGrid(tokens, self.first_frame(clip_frames), self.tubelet)
+        return self.patch_grid(Sizes(3, self.patch, self.tubelet), clip_frames)
 
     def fingerprint(self) -> dict[str, str]:
         return {"encoder": json_digest(self.model_dump())}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
-        self.shape(self.frames)  # Refuses sizes that do not divide.
+        self.shape(self.frames)  # Raises for sizes that do not divide.
         return PixelEncoder(self).to(device)
 
 

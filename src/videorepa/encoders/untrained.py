@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from videorepa.encoders import Encoder
 from videorepa.encoders._wrapper import WrapperSpec
@@ -15,11 +13,11 @@ from videorepa.tokens import TokenGrid
 
 
 class Untrained(WrapperSpec):
-    """A teacher with its weights drawn anew. What the teacher tells beyond this, it has learnt.
+    """A teacher with its weights drawn anew. What the teacher's features add, it has learnt.
 
-    Attributes:
-        of: The teacher; its settings of size apply.
-        draw: Seed of the weights.
+    Args:
+      of: The teacher. Its frames, sizes and pieces are set there alone.
+      draw: Seed of the weights.
     """
 
     name: Literal["untrained"] = "untrained"
@@ -34,25 +32,16 @@ class Untrained(WrapperSpec):
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
         # Drawn on the CPU, so that the weights are the same whatever the device.
-        return UntrainedEncoder(self, self.of.load(torch.device("cpu"), dtype)).to(device)
-
-
-class UntrainedEncoder(Encoder):
-    """The teacher's network after its weights have been drawn anew."""
-
-    def __init__(self, spec: Untrained, of: Encoder) -> None:
-        super().__init__(spec, of.stride)
-        self.of = of
-        _draw_weights(of, spec.draw)
-
-    @torch.no_grad()
-    def forward(self, video: Float[Tensor, "b f 3 h w"]) -> TokenGrid:
-        return self.of(video)
+        encoder = self.of.load(torch.device("cpu"), dtype)
+        _draw_weights(encoder, self.draw)
+        return encoder.to(device)
 
 
 def _draw_weights(network: torch.nn.Module, seed: int) -> None:
-    """Reset every layer as it resets itself. Shuffle parameters that belong to no such layer, for
-    example tables of positions."""
+    """Let every layer reset its own parameters, and shuffle those that no layer resets.
+
+    Position tables are such parameters.
+    """
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for module in network.modules():

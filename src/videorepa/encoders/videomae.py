@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from videorepa.encoders import Sizes
 from videorepa.encoders._video import VideoSpec
-from videorepa.encoders._vit import Sizes
 
 
 class VideoMAE(VideoSpec):
@@ -54,7 +54,7 @@ class VideoMAE(VideoSpec):
     def positions(
         self, config: Any, original: dict[str, Tensor], path: Path
     ) -> Float[Tensor, "t h w d"]:
-        """The fixed sinusoid table of the trained grid; it is in no file."""
+        """The fixed sinusoid table of the trained grid, which no file holds."""
         side = config.image_size // config.patch_size
         size = (config.num_frames // config.tubelet_size, side, side)
         return sinusoid_table(int(np.prod(size)), config.hidden_size).unflatten(0, size)

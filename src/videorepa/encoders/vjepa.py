@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from videorepa.encoders import Sizes
 from videorepa.encoders._video import VideoSpec
-from videorepa.encoders._vit import Sizes
 
 
 class VJEPA(VideoSpec):

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from videorepa.encoders._vit import Sizes, ViT, ViTSpec, load_stock
+from videorepa.encoders import Sizes
+from videorepa.encoders._vit import ViT, ViTSpec, load_stock
 
 
 class VJEPA2ViT(ViT):

@@ -1,1 +1,1 @@
-"""From scored clips to tables: statistics, paired comparisons, blind ratings."""
+"""Turns scored clips into tables: statistics, paired comparisons and blind ratings."""

@@ -10,12 +10,7 @@ import numpy as np
 
 from videorepa.artifacts.scores import Comparison, Row
 from videorepa.errors import UserError
-from videorepa.evaluation.statistics import (
-    holm,
-    mcnemar_exact,
-    paired_bootstrap,
-    wilson,
-)
+from videorepa.evaluation.statistics import holm, mcnemar_exact, paired_bootstrap, wilson
 
 
 def share(rows: Sequence[Row], key: str) -> dict[str, Any]:
@@ -25,8 +20,8 @@ def share(rows: Sequence[Row], key: str) -> dict[str, Any]:
     prompts, since a prompt's clips are alike.
 
     Returns:
-        percent, or None without a valid row; its 95 % interval low and high, in percent; n, the
-        number of valid rows; and invalid, that of rows in which the flag is None.
+        percent, which is None without a valid row; low and high, its 95 % interval in percent; n,
+        the number of valid rows; and invalid, the number of rows in which the flag is None.
     """
     clusters = _by_prompt(rows, key)
     flags = [bool(flag) for cluster in clusters for flag in cluster]
@@ -43,8 +38,9 @@ def mean(rows: Sequence[Row], key: str) -> dict[str, Any]:
     """The mean of a value over rows.
 
     Returns:
-        mean and low and high, its 95 % bootstrap interval over prompts, all None without a valid
-        row; n, the number of valid rows; and invalid, that of rows in which the value is None.
+        mean, and low and high, its 95 % bootstrap interval over prompts, all None without a valid
+        row; n, the number of valid rows; and invalid, the number of rows in which the value is
+        None.
     """
     clusters = _by_prompt(rows, key)
     values = [value for cluster in clusters for value in cluster]
@@ -55,7 +51,7 @@ def mean(rows: Sequence[Row], key: str) -> dict[str, Any]:
 
 
 def sweep(rows: Sequence[Row], key: str, thresholds: Sequence[float]) -> dict[str, float]:
-    """The percentage of valid rows in which a value reaches each threshold; {} without any."""
+    """The percentage of valid rows in which a value reaches each threshold; {} without a row."""
     values = np.array([row[key] for row in rows if row[key] is not None], float)
     if not len(values):
         return {}
@@ -99,7 +95,7 @@ class Pairs(NamedTuple):
         return cls([(a[clip], b[clip]) for clip in both], len(a) + len(b) - 2 * len(both))
 
     def compare(self, flags: Sequence[str], means: Sequence[str] = ()) -> dict[str, Any]:
-        """What a benchmark's `compare` returns. A key without a valid pair is left out.
+        """The result of a benchmark's `compare`. A key without a valid pair is left out.
 
         Args:
             flags: Keys to compare with `flag`.
@@ -112,12 +108,12 @@ class Pairs(NamedTuple):
     def flag(self, key: str) -> dict[str, Any]:
         """B minus A for a flag.
 
-        McNemar's test assumes independent pairs, so it is done for each sample number alone, and p
-        is the smallest of those p-values after Holm's adjustment.
+        McNemar's test assumes independent pairs, so each sample number has a test of its own, and p
+        is the smallest of their p-values after Holm's adjustment.
 
         Returns:
-            What `mean` returns, in percentage points; only_a and only_b, the numbers of pairs in
-            which the flag is set on one side alone; and p.
+            The values that `mean` returns, in percentage points; only_a and only_b, the numbers of
+            pairs in which the flag is set on that side alone; and p.
         """
         discordant: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         for a, b in self._valid(key):
@@ -134,8 +130,8 @@ class Pairs(NamedTuple):
 
         Returns:
             difference; low and high, its 95 % bootstrap interval over prompts; n, the number of
-            valid pairs; prompts, the number of prompts that they are of; and invalid, the number
-            of pairs in which either value is None.
+            valid pairs; prompts, the number of their prompts; and invalid, the number of pairs in
+            which either value is None.
         """
         return self._difference(key, 1.0)
 
@@ -159,7 +155,7 @@ def _by_clip(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
     if len(clips) < len(rows):
         raise UserError(
             f"Found {len(rows)} rows for {len(clips)} clips; expected one row for each prompt id "
-            "and k. Remove the doubles."
+            "and k. Remove the duplicates."
         )
     return clips
 

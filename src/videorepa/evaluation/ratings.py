@@ -1,4 +1,4 @@
-"""Counts blind ratings, which a report's page saves: which of two clips of a prompt is better."""
+"""Counts blind ratings, saved by a report's page, of which of two clips of a prompt is better."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videorepa.artifacts.scores import Comparison, Row, Scores, Summary, score_f
 from videorepa.errors import UserError
 from videorepa.evaluation.pairs import adjust
 from videorepa.evaluation.statistics import mcnemar_exact, paired_bootstrap, wilson
-from videorepa.system.files import short_name
+from videorepa.system.files import read_bytes, short_name
 from videorepa.system.wording import count
 
 FORMAT = "videorepa ratings 1"
@@ -33,8 +33,9 @@ class Rating(BaseModel):
 
     Attributes:
         question: One of `QUESTIONS`.
-        left: Digest of the left clip, which tells nothing about its model.
+        left: Digest of the left clip, which does not reveal its model.
         right: Digest of the right clip.
+        preferred: The better clip's side, or "same".
         seconds: Time until the answer.
     """
 
@@ -50,7 +51,7 @@ class Rating(BaseModel):
 
 
 class Ratings(BaseModel):
-    """One rater's answers: the file that the page saves."""
+    """One rater's answers, as the page saves them in a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,15 +61,15 @@ class Ratings(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Ratings:
-        """Read a file. Raises UserError if it is missing or something else."""
+        """Read a file. Raises UserError if it is missing or holds something else."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_bytes(path))
         except FileNotFoundError:
             raise UserError(f"There is no {path}. A report's page saves such files.") from None
         except ValidationError as error:
             raise UserError(
-                f"{path} is not a file of ratings ({first_fault(error)}). Expected what a report's "
-                "page saved, as it saved it."
+                f"{path} is not a file of ratings ({first_fault(error)}). Expected a file that a "
+                "report's page saved, unchanged."
             ) from None
 
 
@@ -76,9 +77,9 @@ def rated(videos: Path, against: Path, ratings: Sequence[Path], out: Path | None
     """Measure how often raters prefer clips to another model's clips of the same prompts.
 
     A prompt counts once, however many raters and samples it has: for the side that more of its
-    ratings prefer, or as even. The metric is, for each question, the share of prompts won among
-    those that are not even, with Wilson's interval. The difference is prompts won less prompts
-    lost, in percent of all prompts, with its bootstrap over prompts and the exact binomial p-value
+    ratings prefer, or as even. For each question the metric is the share of prompts won among those
+    that are not even, with Wilson's interval. The difference is prompts won minus prompts lost, in
+    percent of all prompts, with its bootstrap interval over prompts and the exact binomial p-value
     of won against lost.
 
     Args:
@@ -116,8 +117,8 @@ def rated(videos: Path, against: Path, ratings: Sequence[Path], out: Path | None
             rows.append(row | {"rater": file.rater, "file": path.name})
     if not rows:
         raise UserError(
-            f"None of the {others} ratings are of clips in {videos} and {against}. Ratings hold "
-            "for the very files that were shown: were the clips generated again since?"
+            f"None of the {others} ratings are of clips in {videos} and {against}. A rating is "
+            "only valid for the files that the rater saw: were the clips generated again since?"
         )
     out.mkdir(parents=True, exist_ok=True)
     metrics, differences = _metrics(rows)
@@ -125,8 +126,8 @@ def rated(videos: Path, against: Path, ratings: Sequence[Path], out: Path | None
     summary = Summary(
         benchmark="rated",
         version=VERSION,
-        about="Of the prompts on which blind raters prefer one of two clips, the share on which "
-        f"they prefer this model's to {short_name(against)}'s; n counts those prompts. "
+        about="The share of prompts on which blind raters prefer this model's clip to that of "
+        f"{short_name(against)}, of those on which they prefer either; n counts those prompts. "
         f"{count(len(rows), 'rating')} by {count(raters, 'rater')}.",
         n=len(rows),
         metrics=metrics,
@@ -148,7 +149,7 @@ def _digests(folder: Path) -> dict[Key, str]:
 
 
 def _row(rating: Rating, ours: dict[Key, str], theirs: dict[Key, str]) -> Row | None:
-    """The rating from our side's view, or None if it is of other clips."""
+    """The rating as a row of our side's scores, or None if it is of other clips."""
     key = (rating.prompt_id, rating.k)
     for side, mine, other in (
         ("left", rating.left, rating.right),
@@ -172,7 +173,7 @@ def _row(rating: Rating, ours: dict[Key, str], theirs: dict[Key, str]) -> Row | 
 
 
 def _metrics(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """By metric, the share of prompts won and the difference to the other side."""
+    """The shares of prompts won and the differences to the other side, each by metric."""
     shares, differences = {}, {}
     for question in QUESTIONS:
         balance: dict[str, int] = defaultdict(int)

@@ -26,7 +26,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a share, which covers it at least as often as `confidence` says.
+    """The exact interval of a share, which covers it with a probability of `confidence` or more.
 
     Arguments, result and errors are those of `wilson`.
     """
@@ -54,7 +54,7 @@ def paired_bootstrap(
 ) -> tuple[float, float]:
     """Percentile interval of the mean difference, by drawing whole clusters with replacement.
 
-    Clips of one prompt are alike, so a prompt's differences are drawn together.
+    Clips of one prompt resemble each other, so a prompt's differences are drawn together.
 
     Args:
         differences_by_cluster: The differences of each prompt over all of its seeds.
@@ -114,9 +114,9 @@ def sign_flip(
 ) -> float:
     """Two-sided p-value of a mean difference, by flipping the signs of random clusters.
 
-    If two models are alike, a prompt's differences could as well all have had the opposite sign. p
-    is the share of draws whose mean is at least as far from 0 as the observed one, which counts as
-    a draw too. Unlike McNemar's test, this allows several pairs per prompt.
+    If two models do not differ, a prompt's differences could equally well have the opposite signs.
+    p is the share of draws whose mean is at least as far from 0 as the observed one, which counts
+    as a draw too. Unlike McNemar's test, this allows several pairs per prompt.
 
     Args:
         differences_by_cluster: The differences of each prompt over all of its seeds.
@@ -124,9 +124,7 @@ def sign_flip(
     Raises:
         ValueError: There is no difference at all.
     """
-    totals = np.array(
-        [float(np.sum(cluster)) for cluster in differences_by_cluster if len(cluster)]
-    )
+    totals = np.array([sum(cluster) for cluster in differences_by_cluster if len(cluster)], float)
     if not len(totals):
         raise ValueError("Found no differences; expected at least one cluster that holds one.")
     # Flipping the sign of a total is exchanging its two halves, -total / 2 and total / 2.

@@ -1,4 +1,4 @@
-"""Prints scores as a plain table with intervals."""
+"""Writes scores as a plain table with intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from videorepa.artifacts.scores import Metric, MetricDifference, Scores
 def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
     """A plain table with 95 % intervals: a line per model, and one per paired difference.
 
-    It has all shares, or, of a benchmark without shares, all means.
+    It has all shares, or all means if the benchmark has no shares.
 
     Args:
         scores: Scores by the model's name.
@@ -53,7 +53,7 @@ def _values(metrics: Mapping[str, Metric]) -> str:
 def _value(key: str, metric: Metric) -> str:
     value, digits = (metric.percent, ".1f") if metric.is_share else (metric.mean, ".4f")
     invalid = f" ({metric.invalid} invalid)" if metric.invalid else ""
-    # Without a valid row there is no value, and a mean has no interval.
+    # Without a valid row there is no value, and no interval of a mean.
     if value is None:
         return f"{key} none{invalid}"
     interval = "" if metric.low is None else f" [{metric.low:{digits}}, {metric.high:{digits}}]"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from videorepa.errors import UserError
+from videorepa.system.files import check_is_file, read_text
 
 _PARTITION = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 
@@ -132,7 +133,7 @@ def _tagged(folder: Path) -> list[Path]:
 def _states_folder(folder: Path) -> Path:
     tagged, latest = _tagged(folder), folder / "latest"
     if len(tagged) > 1 and latest.is_file():
-        tagged = [path for path in tagged if path.name == latest.read_text().strip()]
+        tagged = [path for path in tagged if path.name == read_text(latest).strip()]
     if len(tagged) != 1:
         names = ", ".join(path.name for path in _tagged(folder))
         raise UserError(
@@ -169,6 +170,7 @@ def _partition_paths(states: Path) -> list[Path]:
 
 def _load(path: Path) -> dict[str, Any]:
     """Map a file as plain data, without reading it: most of it is optimiser state."""
+    check_is_file(path)
     try:
         with torch.serialization.safe_globals([(_Ignored, name) for name in _ALLOWED]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

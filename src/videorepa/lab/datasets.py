@@ -1,4 +1,4 @@
-"""Draws data sets from a recipe: clips for contact prediction, and clips of PhyWorld's tasks."""
+"""Draws datasets from a recipe: clips for contact prediction and clips of PhyWorld's tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ContactRecipe(Section):
         out: The folder for `train` and `test`.
         train: Number of training clips, half of them with contact.
         test: Number of test clips, half of them with contact.
-        seed: Seed of the training clips. That of the test clips is the next.
+        seed: Seed of the training clips. The test clips have the next one.
     """
 
     out: Path
@@ -59,7 +59,7 @@ class PhyWorldRecipe(Section):
     Attributes:
         out: The folder for the videos and for clips.csv, whose captions are the videos' names.
         clips: Number of clips.
-        groups: The groups to draw. For training this is "in" alone.
+        groups: The groups to draw. Training clips are only of "in".
         size: Side of the square frames in pixels.
     """
 

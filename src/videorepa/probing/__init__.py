@@ -1,1 +1,1 @@
-"""What features hold before and after alignment: closeness, contact, and where they come from."""
+"""Measures features before and after alignment: closeness to teachers and readouts of contact."""

@@ -16,8 +16,8 @@ from videorepa.align.taps import tap
 from videorepa.backbones import Backbone, Text
 from videorepa.errors import UserError
 from videorepa.probing.clips import Clips
-from videorepa.probing.closeness import closeness, mean_reading
-from videorepa.probing.records import Reading
+from videorepa.probing.closeness import closeness, mean_over_clips
+from videorepa.probing.records import Measurement
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
@@ -28,12 +28,12 @@ LEVEL_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Clips as the base model takes them.
+class EncodedClips:
+    """Clips as the base model's inputs.
 
     Attributes:
         latents: For each clip, (f, c, h, w).
-        noise: For each clip, of the same size.
+        noise: For each clip, (f, c, h, w).
         text: For each clip, its encoded caption.
     """
 
@@ -43,12 +43,12 @@ class Encoded:
     text: list[Text]
 
 
-def encode(backbone: Backbone, clips: Clips, seed: int) -> Encoded:
+def encode(backbone: Backbone, clips: Clips, seed: int) -> EncodedClips:
     """Encode clips and captions, and draw the noise, which is the same at every noise level."""
     latents = draw_latents(backbone, clips, seed, "scan latents", "encode")
     noise = draw_noise(latents, clips, seed, "scan noise")
     text = {caption: backbone.encode_text([caption]) for caption in set(clips.captions)}
-    return Encoded(clips, latents, noise, [text[caption] for caption in clips.captions])
+    return EncodedClips(clips, latents, noise, [text[caption] for caption in clips.captions])
 
 
 def draw_latents(
@@ -58,7 +58,7 @@ def draw_latents(
 
     Args:
         purpose: Keeps draws of the same seed apart.
-        what: Name of the progress bar; without one there is none.
+        what: Name of the progress bar; "" shows none.
     """
     latents: list[Tensor] = []
     for which in track(clips.batches(), what, shown=bool(what)):
@@ -90,8 +90,8 @@ class Blocks:
         self.backbone, self.blocks = backbone, blocks
 
     def distances(
-        self, encoded: Encoded, level: float, teachers: Mapping[str, TokenGrid]
-    ) -> dict[str, list[Reading]]:
+        self, encoded: EncodedClips, level: float, teachers: Mapping[str, TokenGrid]
+    ) -> dict[str, list[Measurement]]:
         """Measure relation error and CKA of every block against each teacher.
 
         Args:
@@ -105,24 +105,24 @@ class Blocks:
                 theirs = features.with_tokens(features.tokens[which])
                 for measure, of_clips in closeness(grid, theirs).items():
                     values[teacher, block, measure] += of_clips
-        readings: dict[str, list[Reading]] = defaultdict(list)
+        measurements: dict[str, list[Measurement]] = defaultdict(list)
         for (teacher, block, measure), of_clips in values.items():
-            readings[teacher].append(
-                mean_reading(measure, of_clips, teacher, "block", block, level)
+            measurements[teacher].append(
+                mean_over_clips(measure, of_clips, teacher, "block", block, level)
             )
-        return readings
+        return measurements
 
     @torch.no_grad()
     def outputs(
-        self, encoded: Encoded, timestep: Num[Tensor, " 1"], what: str = ""
+        self, encoded: EncodedClips, timestep: Num[Tensor, " 1"], what: str = ""
     ) -> Iterator[tuple[slice, int, TokenGrid]]:
-        """Yield the place of a batch of clips, a block's number, and the block's output for them.
+        """Yield each batch's slice, each block's number, and the block's output for the batch.
 
         The transformer runs once for each batch, with all blocks tapped. A tapped output is
         dropped once it has been yielded.
 
         Args:
-            what: Name of the progress bar; without one there is none.
+            what: Name of the progress bar; "" shows none.
         """
         with ExitStack() as stack:
             taps = {n: stack.enter_context(tap(self.backbone.block(n))) for n in self.blocks}
@@ -141,7 +141,8 @@ class Blocks:
     def _timestep(self, level: float, latents: Float[Tensor, "f c h w"]) -> Num[Tensor, " 1"]:
         """The timestep at which the noise's share of the variance is nearest to the level.
 
-        Noises zeros and ones at many timesteps, so it holds for any kind of diffusion.
+        The shares are measured by adding noise to ones and zeros at many timesteps, which works
+        for any kind of diffusion.
         """
         many = latents.expand(TIMESTEPS_TRIED, *latents.shape)
         drawn = self.backbone.sample_timesteps(many, generator(0, "scan timesteps")).unique()
@@ -152,7 +153,7 @@ class Blocks:
         best = (share - level).abs().argmin()
         if abs(share[best] - level) > LEVEL_TOLERANCE:
             raise UserError(
-                f"The base model is never at the noise level {level:g}; the nearest is "
+                f"No timestep of the base model has the noise level {level:g}; the nearest is "
                 f"{share[best]:.3f}, of {share.min():.3f} to {share.max():.3f}."
             )
         return drawn[best][None]

@@ -35,21 +35,23 @@ class Clips:
     batch: int
 
     def batches(self) -> list[slice]:
-        """Where each batch lies."""
-        count = len(self.frames)
-        return [slice(first, first + self.batch) for first in range(0, count, self.batch)]
+        """The slice of each batch."""
+        starts = range(0, len(self.frames), self.batch)
+        return [slice(start, start + self.batch) for start in starts]
 
     def video(self, which: slice) -> Float[Tensor, "b f 3 h w"]:
         """Some of the clips, with colours from 0 to 1."""
         return to_video(self.frames[which])
 
 
-def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[str]]:
-    """The first `count` clips of the recipe's data that can be read, their digest, and notes on
-    the others.
+def first_readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[str]]:
+    """Read the first `count` readable clips of the recipe's data.
+
+    Returns:
+        The clips, their digest, and notes on clips that were left out.
 
     Raises:
-        UserError: Fewer than two can be read.
+        UserError: Fewer than two clips can be read.
     """
     source = open_source(recipe.data)
     frames, captions, digests, notes = [], [], [], []
@@ -66,11 +68,13 @@ def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[str]]:
         digests.append([item.id, item.caption, digest])
     if len(frames) < 2:
         raise UserError(
-            f"{len(frames)} of {len(source.items)} clips can be read; a scan wants 2 or more. "
+            f"{len(frames)} of {len(source.items)} clips can be read; a scan needs 2 or more. "
             + " ".join(notes)
         )
     if len(frames) < count:
-        notes.append(f"There are {len(frames)} clips to measure on, where {count} were asked for.")
+        notes.append(
+            f"Only {len(frames)} clips can be read, of the {count} that the scan should measure on."
+        )
     ids = [str(place) for place in range(len(frames))]
     clips = Clips(np.stack(frames), captions, ids, recipe.data.prepare_batch)
     return clips, json_digest(digests), notes
@@ -78,10 +82,10 @@ def readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[str]]:
 
 @dataclass(frozen=True)
 class ShownFrames:
-    """Reads of each video the frames that a probe shows.
+    """Reads those frames of each video that a probe shows.
 
     Attributes:
-        size: What each clip is brought to.
+        size: Size to which frames are resized.
         numbers: Numbers of the frames shown, by scenario.
         batch: How many clips go through a model at once.
     """
@@ -91,7 +95,11 @@ class ShownFrames:
     batch: int
 
     def read(self, chunk: Sequence[Stimulus]) -> tuple[Clips | None, dict[str, str]]:
-        """The clips that can be read, None if there are none, and by id why others cannot be."""
+        """Read videos.
+
+        Returns:
+            The clips that can be read, or None without any, and why others cannot be, by id.
+        """
         frames, ids, failures = [], [], {}
         for stimulus in chunk:
             numbers = self.numbers[stimulus.scenario]

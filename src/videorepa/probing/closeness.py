@@ -12,26 +12,26 @@ from torch import Tensor
 from videorepa.align.resampling import resample
 from videorepa.evaluation.statistics import paired_bootstrap
 from videorepa.losses.relation import Relation
-from videorepa.probing.records import Reading
+from videorepa.probing.records import Measurement
 from videorepa.system.checks import check_finite
 from videorepa.tokens import TokenGrid
 
 SMALLEST_SHARE = 1e-6
-"""Features whose deviation is a smaller share of their norm do not vary: float32 rounds so."""
+"""Share of the features' norm below which their deviation is a rounding error of float32."""
 
 
 def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Float[Tensor, ""]:
     """Linear CKA of the same n tokens in two models, 0 to 1 (Kornblith et al. 2019, 1905.00414).
 
     CKA = |Y'X|^2 / (|X'X| |Y'Y|), with X and Y centred over the tokens, in float32 or wider. It is
-    1 for features that are equal up to a rotation, a scale and an offset, and 0 where either does
-    not vary. Unrelated features about as wide as there are tokens are well above 0, so compare it
-    with a straw man's.
+    1 for features that are equal up to a rotation, a scale and an offset, and 0 if either does not
+    vary. For unrelated features that are about as wide as there are tokens it is well above 0, so
+    compare it with a straw man's.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = _centred(x), _centred(y)
         if len(x) <= max(x.shape[1], y.shape[1]):
-            # The same three numbers from n x n products: |Y'X|^2 is the inner product of XX', YY'.
+            # Smaller n x n products give the same: |Y'X|^2 is the inner product of XX' and YY'.
             ours, theirs = x @ x.mT, y @ y.mT
             shared = (ours * theirs).sum()
         else:
@@ -44,7 +44,7 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> Float[Tensor
 def _centred(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
     """Subtract the mean token and scale to norm 1, so that CKA's fourth powers do not overflow.
 
-    Zero if nothing but rounding is left.
+    The result is zero if the features differ by rounding alone.
     """
     x = x if x.dtype == torch.float64 else x.float()
     varying = x - x.mean(0)
@@ -55,34 +55,44 @@ def _centred(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
 def closeness(student: TokenGrid, teacher: TokenGrid) -> dict[str, list[float]]:
     """Measure each clip's relation error and CKA, with the student's tokens on the teacher's grid.
 
-    The relation error is TRD with margin 0: the mean, over all pairs of a clip's tokens, of how far
-    apart their cosine similarity is in the two, from 0 to 2. Neither measure depends on the width,
-    so there is no projector.
+    The relation error is TRD with margin 0: the mean absolute difference, over all pairs of a
+    clip's tokens, between their cosine similarities in the two grids. It is from 0 to 2. Neither
+    measure depends on the features' width, so there is no projector.
+
+    Returns:
+        {"relation_error": one value for each clip, "cka": likewise}.
     """
     by_clip: dict[str, list[float]] = {"relation_error": [], "cka": []}
-    # Clip by clip: relations of the published grid take 52 MB for each.
+    # One clip at a time, since its relations take 52 MB for the published grid.
     for ours, theirs in zip(student.tokens.split(1), teacher.tokens.split(1), strict=True):
         like = teacher.with_tokens(theirs.to(ours.device, torch.float32))
-        met = resample(student.with_tokens(ours.float()), like=like)
-        cka = linear_cka(met.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
-        by_clip["relation_error"].append(Relation(margin=0.0)(met, like).item())
+        resampled = resample(student.with_tokens(ours.float()), like=like)
+        cka = linear_cka(resampled.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
+        by_clip["relation_error"].append(Relation(margin=0.0)(resampled, like).item())
         by_clip["cka"].append(cka.item())
     return by_clip
 
 
-def mean_reading(
+def mean_over_clips(
     measure: str,
     values: Sequence[float],
     teacher: str,
     source: str,
     block: int | None = None,
     noise: float | None = None,
-) -> Reading:
-    """The mean of a measure's values, one for each clip. Raises UserError if one is not finite."""
+) -> Measurement:
+    """Average a measure over clips.
+
+    Args:
+        values: One for each clip.
+
+    Raises:
+        UserError: A value is not finite.
+    """
     place = source if block is None else f"block {block} at noise {noise:g}"
     check_finite(f"The features of {place}", np.asarray(values))
     low, high = paired_bootstrap([[value] for value in values])
-    return Reading(
+    return Measurement(
         measure=measure,
         source=source,
         value=float(np.mean(values)),

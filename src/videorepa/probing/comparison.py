@@ -17,7 +17,7 @@ from videorepa.probing.sources import Condition
 
 
 class ReadoutKey(NamedTuple):
-    """What a readout reads: a source's block under a condition, averaged to `pool` x `pool`."""
+    """A readout's features: a source's block under a condition, averaged to `pool` x `pool`."""
 
     source: str
     block: int | None
@@ -25,8 +25,8 @@ class ReadoutKey(NamedTuple):
     pool: int
 
 
-class _Place(NamedTuple):
-    """A readout's key without its draw."""
+class _DrawnReadouts(NamedTuple):
+    """The key of readouts that differ only in the draw of noise."""
 
     source: str
     block: int | None
@@ -39,7 +39,7 @@ class Decisions:
     """A readout's answers.
 
     Attributes:
-        score: Of each test clip by id; above 0 is a yes.
+        score: The score of each test clip, by id; above 0 is a yes.
         strengths: The inverse strength of regularisation that was chosen, by scenario.
     """
 
@@ -50,7 +50,11 @@ class Decisions:
 def prediction_rows(
     key: ReadoutKey, decisions: Decisions, stimuli: Mapping[str, Stimulus]
 ) -> Iterator[dict[str, Any]]:
-    """A row of predictions.csv for each test clip. `stimuli` has the clips by id."""
+    """A row of predictions.csv for each test clip.
+
+    Args:
+        stimuli: The clips by id.
+    """
     for clip, score in decisions.score.items():
         stimulus = stimuli[clip]
         yield {
@@ -100,19 +104,19 @@ def differences(
 ) -> list[AccuracyDifference]:
     """Every source minus the source `against`, at the same block, timestep, draw and pool.
 
-    An encoder, which has no block and sees no noise, meets all blocks and timesteps, and is the
-    same in all draws.
+    An encoder, which has no block and sees no noise, is compared at all blocks and timesteps, and
+    is the same in all draws.
     """
-    rows: dict[_Place, dict[int | None, list[dict[str, Any]]]] = defaultdict(dict)
+    rows: dict[_DrawnReadouts, dict[int | None, list[dict[str, Any]]]] = defaultdict(dict)
     for key, decisions in decided.items():
-        place = _Place(key.source, key.block, key.condition.timestep, key.pool)
-        rows[place][key.condition.draw] = list(prediction_rows(key, decisions, stimuli))
+        readouts = _DrawnReadouts(key.source, key.block, key.condition.timestep, key.pool)
+        rows[readouts][key.condition.draw] = list(prediction_rows(key, decisions, stimuli))
     unadjusted = [
         difference
-        for place, ours in rows.items()
+        for one, ours in rows.items()
         for other, theirs in rows.items()
-        if other.source == against != place.source and _meet(place, other)
-        for difference in _compare(place, ours, other, theirs)
+        if other.source == against != one.source and _comparable(one, other)
+        for difference in _compare(one, ours, other, theirs)
     ]
     families: dict[tuple, list[AccuracyDifference]] = defaultdict(list)
     for difference in unadjusted:
@@ -124,8 +128,8 @@ def differences(
     ]
 
 
-def _meet(a: _Place, b: _Place) -> bool:
-    """Whether two places differ in the source alone, or in what one of them does not have."""
+def _comparable(a: _DrawnReadouts, b: _DrawnReadouts) -> bool:
+    """Whether two differ only in the source, and in a block or timestep that one does not have."""
     return a.pool == b.pool and all(
         mine == theirs or None in (mine, theirs)
         for mine, theirs in ((a.block, b.block), (a.timestep, b.timestep))
@@ -133,7 +137,10 @@ def _meet(a: _Place, b: _Place) -> bool:
 
 
 def _compare(
-    place: _Place, ours: Mapping[int | None, list], other: _Place, theirs: Mapping[int | None, list]
+    one: _DrawnReadouts,
+    ours: Mapping[int | None, list],
+    other: _DrawnReadouts,
+    theirs: Mapping[int | None, list],
 ) -> Iterator[AccuracyDifference]:
     draws = sorted({draw for draw in (*ours, *theirs) if draw is not None}) or [0]
 
@@ -146,14 +153,14 @@ def _compare(
         ]
 
     for scenario in [*sorted({row["scenario"] for rows in ours.values() for row in rows}), "all"]:
-        # `Pairs` gives B minus A, so the other is A.
+        # `Pairs` subtracts A from B, so the other is A.
         both = Pairs.of(clips(theirs, scenario), clips(ours, scenario)).flag("right")
         yield AccuracyDifference(
-            source=place.source,
+            source=one.source,
             against=other.source,
-            block=place.block or other.block,
-            timestep=other.timestep if place.timestep is None else place.timestep,
-            pool=place.pool,
+            block=one.block or other.block,
+            timestep=other.timestep if one.timestep is None else one.timestep,
+            pool=one.pool,
             scenario=scenario,
             difference=both["difference"],
             low=both["low"],

@@ -1,4 +1,4 @@
-"""Extracts the features that a probe reads, and keeps them on disk as they come."""
+"""Extracts the features that a probe reads, and writes them to disk chunk by chunk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import track
 
 CHUNK = 16
-"""Clips whose features are kept in one file."""
+"""Number of clips whose features are kept in one file."""
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -36,9 +36,9 @@ class FeatureStore:
 
     Args:
         root: Folder of all stores.
-        name: What the source is called.
-        source: Where the features come from.
-        made_with: What the features depend on; a store made with something else is refused.
+        name: The source's name.
+        source: Makes the features.
+        made_with: What the features depend on. A store made with something else is refused.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class FeatureStore:
         self.name, self.source, self.made_with = name, source, made_with
 
     def open(self) -> None:
-        """Make the folder, unless it is there. Raises UserError if it is another source's, or of
-        other clips."""
+        """Make the folder unless it exists. Raises UserError if its features are of another source
+        or of other clips."""
         about = self.path / "made-with.json"
         if read_finished(about, self.made_with, lambda _: True) is None:
             if any(self.path.rglob("*.safetensors")):
@@ -62,7 +62,7 @@ class FeatureStore:
     def extract(
         self, chunks: Sequence[Chunk], frames: ShownFrames, device: torch.device, dtype: torch.dtype
     ) -> None:
-        """Extract and write what is missing. Raises UserError for features that are not finite."""
+        """Extract and write missing features. Raises UserError for features that are not finite."""
         todo = [chunk for chunk in chunks if self._missing(chunk)]
         if not todo:
             return
@@ -82,7 +82,7 @@ class FeatureStore:
     def read(
         self, condition: Condition, key: str, chunks: Sequence[Chunk]
     ) -> tuple[list[str], Float[np.ndarray, "n d"]]:
-        """The ids of the clips that could be read, and their features in the same order."""
+        """Read the features of all readable clips: the clips' ids, and their features in order."""
         ids: list[str] = []
         parts = []
         for chunk in chunks:
@@ -104,7 +104,7 @@ class FeatureStore:
         return failures
 
     def _file(self, condition: Condition, chunk: Chunk) -> Path:
-        # Named by a digest of its clips' ids, which would be too long.
+        # Named by a digest, since the ids of all its clips would be too long.
         return self.path / str(condition) / f"{json_digest([s.id for s in chunk])}.safetensors"
 
     def _missing(self, chunk: Chunk) -> list[Condition]:
@@ -121,11 +121,8 @@ class FeatureStore:
         path = self._file(condition, chunk)
         path.parent.mkdir(exist_ok=True)
         about = {"ids": list(ids), "failed": dict(failures)}
-        # Half precision, as v1.5 has it; what does not fit becomes the largest number that does.
-        half = {
-            key: values.clip(-LARGEST, LARGEST).astype(np.float16)
-            for key, values in features.items()
-        }
+        # In half precision, as v1.5 stores features. Clipped, so that large ones stay finite.
+        half = {key: x.clip(-LARGEST, LARGEST).astype(np.float16) for key, x in features.items()}
         atomic_write(path, save(half, metadata=to_metadata(about)))
 
     def _opened(self, condition: Condition, chunk: Chunk) -> Any:

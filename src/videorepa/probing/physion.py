@@ -1,7 +1,7 @@
-"""Physion's clips, in half of which a red object will touch a yellow one, and how they are asked.
+"""Physion's clips, in half of which a red object will touch a yellow one, and its protocols.
 
-The clips stop before that is decided. This module reads the folders of both releases, 2021 (arXiv
-2106.08261) and v1.5, and keeps what each shows of a clip and how it reads features out.
+The clips stop before the contact. This module reads the folders of both releases, 2021 (arXiv
+2106.08261) and v1.5. It has the frames that each release shows and the readout that it fits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from videorepa.errors import UserError
 from videorepa.probing.readout import FOLDS, decide
+from videorepa.system.files import check_is_file, read_text
 from videorepa.world.contact import KINDS
 
 LABELS = "all_video_labels.json"
@@ -49,17 +50,18 @@ class Stimulus:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is shown of a clip, and how the answer is read from features.
+    """The frames of a clip that are shown, and how the answer is read from features.
 
     Attributes:
         names: Scenarios by patterns of file names, tried in this order.
-        load: Reads a split's folder: each video's label, and notes of what was left out.
-        frames: Numbers of the frames that published extractors are given, at 30 a second.
+        load: Reads a split's folder and returns each video's label, and notes on videos that were
+            left out.
+        frames: Numbers of the frames that published extractors see, at 30 per second.
         strengths: Inverse strengths of regularisation to choose from.
-        iterations: The most that a fit may take.
-        seed: Of the folds, and of the clips that are drawn to balance the answers.
-        by_scenario: Each scenario has a readout of its own; otherwise one serves all.
-        balanced: The readout is fitted to as many clips of either answer.
+        iterations: Largest number of iterations of a fit.
+        seed: Seed of the folds, and of the clips that are drawn to balance the answers.
+        by_scenario: Whether each scenario has its own readout. Otherwise all share one.
+        balanced: Whether the readout is fitted to equally many clips of either answer.
         exceptions: Other frames for some scenarios.
     """
 
@@ -78,7 +80,7 @@ class Protocol:
         """The numbers of `count` frames, evenly spaced over all that are shown.
 
         Args:
-            published: Choose from the frames alone that published extractors are given.
+            published: Choose only from the frames that published extractors see.
         """
         frames: Sequence[int] = self.exceptions.get(scenario, self.frames)
         if not published:
@@ -87,10 +89,13 @@ class Protocol:
         return [frames[place] for place in places]
 
     def read(self, root: Path) -> tuple[list[Stimulus], list[str]]:
-        """All clips in `root`/train and `root`/test by id, and notes of what was left out.
+        """Read the clips in `root`/train and `root`/test.
+
+        Returns:
+            The clips, sorted by id, and notes on videos that were left out.
 
         Raises:
-            UserError: The folder is not laid out so, or a clip is of no scenario.
+            UserError: The folder has another layout, or a clip belongs to no scenario.
         """
         stimuli, notes = [], []
         for split in ("train", "test"):
@@ -106,7 +111,7 @@ class Protocol:
             for path, touches in sorted(labelled.items()):
                 if path.stem in by_stem:
                     raise UserError(
-                        f"{by_stem[path.stem]} and {path} have one name; expected each video once."
+                        f"{by_stem[path.stem]} and {path} have the same name; expected each once."
                     )
                 by_stem[path.stem] = path
                 scenario = self._scenario(path.relative_to(folder))
@@ -116,14 +121,14 @@ class Protocol:
         return sorted(stimuli, key=lambda stimulus: stimulus.id), notes
 
     def _scenario(self, path: Path) -> str:
-        for part in path.parts:  # A folder of that name counts for more than the file's.
+        for part in path.parts:  # A folder's name takes precedence over the file's.
             for pattern, scenario in self.names.items():
                 if re.search(pattern, part.lower()):
                     return scenario
         raise UserError(
-            f"{path} is of no scenario of Physion {self.name}; expected one of "
-            f"{', '.join(self.names.values())} (or its older name) in the file's name. Take it out "
-            "of the folder."
+            f"{path} belongs to no scenario of Physion {self.name}; expected one of "
+            f"{', '.join(self.names.values())} (or its older name) in the file's name. Remove it "
+            "from the folder."
         )
 
     def decide(
@@ -133,10 +138,14 @@ class Protocol:
         unseen_features: Float[np.ndarray, "m d"],
         unseen: Sequence[Stimulus],
     ) -> tuple[Float[np.ndarray, " m"], dict[str, float]]:
-        """The score of each unseen clip, above 0 for a yes, and by scenario the strength chosen.
+        """Fit the readout to some clips and score others.
+
+        Returns:
+            The score of each unseen clip, above 0 for a yes, and the inverse strength of
+            regularisation that was chosen, by scenario.
 
         Raises:
-            UserError: There are too few clips, as `check` tells.
+            UserError: There are too few clips, as for `check`.
         """
         self.check(fitted, unseen)
         label = np.array([stimulus.touches for stimulus in fitted])
@@ -149,7 +158,7 @@ class Protocol:
             )
             if self.balanced:
                 mine = mine[_balanced(label[mine], self.seed)]
-            decided = decide(
+            score[theirs], strength = decide(
                 features[mine],
                 label[mine],
                 unseen_features[theirs],
@@ -157,22 +166,20 @@ class Protocol:
                 seed=self.seed,
                 iterations=self.iterations,
             )
-            score[theirs] = decided.score
-            strengths |= dict.fromkeys(group, decided.strength)
+            strengths |= dict.fromkeys(group, strength)
         return score, strengths
 
     def check(self, fitted: Sequence[Stimulus], unseen: Sequence[Stimulus]) -> None:
-        """Raises UserError if there is no unseen clip, or too few of either answer to fit to."""
+        """Raise UserError if no clip is unseen, or too few of either answer are there to fit to."""
         if not unseen:
-            raise UserError("No test clip is left to be judged.")
+            raise UserError("No test clip is left to score.")
         for group in self._groups(fitted, unseen):
             touching = [clip.touches for clip in fitted if clip.scenario in group]
             yes, no = touching.count(True), touching.count(False)
             if min(yes, no) < FOLDS:
                 raise UserError(
                     f"There are too few training clips of {', '.join(group)}. Found {yes} clips "
-                    f"that have the label and {no} that have not; expected at least {FOLDS} of "
-                    "each to fit to."
+                    f"with contact and {no} without; expected at least {FOLDS} of each to fit to."
                 )
 
     def _groups(self, fitted: Sequence[Stimulus], unseen: Sequence[Stimulus]) -> list[list[str]]:
@@ -191,7 +198,7 @@ def split(
 
 
 def _balanced(label: Bool[np.ndarray, " n"], seed: int) -> np.ndarray:
-    """Places of as many clips of either answer; those of the more frequent one are drawn."""
+    """Indices of equally many clips of either answer, drawn from the more frequent one."""
     rng = np.random.default_rng(seed)
     sides = [np.flatnonzero(label == answer) for answer in (False, True)]
     fewest = min(map(len, sides))
@@ -199,10 +206,10 @@ def _balanced(label: Bool[np.ndarray, " n"], seed: int) -> np.ndarray:
 
 
 def _load_v1_5(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
-    """Reads *.mp4 and all_video_labels.json, stem -> {"label": whether they touch, ...}."""
+    """Read *.mp4 and all_video_labels.json, stem -> {"label": whether they touch, ...}."""
     path = folder / LABELS
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(path))
         labels = {Path(stem).stem: _answer(about["label"]) for stem, about in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -213,12 +220,13 @@ def _load_v1_5(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
 
 
 def _load_2021(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
-    """Reads labels.csv, whose columns are a stem and "ground truth outcome", and videos below.
+    """Read labels.csv, whose columns are a stem and "ground truth outcome", and videos below it.
 
-    Where folders `mp4s-redyellow` exist, in which the objects have their colours, only those count.
+    If there are folders `mp4s-redyellow`, where the objects have their colours, only theirs count.
     """
     path = folder / "labels.csv"
     try:
+        check_is_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
         column = rows[0].index("ground truth outcome")
@@ -273,7 +281,7 @@ PROTOCOLS = {
             name="v1.5",
             names=_SCENARIOS,
             load=_load_v1_5,
-            # Every 15th up to the last, 45; collide's last is 15, and its first is repeated.
+            # Every 15th up to 45. Collide ends at 15, so its first frame is repeated.
             frames=(0, 15, 30, 45),
             exceptions={"collide": (0, 0, 0, 15)},
             strengths=(1e-6, 1e-5, 0.01, 0.1, 1.0, 5.0, 10.0, 20.0),
@@ -286,14 +294,14 @@ PROTOCOLS = {
             name="2021",
             names=_SCENARIOS | {"drape|cloth": "drape"},
             load=_load_2021,
-            frames=tuple(range(0, 42, 6)),  # The first 7 of 25, every 6th.
+            frames=tuple(range(0, 42, 6)),  # Every 6th: the first 7 of 25.
             strengths=tuple(np.logspace(-8, 8, 17).tolist()),
             iterations=200,
             seed=0,
             by_scenario=True,
             balanced=True,
         ),
-        # The lab's own clips (`videorepa lab contact`), in v1.5's layout and read as it is.
+        # The lab's own clips (`videorepa lab contact`), in v1.5's layout.
         Protocol(
             name="lab",
             names={kind: kind for kind in KINDS},

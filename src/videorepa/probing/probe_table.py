@@ -1,4 +1,4 @@
-"""Words a probe as plain tables, one for each pool and scenario."""
+"""Writes a probe as plain tables, one for each pool and scenario."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from videorepa.probing.records import Probe
+from videorepa.probing.records import AccuracyDifference, Probe
 
 
 def table(probe: Probe) -> str:
     """A plain table for each pool and scenario, then remarks.
 
-    A line for each source has its accuracy over timesteps, the mean of the draws. The line below it
-    has its difference to the source that is compared with. The last column is for the clean clip.
+    Each source has a line with its accuracy at each timestep, as the mean of the draws. The line
+    below has its difference from the source `probe.against`. The last column is for the clean clip.
     """
     lines = []
     for pool in probe.pools:
@@ -34,12 +34,14 @@ def _panel(probe: Probe, pool: int, scenario: str) -> Iterator[str]:
         name = source if block is None else f"{source}, block {block}"
         mine = [(a.timestep, a.percent) for a in here if (a.source, a.block) == (source, block)]
         yield _line(name, _cells(columns, "{:.1f}", mine))
-        apart = [d for d in differences if d.source == source and block in (None, d.block)]
-        for other in sorted({d.block or 0 for d in apart}):
-            of = [d for d in apart if (d.block or 0) == other]
+        by_block: dict[int, list[AccuracyDifference]] = defaultdict(list)
+        for difference in differences:
+            if difference.source == source and block in (None, difference.block):
+                by_block[difference.block or 0].append(difference)
+        for other, of in sorted(by_block.items()):
             suffix = f", block {other}" if block is None and other else ""
             cells = _cells(columns, "{:+.1f}", [(d.timestep, d.difference) for d in of])
-            yield _line(f"  less {probe.against}{suffix}", cells)
+            yield _line(f"  minus {probe.against}{suffix}", cells)
             yield _line("  p", _cells(columns, "{:.3f}", [(d.timestep, d.p) for d in of]))
     widths = [a.high - a.low for a in here if a.low is not None and a.high is not None]
     if widths:

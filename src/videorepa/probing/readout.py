@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,34 +12,24 @@ from jaxtyping import Bool, Float
 FOLDS = 5
 
 SMALLEST_SQUARE = 1e-10
-"""Variance of a principal axis that counts, as a share of the greatest."""
+"""Smallest variance of a principal axis that counts, as a share of the greatest."""
 
 COLUMNS = 4096
-"""Features multiplied at a time."""
+"""Number of features to multiply at once."""
 
 
-@dataclass(frozen=True)
-class Decided:
-    """The answers of a fitted readout.
+class PrincipalAxes:
+    """Standardises features by the fitted clips, and projects them if there are more than clips.
 
-    Attributes:
-        strength: The inverse strength of regularisation that was chosen.
-        score: Of each unseen clip; above 0 is a yes.
-    """
-
-    strength: float
-    score: Float[np.ndarray, " n"]
-
-
-class Axes:
-    """Features standardised by the fitted clips and, if there are more features than clips, turned
-    on their principal axes.
-
-    Turning loses nothing. With an L2 penalty a logistic regression is the same on all axes, and its
-    weights are 0 across the span of the fitted clips. So there are never more axes than clips.
+    The projection is onto the fitted clips' principal axes and loses nothing: with an L2 penalty a
+    logistic regression does not depend on the choice of axes, and its weights have no part
+    orthogonal to the fitted clips.
 
     Args:
-        features: The fitted clips'. On the axes they are in `fitted`; other clips' are from a call.
+        features: Those of the fitted clips.
+
+    Attributes:
+        fitted: The fitted clips' features on the axes. Call the object for other clips.
     """
 
     def __init__(self, features: Float[np.ndarray, "n d"]) -> None:
@@ -48,26 +37,26 @@ class Axes:
 
         scaler: Any = StandardScaler().fit(features)
         self._mean, self._scale, self._features = scaler.mean_, scaler.scale_, features
-        self._turn = None
+        self._projection = None
         if features.shape[1] <= len(features) or not scaler.var_.any():
             self.fitted = (features - self._mean) / self._scale
             return
         squares, directions = np.linalg.eigh(self._products(features))
         kept = squares > SMALLEST_SQUARE * squares[-1]
         lengths = np.sqrt(squares[kept])
-        self._turn = directions[:, kept] / lengths
+        self._projection = directions[:, kept] / lengths
         self.fitted = directions[:, kept] * lengths
 
     def __call__(self, features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m r"]:
-        """Bring other clips' features to the same axes."""
-        if self._turn is None:
+        """The features of other clips on the same axes."""
+        if self._projection is None:
             return (features - self._mean) / self._scale
-        return self._products(features) @ self._turn
+        return self._products(features) @ self._projection
 
     def _products(self, features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m n"]:
-        """Products of these clips with the fitted ones, all standardised."""
+        """Inner products of these clips with the fitted ones, all standardised."""
         total = np.zeros((len(features), len(self._features)))
-        # Some features at a time, since there can be 100,000.
+        # In blocks of columns, since there can be 100,000 features.
         for first in range(0, features.shape[1], COLUMNS):
             part = slice(first, first + COLUMNS)
             mean, scale = self._mean[part], self._scale[part]
@@ -84,35 +73,38 @@ def decide(
     *,
     seed: int,
     iterations: int,
-) -> Decided:
-    """Fit a logistic regression to clips and their label, and score clips that it has not seen.
+) -> tuple[Float[np.ndarray, " m"], float]:
+    """Fit a logistic regression to clips and their labels, and score clips that it has not seen.
 
-    Features are standardised by the fitted clips. The first strength with the highest accuracy in
-    five stratified folds is taken.
+    Features are standardised by the fitted clips. The regularisation is the first with the highest
+    accuracy in five stratified folds.
 
     Args:
-        label: At least `FOLDS` clips have it, and as many have not.
+        label: True for at least `FOLDS` clips, and False for as many.
         strengths: Inverse strengths of regularisation to choose from.
-        seed: Of the folds.
-        iterations: The most that a fit may take.
+        seed: Seed of the folds.
+        iterations: Largest number of iterations of a fit.
+
+    Returns:
+        The score of each unseen clip, above 0 for a yes, and the chosen strength.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
-    def fit(axes: Axes, label: np.ndarray, strength: float) -> LogisticRegression:
+    def fit(axes: PrincipalAxes, label: np.ndarray, strength: float) -> LogisticRegression:
         with warnings.catch_warnings():
-            # The weakest strengths let the weights grow without end where a line parts the clips.
+            # Without much regularisation, weights grow without end if the labels are separable.
             warnings.simplefilter("ignore", ConvergenceWarning)
             return LogisticRegression(C=strength, max_iter=iterations).fit(axes.fitted, label)
 
     accuracies = []
     splits = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(features, label)
     for fitted, held_out in splits:
-        axes = Axes(features[fitted])
+        axes = PrincipalAxes(features[fitted])
         outside = axes(features[held_out])
         fits = (fit(axes, label[fitted], strength) for strength in strengths)
         accuracies.append([each.score(outside, label[held_out]) for each in fits])
     best = strengths[int(np.mean(accuracies, 0).argmax())]
-    axes = Axes(features)
-    return Decided(best, fit(axes, label, best).decision_function(axes(unseen)))
+    axes = PrincipalAxes(features)
+    return fit(axes, label, best).decision_function(axes(unseen)), best

@@ -1,4 +1,4 @@
-"""The numbers that `scan` and `probe` leave in a folder: written and read here."""
+"""Writes and reads the numbers that `scan` and `probe` leave in a folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from videorepa.system.files import atomic_write, csv_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class Measurement:
     """How close something is to a teacher: a mean over clips.
 
     Attributes:
         measure: "relation_error" (0 to 2, lower is closer) or "cka" (0 to 1, higher is closer).
-        source: "block", or one of the straw men "pixels" and "untrained", which see the clean clip.
+        source: "block", or a straw man that sees the clean clip: "pixels" or "untrained".
         value: The mean.
         low: Lower end of its 95 % interval, by bootstrap over clips.
         high: Upper end of the interval.
@@ -48,8 +48,8 @@ class Scan(BaseModel):
 
     Attributes:
         aligned_blocks: Blocks that the recipe aligns.
-        notes: What was left out and why, in sentences.
-        says: What was measured, in sentences.
+        notes: Sentences about clips that were left out, and why.
+        says: Sentences about the measurements.
         recipe: The recipe as YAML.
     """
 
@@ -57,7 +57,7 @@ class Scan(BaseModel):
     blocks: list[int]
     noise_levels: list[float]
     aligned_blocks: list[int]
-    readings: list[Reading]
+    measurements: list[Measurement]
     notes: list[str]
     says: list[str]
     recipe: str
@@ -65,7 +65,7 @@ class Scan(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write scan.json and scan.csv."""
-        _write_table(folder / "scan.csv", Reading, self.readings)
+        _write_table(folder / "scan.csv", Measurement, self.measurements)
         _write_json(folder / "scan.json", self)
 
     @classmethod
@@ -81,16 +81,16 @@ class Accuracy:
     Attributes:
         block: Number of the model's block, counted from 1; None for an encoder.
         timestep: Timestep of the noise; None for an encoder, which sees the clean clip.
-        draw: Which draw of the noise, counted from 0; None for an encoder.
+        draw: Number of the draw of noise, counted from 0; None for an encoder.
         pool: Rows and columns that the tokens of each step were averaged to.
-        scenario: A scenario's name; "all" for all clips; or "mean", the unweighted mean over
-            scenarios, which is the published number and has no exact interval.
+        scenario: A scenario's name; "all" for all clips; or "mean" for the unweighted mean over
+            scenarios, which papers report and which has no exact interval.
         percent: Share of clips that the readout is right about.
         low: Lower end of the exact (Clopper-Pearson) 95 % interval, in percent.
         high: Upper end of the interval, in percent.
-        right: Clips that the readout is right about.
-        n: Clips.
-        touch: Clips in which the objects touch.
+        right: Number of clips that the readout is right about.
+        n: Number of clips.
+        touch: Number of clips in which the objects touch.
         strength: The inverse strength of regularisation that was chosen.
     """
 
@@ -114,11 +114,12 @@ class AccuracyDifference:
     """A source minus another over the same clips, in percentage points.
 
     Attributes:
-        difference: In percentage points, as are `low` and `high`, its 95 % interval.
-        n: Pairs: clips times draws.
-        only_source: Pairs in which the source alone is right.
-        only_against: Pairs in which the other alone is right.
-        p: McNemar's exact test, done in every draw; the smallest p after Holm's adjustment.
+        low: Lower end of the difference's 95 % interval.
+        high: Upper end of the interval.
+        n: Number of pairs, which is clips times draws.
+        only_source: Number of pairs in which only the source is right.
+        only_against: Number of pairs in which only the other is right.
+        p: The smallest p of McNemar's exact test over the draws, after Holm's adjustment for them.
         p_holm: `p` adjusted also for all scenarios and timesteps of these two sources at this pool
             and block.
     """
@@ -140,11 +141,11 @@ class AccuracyDifference:
 
 
 class Probe(BaseModel):
-    """How well contact is foreseen from the features of models and encoders.
+    """How well contact can be predicted from the features of models and encoders.
 
     Attributes:
-        against: The source that the differences are to.
-        notes: What is odd about the data, in sentences.
+        against: The source with which the others are compared.
+        notes: Sentences about what is odd in the data.
         failures: Why a clip could not be read, by the clip's id.
         recipe: The recipe as YAML.
     """
@@ -166,8 +167,8 @@ class Probe(BaseModel):
     @property
     def remarks(self) -> list[str]:
         """The notes, and a sentence for each clip that could not be read."""
-        lost = [f"The clip {clip} was left out: {why}." for clip, why in self.failures.items()]
-        return [*self.notes, *lost]
+        failures = self.failures.items()
+        return self.notes + [f"The clip {clip} was left out: {why}." for clip, why in failures]
 
     def write(self, folder: Path) -> None:
         """Write probe.json, accuracies.csv and differences.csv."""

@@ -1,4 +1,4 @@
-"""Words a scan as a plain table and in sentences."""
+"""Writes a scan as a plain table and in sentences."""
 
 from __future__ import annotations
 
@@ -7,44 +7,48 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videorepa.probing.records import Reading, Scan
+from videorepa.probing.records import Measurement, Scan
 
 NAMES = {"relation_error": "relation error", "cka": "CKA"}
 STRAW_MEN = {"pixels": "raw pixels", "untrained": "untrained"}
 
 
-def sentences(teachers: Sequence[str], readings: Sequence[Reading]) -> list[str]:
-    """What was measured. Which block to align does not follow from it."""
+def sentences(teachers: Sequence[str], measurements: Sequence[Measurement]) -> list[str]:
+    """Say which blocks are nearest to and farthest from each teacher.
+
+    This does not tell which block to align.
+    """
     lines = []
     for teacher in teachers:
         by_block: dict[int, list[float]] = defaultdict(list)
-        straw = {}
-        for reading in readings:
-            if reading.teacher != teacher or reading.measure != "relation_error":
+        straw_men = {}
+        for each in measurements:
+            if each.teacher != teacher or each.measure != "relation_error":
                 continue
-            if reading.block is None:
-                straw[reading.source] = reading.value
+            if each.block is None:
+                straw_men[each.source] = each.value
             else:
-                by_block[reading.block].append(reading.value)
+                by_block[each.block].append(each.value)
         mean = {block: float(np.mean(values)) for block, values in by_block.items()}
         far, near = max(mean, key=mean.__getitem__), min(mean, key=mean.__getitem__)
         lines.append(
             f"Over all noise levels, block {far} is farthest from {teacher} (relation error "
             f"{mean[far]:.3f}) and block {near} nearest ({mean[near]:.3f}); raw pixels are at "
-            f"{straw['pixels']:.3f}, the untrained teacher at {straw['untrained']:.3f}."
+            f"{straw_men['pixels']:.3f}, the untrained teacher at {straw_men['untrained']:.3f}."
         )
-    lines.append("Which block gains most from being aligned is not measured by this.")
+    lines.append("A scan does not measure which block gains most from being aligned.")
     return lines
 
 
 def table(scan: Scan) -> str:
     """A plain table for each teacher, then notes and sentences. Intervals are in scan.csv.
 
-    A line for each block has the noise levels of a measure side by side. The straw men, which see
-    no noise, follow.
+    Each block has a line with the noise levels of each measure side by side. Below the blocks are
+    the straw men, which see no noise.
     """
     value = {
-        (r.measure, r.teacher, r.source, r.block, r.noise): f"{r.value:.3f}" for r in scan.readings
+        (m.measure, m.teacher, m.source, m.block, m.noise): f"{m.value:.3f}"
+        for m in scan.measurements
     }
     width = max(6 * len(scan.noise_levels), *map(len, NAMES.values()))
     levels = "".join(f"{level:<6g}" for level in scan.noise_levels)

@@ -1,4 +1,4 @@
-"""What a scan and a probe measure: models, teachers, and the straw men that stand beside them."""
+"""The sources that a scan and a probe measure: models, teachers and straw men to compare with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from videorepa.encoders import EncoderSpec
 from videorepa.encoders.pixels import Pixels
 from videorepa.encoders.untrained import Untrained
 from videorepa.errors import UserError
-from videorepa.probing.blocks import Blocks, Encoded, draw_latents, draw_noise
+from videorepa.probing.blocks import Blocks, EncodedClips, draw_latents, draw_noise
 from videorepa.probing.clips import Clips
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
@@ -28,21 +28,26 @@ from videorepa.tokens import TokenGrid
 BASE, PIXELS, UNTRAINED = "base", "pixels", "untrained"
 
 SLICES = 3
-"""Steps in time that a probe reads, evenly spaced, as for VideoREPA's figure 1."""
+"""Number of evenly spaced steps in time that a probe reads, as for VideoREPA's figure 1."""
 
 
 def teachers_from(texts: Sequence[str], recipe: Recipe) -> dict[str, EncoderSpec]:
     """Parse further teachers, each NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,...
 
-    A teacher is called by its encoder's name if no other is called so, else by its whole text. Keys
-    that are left out are the recipe's if its encoder is of that name, else the encoder's defaults.
+    Keys that are left out have the recipe's values if its encoder has that name, and otherwise the
+    encoder's defaults.
+
+    Returns:
+        The teachers by their encoders' names, or by their whole texts where names are the same.
 
     Raises:
-        UserError: An encoder or a key is unknown, or a value is not possible.
+        UserError: An encoder or a key is unknown, or a value is not valid.
     """
     specs = {text: _teacher_from(text, recipe) for text in texts}
     names = [spec.name for spec in (recipe.encoder, *specs.values()) if spec is not None]
-    return {spec.name if names.count(spec.name) == 1 else t: spec for t, spec in specs.items()}
+    return {
+        spec.name if names.count(spec.name) == 1 else text: spec for text, spec in specs.items()
+    }
 
 
 def _teacher_from(text: str, recipe: Recipe) -> EncoderSpec:
@@ -51,21 +56,21 @@ def _teacher_from(text: str, recipe: Recipe) -> EncoderSpec:
     options = {key: value for key, _, value in (option.partition("=") for option in rest)}
     if not weights or not all(options.values()):
         raise UserError(f"A teacher is NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,...; got {text!r}.")
-    described = plugins.description("encoders", kind)
+    spec = plugins.description("encoders", kind)
     encoder = recipe.encoder
     same_kind = encoder.model_dump() if encoder is not None and encoder.name == kind else {}
     try:
-        return described.model_validate(same_kind | {"name": kind, "weights": weights} | options)
+        return spec.model_validate(same_kind | {"name": kind, "weights": weights} | options)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise UserError(f"The teacher {text!r} is not possible: {'; '.join(faults)}.") from None
+        raise UserError(f"The teacher {text!r} is not valid: {'; '.join(faults)}.") from None
 
 
 def all_teachers(recipe: Recipe, further: Mapping[str, EncoderSpec]) -> dict[str, EncoderSpec]:
-    """The recipe's teacher and further ones, by name. Raises UserError if names are the same."""
+    """The recipe's teacher and further ones, by name. Raises UserError if two have one name."""
     own = {} if recipe.encoder is None else {recipe.encoder.name: recipe.encoder}
     if twice := sorted(own.keys() & further.keys()):
-        raise UserError(f"Two teachers are called {', '.join(twice)}. Give each a name of its own.")
+        raise UserError(f"Two teachers have the name {', '.join(twice)}. Give each its own name.")
     return own | dict(further)
 
 
@@ -74,8 +79,8 @@ def straw_men(teacher: EncoderSpec) -> dict[str, EncoderSpec]:
     return {PIXELS: Pixels.on_grid_of(teacher), UNTRAINED: Untrained(of=teacher)}
 
 
-def named(models: Sequence[Path]) -> dict[str, Path]:
-    """Call models by the names of their folders or files, or by whole paths if names are alike."""
+def models_by_name(models: Sequence[Path]) -> dict[str, Path]:
+    """Models by the names of their folders or files, or by whole paths where names are the same."""
     names = [short_name(path) for path in models]
     return {
         name if names.count(name) == 1 else str(path): path
@@ -84,7 +89,7 @@ def named(models: Sequence[Path]) -> dict[str, Path]:
 
 
 def check_blocks(blocks: Sequence[int], existing: int) -> None:
-    """Raises UserError unless there is one or more, and all are from 1 to `existing`."""
+    """Raise UserError unless there are blocks and all are numbered from 1 to `existing`."""
     if not blocks or min(blocks) < 1 or max(blocks) > existing:
         raise UserError(
             f"The base model's blocks are numbered 1 to {existing}; got "
@@ -95,11 +100,12 @@ def check_blocks(blocks: Sequence[int], existing: int) -> None:
 def slices(grid: TokenGrid, steps: int, side: int) -> Float[np.ndarray, "b d"]:
     """The tokens of some evenly spaced steps in time, one row for each clip.
 
-    Steps that begin before the clip are left out: CogVideoX's first, which is frame 0 alone.
+    Steps that begin before the clip are left out, such as CogVideoX's first, which is frame 0
+    alone.
 
     Args:
         steps: How many steps.
-        side: Rows and columns that each step's tokens are averaged to.
+        side: Rows and columns to which each step's tokens are averaged.
     """
     grid = grid.since(0).averaged(side)
     which = np.linspace(0, grid.size[0] - 1, steps).round().astype(int)
@@ -111,27 +117,33 @@ Features = dict[str, Float[np.ndarray, "n d"]]
 
 @dataclass(frozen=True)
 class Pooling:
-    """What is taken of a grid: `steps` steps in time, averaged to each number of `sides`."""
+    """How features are made of a grid of tokens.
+
+    Attributes:
+        steps: Number of evenly spaced steps in time.
+        sides: Rows and columns to which each step's tokens are averaged, each for separate
+            features.
+    """
 
     steps: int
     sides: Sequence[int]
 
     def features(self, grid: TokenGrid, block: int | None = None) -> Features:
-        """By their key in the store."""
+        """The features of a grid, by their keys in the store."""
         return {feature_key(block, side): slices(grid, self.steps, side) for side in self.sides}
 
 
 def feature_key(block: int | None, side: int) -> str:
-    """What features are called in the store."""
+    """The key of features in the store."""
     return f"pool {side}" if block is None else f"block {block}, pool {side}"
 
 
 class Condition(NamedTuple):
-    """The noise that a model is given; both None for an encoder, which sees the clean clip.
+    """The noise in a model's input. Both are None for an encoder, which sees the clean clip.
 
     Attributes:
         timestep: Timestep of the noise.
-        draw: Which draw it is, counted from 0.
+        draw: Number of the draw of noise, counted from 0.
     """
 
     timestep: int | None = None
@@ -152,7 +164,7 @@ class ModelFeatures:
     Attributes:
         path: A run, recipe or diffusers folder; None for `base`. It is opened only when needed,
             since a run's checkpoint is large.
-        base: The base model, whose clip size and precision hold for all models.
+        base: The base model, whose clip size and precision all models use.
         seed: Seed of latents and noise.
     """
 
@@ -175,7 +187,7 @@ class ModelFeatures:
         return replace(model, precision=self.base.precision)
 
     def made_with(self) -> dict[str, Any]:
-        """What the features depend on beside the clips and the pooling."""
+        """What the features depend on, apart from the clips and the pooling."""
         return {"model": self._open().about()["model_digest"], "blocks": list(self.blocks)}
 
     def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
@@ -187,15 +199,18 @@ class ModelFeatures:
 
         def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:
             latents = draw_latents(backbone, clips, self.seed, "probe latents")
-            # Of the backbone's own dtype, which may be whole numbers.
+            # Some backbones have integer timesteps.
             like = backbone.sample_timesteps(latents[0][None], torch.Generator())
             for condition in conditions:
                 assert condition.timestep is not None and condition.draw is not None
                 noise = draw_noise(latents, clips, self.seed, "probe noise", condition.draw)
-                encoded = Encoded(clips, latents, noise, [text] * len(latents))
+                encoded = EncodedClips(clips, latents, noise, [text] * len(latents))
                 timestep = torch.full_like(like, condition.timestep)
                 outputs = blocks.outputs(encoded, timestep)
-                yield condition, _joined(self.pooling.features(x, block) for _, block, x in outputs)
+                yield (
+                    condition,
+                    _concatenated(self.pooling.features(x, block) for _, block, x in outputs),
+                )
 
         return features_of
 
@@ -210,7 +225,7 @@ class EncoderFeatures:
     conditions: Sequence[Condition] = (Condition(),)
 
     def made_with(self) -> dict[str, Any]:
-        """What the features depend on beside the clips and the pooling."""
+        """What the features depend on, apart from the clips and the pooling."""
         return {"teacher": {"name": self.spec.name} | self.spec.fingerprint()}
 
     def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
@@ -219,14 +234,14 @@ class EncoderFeatures:
 
         def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:
             grids = (encoder(clips.video(which)) for which in clips.batches())
-            features = _joined(self.pooling.features(grid) for grid in grids)
+            features = _concatenated(self.pooling.features(grid) for grid in grids)
             return ((condition, features) for condition in conditions)
 
         return features_of
 
 
-def _joined(batches: Iterable[Features]) -> Features:
-    """Features of all clips from those of batches."""
+def _concatenated(batches: Iterable[Features]) -> Features:
+    """The features of all clips from those of batches."""
     parts = defaultdict(list)
     for batch in batches:
         for key, values in batch.items():
@@ -245,18 +260,16 @@ def probed_sources(
     conditions: Sequence[Condition],
     pooling: Pooling,
 ) -> dict[str, FeatureSource]:
-    """Everything that a probe reads, by name: the recipe's base model first, straw men last.
+    """All sources of a probe, by name: the recipe's base model first, straw men last.
 
     Raises:
-        UserError: Two are called alike.
+        UserError: Two have the same name.
     """
     encoders = all_teachers(recipe, teachers)
     straw = {} if recipe.encoder is None else straw_men(recipe.encoder)
     names = [BASE, *models, *encoders, *straw]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(
-            f"Two sources are called {', '.join(sorted(twice))}. Give each a name of its own."
-        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"Two sources have the name {', '.join(twice)}. Give each its own name.")
     base = Model(
         recipe.name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision
     )

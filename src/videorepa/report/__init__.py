@@ -1,4 +1,4 @@
-"""Writes one HTML page of runs, clips, scores and measurements; it needs nothing but a browser."""
+"""Writes one HTML page of runs, clips, scores, scans and probes, which needs only a browser."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from videorepa.system.files import atomic_write
 __all__ = ["report"]
 
 SMALL_VIDEO = 256
-"""Pixels. Narrower videos are enlarged, with sharp pixels."""
+"""Width in pixels below which videos are enlarged, with sharp pixels."""
 
 
 def report(
@@ -50,22 +50,22 @@ def report(
 ) -> Path:
     """Write one HTML page, whole or not at all.
 
-    Clips of up to 4 MB in all become part of the page. More are put beside it, into `NAME-files`,
-    as hard links if possible. The page then needs that folder, and nothing else.
+    Clips of up to 4 MB in all become part of the page. Larger ones are put into the folder
+    `NAME-files` beside it, as hard links if possible. The page then needs that folder alone.
 
     Args:
         runs: Folders that `train` wrote.
         out: The page.
-        generations: By name, folders that `generate` wrote, or lists of clips from elsewhere as
-            `evaluate` takes them.
-        scores: By name, folders that `evaluate` wrote, one per benchmark. A name stands for the
+        generations: Folders that `generate` wrote, or lists of clips from elsewhere as `evaluate`
+            takes them, by the model's name.
+        scores: Folders that `evaluate` wrote, one per benchmark, by the model's name. A name is the
             same model here and in `generations`.
         scans: Folders that `scan` wrote.
         probes: Folders that `probe` wrote.
         title: Heading of the page.
-        command: The command line that makes the page again, to be shown on it.
+        command: The command line that makes the page again, for the page to show.
         prompts: Largest number of prompts whose clips are shown, evenly spaced by id, and of
-            validation clips per run; by default all are shown.
+            validation clips per run. By default all are shown.
 
     Returns:
         `out`.
@@ -75,8 +75,8 @@ def report(
     """
     if not (runs or generations or scans or probes):
         raise UserError(
-            "There is nothing to report on: no run, no generated clips, no scan and no probe were "
-            "given. Name at least one folder of these."
+            "There is nothing to report on: no run, no generated clips, no scan and no probe. Name "
+            "at least one folder of these."
         )
     if prompts is not None and prompts < 1:
         raise UserError(f"prompts is {prompts}; expected 1 or more.")
@@ -84,16 +84,15 @@ def report(
     if out.is_dir():
         raise UserError(f"{out} is a folder. Name the HTML file to write, as in {out}/report.html.")
 
-    opened = {name: Run.open(Path(run)) for name, run in zip(_names(runs), runs, strict=True)}
+    opened = {name: Run.open(path) for name, path in _by_name(runs).items()}
     clips = {name: readable_clips(Path(folder)) for name, folder in generations.items()}
     scored = {
         name: [Scores.read(Path(folder)) for folder in folders] for name, folders in scores.items()
     }
-    scan_folders = dict(zip(_names(scans), map(Path, scans), strict=True))
+    scan_folders, probe_folders = _by_name(scans), _by_name(probes)
     scanned = {name: Scan.read(folder) for name, folder in scan_folders.items()}
-    probe_folders = dict(zip(_names(probes), map(Path, probes), strict=True))
     probed = {name: Probe.read(folder) for name, folder in probe_folders.items()}
-    sources = [source for found in probed.values() for source in found.sources]
+    sources = [source for probe in probed.values() for source in probe.sources]
     order = dict.fromkeys([*opened, *clips, *scored, *sources])
     colours = {name: index for index, name in enumerate(order)}
     tables = draw_tables(scored, colours)
@@ -128,12 +127,12 @@ def report(
         fewest_prompts=FEWEST_PROMPTS,
         curves=draw_training(opened, colours),
         scans={
-            name: draw_scan(f"scan-{place}", found)
-            for place, (name, found) in enumerate(scanned.items())
+            name: draw_scan(f"scan-{place}", scan)
+            for place, (name, scan) in enumerate(scanned.items())
         },
         probes={
-            name: draw_probe(f"probe-{place}", found, colours)
-            for place, (name, found) in enumerate(probed.items())
+            name: draw_probe(f"probe-{place}", probe, colours)
+            for place, (name, probe) in enumerate(probed.items())
         },
         smoothed=100 * SMOOTHED_SHARE,
         shown=100 * SHOWN_SHARE,
@@ -150,7 +149,7 @@ def report(
         sources=list(_sources(out, opened, generations, tables, scan_folders, probe_folders)),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    # The new page's clips come first, and the old page's are removed last.
+    # Write the new page's clips first and remove the old page's last, so that a page has its clips.
     media.write()
     atomic_write(out, html.encode("utf-8", errors="replace"))
     media.sweep()
@@ -161,13 +160,16 @@ def _asset(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text("utf-8")
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Names of the folders, or their whole paths if two names are the same."""
-    short = [Path(folder).resolve().name for folder in folders]
-    names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-    if len(set(names)) < len(names):
-        raise UserError(f"A folder is named twice among {', '.join(names)}. Name each once.")
-    return names
+def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by their names, or by their whole paths if two names are the same."""
+    by_name = {Path(folder).resolve().name: Path(folder) for folder in folders}
+    if len(by_name) < len(folders):
+        by_name = {str(folder): Path(folder) for folder in folders}
+    if len(by_name) < len(folders):
+        raise UserError(
+            f"A folder is named twice among {', '.join(map(str, folders))}. Name each once."
+        )
+    return by_name
 
 
 def _sentence(
@@ -177,7 +179,7 @@ def _sentence(
     scans: Mapping[str, Scan],
     probes: Mapping[str, Probe],
 ) -> str:
-    """What the page compares, in one sentence."""
+    """Say in one sentence what the page shows."""
     count, listed = wording.count, wording.listed
     parts = []
     if runs:
@@ -197,7 +199,7 @@ def _sentence(
 
 
 def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
-    """How a folder of clips was generated: each setting, with all values that occur."""
+    """The settings with which a folder of clips was generated, each with all values that occur."""
     every = list(clips.values())
     seeds = sorted({clip.seed for clip in every if clip.seed is not None})
     settings: dict[str, Iterable[str]] = {
@@ -222,13 +224,13 @@ def _commands(runs: Mapping[str, Run], command: str | None) -> list[str]:
 
 @dataclass(frozen=True)
 class PageSource:
-    """A file or folder that something on the page comes from.
+    """A file or folder from which something on the page comes.
 
     Attributes:
         what: What comes from it.
         of: The model or run that it is about.
-        path: Its path as seen from the page.
-        link: The same as a URL.
+        path: Its path relative to the page.
+        link: The same path as a URL.
     """
 
     what: str

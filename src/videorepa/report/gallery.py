@@ -1,4 +1,4 @@
-"""The gallery: clips side by side, with remarks on each, and what they can be filtered by."""
+"""The gallery: clips side by side, with remarks on each, and the values to filter them by."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from videorepa.system.wording import count, label, number
 SAMPLE_STEPS = 4
 """Largest number of steps at which a run's validation clips are shown."""
 
+LETTERS = {True: "1", False: "0", None: "-"}
+"""How a cell spells its verdicts, for the page's filters."""
+
 Item = TypeVar("Item")
 
 
@@ -34,11 +37,12 @@ class Cell:
 
     Attributes:
         label: Name of the model, or the step of the training.
-        colour: Number of the model's colour.
+        colour: Number of the model's colour; None for a step of the training.
         clip: The video; None if there is none.
         fps: Frames per second.
-        verdicts: A letter for each of the gallery's verdicts: passes (1), fails (0), unknown (-).
-        fails: Positions in the gallery's `checks` of those that the clip fails.
+        verdicts: A letter for each of the gallery's verdicts: 1 for a clip that passes, 0 for one
+            that fails, - for one without the verdict.
+        fails: Positions, in the gallery's `checks`, of the checks that the clip fails.
     """
 
     label: str
@@ -58,6 +62,7 @@ class ClipRow:
     """Clips to compare with each other.
 
     Attributes:
+        k: Number of the prompt's sample.
         category: Position in the gallery's `categories`.
     """
 
@@ -75,12 +80,12 @@ class ClipRow:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of clips, and what they can be filtered by.
+    """Rows of clips, and the values to filter them by.
 
     Attributes:
         checks: Names of checks that a clip may fail.
         verdicts: Names of metrics that a clip may pass or fail.
-        left_out: A sentence on what is not shown.
+        left_out: A sentence about prompts that are not shown.
     """
 
     rows: Sequence[ClipRow]
@@ -92,12 +97,12 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _ClipResults:
     """The results of all benchmarks for one clip, by the metric's name.
 
     Attributes:
-        verdicts: Whether the clip passes, for metrics that tell.
-        scores: The scores that decided the verdicts, if the benchmark has such.
+        verdicts: Whether the clip passes, for metrics that a clip passes or fails.
+        scores: The scores behind the verdicts, where the benchmark has such scores.
         values: Values of metrics that a clip neither passes nor fails.
         fails: Names of the checks that it fails.
         failures: Why it could not be scored.
@@ -111,8 +116,13 @@ class _Judged:
     failures: Sequence[str]
 
 
-def _judge(evaluations: Sequence[Scores], key: Key, several: bool) -> _Judged:
-    category, verdicts, decided, values, fails, failures = None, {}, {}, {}, [], []
+def _results(evaluations: Sequence[Scores], key: Key, several: bool) -> _ClipResults:
+    """Collect a clip's results.
+
+    Args:
+        several: Whether metrics need the benchmark's name, since several benchmarks are shown.
+    """
+    category, verdicts, deciding, values, fails, failures = None, {}, {}, {}, [], []
     for scores in evaluations:
         benchmark = f"{scores.summary.benchmark} " if several else ""
         if key in scores.failures:
@@ -128,14 +138,14 @@ def _judge(evaluations: Sequence[Scores], key: Key, several: bool) -> _Judged:
                 continue
             if value in (0, 1):
                 verdicts[benchmark + label(metric)] = bool(value)
-                # The row has sa_score beside sa.
-                beside = (name for name in scores.summary.metrics if name.startswith(f"{metric}_"))
-                score = row.get(next(beside, ""))
+                # The score behind sa is sa_score or sa_rating.
+                longer = (name for name in scores.summary.metrics if name.startswith(f"{metric}_"))
+                score = row.get(next(longer, ""))
                 if isinstance(score, int | float):
-                    decided[benchmark + label(metric)] = score
+                    deciding[benchmark + label(metric)] = score
             elif isinstance(value, float):
                 values[benchmark + label(metric)] = value
-    return _Judged(category, verdicts, decided, values, fails, failures)
+    return _ClipResults(category, verdicts, deciding, values, fails, failures)
 
 
 def clip_gallery(
@@ -144,7 +154,7 @@ def clip_gallery(
     colours: Mapping[str, int],
     most: int | None,
 ) -> Gallery:
-    """A row for each prompt and sample.
+    """Make a row for each prompt and sample.
 
     Args:
         clips: Each model's clips.
@@ -157,23 +167,23 @@ def clip_gallery(
     shown = set(_spread(prompts, most))
     keys = [key for key in every if key[0] in shown]
     benchmarks = {item.summary.benchmark for of_model in scored.values() for item in of_model}
-    judged = {
-        (name, key): _judge(scored.get(name, ()), key, len(benchmarks) > 1)
+    results = {
+        (name, key): _results(scored.get(name, ()), key, len(benchmarks) > 1)
         for name in clips
         for key in keys
     }
-    categories = sorted({clip.category for clip in judged.values() if clip.category})
-    checks = sorted({check for clip in judged.values() for check in clip.fails})
-    verdicts = list(dict.fromkeys(name for clip in judged.values() for name in clip.verdicts))
+    categories = sorted({clip.category for clip in results.values() if clip.category})
+    checks = sorted({check for clip in results.values() for check in clip.fails})
+    verdicts = list(dict.fromkeys(name for clip in results.values() for name in clip.verdicts))
 
     def cell(name: str, key: Key, present: Sequence[Sidecar]) -> Cell:
-        clip, results = clips[name].get(key), judged[name, key]
+        clip, of_clip = clips[name].get(key), results[name, key]
         like = clip or present[0]
-        remarks = [f"not scored: {reason}" for reason in results.failures]
+        remarks = [f"not scored: {reason}" for reason in of_clip.failures]
         if clip and clip.seed is not None and len({other.seed for other in present}) > 1:
             remarks.append(f"seed {clip.seed}")
-        if clip and results.fails:
-            remarks.append(f"fails {', '.join(results.fails)}")
+        if clip and of_clip.fails:
+            remarks.append(f"fails {', '.join(of_clip.fails)}")
         return Cell(
             label=name,
             colour=colours[name],
@@ -181,31 +191,30 @@ def clip_gallery(
             width=like.width,
             height=like.height,
             fps=like.fps,
-            badges=_badges(results) if clip else (),
+            badges=_badges(of_clip) if clip else (),
             note="; ".join(remarks),
-            verdicts="".join(_letter(results.verdicts.get(verdict)) for verdict in verdicts),
-            fails=sorted({checks.index(check) for check in results.fails}),
+            verdicts="".join(LETTERS[of_clip.verdicts.get(verdict)] for verdict in verdicts),
+            fails=sorted({checks.index(check) for check in of_clip.fails}),
         )
 
     rows = []
-    for prompt_id, k in keys:
-        key = (prompt_id, k)
+    for key in keys:
         present = [of_model[key] for of_model in clips.values() if key in of_model]
-        category = next((c for name in clips if (c := judged[name, key].category)), None)
+        category = next((c for name in clips if (c := results[name, key].category)), None)
         rows.append(
             ClipRow(
                 prompt=present[0].prompt,
                 note=_note(key, category, present),
                 cells=[cell(name, key, present) for name in clips],
-                prompt_id=prompt_id,
-                k=k,
+                prompt_id=key[0],
+                k=key[1],
                 category=categories.index(category) if category else None,
             )
         )
     left_out = ""
     if len(shown) < len(prompts):
         left_out = (
-            f"{count(len(prompts) - len(shown), 'prompt')} of {len(prompts)} left out; those "
+            f"{count(len(prompts) - len(shown), 'prompt')} of {len(prompts)} left out. Those "
             "shown are evenly spaced by id, not chosen by result."
         )
     return Gallery(rows, list(clips), categories, checks, verdicts, left_out)
@@ -214,7 +223,7 @@ def clip_gallery(
 def _note(key: Key, category: str | None, present: Sequence[Sidecar]) -> str:
     seeds = {clip.seed for clip in present}
     parts = [category] if category else []
-    parts += [f"{key[0]}", f"sample {key[1]}"]
+    parts += [key[0], f"sample {key[1]}"]
     if seeds != {None}:
         parts.append(f"seed {present[0].seed}" if len(seeds) == 1 else "different seeds")
     if len({clip.prompt for clip in present}) > 1:
@@ -222,11 +231,7 @@ def _note(key: Key, category: str | None, present: Sequence[Sidecar]) -> str:
     return ", ".join(parts)
 
 
-def _letter(flag: bool | None) -> str:
-    return "-" if flag is None else str(int(flag))
-
-
-def _badges(results: _Judged) -> list[Badge]:
+def _badges(results: _ClipResults) -> list[Badge]:
     flags = []
     for name, flag in results.verdicts.items():
         word = "pass" if flag else "fail"
@@ -237,7 +242,7 @@ def _badges(results: _Judged) -> list[Badge]:
 
 
 def validation_rows(run: Run, most: int | None) -> list[ClipRow]:
-    """A row for each of at most `most` validation clips, at a few steps of the training."""
+    """Make a row for each of at most `most` validation clips, at a few steps of the training."""
     by_step = run.validation_clips
     names = sorted({name for clips in by_step.values() for name in clips})
     steps = _spread(list(by_step), SAMPLE_STEPS)

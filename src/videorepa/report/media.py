@@ -1,4 +1,4 @@
-"""Keeps a page's clips: within the page while they are small together, else beside it."""
+"""Keeps a page's clips: within the page if they are small in all, else beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from videorepa.artifacts.clips import DIGEST, clip_digest
-from videorepa.system.files import atomic_path
+from videorepa.system.files import atomic_path, read_bytes
 
 EMBEDDED_BYTES = 4 << 20
 """Clips of up to this many bytes in all stay within the page."""
@@ -20,8 +20,12 @@ EMBEDDED_BYTES = 4 << 20
 class Media:
     """The clips of a page.
 
-    A file beside the page is named by its digest. So its name tells nothing about the model, equal
-    clips are kept once, and a file that exists has the right content.
+    A file beside the page is named by its digest. So its name does not reveal the model, equal
+    clips are kept once, and an existing file has the right content.
+
+    Args:
+        page: The page's path.
+        clips: The videos that the page shows.
     """
 
     def __init__(self, page: Path, clips: Iterable[Path]) -> None:
@@ -35,13 +39,13 @@ class Media:
         return len(self._clips)
 
     def source(self, clip: Path) -> str:
-        """The clip's address within the page."""
+        """The clip's URL for the page: its content, or the path of its file."""
         if self.embedded:
-            return "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()
+            return "data:video/mp4;base64," + base64.b64encode(read_bytes(clip)).decode()
         return f"{quote(self.folder.name, errors='surrogateescape')}/{self.digests[clip]}.mp4"
 
     def write(self) -> None:
-        """Put the clips beside the page, as hard links if possible. Raises OSError."""
+        """Put the clips beside the page unless they are within it, as hard links if possible."""
         if self.embedded:
             return
         self.folder.mkdir(parents=True, exist_ok=True)

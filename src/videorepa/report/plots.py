@@ -1,7 +1,7 @@
 """Draws plots as SVG whose colours come from the page, so that dark mode works.
 
-Every `draw_` function takes a name that starts all ids in the drawing. It has to be unique on a
-page and made of [a-z_-].
+Every `draw_` function returns an <svg> element and takes a name, with which all ids in the drawing
+start. The name has to be unique on a page and made of [a-z0-9_-].
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SMOOTHED_SHARE = 0.05
 """Share of the logged steps over which the smoothed line is a running mean."""
 
 SHOWN_SHARE = 0.99
-"""Share of the raw values that the y axis spans, so that one spike does not flatten the rest."""
+"""Share of the raw values that the y axis spans, so that one spike does not flatten the others."""
 
 POINTS = 800
 """Largest number of points in a raw line. A plot is about half as many pixels wide."""
@@ -37,7 +37,7 @@ LONGEST_LABEL = 22
 # matplotlib needs real colours. These stand in for the page's and are replaced after drawing.
 _INK, _FAINT = "#010203", "#040506"
 
-_WIDTH_INCHES, _HEIGHT_INCHES = 5.0, 3.0
+_WIDTH_INCHES = 5.0
 
 _BAR_INCHES = 0.15
 
@@ -63,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with its title and the note below it."""
+    """A plot with its title and the note below the title."""
 
     title: str
     note: str
@@ -112,17 +112,16 @@ class Profile:
 
 def smooth(values: np.ndarray) -> np.ndarray:
     """The centred running mean of values (N,). Near the ends the window is cut off."""
-    half = round(len(values) * SMOOTHED_SHARE / 2)
-    kernel = np.ones(2 * half + 1)
-    count = np.convolve(np.ones_like(values), kernel)
-    total = np.convolve(values, kernel)
-    inside = slice(half, half + len(values))
-    return total[inside] / count[inside]
+    window = np.ones(2 * round(len(values) * SMOOTHED_SHARE / 2) + 1)
+    count = np.convolve(np.ones_like(values), window, "same")
+    return np.convolve(values, window, "same") / count
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about `POINTS` of the points (N,). Each stretch keeps its lowest and its highest, so
-    that no spike is lost."""
+    """At most about `POINTS` of the points (N,).
+
+    Each stretch keeps its lowest and its highest point, so that no spike is lost.
+    """
     if len(values) <= POINTS:
         return steps, values
     kept: set[int] = {0, len(values) - 1}
@@ -136,17 +135,16 @@ def _colour(index: int) -> str:
     return f"#0a00{index % COLOURS + 1:02x}"
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an <svg> element for a page: no header, ids that start with `name`."""
+def _svg(figure: Figure, name: str, description: str) -> Markup:
+    """The figure as an <svg> element without a header, with ids that start with `name`."""
     buffer = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
         # The browser draws text with its own fonts, so a glyph that is missing here is no loss.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    head, body = svg.split(">", 1)
+    _, _, svg = buffer.getvalue().partition("<svg")
+    head, _, body = svg.partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
 
@@ -158,15 +156,28 @@ def _svg(figure: Figure, name: str, description: str) -> str:
 
     body = re.sub(r'style="[^"]*"', page_colours, body)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    return f'<svg {box[0]} role="img" aria-label="{description}">{body}'
+    return Markup(f'<svg {box[0]} role="img" aria-label="{description}">{body}')
 
 
-def _axes(name: str, height: float) -> tuple[Figure, Axes]:
+def _axes(name: str, x_label: str, y_label: str, height: float = 3.0) -> tuple[Figure, Axes]:
+    """Empty axes with a grid, whose figure has a height in inches."""
     matplotlib.rcParams["svg.hashsalt"] = name
     figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, axisbelow=True)
     axes.grid(True)
-    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _row_axes(
+    name: str, x_label: str, span: tuple[float, float], height: float
+) -> tuple[Figure, Axes]:
+    """Axes for rows. Their x axis has the ends `span`, and a line at 0 if it reaches below 0."""
+    figure, axes = _axes(name, x_label, "", height)
+    if span[0] < 0:
+        axes.axvline(0.0, color=_INK, linewidth=1.0)
+    axes.set_xlim(*span)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.grid(False, axis="y")
     return figure, axes
 
 
@@ -188,15 +199,15 @@ def draw_curve(
     lines: Sequence[Line],
     log: bool = False,
     levels: Sequence[float] = (),
-) -> str:
-    """An <svg> of lines over optimiser steps: the raw ones faint, the smoothed ones on top.
+) -> Markup:
+    """Draw lines over optimiser steps: the raw ones faint, the smoothed ones on top.
 
     Args:
         log: Whether the y axis is logarithmic, provided that all values are positive.
         levels: Values at which a dotted line is drawn. The y axis spans them too.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(name, _HEIGHT_INCHES)
+        figure, axes = _axes(name, "optimiser step", y_label)
         log = log and all((line.values > 0).all() for line in lines)
         if log:
             axes.set_yscale("log")
@@ -213,26 +224,19 @@ def draw_curve(
             axes.axhline(level, color=_INK, linewidth=1.0, linestyle=":")
         axes.set_ylim(*_limits(lines, log, levels))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel(y_label)
         return _svg(figure, name, f"{y_label} over optimiser steps")
 
 
 def draw_intervals(
-    name: str,
-    x_label: str,
-    rows: Sequence[Interval],
-    span: tuple[float, float],
-) -> str:
-    """An <svg> with a dot and its interval per row, the first row on top.
+    name: str, x_label: str, rows: Sequence[Interval], span: tuple[float, float]
+) -> Markup:
+    """Draw a dot and its interval in each row, the first row on top.
 
     Args:
         span: Ends of the x axis. If it reaches below 0, a line is drawn at 0.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(name, 0.7 + 0.34 * len(rows))
-        if span[0] < 0:
-            axes.axvline(0.0, color=_INK, linewidth=1.0)
+        figure, axes = _row_axes(name, x_label, span, 0.7 + 0.34 * len(rows))
         for place, row in enumerate(rows):
             colour = _colour(row.colour)
             if row.low is not None and row.high is not None:
@@ -242,24 +246,20 @@ def draw_intervals(
             axes.plot([row.value], [place], color=colour, **dot)
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(*span)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.set_xlabel(x_label)
-        axes.grid(False, axis="y")
         return _svg(figure, name, x_label)
 
 
-def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[float, float]) -> str:
-    """An <svg> with a bar and its interval for every value, one group below the other.
+def draw_groups(
+    name: str, x_label: str, groups: Sequence[Group], span: tuple[float, float]
+) -> Markup:
+    """Draw a bar and its interval for every value, one group below the other.
 
     Args:
         span: Ends of the x axis. Bars start at 0. If it reaches below 0, a line is drawn there.
     """
     with matplotlib.rc_context(_STYLE):
-        rows = sum(len(group.bars) for group in groups)
-        figure, axes = _axes(name, 0.7 + _BAR_INCHES * (rows + _GAP * len(groups)))
-        if span[0] < 0:
-            axes.axvline(0.0, color=_INK, linewidth=1.0)
+        rows = sum(len(group.bars) + _GAP for group in groups)
+        figure, axes = _row_axes(name, x_label, span, 0.7 + _BAR_INCHES * rows)
         place, middles = 0.0, []
         for group in groups:
             middles.append(place + (len(group.bars) - 1) / 2)
@@ -273,11 +273,7 @@ def draw_groups(name: str, x_label: str, groups: Sequence[Group], span: tuple[fl
             place += _GAP
         axes.set_yticks(middles, [_short(group.label) for group in groups])
         axes.set_ylim(place - _GAP - 0.2, -0.8)
-        axes.set_xlim(*span)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.set_xlabel(x_label)
         axes.tick_params(axis="y", length=0)
-        axes.grid(False, axis="y")
         return _svg(figure, name, f"{x_label} by category")
 
 
@@ -288,15 +284,15 @@ def draw_columns(
     columns: Sequence[Group],
     span: tuple[float, float],
     level: float,
-) -> str:
-    """An <svg> of dots with their intervals, those of a column side by side.
+) -> Markup:
+    """Draw dots with their intervals, those of a column side by side.
 
     Args:
         span: Ends of the y axis.
         level: Value at which a dotted line is drawn.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(name, _HEIGHT_INCHES)
+        figure, axes = _axes(name, x_label, y_label)
         axes.axhline(level, color=_INK, linewidth=1.2, linestyle=":")
         place, middles = 0.0, []
         for column in columns:
@@ -311,8 +307,6 @@ def draw_columns(
         axes.set_xticks(middles, [column.label for column in columns])
         axes.set_xlim(-1, place - _GAP)
         axes.set_ylim(*span)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
         axes.grid(False, axis="x")
         return _svg(figure, name, f"{y_label} by {x_label}")
 
@@ -327,33 +321,22 @@ def draw_profiles(
     profiles: Sequence[Profile],
     levels: Sequence[tuple[float, str]],
     marked: Sequence[int] = (),
-) -> str:
-    """An <svg> of lines over a model's blocks, each within the band of its intervals.
+) -> Markup:
+    """Draw lines over a model's blocks, each within the band of its intervals.
 
     Args:
         levels: Values that belong to no block, each with matplotlib's name of a line style.
         marked: Blocks to mark.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(name, _HEIGHT_INCHES)
+        figure, axes = _axes(name, "block", y_label)
         for block in marked:
             axes.axvline(block, color=_FAINT, linewidth=8)
         for profile in profiles:
-            colour = _colour(profile.colour)
-            axes.fill_between(
-                profile.blocks, profile.low, profile.high, color=colour, alpha=0.12, linewidth=0
-            )
-            axes.plot(
-                profile.blocks,
-                profile.values,
-                color=colour,
-                linewidth=1.8,
-                marker="o",
-                markersize=3.5,
-            )
+            x, colour = profile.blocks, _colour(profile.colour)
+            axes.fill_between(x, profile.low, profile.high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(x, profile.values, color=colour, linewidth=1.8, marker="o", markersize=3.5)
         for value, style in levels:
             axes.axhline(value, color=_INK, linewidth=1.2, linestyle=style)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-        axes.set_xlabel("block")
-        axes.set_ylabel(y_label)
         return _svg(figure, name, f"{y_label} over blocks")

@@ -7,14 +7,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from videorepa.probing.records import Accuracy, AccuracyDifference, Probe
 from videorepa.report.plots import Group, Interval, Plot, draw_columns
 from videorepa.system.wording import BEYOND_CHANCE, count, number
 
 EVEN = 50.0
-"""Percent; panels show it even where all accuracies lie above."""
+"""Percent. Every panel shows it, even if all accuracies are above."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class AccuracyPoint:
     Attributes:
         percent: The mean of the draws.
         low: The lowest end of their exact intervals, in percent.
-        high: The highest end of them.
+        high: The highest end of those intervals.
         right: In each draw, the number of test clips that the source is right about.
         n: Number of test clips.
     """
@@ -56,7 +54,7 @@ class DrawnProbe:
     """A probe as the page shows it.
 
     Attributes:
-        draws: How many noises each clip was read with.
+        draws: Number of draws of noise that a model was tested with.
     """
 
     probe: Probe
@@ -118,12 +116,10 @@ def _part(
             commoner,
         )
         note = (
-            f"{count(n, 'clip')}, of which {touch} touch. Dotted, chance: always the commoner "
-            f"answer, {number(commoner)} %."
+            f"{count(n, 'clip')}, {touch} of them with contact. Dotted: the accuracy of always "
+            f"giving the commoner answer, {number(commoner)} %."
         )
-        plots.append(
-            Plot(f"{scenario} clips" if scenario == "all" else scenario, note, Markup(svg))
-        )
+        plots.append(Plot(f"{scenario} clips" if scenario == "all" else scenario, note, svg))
     differences = [d for d in probe.differences if d.pool == pool and d.block in (block, None)]
     title = f"Tokens of each step averaged to {pool} × {pool}, block {block}"
     every = [point for of in points.values() for point in of]
@@ -159,7 +155,7 @@ def _says(differences: Sequence[AccuracyDifference]) -> list[str]:
         above = sum(beyond)
         ways = f" ({above} above, {len(beyond) - above} below)" if beyond else ""
         sentences.append(
-            f"{source} less {against}: {len(beyond) or 'none'} of {count(len(of), 'difference')} "
+            f"{source} minus {against}: {len(beyond) or 'none'} of {count(len(of), 'difference')} "
             f"beyond chance{ways}."
         )
     return sentences

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
-from videorepa.probing.records import Reading, Scan
+from videorepa.probing.records import Measurement, Scan
 from videorepa.report.plots import COLOURS, Plot, Profile, draw_profiles
 
 MEASURES = {
     "relation_error": (
         "Relation error to {}",
         "relation error (0 to 2)",
-        "How far apart two tokens' similarities are in block and teacher, over all pairs. Lower is "
-        "closer.",
+        "Mean absolute difference, over all pairs of tokens, between their similarity in the block "
+        "and in the teacher. Lower is closer.",
     ),
     "cka": (
         "CKA with {}",
         "linear CKA (0 to 1)",
-        "Likeness of all tokens of a clip, less their mean. Higher is closer.",
+        "Likeness of all tokens of a clip, minus their mean. Higher is closer.",
     ),
 }
 
@@ -28,17 +26,17 @@ STRAW_MEN = {
     "pixels": ("--", "Dashed: raw pixels"),
     "untrained": (":", "Dotted: the untrained teacher"),
 }
-"""What is drawn as a level, with its line style and its name in the legend."""
+"""Line style and name in the legend of each source that is drawn as a horizontal line."""
 
 
 @dataclass(frozen=True)
-class ReadingRow:
-    """A reading in the page's table of numbers."""
+class MeasurementRow:
+    """A measurement in the page's table of numbers."""
 
     measure: str
     source: str
     noise: str
-    reading: Reading
+    measurement: Measurement
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class DrawnScan:
     scan: Scan
     levels: Sequence[tuple[float, int]]
     plots: Sequence[Plot]
-    lines: Sequence[ReadingRow]
+    lines: Sequence[MeasurementRow]
 
 
 def draw_scan(name: str, scan: Scan) -> DrawnScan:
@@ -63,32 +61,34 @@ def draw_scan(name: str, scan: Scan) -> DrawnScan:
         for measure in MEASURES
     ]
     levels = [(level, place % COLOURS + 1) for place, level in enumerate(scan.noise_levels)]
-    return DrawnScan(scan, levels, plots, [_row(reading) for reading in scan.readings])
+    return DrawnScan(scan, levels, plots, [_row(each) for each in scan.measurements])
 
 
 def _plot(name: str, scan: Scan, teacher: str, measure: str) -> Plot:
     title, y_label, note = MEASURES[measure]
-    readings = [r for r in scan.readings if (r.measure, r.teacher) == (measure, teacher)]
+    measured = [m for m in scan.measurements if (m.measure, m.teacher) == (measure, teacher)]
     profiles = []
     for colour, level in enumerate(scan.noise_levels):
-        points = sorted((r for r in readings if r.noise == level), key=lambda r: r.block or 0)
+        points = sorted((m for m in measured if m.noise == level), key=lambda m: m.block or 0)
         profiles.append(
             Profile(
                 colour,
-                [r.block or 0 for r in points],
-                [r.value for r in points],
-                [r.low for r in points],
-                [r.high for r in points],
+                [m.block or 0 for m in points],
+                [m.value for m in points],
+                [m.low for m in points],
+                [m.high for m in points],
             )
         )
-    straw = {r.source: r.value for r in readings if r.block is None}
-    legend = ". ".join(f"{label}, {straw[source]:.3f}" for source, (_, label) in STRAW_MEN.items())
-    levels = [(straw[source], style) for source, (style, _) in STRAW_MEN.items()]
+    straw_men = {m.source: m.value for m in measured if m.block is None}
+    legend = ". ".join(
+        f"{label}, {straw_men[source]:.3f}" for source, (_, label) in STRAW_MEN.items()
+    )
+    levels = [(straw_men[source], style) for source, (style, _) in STRAW_MEN.items()]
     svg = draw_profiles(name, y_label, profiles, levels, scan.aligned_blocks)
-    return Plot(title.format(teacher), f"{note} {legend}.", Markup(svg))
+    return Plot(title.format(teacher), f"{note} {legend}.", svg)
 
 
-def _row(reading: Reading) -> ReadingRow:
-    source = reading.source if reading.block is None else f"block {reading.block}"
-    noise = "none" if reading.noise is None else f"{reading.noise:g}"
-    return ReadingRow(reading.measure.replace("_", " "), source, noise, reading)
+def _row(measurement: Measurement) -> MeasurementRow:
+    source = measurement.source if measurement.block is None else f"block {measurement.block}"
+    noise = "none" if measurement.noise is None else f"{measurement.noise:g}"
+    return MeasurementRow(measurement.measure.replace("_", " "), source, noise, measurement)

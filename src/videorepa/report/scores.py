@@ -19,16 +19,18 @@ FEWEST_PROMPTS = 6
 """Smallest number of prompts for which a category's difference is shown. With fewer, McNemar's p is
 above 0.06 even if all of them agree."""
 
+PERCENT = (0.0, 100.0)
+
 LEAST_REACH = 10.0
 """Percentage points to either side of 0 that every plot of differences shows."""
 
 
 @dataclass(frozen=True)
 class DifferenceVerdict:
-    """A paired difference, and what may be said about it.
+    """A paired difference and the verdict on it.
 
     Attributes:
-        category: Whose clips are compared; "" for all clips.
+        category: The category whose clips are compared; "" for all clips.
         unit: "points" for a difference of shares.
         p_holm: p-value adjusted for all tests in the same table.
         text: The verdict, as the end of a sentence.
@@ -53,10 +55,10 @@ class BenchmarkTable:
     """One benchmark's scores by model, with its plots and verdicts.
 
     Attributes:
-        about: What the metrics are, if the benchmark says so.
+        about: What the metrics are, if the benchmark explains them.
         metrics: Names of the metrics, in the order of the page's columns.
         categories: Names of the categories, in the order of the page's rows.
-        too_few: Number of prompts of the categories that have too few for a difference.
+        too_few: Number of prompts of each category that has too few for a difference.
     """
 
     benchmark: str
@@ -80,9 +82,9 @@ class BenchmarkTable:
     @property
     def says(self) -> dict[str, list[str]]:
         """The metrics of each verdict."""
-        metrics: dict[str, list[str]] = {}
+        metrics: dict[str, list[str]] = defaultdict(list)
         for verdict in self.verdicts:
-            metrics.setdefault(verdict.text, []).append(verdict.metric)
+            metrics[verdict.text].append(verdict.metric)
         return metrics
 
     @property
@@ -103,15 +105,15 @@ def draw_tables(
     Raises:
         UserError: A model has two scores for one table.
     """
-    grouped: dict[tuple[str, str], dict[str, Scores]] = {}
+    grouped: dict[tuple[str, str], dict[str, Scores]] = defaultdict(dict)
     for name, evaluations in scored.items():
         for scores in evaluations:
             key = scores.summary.benchmark, scores.summary.version
-            models = grouped.setdefault(key, {})
+            models = grouped[key]
             if name in models:
                 raise UserError(
                     f"{name} has two score folders of {key[0]} version {key[1]}: "
-                    f"{models[name].folder} and {scores.folder}. Give one, or write two reports."
+                    f"{models[name].folder} and {scores.folder}. Name one, or write two reports."
                 )
             models[name] = scores
     return [
@@ -165,10 +167,8 @@ def _score_plots(
     for place, metric in enumerate(metrics):
         by_model = {model: item.summary.metrics.get(metric) for model, item in scores.items()}
         if points := _intervals(by_model, colours):
-            svg = draw_intervals(
-                f"{name}-score-{place}", f"{label(metric)} (%)", points, span=(0.0, 100.0)
-            )
-            plots.append(Markup(svg))
+            x_label = f"{label(metric)} (%)"
+            plots.append(draw_intervals(f"{name}-score-{place}", x_label, points, PERCENT))
     return plots
 
 
@@ -190,10 +190,8 @@ def _category_plots(
             if bars := _intervals(by_model, colours):
                 groups.append(Group(category, bars))
         if groups:
-            svg = draw_groups(
-                f"{name}-category-{place}", f"{label(metric)} (%)", groups, span=(0.0, 100.0)
-            )
-            plots.append(Markup(svg))
+            x_label = f"{label(metric)} (%)"
+            plots.append(draw_groups(f"{name}-category-{place}", x_label, groups, PERCENT))
     return plots
 
 
@@ -216,8 +214,9 @@ def _difference_plots(
                 points.append(_interval(row, colours[model], change))
         if points:
             x_label = f"difference in {label(metric)} (points)"
-            svg = draw_intervals(f"{name}-difference-{place}", x_label, points, _span(points))
-            plots.append(Markup(svg))
+            plots.append(
+                draw_intervals(f"{name}-difference-{place}", x_label, points, _span(points))
+            )
     return plots
 
 
@@ -235,8 +234,7 @@ def _category_difference_plots(
         groups = [Group(category, points) for category, points in sorted(by_category.items())]
         span = _span([point for group in groups for point in group.bars])
         x_label = f"difference in {metric} (points)"
-        svg = draw_groups(f"{name}-category-difference-{place}", x_label, groups, span)
-        plots.append(Markup(svg))
+        plots.append(draw_groups(f"{name}-category-difference-{place}", x_label, groups, span))
     return plots
 
 
@@ -290,8 +288,8 @@ def _verdicts(claims: Sequence[Claim]) -> list[DifferenceVerdict]:
         if not math.isfinite(change.difference):
             text = f"no pair of {name} and {against} could be compared."
         elif not change.has_interval:
-            how = "differ alike" if change.difference else "are equal"
-            text = f"all pairs of {name} and {against} {how}, which gives no interval."
+            how = "differ equally" if change.difference else "are equal"
+            text = f"all pairs of {name} and {against} {how}, so there is no interval."
         elif change.low > 0:
             text = f"the interval excludes zero: {name} is above {against}."
         elif change.high < 0:

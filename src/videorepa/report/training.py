@@ -1,4 +1,4 @@
-"""Draws training curves, and tells where the runs' recipes differ."""
+"""Draws training curves, and lists the settings in which the runs' recipes differ."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _drift(quantity: str) -> Panel:
         f"Drift: {quantity}",
         f"{quantity} / the base model's",
         (key, f"{key}_low", f"{key}_high"),
-        "Of the validation clips. Dashed: the lowest and highest clip. Dotted: the recipe's band.",
+        "Mean of the validation clips. Dashed: lowest and highest clip. Dotted: the recipe's band.",
         band="validation.drift",
     )
 
@@ -52,13 +52,13 @@ PANELS = (
         "Alignment loss",
         "alignment loss (no unit)",
         ("align",),
-        "How far the student is from the teacher, unweighted. Weight 0 only measures it.",
+        "How far the student is from the teacher, unweighted. With weight 0 it is only measured.",
     ),
     Panel(
         "Similarity to the teacher",
         "mean-centred cosine (−1 to 1)",
         ("similarity",),
-        "Between student and teacher features, each less its mean. Higher is more alike.",
+        "Between student and teacher features, each minus its mean. Higher is more alike.",
     ),
     Panel(
         "Gradient norm",
@@ -97,7 +97,7 @@ def draw_training(
         if lines:
             edges, remark = _band(panel, runs)
             svg = draw_curve(f"curve-{place}", panel.y_label, lines, panel.log, edges)
-            drawn.append((replace(panel, note=panel.note + remark), Markup(svg)))
+            drawn.append((replace(panel, note=panel.note + remark), svg))
     return drawn
 
 
@@ -118,8 +118,10 @@ def _band(panel: Panel, runs: Mapping[str, Run]) -> tuple[list[float], str]:
 
 
 def _panels(runs: Mapping[str, Run]) -> Iterable[Panel]:
-    """All panels. If runs have several alignment terms, which are logged as `align.relation` and so
-    on, each term gets panels of its own."""
+    """All panels, with separate ones for each alignment term.
+
+    A run with several terms logs them under keys such as `align.relation`.
+    """
     logged = {key for run in runs.values() for row in run.log for key in row}
     for panel in PANELS:
         terms = {key.partition(".")[2] for key in logged if key.partition(".")[0] in panel.keys}

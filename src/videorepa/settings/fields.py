@@ -11,13 +11,13 @@ from videorepa.settings.section import Section, explain
 
 
 def _described_by(kind: str) -> BeforeValidator:
-    """Turns `{name: ..., ...}` into the description that the plugin of that name defines."""
+    """Turn `{name: ..., ...}` into the description that the plugin of that name defines."""
 
     def build(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         if not isinstance(value.get("name"), str):
-            raise ValueError(f"say which one: `name:` one of {', '.join(plugins.names(kind))}")
+            raise ValueError(f"set `name:` to one of {', '.join(plugins.names(kind))}")
         described = plugins.description(kind, value["name"])
         try:
             return described.model_validate(value)
@@ -38,6 +38,8 @@ else:
 
 
 def block_or(*words: str) -> PlainValidator:
+    """Accept a block's number, or one of the words."""
+
     def check(value: Any) -> int | str:
         is_block = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if is_block or value in words:

@@ -1,4 +1,4 @@
-"""Finds a backbone, encoder, loss or benchmark by the name of its file, and loads it when asked."""
+"""Finds a backbone, encoder, loss or benchmark by the name of its file, and imports it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from videorepa.errors import UserError
 from videorepa.settings.section import Section
 
 SEARCH_PATH = "VIDEOREPA_PLUGINS"
-"""Environment variable: folders, separated as in PATH, that hold `losses/`, `encoders/`, ... of the
-user's own. A folder is named by the user who runs the program, never by a recipe."""
+"""Environment variable with folders, separated as in PATH, that hold the user's own `losses/`,
+`encoders/` and so on. Only the user who runs the program names such a folder, never a recipe."""
 
 
 def _package(kind: str) -> ModuleType:
@@ -29,41 +29,41 @@ def _package(kind: str) -> ModuleType:
 
 
 def names(kind: str) -> list[str]:
-    """Names of all plugins of a kind ("backbones", "encoders", "losses", "benchmarks").
+    """List the plugins of a kind: "backbones", "encoders", "losses" or "benchmarks".
 
-    A plugin is one file: folders, and files with a leading underscore, are what plugins share.
+    A plugin is one file. Folders, and files with a leading underscore, are what plugins share.
     """
-    found = pkgutil.iter_modules(_package(kind).__path__)
+    modules = pkgutil.iter_modules(_package(kind).__path__)
     return sorted(
-        module.name for module in found if not (module.ispkg or module.name.startswith("_"))
+        module.name for module in modules if not (module.ispkg or module.name.startswith("_"))
     )
 
 
 def find(kind: str, name: str) -> ModuleType:
-    """The plugin's module. Raises UserError, with the nearest names, if there is none."""
-    known = names(kind)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    """Import the plugin's module. Raises UserError, with the nearest names, if there is none."""
+    plugins = names(kind)
+    if name not in plugins:
+        close = difflib.get_close_matches(name, plugins, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         singular = {"losses": "loss"}.get(kind, kind[:-1])
-        raise UserError(f"No {singular} is called {name!r}.{hint} Known: {', '.join(known)}.")
+        raise UserError(f"No {singular} is called {name!r}.{hint} Known: {', '.join(plugins)}.")
     full = f"videorepa.{kind}.{name}"
     return sys.modules.get(full) or importlib.import_module(full)
 
 
 def description(kind: str, name: str) -> Any:
-    """The class that describes the plugin: the one its module defines for a recipe to hold."""
+    """Give the plugin's description: the class that its module defines for a recipe to hold."""
     module = find(kind, name)
     for value in vars(module).values():
         own = isinstance(value, type) and value.__module__ == module.__name__
         if own and issubclass(value, Section) and "name" in value.model_fields:
             return value
     raise UserError(
-        f"{module.__file__} defines no description: a class for recipes with `name: "
-        f'Literal["{name}"]` is expected there.'
+        f"{module.__file__} defines no description; expected a class for recipes with `name: "
+        f'Literal["{name}"]`.'
     )
 
 
 def benchmark(name: str, settings: Sequence[str] = ()) -> Any:
-    """The benchmark of that name, ready to use. settings: of its own, each `key=value`."""
+    """Make the benchmark of that name, with settings of its own, each `key=value`."""
     return description("benchmarks", name).from_settings(settings, f"the benchmark {name}")

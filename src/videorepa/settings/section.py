@@ -1,4 +1,4 @@
-"""What recipes are made of: typed, frozen sections, and what is said when values do not fit."""
+"""What recipes are made of: typed, frozen sections, and messages for values that do not fit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from videorepa.errors import UserError
+from videorepa.system.files import from_home, read_text
 
 SPELLINGS = ("one", "many")
-"""Tags of values that are one section or a list of them: no keys, so no part of a message."""
+"""Tags of values that are one section or a list of them. They are no keys, so no message names
+them."""
 
 
 class Section(BaseModel):
@@ -21,29 +23,59 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _from_home(cls, value: Any) -> Any:
+        return from_home(value) if isinstance(value, Path) else value
+
     @classmethod
     def from_settings(cls, settings: Sequence[str], what: str) -> Self:
-        """The section with these keys, each `dotted.key=value` with the value in YAML.
+        """Make the section with these keys.
 
-        what: its name in messages. Raises UserError with every fault on a line of its own.
+        Args:
+          settings: The keys to set, each `dotted.key=value` with the value in YAML.
+          what: The section's name in messages.
+
+        Raises:
+          UserError: A key or value does not fit; each fault has a line of its own.
         """
         values: dict[str, Any] = {}
         for setting in settings:
             change(values, setting)
+        return cls.checked(values, f"These settings do not make {what}")
+
+    @classmethod
+    def checked(cls, values: Any, complaint: str) -> Self:
+        """Make the section from plain values.
+
+        Raises:
+          UserError: A key or value does not fit. Below the complaint, each fault has a line of its
+            own.
+        """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            said = "\n".join(explain(error, cls))
-            raise UserError(f"These settings do not make {what}:\n{said}") from None
+            faults = "\n".join(explain(error, cls))
+            raise UserError(f"{complaint}:\n{faults}") from None
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The keys and values of a recipe's file, with some changed, unchecked. Raises UserError."""
+    """Read the keys and values of a recipe's file and change some of them, without checking them.
+
+    Args:
+      path: The YAML file.
+      overrides: The changes, each `dotted.key=value`.
+
+    Raises:
+      UserError: The file or an override cannot be read.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise UserError(f"There is no recipe {path}. The shipped ones are in recipes/.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(
@@ -55,7 +87,7 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def change(values: dict[str, Any], override: str) -> None:
-    """Set one key of plain values, `dotted.key=value`. Raises UserError."""
+    """Set one key of plain values, written `dotted.key=value`. Raises UserError."""
     key, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"An override is written key=value or --key value; got {override!r}.")
@@ -69,17 +101,17 @@ def change(values: dict[str, Any], override: str) -> None:
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(
             f"The override {override!r} has a value that is not YAML ({error}). Put the whole in "
-            "quotes if the shell takes it apart."
+            "quotes if the shell splits it."
         ) from None
 
 
 def _part(values: Any, name: str, key: str) -> Any:
-    """What stands in a section under a name, or in a list at a number. Makes missing sections."""
+    """Give a section's value by its name, or a list's by its number. Makes missing sections."""
     if isinstance(values, list):
         if not (name.isdecimal() and int(name) < len(values)):
             raise UserError(
-                f"The override {key!r} goes through a list of {len(values)}: say which by its "
-                f"number from 0, such as 0 in align.0.weight; got {name!r}."
+                f"The override {key!r} goes through a list of {len(values)}: name one by its "
+                f"number, counted from 0, such as 0 in align.0.weight; got {name!r}."
             )
         return values[int(name)]
     if not isinstance(values, dict):
@@ -90,27 +122,27 @@ def _part(values: Any, name: str, key: str) -> Any:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A line for each fault: where it is, what was found, and which key may have been meant."""
+    """Describe each fault in a line: its place, the value there, and the key that may be meant."""
     lines = []
     for fault in error.errors():
         loc = [part for part in fault["loc"] if part not in SPELLINGS]
         where = ".".join(str(part) for part in loc) or "recipe"
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(model, loc[:-1])
-            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+            keys = _keys(model, loc[:-1])
+            close = difflib.get_close_matches(str(loc[-1]), keys, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(keys)}"
             lines.append(f"  {where}: unknown key{hint}")
         elif fault["type"] == "missing":
             lines.append(f"  {where}: missing")
         else:
-            found = repr(fault["input"])
+            value = repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ").strip()
-            lines.append(f"  {where}: {message} (found {found[:80]})")
+            lines.append(f"  {where}: {message} (found {value[:80]})")
     return lines
 
 
-def _known_keys(model: type[BaseModel], path: list[Any]) -> list[str]:
-    """Keys at a place in the recipe; [] inside a plugin's own description."""
+def _keys(model: type[BaseModel], path: list[Any]) -> list[str]:
+    """List the keys at a place in the recipe, or none inside a plugin's own description."""
     for part in path:
         if isinstance(part, int):
             continue
@@ -125,4 +157,4 @@ def _known_keys(model: type[BaseModel], path: list[Any]) -> list[str]:
 def _types(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in _types(inner)]
+    return [model for inner in get_args(annotation) for model in _types(inner)]

@@ -6,20 +6,21 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from videorepa.errors import UserError
-from videorepa.settings.section import Section, explain
+from videorepa.settings.section import Section
 
 
 class When(Section):
-    """When an alignment term counts: over the steps, until a rule stops it, and at which noise.
+    """When an alignment term counts: at which steps and noise levels, and until which event.
 
-    until: the step from which on it counts no more.
-    decay: how its weight goes to 0 by then; "constant" stops all at once.
-    opposed: stops it for good once its gradient at the tapped tokens opposed the diffusion loss's
-        (mean cosine below 0) over this many steps, as HASTE does (arXiv 2505.16792).
-    gate: "signal" scales each sample's part by 1 - sigma^2, its share of signal at that noise
+    Attributes:
+      until: The first step at which the term counts no more.
+      decay: How its weight goes to 0 by then; "constant" drops it all at once.
+      opposed: Stops the term for good once its gradient at the tapped tokens has opposed that of
+        the diffusion loss (mean cosine below 0) over this many steps, as HASTE does (arXiv
+        2505.16792).
+      gate: "signal" scales each sample's loss by 1 - sigma^2, the share of signal at its noise
         level, as LaMo does (arXiv 2605.23878).
     """
 
@@ -47,9 +48,10 @@ class When(Section):
 
 
 class LabClips(Section):
-    """Clips drawn by the lab's simulator: numbers 0 to `clips` of the series that `seed` names.
+    """Clips drawn by the lab's simulator: numbers 0 to `clips` - 1 of the series that `seed` names.
 
-    split: "beyond" draws what is faster, larger or higher than any of "within".
+    Attributes:
+      split: "beyond" draws scenes that are faster, larger or higher than all of "within".
     """
 
     clips: int = Field(ge=1)
@@ -58,7 +60,7 @@ class LabClips(Section):
 
 
 class ClipSize(Section):
-    """A clip as the backbone sees it: frames, and pixels down and across."""
+    """The size of a clip as the backbone sees it, in frames and pixels."""
 
     frames: int = Field(default=49, ge=1)
     height: int = Field(default=480, ge=8)
@@ -66,12 +68,16 @@ class ClipSize(Section):
 
 
 class Data(ClipSize):
-    """Where captioned clips come from, what they are made into, and where that is kept.
+    """Where captioned clips come from, their size, and where they are cached.
 
-    Exactly one of `manifest` (CSV or JSONL) and `lab`. Paths are taken from the current folder.
-    root: folder that the manifest's paths start from; by default the manifest's own.
-    cache: folder of latents, text embeddings and teacher features; recipes can share one.
-    prepare_batch: clips that `prepare` encodes at once.
+    Exactly one of `manifest` and `lab` is set. Paths are relative to the current folder.
+
+    Attributes:
+      manifest: A CSV or JSONL file that lists videos and captions.
+      root: Folder that the manifest's paths start from; by default the manifest's own.
+      lab: Clips of the lab's simulator.
+      cache: Folder of latents, text embeddings and teacher features. Recipes can share it.
+      prepare_batch: How many clips `prepare` encodes at once.
     """
 
     manifest: Path | None = None
@@ -91,8 +97,15 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):
-    """AdamW, and how many samples it sees. One step uses batch_size x accumulate clips in each
-    process."""
+    """AdamW, its learning rate, and how many clips it sees.
+
+    Attributes:
+      steps: Updates of the weights.
+      batch_size: Clips of each process at once.
+      accumulate: Batches whose gradients are averaged for a step.
+      warmup_steps: Steps over which the learning rate rises from 0.
+      schedule: How the learning rate falls after that.
+    """
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -106,14 +119,16 @@ class Optim(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
 
     def clips(self, processes: int) -> int:
-        """How many clips a step has, over all processes."""
+        """How many clips a step has in all processes together."""
         return self.batch_size * self.accumulate * processes
 
 
 class Lora(Section):
-    """Low-rank adapters in place of training all weights; applied at alpha / rank.
+    """Low-rank adapters, trained in place of all weights and applied with strength alpha / rank.
 
-    targets: ends of the names of the layers that get one; by default the backbone's own choice.
+    Attributes:
+      targets: Endings of the names of the layers that get an adapter; by default the backbone's
+        own choice.
     """
 
     rank: int = Field(default=128, ge=1)
@@ -122,14 +137,16 @@ class Lora(Section):
 
 
 class Train(Section):
-    """What is trained and how it is kept.
+    """What is trained, in which precision, and how it is kept.
 
-    lora: None trains all of the transformer's weights.
-    precision: "auto" computes in bfloat16 where the hardware does it, else in float32. Trained
-        weights stay in float32.
-    ema: decay of an average of the trained weights, which is what is exported then.
-    caption_dropout: share of samples trained on an empty caption, for classifier-free guidance.
-    keep_checkpoints: how many of the newest stay.
+    Attributes:
+      lora: None trains all of the transformer's weights.
+      precision: "auto" computes in bfloat16 if the hardware supports it, or else in float32.
+        Trained weights are always held in float32.
+      ema: Decay of a moving average of the trained weights, which then replaces them in exports.
+      caption_dropout: Share of samples trained on an empty caption, for classifier-free guidance.
+      checkpoint_every: Steps between two checkpoints.
+      keep_checkpoints: How many of the newest checkpoints are kept.
     """
 
     lora: Lora | None = None
@@ -142,15 +159,15 @@ class Train(Section):
 
 
 class Memory(Section):
-    """What a training does to take less memory; `docs/running.md` has what each saves and costs.
+    """How a training saves memory. `docs/running.md` lists what each way saves and costs.
 
-    gradient_checkpointing: keep the blocks' inputs alone and compute what lies between once more
+    Attributes:
+      gradient_checkpointing: Keeps only the inputs of the blocks, and computes the rest once more
         in the backward pass.
-    frozen: what the weights that LoRA leaves as they are, are held in; they are computed with in
-        the training's precision. "int8" needs torchao and "nf4" bitsandbytes.
-    optimizer: "adamw8bit" keeps AdamW's moments in 8 bits; needs bitsandbytes.
-    offload: "group" keeps frozen layers in the machine's memory and brings each to the GPU when it
-        runs.
+      frozen: Format of the weights that LoRA leaves unchanged. They are converted to the training's
+        precision for computing. "int8" needs torchao and "nf4" bitsandbytes.
+      optimizer: "adamw8bit" keeps AdamW's moments in 8 bits; it needs bitsandbytes.
+      offload: "group" keeps frozen layers in main memory and moves each to the GPU when it runs.
     """
 
     gradient_checkpointing: bool = False
@@ -169,8 +186,8 @@ class Memory(Section):
             return self
         if not self.gradient_checkpointing:
             raise ValueError(
-                "offload: group needs gradient_checkpointing: true, or the backward pass keeps "
-                "every layer that was brought to the GPU there"
+                "offload: group needs gradient_checkpointing: true; without it the backward pass "
+                "keeps every layer on the GPU"
             )
         if self.is_quantised:
             raise ValueError(f"offload: group does not go with frozen: {self.frozen}")
@@ -211,11 +228,14 @@ class Parallel(Section):
 
 
 class Generation(Section):
-    """How clips are sampled; the defaults are the published ones for CogVideoX. What a recipe
-    leaves out is as its backbone was published.
+    """How clips are sampled.
 
-    dynamic_guidance: guidance that grows while the noise goes; CogVideoX alone has it.
-    samples: clips per prompt, each with a seed of its own.
+    The defaults are those published for CogVideoX. What a recipe leaves out takes the value that
+    was published for its backbone.
+
+    Attributes:
+      dynamic_guidance: Raises the guidance while the noise falls. Only CogVideoX has it.
+      samples: Clips per prompt, each with its own seed.
     """
 
     steps: int = Field(default=50, ge=1)
@@ -225,19 +245,18 @@ class Generation(Section):
     fps: int = Field(default=8, ge=1)
 
     def changed(self, **values: Any) -> Generation:
-        """A copy with some values changed. Raises UserError that names those that cannot be."""
-        try:
-            return self.model_validate(self.model_dump() | values)
-        except ValidationError as error:
-            said = "\n".join(explain(error, Generation))
-            raise UserError(f"Clips cannot be generated so:\n{said}") from None
+        """Make a copy with some values changed. Raises UserError that names impossible ones."""
+        return self.checked(self.model_dump() | values, "Clips cannot be generated so")
 
 
 class Validation(Section):
-    """Clips generated while training, at fixed seeds, every so many steps.
+    """Clips that are generated during the training, with fixed seeds.
 
-    drift: how far their saturation, contrast, sharpness and motion may be from the base model's
-        before there is a warning, as a share of those.
+    Attributes:
+      every: Steps from one validation to the next.
+      prompts: One clip is generated for each.
+      drift: How far the clips' saturation, contrast, sharpness and motion may move away from the
+        base model's before a warning, as a share of the base model's.
     """
 
     every: int = Field(ge=1)

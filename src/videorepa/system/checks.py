@@ -1,4 +1,4 @@
-"""Checks of numbers that several verbs make, with what to do when one fails."""
+"""Checks that several verbs make, each with advice on what to do when it fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_shard(shard: tuple[int, int]) -> None:
 
 
 def check_finite(what: str, *values: Tensor | np.ndarray) -> None:
-    """Raise UserError, saying that `what` (a plural) is not finite, if any value is not."""
+    """Raise UserError, with the name `what` (in the plural), if any value is not finite."""
     if not all(torch.as_tensor(value).isfinite().all() for value in values):
         raise UserError(
             f"{what} are not finite. The weights are damaged, or the precision is too low: try "

@@ -1,4 +1,4 @@
-"""The device to run on, the precision worth using there, and the memory taken there."""
+"""The device to run on, the precision that is fast there, and the memory in use there."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Choose the dtype to compute in: bfloat16, unless float32 is asked for or it would be slow."""
+    """Choose bfloat16 to compute in, or float32 if it is asked for or bfloat16 would be slow."""
     if precision == "float32" or not has_fast_bfloat16(device):
         return torch.float32
     return torch.bfloat16
@@ -46,12 +46,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes taken so far: of the GPU by tensors, or of main memory by this process."""
+    """Measure the most bytes so far, of tensors on the GPU or of this process in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource
-    except ImportError:  # Windows has no such module; psutil knows the peak there, and there alone.
+    except ImportError:  # Windows has no such module. There, and only there, psutil has the peak.
         memory: Any = psutil.Process().memory_info()
         return memory.peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
@@ -61,9 +61,10 @@ def peak_memory(device: torch.device) -> int:
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, and return whether that is possible.
 
-    glibc returns large tensors to the system at once and fetches them again, cleared, at the next
-    step, which costs a third of the time of the lab's autoencoder on a CPU. Use it for small models
-    only: large ones free memory in pieces, and could lack it later. Only glibc is configured.
+    glibc returns the memory of large tensors to the system at once and fetches it again, cleared,
+    at the next step, which costs the lab's autoencoder a third of its time on a CPU. Use this for
+    small models only: large ones free memory in pieces, and could lack it later. It has an effect
+    with glibc alone.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""Versions, commit and machine, as they are written beside results."""
+"""Records the versions, commit and machine that made a result."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and machine, to be written into what a run leaves."""
+    """Collect the versions, commit and machine, to be written beside results."""
     packages = ("videorepa", "torch", "diffusers", "transformers", "peft", "accelerate")
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
+            versions[package] = "not installed as a package"
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return found | {
+    return versions | {
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or "unknown",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

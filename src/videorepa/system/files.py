@@ -1,42 +1,46 @@
-"""Files that are either whole or absent, whenever a run is stopped."""
+"""Writes files that are either complete or absent, whenever a run is stopped."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from safetensors import SafetensorError
 
 from videorepa.errors import UserError
 
-CHUNK_BYTES = 1 << 20
+Place = TypeVar("Place", str, Path)
 
 STALE_SECONDS = 3600.0
-"""A temporary file that nobody has written to for so long belongs to no living process."""
+"""A temporary file that has not been written to for so long belongs to no living process."""
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, to be written as one file inside the `with` block.
 
-    When the block ends well the file is synced to disk and takes the place of `path` in one step;
-    when it fails or is interrupted the file is removed and `path` stays as it was. The temporary
-    name starts with ".tmp-", which is how leftovers of a killed process are recognised, and ends
-    with the suffix of `path`, from which writers guess the format. Raises OSError, also when the
-    folder does not exist or the block wrote nothing.
+    When the block succeeds, the file is synced to disk and replaces `path` in one step. When it
+    fails or is interrupted, the file is removed and `path` stays as it was. The temporary name
+    starts with ".tmp-", by which leftovers of a killed process are recognised, and ends with the
+    suffix of `path`, from which writers guess the format.
+
+    Raises:
+      OSError: The disk refuses, the folder does not exist, or the block wrote nothing.
     """
     path = Path(path)
-    # Not tempfile: its files are readable by their owner alone, and the rename would keep that.
+    # tempfile would make the file readable by its owner alone, and the rename would keep that.
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield temporary
@@ -51,10 +55,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`, to be filled inside the `with` block.
 
-    When the block ends well, all is synced to disk and the folder becomes `path`, which must not
-    exist; when it fails or is interrupted, the folder is removed. Its name starts with ".tmp-" and
-    is the same every time, so what a killed process has left is removed by the next one. Raises
-    OSError, and UserError where safetensors finds the disk full.
+    When the block succeeds, its files are synced to disk and the folder becomes `path`, which must
+    not exist. When it fails or is interrupted, the folder is removed. Its name starts with ".tmp-"
+    and is the same every time, so that the next process removes what a killed one has left.
+
+    Raises:
+      UserError: safetensors could not write, as on a full disk.
+      OSError: The disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
@@ -86,52 +93,95 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left in `folder`, not below it.
+    """Remove the temporary files that killed processes have left in `folder`, but not below it.
 
-    Those of the last hour stay: another process may be writing them now.
+    Those of the last hour stay, because another process may be writing them.
     """
     for path in folder.glob(".tmp-*"):
         try:
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
         except OSError:
-            continue  # Another process has swept it, or it is not ours to remove.
+            continue  # Another process has removed it, or this one may not.
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether `folder` can be taken: it does not exist, or holds leftovers of killed processes
-    alone."""
+    """Whether `folder` does not exist, or holds only what killed processes have left."""
     if not folder.exists():
         return True
     return folder.is_dir() and all(path.name.startswith(".tmp-") for path in folder.iterdir())
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
-    """Write `data`, text as UTF-8 with its newlines as they are, so that a reader of `path` finds
-    the old content or the new one, never a part. Raises OSError."""
+    """Write `data` so that a reader of `path` gets the old content or the new one, never a part.
+
+    Text is written as UTF-8, with its newlines unchanged. Raises OSError.
+    """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def from_home(path: Place) -> Place:
+    """Put the home folder in place of a leading `~` or `~user`, as a shell does."""
+    return type(path)(os.path.expanduser(path))
+
+
+def check_is_file(path: Path) -> None:
+    """Raise OSError, with the reason, unless `path` is a file, reached through links or not.
+
+    Asked before a path that a user named is opened: a pipe, a socket or a device can keep its
+    reader waiting for ever.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        is_lost = not path.parent.exists()
+        reason = f"the folder {path.parent} does not exist" if is_lost else "does not exist"
+        raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    if not stat.S_ISREG(mode):
+        reason = "is a pipe, a socket or a device, not a file"
+        raise OSError(errno.EINVAL, reason, str(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file that a user named, to read its bytes. Raises OSError."""
+    check_is_file(path)
+    return path.open("rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file that a user named. Raises OSError."""
+    check_is_file(path)
+    return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8 that a user named. Raises OSError and UnicodeDecodeError."""
+    check_is_file(path)
+    return path.read_text(encoding="utf-8")
+
+
 def short_name(path: Path) -> str:
-    """What a folder, or a file, is called in tables: its name, a file's without the ending."""
+    """The name of a folder in tables, or that of a file, without its ending."""
     return path.resolve().stem if path.is_file() else path.resolve().name
 
 
 def to_metadata(about: Mapping[str, object]) -> dict[str, str]:
-    """Give the metadata for the header of a safetensors file: what it is about, as JSON."""
-    # One entry with sorted keys: safetensors writes several in no fixed order, and equal content
-    # should make equal files.
+    """Make the metadata of a safetensors file: one entry "about", in JSON."""
+    # safetensors writes several entries in no fixed order, and equal content should make equal
+    # files. Hence one entry, with sorted keys.
     return {"about": json.dumps(about, sort_keys=True)}
 
 
 def from_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """Read what `to_metadata` wrote. Raises KeyError or ValueError where there is no such entry."""
+    """Read what `to_metadata` made. Raises KeyError or ValueError if there is no such entry."""
     return json.loads((metadata or {})["about"])
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """A CSV file's text: a header and a line for each row; None is left empty."""
+    """Write a CSV file's text: a header and a line for each row, with None left empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -140,9 +190,6 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
 
 
 def file_digest(path: str | Path) -> str:
-    """The SHA-256 of the file's content, 64 hexadecimal digits, read in parts. Raises OSError."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """The SHA-256 of a file's content, 64 hexadecimal digits. Raises OSError."""
+    with open_file(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

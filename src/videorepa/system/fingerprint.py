@@ -1,14 +1,16 @@
-"""Fingerprints: short texts that change when what they stand for changes."""
+"""Fingerprints: short texts that change with the content they stand for."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from videorepa.errors import UserError
+from videorepa.system.files import open_file
 
 WINDOWS = 16
 
@@ -16,19 +18,18 @@ WINDOW_BYTES = 1 << 16
 
 
 def json_digest(value: Any) -> str:
-    """SHA-256, 16 hexadecimal digits, of a JSON-able value."""
+    """The first 16 hexadecimal digits of the SHA-256 of a value, as JSON."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @cache
 def weights_digest(path: Path) -> str:
-    """A digest, 16 hexadecimal digits, of a weights file or of all files of a folder but JSON
-    configuration (whose relevant keys the caller adds).
+    """A digest, 16 hexadecimal digits, of a file of weights or of the files in a folder.
 
-    Files are sampled, not read whole: other weights differ nearly everywhere, so this tells models
-    apart, though not a single flipped bit.
-    Raises UserError if there is no such file or folder.
+    A folder's JSON configuration does not count; the caller adds its relevant keys. Files are
+    sampled, and not read whole. Weights of different models differ nearly everywhere, so this tells
+    models apart, though it may miss a single flipped bit. Raises UserError if there are no weights.
     """
     if path.is_file():
         files = [path]
@@ -45,9 +46,9 @@ def file_sample_digest(path: Path) -> str:
 
     Raises OSError.
     """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest = hashlib.sha256(str(size).encode())
         for window in range(WINDOWS):
             stream.seek(window * max(0, size - WINDOW_BYTES) // (WINDOWS - 1))
             digest.update(stream.read(WINDOW_BYTES))

@@ -1,4 +1,4 @@
-"""Progress bars with the time left, and plain lines where no terminal is watching."""
+"""Progress bars with the time left, or plain lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -27,9 +27,15 @@ PLAIN_EVERY_SECONDS = 10.0
 def track(
     items: Iterable[T], what: str, total: int | None = None, done: int = 0, shown: bool = True
 ) -> Iterator[T]:
-    """Yield the items, showing how far along they are unless another process does.
+    """Yield the items and show the progress.
 
-    total counts all the work, `done` what an earlier run had finished already.
+    Args:
+      items: The work that is left.
+      what: The name of the work.
+      total: Number of all items, with those that are done already; by default the length of `items`
+        plus `done`.
+      done: Number of items that an earlier call has finished.
+      shown: False if another process shows the progress.
     """
     if not shown:
         yield from items

@@ -8,12 +8,12 @@ import torch
 
 
 def generator(seed: int, *what: str | int) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments."""
+    """Make a CPU generator whose seed depends on the arguments alone."""
     return torch.Generator().manual_seed(stable_seed(seed, *what))
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """Seed of torch's global generator for a step (dropout), or for the start, -1 (weights)."""
+    """The seed of torch's global generator at a step (for dropout), or at -1 (for new weights)."""
     return generator(seed, "step", step, rank).initial_seed()
 
 

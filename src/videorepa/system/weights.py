@@ -14,9 +14,9 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class Misfit:
-    """The weights that do not fit a model: true if there are any, and readable as text.
+    """The weights that do not fit a model. It is true if there are any, and readable as text.
 
-    Args:
+    Attributes:
       missing: Names that the model has and the file lacks.
       extra: Names that the file has and the model lacks.
       misshapen: Weights of another shape, each as "name (3, 2), expected (3, 4)".

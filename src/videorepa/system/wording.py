@@ -1,4 +1,4 @@
-"""How a report words numbers and names."""
+"""Words numbers and names for reports and messages."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable
 NAMES = {"sa": "SA", "pc": "PC", "vq": "VQ"}
 
 BEYOND_CHANCE = 0.05
-"""A difference is called so when its p, by Holm's method, is below this."""
+"""A difference counts as beyond chance if its p, corrected by Holm's method, is below this."""
 
 
 def label(metric: str) -> str:
-    """A metric's name, word by word as readers know it."""
+    """Write a metric's name as readers know it, such as "SA mean" for "sa_mean"."""
     return " ".join(NAMES.get(word, word) for word in metric.replace("_", " ").split())
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """The number as text, with a true minus; a dash if there is none."""
+    """Write a number with a true minus, or a dash for None and for numbers that are not finite."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")

@@ -1,7 +1,7 @@
 """The renderer: draws a scene's trajectory as anti-aliased RGB frames, a whole clip at once.
 
 Wall and floor are nearly gray, with smooth textures and light. Only bodies have strong colours, so
-that hue distinguishes them from everything else. Brightness distinguishes the screen and planks.
+hue distinguishes them from everything else. Brightness distinguishes the screen and the planks.
 """
 
 from __future__ import annotations
@@ -29,24 +29,23 @@ from videorepa.world.simulator import (
 WALL = (0.74, 0.88)
 
 GROUND = (0.40, 0.50)
-"""Ranges of the mean brightness of the wall and the floor, in [0, 1]."""
+"""Ranges of the mean brightness of the wall and of the floor, in [0, 1]."""
 
-SCREEN = 0.5
-
-PLANK = 0.22
-"""Brightness of a plank, as of the screen above."""
+SCREEN, PLANK = 0.5, 0.22
+"""Brightness of the screen and of planks, in [0, 1]."""
 
 TINT = 0.04
-"""Largest distance of the wall's and the floor's colour from gray. A body's is 0.35 to 0.65."""
+"""Largest distance of the wall's and the floor's colour from gray. That of bodies is 0.35 to
+0.65."""
 
 TEXTURE, LIGHT, CLUTTER = 0.03, 0.04, 0.05
-"""Largest changes of brightness by texture, by light across a frame, and by clutter."""
+"""Largest changes of brightness due to texture, to light across a frame, and to clutter."""
 
 SHADOW = 0.25
 """Share of the floor's light that a body directly above it takes away."""
 
 _MARGIN = 8
-"""Pixels of the room around the frame, for a shaking camera."""
+"""Pixels of the room on each side of the frame, for a shaking camera."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def render(scene: Scene, trajectory: Trajectory) -> np.ndarray:
     _cast_shadows(frames, scene, trajectory, rows, columns)
     dark = np.full(3, PLANK, np.float32)
     for plank in scene.planks:
-        _mix(frames, _plank_distance(plank, rows, columns), dark)
+        _paint(frames, _plank_distance(plank, rows, columns), dark)
     for index, body in enumerate(scene.bodies):
         x, y = trajectory.positions[:, index].T
         dx, dy = columns - x[:, None], rows - y[:, None]
@@ -101,15 +100,21 @@ def render(scene: Scene, trajectory: Trajectory) -> np.ndarray:
         else:
             assert isinstance(body, Box)
             away = _box_distance(body, trajectory.angles[:, index], dx, dy)
-        _mix(frames, away, np.array(COLOURS[body.colour], np.float32))
+        _paint(frames, away, np.array(COLOURS[body.colour], np.float32))
     if scene.screen is not None:
-        _mix(frames, _screen_distance(scene.screen, rows, columns), np.full(3, SCREEN, np.float32))
+        _paint(
+            frames, _screen_distance(scene.screen, rows, columns), np.full(3, SCREEN, np.float32)
+        )
     return (np.clip(frames, 0, 1) * 255.0 + 0.5).astype(np.uint8)
 
 
-def _mix(frames: np.ndarray, distance: np.ndarray, colour: np.ndarray) -> None:
-    """Paint a shape, given the signed distance of every pixel to its edge, (F, SIZE, SIZE)."""
-    # Mix only the pixels that the shape touches, which are a small part of the clip.
+def _paint(frames: np.ndarray, distance: np.ndarray, colour: np.ndarray) -> None:
+    """Paint a shape.
+
+    Args:
+        distance: (F, SIZE, SIZE), the signed distance of every pixel to the shape's edge.
+    """
+    # Paint only the pixels that the shape touches, which are a small part of the clip.
     hit = np.nonzero(distance < 0.5)
     cover = np.minimum(0.5 - distance[hit], 1.0)[:, None]
     frames[hit] += cover * (colour - frames[hit])
@@ -129,7 +134,7 @@ def _plank_distance(plank: Plank, rows: np.ndarray, columns: np.ndarray) -> np.n
     along = np.clip(dx * direction[0] + dy * direction[1], 0.0, 1.0)
     x, y = dx - along * (end - start)[0], dy - along * (end - start)[1]
     away = np.sqrt(x**2 + y**2) - plank.radius
-    # The part in the ground is not visible.
+    # The part below the floor's surface is not visible.
     return np.maximum(away, (rows - FLOOR)[:, :, None])
 
 
@@ -142,7 +147,7 @@ def _screen_distance(screen: Screen, rows: np.ndarray, columns: np.ndarray) -> n
 def _cast_shadows(
     frames: np.ndarray, scene: Scene, trajectory: Trajectory, rows: np.ndarray, columns: np.ndarray
 ) -> None:
-    """Darken the floor below each body, the less the higher the body is."""
+    """Darken the floor below each body. The higher the body, the weaker its shadow."""
     depth = np.where(rows > FLOOR, np.exp(-(((rows - FLOOR) / 4) ** 2)), 0.0)
     for index, body in enumerate(scene.bodies):
         x, y = trajectory.positions[:, index].T
@@ -193,13 +198,13 @@ def _whole_room(look: Look) -> np.ndarray:
         for level in (WALL, GROUND)
     )
     for _ in range(look.clutter):
-        _hang(wall, rng, axis)
+        _hang_clutter(wall, rng, axis)
     above = np.clip(FLOOR - axis + 0.5, 0.0, 1.0)[:, None, None]
     return ((ground + above * (wall - ground)) * light[..., None]).astype(np.float32)
 
 
-def _hang(wall: np.ndarray, rng: np.random.Generator, axis: np.ndarray) -> None:
-    """Hang a rectangle or a disc on the wall, a little darker or lighter."""
+def _hang_clutter(wall: np.ndarray, rng: np.random.Generator, axis: np.ndarray) -> None:
+    """Hang a rectangle or a disc on the wall that is a little darker or lighter."""
     x, y, half = rng.uniform(0, SIZE), rng.uniform(0, FLOOR - 14), rng.uniform(4, 11, 2)
     dx, dy = np.abs(axis - x)[None, :] / half[0], np.abs(axis - y)[:, None] / half[1]
     away = np.maximum(dx, dy) if rng.random() < 0.5 else np.sqrt(dx**2 + dy**2)

@@ -1,7 +1,4 @@
-"""The scenarios of the lab: each is a function that draws a scene with its caption.
-
-A scenario has its function's name.
-"""
+"""The lab's scenarios, each a function of the same name that draws a scene with its caption."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from videorepa.world.simulator import (
 
 Split = Literal["within", "beyond"]
 """Whether parameters are within their ranges, or above them: faster, larger, higher. Models are
-trained on "within" alone."""
+trained only on "within"."""
 
 CAPTIONS: dict[str, tuple[str, ...]] = {
     "fall": (
@@ -82,7 +79,7 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Captions of each scenario. a, b and c are the colours of the scene's bodies, in order, and s is
-the side that they move to."""
+the side towards which they move."""
 
 BYSTANDERS = (
     " A {a} ball lies still.",
@@ -94,12 +91,12 @@ BYSTANDERS = (
 
 @dataclass(frozen=True)
 class Draw:
-    """A random generator that draws within a range or beyond it."""
+    """Draws the parameters of a scene at random, within their ranges or beyond them."""
 
     rng: np.random.Generator
     split: Split = "within"
 
-    def place(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         """A number whose range is the same in both splits, such as a position."""
         return float(self.rng.uniform(low, high))
 
@@ -107,9 +104,10 @@ class Draw:
         """A size, speed or height. Beyond the range it is in (high, high + (high - low) / 2)."""
         if self.split == "beyond":
             low, high = high, high + (high - low) / 2
-        return float(self.rng.uniform(low, high))
+        return self.uniform(low, high)
 
     def chance(self, share: float) -> bool:
+        """True with a probability."""
         return bool(self.rng.random() < share)
 
     def colours(self, count: int) -> list[str]:
@@ -124,7 +122,8 @@ class Draw:
 
 @dataclass(frozen=True)
 class Side:
-    """The side that things move to. Scenes are written for the right, and mirrored for the left."""
+    """The side towards which things move. Scenes are specified for the right and mirrored for the
+    left."""
 
     sign: int
 
@@ -158,18 +157,18 @@ def rolling(colour: str, radius: float, x: float, speed: float, elasticity: floa
 def _bystander(draw: Draw, colour: str, x: float) -> tuple[Ball | Box, str]:
     """A body on the floor that plays no part, and its sentence for the caption."""
     if draw.chance(0.5):
-        return rolling(colour, draw.place(4.5, 6), x, 0.0), BYSTANDERS[0].format(a=colour)
-    width = draw.place(6.5, 8)
-    height = width * draw.place(1.4, 1.7)
+        return rolling(colour, draw.uniform(4.5, 6), x, 0.0), BYSTANDERS[0].format(a=colour)
+    width = draw.uniform(6.5, 8)
+    height = width * draw.uniform(1.4, 1.7)
     box = Box(colour=colour, width=width, height=height, position=(x, FLOOR - height / 2))
     return box, BYSTANDERS[1].format(a=colour)
 
 
-def _perhaps_under_a_shelf(draw: Draw, scene: Scene, colour: str) -> Scene:
-    """The scene, to which in 30 % of cases a ball on a shelf and its sentence are added."""
+def _perhaps_with_shelf(draw: Draw, scene: Scene, colour: str) -> Scene:
+    """The scene, with a ball on a shelf and a sentence about it added in 30 % of cases."""
     if not draw.chance(0.3):
         return scene
-    x, y, radius = draw.place(14, 50), draw.place(22, 27), draw.place(4.5, 6)
+    x, y, radius = draw.uniform(14, 50), draw.uniform(22, 27), draw.uniform(4.5, 6)
     plank = Plank((x - radius - 2, y), (x + radius + 2, y))
     ball = Ball(colour=colour, radius=radius, position=(x, y - plank.radius - radius))
     caption = scene.caption + BYSTANDERS[2].format(a=colour)
@@ -178,90 +177,90 @@ def _perhaps_under_a_shelf(draw: Draw, scene: Scene, colour: str) -> Scene:
 
 def fall(draw: Draw) -> Scene:
     """A ball is released in the air, falls and bounces."""
-    return _let_go(draw, "fall", draw.place(0.65, 0.85))
+    return _let_go(draw, "fall", draw.uniform(0.65, 0.85))
 
 
 def drop(draw: Draw) -> Scene:
     """A ball is released in the air, falls and hardly bounces."""
-    return _let_go(draw, "drop", draw.place(0.1, 0.25))
+    return _let_go(draw, "drop", draw.uniform(0.1, 0.25))
 
 
 def _let_go(draw: Draw, event: str, elasticity: float) -> Scene:
     colour, other = draw.colours(2)
     radius = draw.extent(5, 7)
     side = Side.drawn(draw)
-    x = draw.place(14, 30)
+    x = draw.uniform(14, 30)
     ball = Ball(
         colour=colour,
         radius=radius,
         position=(side.x(x), FLOOR - radius - draw.extent(14, 24)),
-        velocity=(draw.place(-0.4, 0.4), 0.0),
+        velocity=(draw.uniform(-0.4, 0.4), 0.0),
         elasticity=elasticity,
     )
     caption, bodies = draw.caption(event, colour), (ball,)
     if draw.chance(0.3):
-        bystander, sentence = _bystander(draw, other, side.x(draw.place(x + 20, 56)))
+        bystander, sentence = _bystander(draw, other, side.x(draw.uniform(x + 20, 56)))
         caption, bodies = caption + sentence, (ball, bystander)
     return Scene(event, caption, bodies)
 
 
 def throw(draw: Draw) -> Scene:
-    """A ball flies across in an arc."""
+    """A ball flies across the frame in an arc."""
     (colour,) = draw.colours(1)
     radius = draw.extent(4.5, 6.5)
     side = Side.drawn(draw)
-    y = draw.place(32, 44)
+    y = draw.uniform(32, 44)
     speed = -float(np.sqrt(2 * GRAVITY * draw.extent(9, 18)))
     ball = Ball(
         colour=colour,
         radius=radius,
-        position=(side.x(draw.place(7, 14)), y),
+        position=(side.x(draw.uniform(7, 14)), y),
         velocity=(side.sign * draw.extent(1.6, 2.8), speed),
-        elasticity=draw.place(0.5, 0.8),
+        elasticity=draw.uniform(0.5, 0.8),
     )
     caption = draw.caption("throw", colour, side=side.name)
     return Scene("throw", caption, (ball,))
 
 
 def roll(draw: Draw) -> Scene:
-    """A ball rolls along the floor, perhaps under another one on a shelf."""
+    """A ball rolls along the floor, perhaps below another one on a shelf."""
     colour, other = draw.colours(2)
     radius = draw.extent(5, 7)
     side = Side.drawn(draw)
-    x = side.x(draw.place(7, 14))
+    x = side.x(draw.uniform(7, 14))
     ball = rolling(colour, radius, x, side.sign * draw.extent(1.4, 2.8))
     caption = draw.caption("roll", colour, side=side.name)
-    return _perhaps_under_a_shelf(draw, Scene("roll", caption, (ball,)), other)
+    return _perhaps_with_shelf(draw, Scene("roll", caption, (ball,)), other)
 
 
 def slide(draw: Draw) -> Scene:
     """A box slides along the floor until friction stops it."""
     colour, other = draw.colours(2)
     height = draw.extent(6.5, 8.5)
-    width = height * draw.place(1.4, 1.8)
+    width = height * draw.uniform(1.4, 1.8)
     side = Side.drawn(draw)
-    speed, time = draw.extent(1.8, 3.2), draw.place(9, 13)
+    speed, time = draw.extent(1.8, 3.2), draw.uniform(9, 13)
     box = Box(
         colour=colour,
         width=width,
         height=height,
-        position=(side.x(draw.place(8, 14)), FLOOR - height / 2),
+        position=(side.x(draw.uniform(8, 14)), FLOOR - height / 2),
         velocity=(side.sign * speed, 0.0),
         elasticity=0.0,
         friction=speed / time / GRAVITY,
     )
     caption = draw.caption("slide", colour, side=side.name)
-    return _perhaps_under_a_shelf(draw, Scene("slide", caption, (box,)), other)
+    return _perhaps_with_shelf(draw, Scene("slide", caption, (box,)), other)
 
 
 def ramp(draw: Draw) -> Scene:
-    """A ball rolls down a ramp and on along the floor."""
+    """A ball rolls down a ramp and then along the floor."""
     (colour,) = draw.colours(1)
     side = Side.drawn(draw)
     radius = draw.extent(4.5, 6)
-    foot, slope = draw.place(32, 42), np.radians(draw.extent(20, 30))
+    foot, slope = draw.uniform(32, 42), np.radians(draw.extent(20, 30))
     plank = side.plank(0, FLOOR - foot * np.tan(slope), foot, FLOOR)
-    ball = on_ramp(colour, radius, side, foot, slope, draw.place(17, 24), draw.extent(0.6, 1.6))
+    ball = on_ramp(colour, radius, side, foot, slope, draw.uniform(17, 24), draw.extent(0.6, 1.6))
     caption = draw.caption("ramp", colour, side=side.name)
     return Scene("ramp", caption, (ball,), (plank,))
 
@@ -298,9 +297,9 @@ def collide(draw: Draw) -> Scene:
     side = Side.drawn(draw)
     balls = (
         rolling(
-            first, draw.extent(5, 7), side.x(draw.place(8, 12)), side.sign * draw.extent(2.0, 3.0)
+            first, draw.extent(5, 7), side.x(draw.uniform(8, 12)), side.sign * draw.extent(2.0, 3.0)
         ),
-        rolling(second, draw.extent(5, 7), side.x(draw.place(32, 40)), 0.0),
+        rolling(second, draw.extent(5, 7), side.x(draw.uniform(32, 40)), 0.0),
     )
     caption = draw.caption("collide", first, second, side=side.name)
     return Scene("collide", caption, balls)
@@ -311,10 +310,10 @@ def chain(draw: Draw) -> Scene:
     a, b, c = draw.colours(3)
     side = Side.drawn(draw)
     r1, r2, r3 = (draw.extent(4.5, 5.5) for _ in range(3))
-    x2 = draw.place(23, 27)
-    x3 = x2 + r2 + r3 + draw.place(4, 7)
+    x2 = draw.uniform(23, 27)
+    x3 = x2 + r2 + r3 + draw.uniform(4, 7)
     balls = (
-        rolling(a, r1, side.x(draw.place(6, 9)), side.sign * draw.extent(2.6, 3.4)),
+        rolling(a, r1, side.x(draw.uniform(6, 9)), side.sign * draw.extent(2.6, 3.4)),
         rolling(b, r2, side.x(x2), 0.0),
         rolling(c, r3, side.x(x3), 0.0),
     )
@@ -326,7 +325,7 @@ def stack(draw: Draw) -> Scene:
     """The upper of two boxes overhangs too far, tips and falls."""
     upper, lower = draw.colours(2)
     side = Side.drawn(draw)
-    x, width, height = draw.place(20, 34), draw.place(8, 10), draw.extent(12, 16)
+    x, width, height = draw.uniform(20, 34), draw.uniform(8, 10), draw.extent(12, 16)
     low = Box(
         colour=lower,
         width=width,
@@ -335,8 +334,8 @@ def stack(draw: Draw) -> Scene:
         elasticity=0.2,
         friction=0.5,
     )
-    high = replace(low, colour=upper, width=draw.place(12, 14), height=draw.place(7, 8.5))
-    over = side.x(x + width / 2 + draw.place(2, 3.5))
+    high = replace(low, colour=upper, width=draw.uniform(12, 14), height=draw.uniform(7, 8.5))
+    over = side.x(x + width / 2 + draw.uniform(2, 3.5))
     caption = draw.caption("stack", upper, lower, side=side.name)
     high = replace(high, position=(over, FLOOR - height - high.height / 2))
     return Scene("stack", caption, (high, low))
@@ -347,14 +346,14 @@ def catch(draw: Draw) -> Scene:
     (colour,) = draw.colours(1)
     side = Side.drawn(draw)
     radius = draw.extent(4.5, 6)
-    x, inside = draw.place(20, 44), 2 * radius + draw.place(5, 10)
-    left, right, top = x - inside / 2, x + inside / 2, FLOOR - draw.place(10, 14)
+    x, inside = draw.uniform(20, 44), 2 * radius + draw.uniform(5, 10)
+    left, right, top = x - inside / 2, x + inside / 2, FLOOR - draw.uniform(10, 14)
     ball = Ball(
         colour=colour,
         radius=radius,
-        position=(x - side.sign * draw.place(2, 4), top - radius - draw.extent(6, 16)),
-        velocity=(side.sign * draw.place(0.1, 0.4), 0.0),
-        elasticity=draw.place(0.3, 0.5),
+        position=(x - side.sign * draw.uniform(2, 4), top - radius - draw.extent(6, 16)),
+        velocity=(side.sign * draw.uniform(0.1, 0.4), 0.0),
+        elasticity=draw.uniform(0.3, 0.5),
     )
     caption = draw.caption("catch", colour)
     return Scene("catch", caption, (ball,), cup(left, right, top))
@@ -372,11 +371,11 @@ def hide(draw: Draw) -> Scene:
     (colour,) = draw.colours(1)
     radius = draw.extent(4.5, 6)
     side = Side.drawn(draw)
-    centre, width = draw.place(27, 34), draw.place(13, 17)
+    centre, width = draw.uniform(27, 34), draw.uniform(13, 17)
     caption = draw.caption("hide", colour, side=side.name)
-    ball = rolling(colour, radius, side.x(draw.place(6, 9)), side.sign * draw.extent(2.7, 3.4))
+    ball = rolling(colour, radius, side.x(draw.uniform(6, 9)), side.sign * draw.extent(2.7, 3.4))
     centre = side.x(centre)
-    screen = Screen(centre - width / 2, centre + width / 2, draw.place(30, 36))
+    screen = Screen(centre - width / 2, centre + width / 2, draw.uniform(30, 36))
     return Scene("hide", caption, (ball,), (), screen)
 
 
@@ -389,7 +388,7 @@ SCENARIOS: dict[str, Callable[[Draw], Scene]] = {
 def draw_scene(
     seed: int, index: int, scenario: str | None = None, split: Split = "within"
 ) -> Scene:
-    """Draw a scene of the endless series of a seed. The same arguments give the same scene.
+    """Draw a scene of a seed's endless series. The same arguments give the same scene.
 
     Args:
         index: Number of the scene in the series.
@@ -403,4 +402,4 @@ def draw_scene(
 
 
 HELD_OUT_SEED = 1_000_003
-"""Clips of this seed are never trained on. The law checks are calibrated on them."""
+"""No model is trained on clips of this seed. The law checks are calibrated on them."""

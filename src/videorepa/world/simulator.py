@@ -1,7 +1,7 @@
 """The simulator: balls and boxes on a floor with planks, moved by a 2-D physics engine.
 
-Lengths are in pixels of a 64 x 64 frame, y points down, and times are in frames, 8 per second. So a
-velocity is in pixels per frame and gravity in pixels per frame squared.
+Lengths are in pixels of a 64 x 64 frame, with y pointing down. Times are in frames, 8 per second.
+So velocities are in pixels per frame, and gravity is in pixels per frame squared.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import pymunk
 
 VERSION = 2
-"""Increased whenever the same seed gives other clips than before."""
+"""Increased whenever a change gives the same seed other clips."""
 
 SIZE = 64
 """Width and height of a frame, in pixels."""
 
 FRAMES = 17
-"""Frames in a clip: one for the first latent frame, and four for every further one."""
+"""Frames in a clip: one for the first latent frame, and four for each further one."""
 
 FPS = 8
 
@@ -44,16 +44,17 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Body(ABC):
-    """Something that moves, as it starts.
+    """Something that moves, in its initial state.
 
     Attributes:
-        colour: A name of COLOURS.
+        colour: A key of COLOURS.
         position: Its centre, x and y.
         velocity: In pixels per frame.
         spin: In radians per frame, clockwise on the screen.
-        elasticity: Share of its speed that it keeps when it bounces on the floor. For two bodies
-            that touch it is the product of both.
-        friction: Coefficient on the floor. For two bodies that touch it is the product of both.
+        elasticity: Share of its speed that it keeps when it bounces on the floor. Between two
+            bodies the product of both applies.
+        friction: Coefficient of friction on the floor. Between two bodies the product of both
+            applies.
     """
 
     colour: str
@@ -94,8 +95,8 @@ class Box(Body):
 
 @dataclass(frozen=True)
 class Plank:
-    """A dark rail that never moves and is round at both ends. Ramps, shelves and the sides of an
-    open box are planks."""
+    """A dark rail with round ends that never moves. Ramps, shelves and the sides of an open box are
+    planks."""
 
     start: tuple[float, float]
     end: tuple[float, float]
@@ -113,7 +114,7 @@ class Screen:
 
 @dataclass(frozen=True)
 class Look:
-    """How a clip looks apart from its bodies. Physics does not depend on it.
+    """The appearance of a clip apart from its bodies. Physics does not depend on it.
 
     Attributes:
         seed: Seed of the texture and light of wall and floor.
@@ -132,7 +133,7 @@ class Scene:
 
     Attributes:
         event: The scenario's name.
-        bodies: Those that the caption mentions come first, in its order.
+        bodies: First those that the caption mentions, in its order.
     """
 
     event: str
@@ -145,12 +146,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What happened in a scene.
+    """The motion of a scene's bodies.
 
     Attributes:
         positions: (F, bodies, 2), centres in pixels, x to the right and y down.
         angles: (F, bodies), in radians, clockwise on the screen.
-        touched: (F, bodies, bodies) bool, whether two bodies have touched by then.
+        touched: (F, bodies, bodies) bool, whether two bodies have touched by that frame.
     """
 
     positions: np.ndarray
@@ -178,20 +179,20 @@ def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Tr
 
     count = len(scene.bodies)
     touching = np.zeros((count, count), bool)
-    number = {}
+    index_of = {}
 
     def touch(arbiter: pymunk.Arbiter, _space: pymunk.Space, _data: object) -> None:
-        one, two = (number.get(shape) for shape in arbiter.shapes)
-        if one is not None and two is not None:
-            touching[one, two] = touching[two, one] = True
+        first, second = (index_of.get(shape) for shape in arbiter.shapes)
+        if first is not None and second is not None:
+            touching[first, second] = touching[second, first] = True
 
     space.on_collision(begin=touch)
-    moving = []
+    engine_bodies = []
     for index, body in enumerate(scene.bodies):
-        moved, shape = _engine_body(body)
-        space.add(moved, shape)
-        number[shape] = index
-        moving.append(moved)
+        engine_body, shape = _engine_body(body)
+        space.add(engine_body, shape)
+        index_of[shape] = index
+        engine_bodies.append(engine_body)
 
     positions = np.empty((frames, count, 2), np.float32)
     angles = np.empty((frames, count), np.float32)
@@ -199,23 +200,24 @@ def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Tr
     for frame in range(frames):
         for _ in range(SUBSTEPS if frame else 0):
             space.step(1.0 / SUBSTEPS)
-        positions[frame] = [moved.position for moved in moving]
-        angles[frame] = [moved.angle for moved in moving]
+        positions[frame] = [body.position for body in engine_bodies]
+        angles[frame] = [body.angle for body in engine_bodies]
         touched[frame] = touching
     return Trajectory(positions, angles, touched)
 
 
 def _engine_body(body: Body) -> tuple[pymunk.Body, pymunk.Shape]:
-    """The engine's body and shape, of unit density, so that its mass is its visible area."""
+    """The engine's body and shape, with unit density, so that the mass is the visible area."""
     if isinstance(body, Ball):
         moment = pymunk.moment_for_circle(body.area, 0, body.radius)
-        moved = pymunk.Body(body.area, moment)
-        shape: pymunk.Shape = pymunk.Circle(moved, body.radius)
+        engine_body = pymunk.Body(body.area, moment)
+        shape: pymunk.Shape = pymunk.Circle(engine_body, body.radius)
     else:
         assert isinstance(body, Box)
         sides = (body.width, body.height)
-        moved = pymunk.Body(body.area, pymunk.moment_for_box(body.area, sides))
-        shape = pymunk.Poly.create_box(moved, sides)
-    moved.position, moved.velocity, moved.angular_velocity = body.position, body.velocity, body.spin
+        engine_body = pymunk.Body(body.area, pymunk.moment_for_box(body.area, sides))
+        shape = pymunk.Poly.create_box(engine_body, sides)
+    engine_body.position, engine_body.velocity = body.position, body.velocity
+    engine_body.angular_velocity = body.spin
     shape.elasticity, shape.friction = body.elasticity, body.friction
-    return moved, shape
+    return engine_body, shape

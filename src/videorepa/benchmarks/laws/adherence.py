@@ -29,7 +29,7 @@ SIDEWAYS = 1.5
 
 
 def objects(seen: Observation, request: Request) -> float:
-    """How many of the named objects are missing or wrong, plus how many others there are."""
+    """The number of named objects that are missing or wrong, plus that of others in the clip."""
     bodies = {track.colour: track for track in seen.bodies}
     named = dict(zip(request.colours, request.shapes, strict=True))
     wrong = len(named.keys() ^ bodies.keys())
@@ -44,7 +44,7 @@ def objects(seen: Observation, request: Request) -> float:
 
 
 def event(seen: Observation, request: Request) -> float:
-    """How much movement, in pixels, the named event lacks. 0 if it happens."""
+    """How many pixels of movement the named event lacks; 0 if it happens."""
     tracks = [seen.tracks[colour] for colour in request.colours]
     if not all(track.is_body for track in tracks):
         return float(SIZE)
@@ -58,7 +58,7 @@ def _shift(track: Track) -> float:
 
 
 def _down(track: Track) -> tuple[float, float]:
-    """How much a fall to the floor lacks, and how far the body rises after it, in pixels."""
+    """How many pixels a fall to the floor lacks, and by how many the body rises after it."""
     height = track.height[track.visible]
     # A ball may touch the floor and leave it again between two frames, so that it seems to turn a
     # little above the floor: by what it covers in half a frame.

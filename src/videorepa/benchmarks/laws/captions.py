@@ -38,7 +38,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     blanks = dict.fromkeys("abc", colour)
     also = "|".join(text.format(**blanks) for text in BYSTANDERS)
     for event, templates in CAPTIONS.items():
-        # Each way to say it needs a group with a name of its own.
+        # Each template needs a group with a name of its own.
         ways = [
             text.format(**blanks, s=f"(?P<s{number}>left|right)")
             for number, text in enumerate(templates)
@@ -60,6 +60,6 @@ def parse_caption(caption: str) -> Request:
             side = next((side for side in match.groupdict().values() if side), None)
             return Request(event, colours, shapes, {"right": 1, "left": -1, None: 0}[side])
     raise UserError(
-        f"Found the caption {caption!r}; the lab can judge its own captions only, such as "
+        f"{caption!r} is not one of the lab's captions, the only ones that it can judge, such as "
         "'A red ball rolls to the left.' Take prompts from the lab benchmark."
     )

@@ -6,7 +6,7 @@ compares one value, for which larger is worse, with one tolerance. SA's threshol
 definitions in `adherence`. PC's tolerances are what real clips need after the autoencoder;
 `lab.calibration` sets them.
 
-Some faults these checks cannot detect. A roll has no direction in time, so a reversed one is
+These checks cannot detect some faults. A roll has no direction in time, so a reversed one is
 physical (but fails SA's `direction`). Light, texture, and the shapes of the screen and the planks
 are not judged.
 """
@@ -120,8 +120,7 @@ class ClipVerdict:
 @cache
 def packaged_tolerances() -> dict[str, float]:
     """The tolerance of each PC check that the package ships, in the check's unit."""
-    text = Path(__file__).with_name(TOLERANCES).read_text("utf-8")
-    return json.loads(text)["tolerances"]
+    return json.loads(Path(__file__).with_name(TOLERANCES).read_text("utf-8"))["tolerances"]
 
 
 def score(
@@ -132,7 +131,7 @@ def score(
     Args:
         frames: (F, SIZE, SIZE, 3) uint8 RGB.
         caption: One of the lab's own.
-        tolerances: Those of the PC checks, in their units. By default those of the package.
+        tolerances: The PC checks' tolerances, in their units. By default the package's.
 
     Raises:
         UserError: The clip has another shape, or the caption is not one of the lab's.

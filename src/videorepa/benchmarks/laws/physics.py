@@ -29,9 +29,13 @@ def _runs(flags: np.ndarray) -> Iterator[slice]:
         yield slice(int(start), int(stop))
 
 
+def _largest(values: Sequence[float]) -> float | None:
+    """The largest value, or 0 if all are negative; None without any."""
+    return max(0.0, *map(float, values)) if values else None
+
+
 def _touching(track: Track, others: Sequence[Track]) -> np.ndarray:
-    """(F,) bool: frames in which the body may touch a plank or another body, just did, or is about
-    to."""
+    """(F,) bool: the body may touch a plank or another body, just did, or is about to."""
     near = track.at_plank.copy()
     for other in others:
         if other is track:
@@ -88,7 +92,7 @@ def _arc(bodies: Sequence[Track]) -> float | None:
         path = flight.copy()
         path[:, 1] -= GRAVITY * time**2 / 2
         worst.append(_off_line(time, path))
-    return max(worst) if worst else None
+    return _largest(worst)
 
 
 def _off_line(time: np.ndarray, path: np.ndarray) -> float:
@@ -141,24 +145,15 @@ def _phases(bodies: Sequence[Track]) -> list[_Phase]:
         cuts = np.flatnonzero(np.diff(kind[run])) + 1
         for part in np.split(np.arange(run.start, run.stop), cuts):
             if len(part) >= 2:
-                phases.append(
-                    _Phase(
-                        int(part[0]),
-                        float(np.median(energy[part]) / mass),
-                        float(np.median(velocity[part]) / mass),
-                    )
-                )
+                medians = (float(np.median(each[part]) / mass) for each in (energy, velocity))
+                phases.append(_Phase(int(part[0]), *medians))
     return phases
 
 
 def _energy(bodies: Sequence[Track]) -> float | None:
     """Largest growth of energy from one phase to a later one."""
-    phases = _phases(bodies)
-    if len(phases) < 2:
-        return None
-    return max(
-        0.0, max(later.energy - earlier.energy for earlier, later in combinations(phases, 2))
-    )
+    pairs = combinations(_phases(bodies), 2)
+    return _largest([later.energy - earlier.energy for earlier, later in pairs])
 
 
 def _exchange(bodies: Sequence[Track]) -> float | None:
@@ -200,7 +195,7 @@ def _momentum(bodies: Sequence[Track]) -> float | None:
             allowed[low[1:-1] & ~steady] = np.inf
         excess = np.abs(change) - allowed
         worst.extend(excess[~np.isnan(excess)])
-    return max(0.0, float(max(worst))) if worst else None
+    return _largest(worst)
 
 
 def _continuity(bodies: Sequence[Track]) -> float | None:
@@ -219,7 +214,7 @@ def _continuity(bodies: Sequence[Track]) -> float | None:
         room = np.array([0.0, GRAVITY]) + np.where(cut, track.size, 0.0)[:, None]
         excess = np.maximum(now - np.maximum(before, after), np.minimum(before, after) - now) - room
         worst.extend(excess[~np.isnan(excess)])
-    return max(0.0, float(max(worst))) if worst else None
+    return _largest(worst)
 
 
 def _coasting(bodies: Sequence[Track]) -> float | None:
@@ -235,7 +230,7 @@ def _coasting(bodies: Sequence[Track]) -> float | None:
         frames = np.flatnonzero(track.whole & untouched & low & ~flown)
         if len(frames) >= 3:
             worst.append(_off_line(frames.astype(float), track.position[frames, 0]))
-    return max(worst) if worst else None
+    return _largest(worst)
 
 
 def _presence(bodies: Sequence[Track]) -> float:
@@ -246,7 +241,7 @@ def _presence(bodies: Sequence[Track]) -> float:
 
 
 def _permanence(seen: Observation) -> float:
-    """Most frames from which a body is missing without reason."""
+    """The most frames in which any one body is missing without reason."""
     return float(max((_missing(track, seen).sum() for track in seen.bodies), default=0))
 
 
@@ -300,28 +295,28 @@ def _may_be_hidden(
 def _size(bodies: Sequence[Track]) -> float | None:
     """Largest relative change of a body's radius."""
     changes = [np.abs(t.radius[t.whole] / t.size - 1).max() for t in bodies if t.whole.any()]
-    return float(max(changes)) if changes else None
+    return _largest(changes)
 
 
 def _shape(bodies: Sequence[Track]) -> float | None:
     """Largest relative change of a body's elongation."""
     shapes = [track.elongation[track.whole] for track in bodies if track.whole.any()]
     changes = [np.abs(shape / np.median(shape) - 1).max() for shape in shapes]
-    return float(max(changes)) if changes else None
+    return _largest(changes)
 
 
 def _one_piece(bodies: Sequence[Track]) -> float | None:
     """Largest stray piece of a body's colour, in square pixels."""
     # A ball behind a narrow screen is visible on both sides at once.
     pieces = [track.stray[~track.at_screen].max(initial=0.0) for track in bodies]
-    return float(max(pieces)) if pieces else None
+    return _largest(pieces)
 
 
 def _floor(bodies: Sequence[Track]) -> float | None:
     """How deep a body is in the floor."""
     # A ball cut by a side still shows its lowest point, but its centroid is wrong.
     depths = [-track.height[track.whole].min() for track in bodies if track.whole.any()]
-    return max(0.0, float(max(depths))) if depths else None
+    return _largest(depths)
 
 
 def _overlap(bodies: Sequence[Track]) -> float | None:
@@ -331,7 +326,7 @@ def _overlap(bodies: Sequence[Track]) -> float | None:
         both = one.whole & two.whole
         distance = np.linalg.norm(one.position - two.position, axis=1)[both]
         depths.extend(one.size + two.size - distance)
-    return max(0.0, float(max(depths))) if depths else None
+    return _largest(depths)
 
 
 def path_length(seen: Observation) -> float:
@@ -344,8 +339,12 @@ def path_length(seen: Observation) -> float:
 
 
 def deviations(seen: Observation) -> dict[str, float | None]:
-    """How far the clip departs from each law: the value of every PC check, in the unit that
-    `checks.CHECKS` names, or None for a check that does not apply to the clip."""
+    """How far the clip departs from each law.
+
+    Returns:
+        The value of every PC check, in the unit that `checks.CHECKS` names, or None for a check
+        that does not apply to the clip.
+    """
     bodies = seen.bodies
     return {
         "presence": _presence(bodies),

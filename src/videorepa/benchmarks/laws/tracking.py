@@ -1,9 +1,10 @@
-"""Finds the coloured bodies, the screen and the planks from a clip's pixels alone.
+"""Locates the coloured bodies, the screen and the planks from a clip's pixels alone.
 
 The room is almost gray, so a body is recognised by its hue. Decoded clips are blurred and their
-colours are off. So hue decides which body a pixel belongs to, and the body's own strongest colour,
-not the palette's, decides how much of the pixel it covers. The room is what shows where no body is,
-and the screen and the planks are recognised in it by their brightness. The camera must not move.
+colours are off. So hue decides which body a pixel belongs to. How much of the pixel the body covers
+is measured against the body's own strongest colour, not the palette's. The room is what shows where
+no body is, and the screen and the planks are recognised in it by their brightness. The camera must
+not move.
 """
 
 from __future__ import annotations
@@ -194,8 +195,8 @@ def observe(frames: np.ndarray) -> Observation:
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3):
         raise UserError(
-            f"Found a clip of shape {frames.shape} and type {frames.dtype}; the lab's are "
-            f"(F, {SIZE}, {SIZE}, 3) of uint8. Score clips of the lab's own model only."
+            f"The clip has the shape {frames.shape} and the type {frames.dtype}; the lab's have "
+            f"(F, {SIZE}, {SIZE}, 3) and uint8. Score only clips of the lab's own models."
         )
     video = frames.astype(np.float32) / 255.0
     along = video @ _HUE_PLANE @ (_PALETTE / _STRENGTH[:, None]).T

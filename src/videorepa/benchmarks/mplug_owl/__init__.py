@@ -136,7 +136,7 @@ class MPlugOwlVideo(nn.Module):
 
         Raises:
             UserError: Weights are missing, superfluous or of another shape; or the dtype is
-                another one. The class token doubles in every layer, which float16 cannot hold.
+                neither. The class token doubles in every layer, which float16 cannot hold.
         """
         model = cls(config)
         weights = {key: value for key, value in state_dict.items() if not _IGNORED.fullmatch(key)}
@@ -189,7 +189,7 @@ class MPlugOwlVideo(nn.Module):
             ValueError: The clips have a single frame, which the model would treat as a picture.
         """
         if video.shape[2] < 2:
-            raise ValueError(f"Found a video of shape {tuple(video.shape)}; expected 2+ frames.")
+            raise ValueError(f"The video has the shape {tuple(video.shape)}; expected 2+ frames.")
         queries = torch.cat([self.query_tokens, self.temporal_query_tokens], 1)
         seen = self.vision_model(video.to(queries.dtype))
         return self.abstractor(queries.expand(len(video), -1, -1), seen.flatten(1, 2))
@@ -205,7 +205,7 @@ class MPlugOwlVideo(nn.Module):
         places = input_ids == VIDEO
         if (counts := set(places.sum(1).tolist())) != {seen.shape[1]}:
             raise ValueError(
-                f"Found prompts with {sorted(counts)} places for video tokens; expected "
+                f"The prompts have {sorted(counts)} places for video tokens; expected "
                 f"{seen.shape[1]} in each."
             )
         embedded = self.language_model.get_input_embeddings()(input_ids.where(~places, 0))

@@ -21,6 +21,7 @@ from videorepa.benchmarks._judged import DigitAnswer
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.data.video import to_video
 from videorepa.errors import UserError
+from videorepa.system.files import read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import plain_weights, quieten_libraries
 
@@ -70,7 +71,7 @@ class OwlJudge:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> OwlJudge:
-        """Load a published checkpoint without running any code of its own.
+        """Load a published checkpoint without running any code in it.
 
         Raises:
             UserError: The folder is incomplete or does not hold such a model.
@@ -171,34 +172,36 @@ class OwlJudge:
 def rate(
     judge: OwlJudge, seen: Float[Tensor, "1 m d"], ids: list[int], digits: str, compat: bool = False
 ) -> DigitAnswer:
-    """Ask the judge a question that wants one of some digits.
+    """Ask the judge a question that asks for one of some digits.
 
-    An answer counts if it holds exactly one digit, which is one of these.
+    An answer counts if it holds exactly one digit, and that digit is allowed.
 
     Args:
+        judge: The judge.
+        seen: The clip. See `OwlJudge.see`.
         ids: The prompt. See `OwlJudge.ids`.
         digits: The digits allowed, such as "12345".
         compat: Parse as the published code does: let the judge answer at length, and take the
             first of "zero" to "five", then of "0" to "5", that occurs anywhere; if none does,
-            take 0. This takes 100000 for 0.
+            take 0. This reads "100000" as 0.
     """
     tokens, logits = judge.answer(seen, ids, PUBLISHED_LENGTH if compat else ANSWER_LENGTH)
     answer = judge.tokenizer.decode(tokens)
     if not logits.isfinite().all():
         return DigitAnswer(None, f"{answer} (its logits are not finite)", {})
-    legal = [judge.token(digit) for digit in digits]
+    allowed = [judge.token(digit) for digit in digits]
     if compat:
         lowered = answer.lower()
         value = next((number for word, number in _SCANNED if word in lowered), 0)
     else:
         answered = re.findall("[0-9]", answer)
         value = int(answered[0]) if len(answered) == 1 and answered[0] in digits else None
-    # LLaMA's tokenizer splits a digit in two, of which the first is an empty word.
+    # LLaMA's tokenizer splits a digit into two tokens, of which the first is an empty word.
     empty = judge.token("▁")
-    places = [place for place, token in enumerate(tokens) if token in legal]
+    places = [place for place, token in enumerate(tokens) if token in allowed]
     others = [place for place, token in enumerate(tokens) if token != empty]
     place = (places or others or [0])[0]
-    shares = logits[place, legal].float().softmax(-1).tolist()
+    shares = logits[place, allowed].float().softmax(-1).tolist()
     return DigitAnswer(value, answer, dict(zip(digits, shares, strict=True)))
 
 
@@ -220,7 +223,7 @@ def _json(path: Path, missing: Any = None) -> dict[str, Any]:
     if missing is not None and not path.exists():
         return missing
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}. {_ADVICE}") from None
     if not isinstance(content, dict):

@@ -1,1 +1,1 @@
-"""Sets the tolerances of the law checks and measures what they find."""
+"""Sets the tolerances of the law checks and measures what the checks detect."""

@@ -15,7 +15,7 @@ IN_THE_AIR = ("fall", "drop", "throw", "catch")
 
 ON_THE_FLOOR = ("roll", "slide", "collide", "chain", "hide")
 
-LEAST = 0.5
+LEAST_OFFSET = 0.5
 """Pixels by which a body has to be off in some frame for a clip to count as broken."""
 
 
@@ -26,7 +26,7 @@ class Corruption:
     Attributes:
         apply: Maps a clip, a generator and a strength to the broken frames, or to None for a clip
             that cannot be broken in this way.
-        strengths: In increasing order.
+        strengths: The strengths to try, in increasing order.
         unit: Unit of a strength.
         what: What happens, in words.
         caught_by: The checks that should detect it.
@@ -61,7 +61,7 @@ def _frozen(clip: Clip, rng: np.random.Generator, frames: float) -> np.ndarray:
 
 
 def _vanishing(clip: Clip, rng: np.random.Generator, frames: float) -> np.ndarray | None:
-    start = _seen_from(clip, rng)
+    start = _random_visible_frame(clip, rng)
     if start is None:
         return None
     positions = clip.trajectory.positions.copy()
@@ -70,7 +70,7 @@ def _vanishing(clip: Clip, rng: np.random.Generator, frames: float) -> np.ndarra
 
 
 def _swelling(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray | None:
-    start = _seen_from(clip, rng)
+    start = _random_visible_frame(clip, rng)
     body = clip.scene.bodies[0]
     if start is None:
         return None
@@ -96,24 +96,27 @@ def _scaled(body: Body, by: float) -> Body:
 
 
 def _teleporting(clip: Clip, rng: np.random.Generator, pixels: float) -> np.ndarray | None:
-    start = _seen_from(clip, rng)
+    start = _random_visible_frame(clip, rng)
     if start is None:
         return None
     positions = clip.trajectory.positions.copy()
-    on_its_way = np.sign(positions[-1, 0, 0] - positions[0, 0, 0]) or 1.0
-    positions[start:, 0, 0] -= on_its_way * pixels
+    positions[start:, 0, 0] -= _direction(positions) * pixels
     return _with_positions(clip, positions)
 
 
 def _pushed(clip: Clip, rng: np.random.Generator, speed: float) -> np.ndarray | None:
-    start = _seen_from(clip, rng)
+    start = _random_visible_frame(clip, rng)
     if start is None or clip.scene.event not in ("roll", "throw", "hide"):
         return None
     positions = clip.trajectory.positions.copy()
-    on_its_way = np.sign(positions[-1, 0, 0] - positions[0, 0, 0]) or 1.0
     since = np.arange(len(positions) - start, dtype=np.float32)
-    positions[start:, 0, 0] += on_its_way * speed * since
+    positions[start:, 0, 0] += _direction(positions) * speed * since
     return _with_positions(clip, positions)
+
+
+def _direction(positions: np.ndarray) -> float:
+    """The side towards which the first body moves: 1 for right, -1 for left."""
+    return np.sign(positions[-1, 0, 0] - positions[0, 0, 0]) or 1.0
 
 
 def _light(clip: Clip, rng: np.random.Generator, share: float) -> np.ndarray | None:
@@ -155,9 +158,11 @@ def _overlapping(clip: Clip, rng: np.random.Generator, pixels: float) -> np.ndar
     return _with_positions(clip, positions)
 
 
-def _seen_from(clip: Clip, rng: np.random.Generator) -> int | None:
-    """A random frame, not among the first or last four, from which the first body is wholly in view
-    and away from the screen for three frames. None if there is none."""
+def _random_visible_frame(clip: Clip, rng: np.random.Generator) -> int | None:
+    """A random frame from which the first body is in full view for three frames, or None.
+
+    The frame is not among the first or last four, and the body is away from the screen.
+    """
     positions, body = clip.trajectory.positions[:, 0], clip.scene.bodies[0]
     x, radius = positions[:, 0], np.sqrt(body.area / np.pi)
     seen = (x > radius + 2) & (x < SIZE - radius - 2) & (positions[:, 1] < FLOOR)
@@ -175,7 +180,7 @@ def _with_positions(clip: Clip, positions: np.ndarray) -> np.ndarray:
 def _simulated(clip: Clip, scene: Scene, gravity: float) -> np.ndarray | None:
     moved = simulate(scene, len(clip.frames), gravity)
     off = np.linalg.norm(moved.positions - clip.trajectory.positions, axis=-1)
-    return render(scene, moved) if off.max() > LEAST else None
+    return render(scene, moved) if off.max() > LEAST_OFFSET else None
 
 
 CORRUPTIONS: dict[str, Corruption] = {

@@ -1,4 +1,4 @@
-"""How well the law checks work: how they judge real clips, and clips that break one law each."""
+"""Measures how well the law checks work, on real clips and on clips that break one law each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Reconstruct = Callable[[np.ndarray], np.ndarray]
 """Encodes and decodes clips: (N, F, SIZE, SIZE, 3) uint8 to the same."""
 
 BATCH = 4
-"""Clips to reconstruct at once. On a CPU, one at a time takes three times as long per clip. From 8
-on it is slower again, and 16 take twice the memory."""
+"""Clips to reconstruct at once. On a CPU, single clips take three times as long each. 8 or more are
+slower again, and 16 take twice the memory."""
 
 ASPECTS = ("sa", "pc", "joint")
 
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 def reconstructed(clips: Iterable[np.ndarray], reconstruct: Reconstruct) -> Iterator[np.ndarray]:
-    """Clips, (F, SIZE, SIZE, 3) uint8, as reconstructed. At most BATCH are held at a time."""
+    """Reconstruct clips, (F, SIZE, SIZE, 3) uint8, with at most BATCH in memory at once."""
     waiting = iter(clips)
     while batch := list(islice(waiting, BATCH)):
         yield from reconstruct(np.stack(batch))
@@ -45,37 +45,41 @@ def judge(
     *,
     by_degrees: bool = True,
 ) -> list[Row]:
-    """How the checks judge real clips and broken ones.
+    """Judge real clips and broken ones with the checks.
 
-    All clips but those of the kind "real" are reconstructed after they were broken, so that a
-    failure is due to the law and not to the autoencoder.
+    All clips but those of the kind "real" are reconstructed after they were broken. What fails
+    among them beyond the kind "reconstructed" is therefore due to the broken law.
 
     Args:
+        reconstruct: The autoencoder.
         clips: Number of clips to draw.
+        seed: Seed of their series.
         tolerances: Those of the PC checks. By default those of the package.
-        by_degrees: Break clips with every strength, not only with the greatest.
+        by_degrees: Whether to break clips with every strength, and not only with the greatest.
 
     Returns:
-        A row for each kind and strength: kind; strength, or None for clips that are not broken; n;
-        sa, pc and joint, the shares in [0, 1] that pass; and failing, which maps each check that
-        some clips fail to their share, most frequent first.
+        A row for each kind and strength: kind; strength, which is None for clips that are not
+        broken; n, the number of clips; sa, pc and joint, the shares in [0, 1] that pass; and
+        failing, the share of clips that fail each check, most frequent first.
     """
     drawn = [make_clip(seed, index) for index in range(clips)]
     real = [clip.frames for clip in drawn]
-    rows = [_judged("real", None, drawn, real, tolerances, lambda batch: batch)]
-    rows.append(_judged("reconstructed", None, drawn, real, tolerances, reconstruct))
+    rows = [
+        _judged_row("real", None, drawn, real, tolerances, lambda batch: batch),
+        _judged_row("reconstructed", None, drawn, real, tolerances, reconstruct),
+    ]
     for kind, corruption in CORRUPTIONS.items():
         for strength in corruption.strengths if by_degrees else corruption.strengths[-1:]:
-            # Draw alike at all strengths, so that a curve is about the same clips.
+            # With the same generator at all strengths, so that a curve is about the same clips.
             broken = [
                 corruption.apply(clip, np.random.default_rng([seed, index]), strength)
                 for index, clip in enumerate(drawn)
             ]
-            rows.append(_judged(kind, strength, drawn, broken, tolerances, reconstruct))
+            rows.append(_judged_row(kind, strength, drawn, broken, tolerances, reconstruct))
     return rows
 
 
-def _judged(
+def _judged_row(
     kind: str,
     strength: float | None,
     clips: Sequence[Clip],
@@ -83,13 +87,13 @@ def _judged(
     tolerances: dict[str, float] | None,
     reconstruct: Reconstruct,
 ) -> Row:
-    captions = [clip.caption for clip, kept in zip(clips, frames, strict=True) if kept is not None]
-    shown = reconstructed((kept for kept in frames if kept is not None), reconstruct)
+    kept = [(clip.caption, x) for clip, x in zip(clips, frames, strict=True) if x is not None]
+    shown = reconstructed((x for _, x in kept), reconstruct)
     name = kind if strength is None else f"{kind} {strength:g}"
     verdicts = [
         score(clip, caption, tolerances)
-        for clip, caption in progress.track(
-            zip(shown, captions, strict=True), f"judging {name}", total=len(captions)
+        for clip, (caption, _) in progress.track(
+            zip(shown, kept, strict=True), f"judging {name}", total=len(kept)
         )
     ]
     n = len(verdicts)
@@ -108,15 +112,19 @@ def _judged(
 
 def strongest(rows: Sequence[Row]) -> list[Row]:
     """The rows of clips that are not broken, and of each corruption at its greatest strength."""
-    return [row for row in rows if row["strength"] is None or row["strength"] == most(row["kind"])]
+    return [
+        row
+        for row in rows
+        if row["strength"] is None or row["strength"] == greatest_strength(row["kind"])
+    ]
 
 
-def most(kind: str) -> float:
+def greatest_strength(kind: str) -> float:
     return CORRUPTIONS[kind].strengths[-1]
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table that also reads well in a terminal. Shares are in percent."""
+    """Rows as a Markdown table that is also readable in a terminal. Shares are in percent."""
     lines = [
         f"| {'kind':<13} | {'n':>4} | {'SA':>5} | {'PC':>5} | {'joint':>5} | fails |",
         f"| {'-' * 13} | {'-' * 3}: | {'-' * 4}: | {'-' * 4}: | {'-' * 4}: | ----- |",
@@ -129,8 +137,10 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def format_degrees(rows: Sequence[Row]) -> str:
-    """The percentage of broken clips that fail, by strength, as a Markdown table with Wilson's 95 %
-    intervals."""
+    """The percentage of broken clips that fail, by strength.
+
+    It is a Markdown table with Wilson's 95 % intervals.
+    """
     lines = [
         "| kind | strength | n | fail PC | fail PC or SA |",
         "| --- | ---: | ---: | --- | --- |",
@@ -148,13 +158,13 @@ def format_degrees(rows: Sequence[Row]) -> str:
 
 
 def _detected(row: Row, key: str) -> tuple[float, float, float]:
-    """The share of clips that fails, and its interval."""
+    """The share of clips that fail, and its interval."""
     failed = round((1 - row[key]) * row["n"])
     return (failed / max(row["n"], 1), *wilson(failed, row["n"]))
 
 
 def draw_degrees(rows: Sequence[Row]) -> Figure:
-    """A plot for each corruption: the share of clips that fail PC, by strength.
+    """Plot the share of clips that fail PC by strength, with axes for each corruption.
 
     The dotted line is the share of unbroken clips that fail.
     """
@@ -164,8 +174,9 @@ def draw_degrees(rows: Sequence[Row]) -> Figure:
     curves = {kind: rows for kind, rows in of_kind.items() if len(rows) > 1}
     (unbroken,) = (row for row in rows if row["kind"] == "reconstructed")
     columns = 4
-    figure = Figure(figsize=(10, 2.3 * -(-len(curves) // columns)), layout="constrained")
-    axes = figure.subplots(-(-len(curves) // columns), columns, sharey=True, squeeze=False)
+    lines = -(-len(curves) // columns)
+    figure = Figure(figsize=(10, 2.3 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
     for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
     for axis, (kind, curve) in zip(axes.flat, curves.items(), strict=False):

@@ -1,4 +1,4 @@
-"""Sets the tolerances of the law checks to what real clips need after the autoencoder, and more."""
+"""Sets the tolerances of the law checks so that real clips pass after the autoencoder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from videorepa.lab.calibration.detection import (
     draw_degrees,
     format_degrees,
     format_table,
+    greatest_strength,
     judge,
-    most,
     reconstructed,
     strongest,
 )
@@ -35,23 +35,23 @@ from videorepa.world.render import make_clip
 from videorepa.world.scenarios import HELD_OUT_SEED
 from videorepa.world.simulator import FPS
 
-PASSING, HEADROOM = 0.975, 1.2
+PASSING_SHARE, HEADROOM = 0.975, 1.2
 """Share of real clips that has to pass all PC checks, and the factor by which tolerances are then
-widened for clips that calibration has not seen."""
+widened for clips that the calibration has not seen."""
 
 TABLE_SEED = HELD_OUT_SEED - 1
-"""Seed of the table's clips, which neither trained a model nor set the tolerances."""
+"""Seed of the table's clips, on which no model was trained and no tolerance was set."""
 
 
 class LawsRecipe(Section):
-    """How the tolerances are set.
+    """The recipe of the tolerances.
 
     Attributes:
         vae: The diffusers folder of an AutoencoderKLCogVideoX.
         out: The JSON file to write.
         clips: Number of real clips that set the tolerances.
         table_clips: Number of other clips to break, to see what the checks detect.
-        table_out: A Markdown page about that. Its numbers (.json) and curves (.svg) are written
+        table_out: The Markdown page to write about those. Its numbers (.json) and curves (.svg) go
             beside it under the same name.
     """
 
@@ -77,7 +77,7 @@ def calibrate_laws(recipe: LawsRecipe) -> dict[str, float]:
             f"Found no {weights.name} in {recipe.vae}; expected the diffusers folder of an "
             "AutoencoderKLCogVideoX. Train one first."
         )
-    reconstruct = as_files(autoencoder_reconstruct(recipe.vae))
+    reconstruct = through_files(autoencoder_reconstruct(recipe.vae))
     calibrated = calibrate(reconstruct, recipe.clips, HELD_OUT_SEED)
     rows = judge(reconstruct, recipe.table_clips, TABLE_SEED, calibrated["tolerances"])
     real = next(row for row in rows if row["kind"] == "reconstructed")
@@ -100,7 +100,7 @@ def calibrate_laws(recipe: LawsRecipe) -> dict[str, float]:
 
 
 def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]:
-    """Find the tolerances of the PC checks from reconstructed clips.
+    """Compute the tolerances of the PC checks from reconstructed clips.
 
     Args:
         clips: Number of clips of the series.
@@ -125,12 +125,12 @@ def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]
             f"Found no clip among {clips} to which these checks apply: {', '.join(empty)}. "
             "Calibrate with more clips."
         )
-    # Use one percentile for all checks, the lowest that lets enough clips pass. A clip that the
-    # autoencoder spoils fails several checks at once and should not widen each of them.
+    # Use the same percentile for all checks, the lowest at which enough clips pass. A clip that
+    # the autoencoder spoils fails several checks at once and should not widen each of them.
     percentile, limits = 100.0, np.nanmax(values, axis=0)
     for lower in np.arange(99.9, 90.0, -0.1):
         tighter = np.nanpercentile(values, lower, axis=0)
-        if (~(values > tighter)).all(1).mean() < PASSING:
+        if (~(values > tighter)).all(1).mean() < PASSING_SHARE:
             break
         percentile, limits = float(lower), tighter
     tolerances = {
@@ -147,10 +147,10 @@ def calibrate(reconstruct: Reconstruct, clips: int, seed: int) -> dict[str, Any]
     return {"tolerances": tolerances, "provenance": provenance}
 
 
-def as_files(reconstruct: Reconstruct) -> Reconstruct:
-    """Reconstruct, then write and read a video file, as happens to generated clips."""
+def through_files(reconstruct: Reconstruct) -> Reconstruct:
+    """Add writing and reading a video file, through which generated clips go too."""
 
-    def through_files(batch: np.ndarray) -> np.ndarray:
+    def reconstruct_and_read(batch: np.ndarray) -> np.ndarray:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "clip.mp4"
             shown = []
@@ -159,11 +159,11 @@ def as_files(reconstruct: Reconstruct) -> Reconstruct:
                 shown.append(read_all(path)[0])
         return np.stack(shown)
 
-    return through_files
+    return reconstruct_and_read
 
 
 def autoencoder_reconstruct(vae_folder: Path) -> Reconstruct:
-    """Reconstruct clips from the mode of their latents, in float32 on the CPU.
+    """Load an autoencoder that reconstructs clips from their latents' mode, in float32 on the CPU.
 
     Args:
         vae_folder: The diffusers folder of an AutoencoderKLCogVideoX.
@@ -185,14 +185,14 @@ def autoencoder_reconstruct(vae_folder: Path) -> Reconstruct:
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    """JSON with a line for every row, so that a diff shows which rows changed."""
+    """Rows as JSON, one per line, so that a diff shows which rows changed."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
 
 def _page(name: str, calibrated: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     about = calibrated["provenance"]
     broken = "\n".join(
-        f"- **{kind}** (above: {most(kind):g} {corruption.unit}".rstrip()
+        f"- **{kind}** (above: {greatest_strength(kind):g} {corruption.unit}".rstrip()
         + f"): {corruption.what}. It should be caught by {corruption.caught_by}."
         for kind, corruption in CORRUPTIONS.items()
     )
@@ -208,7 +208,7 @@ def _page(name: str, calibrated: dict[str, Any], rows: Sequence[dict[str, Any]])
         degrees=format_degrees(rows),
         broken=broken,
         limits=limits,
-        passing=PASSING,
+        share=PASSING_SHARE,
     )
 
 
@@ -266,7 +266,7 @@ The numbers are in [{name}.json]({name}.json).
 ## The tolerances
 
 All tolerances are the same percentile of what reconstructed real clips measure: the lowest at which
-{passing:.1%} of those clips pass all checks, here {percentile:g}. Each tolerance is then widened by
+{share:.1%} of those clips pass all checks, here {percentile:g}. Each tolerance is then widened by
 a factor of {headroom:g}, and none is smaller than what its check can resolve. The last column
 counts the clips that a check applied to. Where they are few, the tolerance is uncertain.
 

@@ -1,4 +1,4 @@
-"""Assembles the lab's parts: first into a pipeline to train, then into what the package ships."""
+"""Assembles the lab's models: first a pipeline to train, then the models that the package ships."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from videorepa.world.simulator import FRAMES
 
 
 class AssembleRecipe(Section):
-    """How the pipeline is assembled.
+    """The recipe of the pipeline.
 
     Attributes:
         parts: The folder that holds `tokenizer`, `text_encoder` and `vae`.
-        out: The pipeline's folder. What it held before is removed.
-        start: A transformer whose weights to continue from. By default they are random.
+        out: The pipeline's folder, which is replaced.
+        start: A transformer with the initial weights. By default they are random.
     """
 
     parts: Path
@@ -66,7 +66,7 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
         spatial_interpolation_scale=1.0,
     )
     if recipe.start is not None:
-        # Take the weights alone: captions may have become longer since.
+        # Only the weights, since captions may be longer than that transformer's configuration says.
         older: Any = CogVideoXTransformer3DModel.from_pretrained(recipe.start)
         transformer.load_state_dict(older.state_dict())
     # CogVideoX's schedule without its SNR shift, which is meant for large frames.
@@ -87,16 +87,16 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
 
 
 class ShipRecipe(Section):
-    """What the package ships.
+    """The recipe of the models that the package ships.
 
     Attributes:
         run: The base model's run.
         vae: Its autoencoder, perhaps with a better decoder.
         teacher: The VideoMAE's folder.
-        teacher_layers: How many of the teacher's first blocks are kept, since its last ones
-            predict pixels. By default all.
+        teacher_layers: Number of the teacher's first blocks to keep, since its last ones predict
+            pixels. By default all are kept.
         image_teacher: The DINOv2's folder.
-        out: Gets the folders `cogvideox`, `videomae` and `dinov2`. What it held before is removed.
+        out: Gets the folders `cogvideox`, `videomae` and `dinov2`. It is replaced.
     """
 
     run: Path
@@ -108,7 +108,7 @@ class ShipRecipe(Section):
 
 
 def ship(recipe: ShipRecipe) -> dict[str, float]:
-    """Write what the package ships, in bfloat16, and sum the size of its weights, in megabytes."""
+    """Write the models that the package ships, in bfloat16, and sum their weights' megabytes."""
     from diffusers import AutoencoderKLCogVideoX
     from transformers import Dinov2Model, VideoMAEModel
 

@@ -1,9 +1,9 @@
 """Trains the lab's video autoencoder, an AutoencoderKLCogVideoX of 4x in time and 4x in space.
 
 Trained on whole clips from the start, a small causal autoencoder learns the background and blurs
-whatever moves. So training begins with single frames cropped around the bodies, goes on with short
-crops, and ends with whole clips. Errors weigh more where a frame has strong colours, which only
-bodies have.
+whatever moves. So training begins with single frames cropped around the bodies, continues with
+short crops, and ends with whole clips. Errors weigh more where a frame has strong colours, which
+only bodies have.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from videorepa.world.simulator import FRAMES, SIZE
 CPU = torch.device("cpu")
 
 STRONG = 0.2
-"""Range of a pixel's channels, in [0, 1], above which the pixel belongs to a body."""
+"""Range of a pixel's channels, in [0, 1], above which the pixel counts as a body's."""
 
 
 class Stage(Section):
-    """A part of the curriculum.
+    """A stage of the curriculum.
 
     Attributes:
-        frames: Frames of a crop: 1, or a multiple of 8 plus 1.
+        frames: Number of frames in a crop: 1, or a multiple of 8 plus 1.
         size: Side of a crop in pixels.
-        batch: Crops of a step.
+        batch: Number of crops in a step.
     """
 
     steps: int
@@ -45,12 +45,12 @@ class Stage(Section):
 
 
 class AutoencoderRecipe(Section):
-    """How the micro autoencoder is made.
+    """The recipe of the micro autoencoder.
 
     Attributes:
         start: An autoencoder to continue from. By default the training starts from scratch.
         decoder_only: Freeze the encoder, so that latents, and models trained on them, stay valid.
-        foreground_weight: Weight of a body's pixel in the loss; another's is 1.
+        foreground_weight: Weight in the loss of a body's pixel. Other pixels have weight 1.
         kl_weight: Weight of the posterior's KL divergence.
     """
 
@@ -92,7 +92,7 @@ def _crops(recipe: AutoencoderRecipe, stage: Stage, step: int) -> tuple[np.ndarr
 
 
 def _clip(seed: int, number: int) -> np.ndarray:
-    """Every fourth clip is of the kind that teachers and the contact probe see."""
+    """A training clip. Every fourth is of the kind that teachers and the contact probe see."""
     return unlabelled_clip(seed, number) if number % 4 == 3 else make_clip(seed, number).frames
 
 
@@ -103,7 +103,7 @@ def _to_model(frames: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def reconstruction(vae: Any, clips: int = 24) -> dict[str, float]:
-    """How well held-out clips are reconstructed.
+    """Measure how well held-out clips are reconstructed.
 
     Returns:
         The PSNR in dB, -10 log10(MSE) for pixels in [0, 1], of all pixels (psnr) and of those of
@@ -132,7 +132,7 @@ def train_autoencoder(recipe: AutoencoderRecipe) -> dict[str, float]:
     """Train the autoencoder, write it to `recipe.out` as a diffusers folder in bfloat16, and
     measure it with `reconstruction`.
 
-    A stopped training resumes from its last checkpoint, beside `recipe.out`.
+    A stopped training resumes from its last checkpoint, in a folder beside `recipe.out`.
     """
     torch.manual_seed(recipe.seed)
     vae = _new(recipe) if recipe.start is None else _load(recipe.start)
@@ -185,7 +185,7 @@ def _new(recipe: AutoencoderRecipe) -> Any:
         scaling_factor=1.0,
     )
     with torch.no_grad():
-        # Start with a posterior of little noise, which would drown the objects' few pixels.
+        # Start with little noise in the posterior, since much would drown the bodies' few pixels.
         out = vae.encoder.conv_out.conv
         out.weight[recipe.latent_channels :] *= 0.01
         out.bias[recipe.latent_channels :] = -8.0

@@ -1,7 +1,7 @@
 """Trains the lab's image teacher, a small vision transformer of DINOv2's class.
 
-It sees single frames with hidden patches and predicts the pixels of those, as in SimMIM (arXiv
-2111.09886). It stands for the image teachers of REPA: it can learn how things look, but not how
+It sees single frames with hidden patches and predicts the pixels of those patches, as in SimMIM
+(arXiv 2111.09886). It represents REPA's image teachers: it can learn how things look, but not how
 they move.
 """
 
@@ -17,7 +17,7 @@ from videorepa.world.contact import unlabelled_clip
 
 
 class ImageTeacherRecipe(MaskedRecipe):
-    """How the image teacher is made. Each frame of a batch is from a clip of its own."""
+    """The recipe of the image teacher. Each frame of a batch is from another clip."""
 
     steps: int = 1500
     width: int = 96

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from videorepa.errors import UserError
 from videorepa.system.device import keep_freed_memory
-from videorepa.system.files import atomic_write
+from videorepa.system.files import atomic_write, read_text
 
 PARTS = {
     "text-encoder": ("models.text_encoder", "TextEncoderRecipe", "train_text_encoder"),
@@ -34,7 +34,8 @@ def make(part: str, path: Path) -> dict[str, float]:
         part: A key of PARTS.
 
     Returns:
-        What was measured. It is also written as JSON beside the folder of a part that has one.
+        The part's measurements, which are also written as JSON beside the part's folder, if it has
+        one.
 
     Raises:
         UserError: The recipe cannot be read or does not describe this part.
@@ -42,7 +43,7 @@ def make(part: str, path: Path) -> dict[str, float]:
     module_name, recipe_class, function = PARTS[part]
     module = import_module(f"videorepa.lab.{module_name}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
         recipe = getattr(module, recipe_class).model_validate(values)
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{path} is not a recipe for {part}: {error}") from None

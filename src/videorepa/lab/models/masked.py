@@ -1,4 +1,4 @@
-"""What the lab's two teachers share: vision transformers that predict hidden content."""
+"""The base of the lab's two teachers: vision transformers that predict hidden content."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from videorepa.world.simulator import SIZE
 
 
 class MaskedRecipe(Section):
-    """How a teacher is made.
+    """The recipe of a teacher.
 
     Attributes:
         out: The teacher's folder.
         patch: Side of a patch in pixels.
-        mask: Share of the places in a frame that are hidden, in [0, 1].
-        batch: Clips or frames of a step.
-        learning_rate: The highest one, which then falls along half a cosine to 0.
+        mask: Share of a frame's patches that are hidden, in [0, 1].
+        batch: Number of clips or frames in a step.
+        learning_rate: The highest learning rate, from which half a cosine falls to 0.
     """
 
     out: Path
@@ -52,12 +52,12 @@ class MaskedRecipe(Section):
         }
 
     def hidden(self, count: int, places: int) -> Tensor:
-        """(count, places) bool: random places to hide, equally many in each row."""
+        """(count, places) bool: random places to hide, the same number in each row."""
         return torch.rand(count, places).argsort(1) < round(self.mask * places)
 
 
 class MaskedModel(nn.Module):
-    """An encoder with a head, which maps pixels (b, ..., 3, h, w) in [0, 1] to the loss."""
+    """An encoder with a head. It maps pixels (b, ..., 3, h, w) in [0, 1] to the loss."""
 
     encoder: Any
 
@@ -73,11 +73,11 @@ def train_masked(
 ) -> dict[str, float]:
     """Train a teacher and write its encoder to `recipe.out`, a transformers folder in bfloat16.
 
-    A stopped training resumes from its last checkpoint, beside `recipe.out`.
+    A stopped training resumes from its last checkpoint, in a folder beside `recipe.out`.
 
     Args:
         kind: Makes the model from the recipe.
-        example: The example of a number, counted from 0: uint8 of shape (..., h, w, 3).
+        example: Makes the example with a number, counted from 0: uint8 of shape (..., h, w, 3).
 
     Returns:
         The mean loss of the last 100 steps.

@@ -2,8 +2,8 @@
 
 Tubes of patches are left out, the same ones in every frame, as in VideoMAE (arXiv 2203.12602). From
 each remaining token, one linear layer predicts what the token's place shows in the following
-frames. A masked autoencoder's deep decoder could keep the knowledge of motion to itself; a linear
-layer cannot, so the tokens have to carry it. Places where something moves count most.
+frames. A masked autoencoder's deep decoder could learn the motion instead of the encoder. A linear
+layer cannot, so the tokens have to encode it. Places where something moves have the most weight.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TEACHER_FRAMES = 16
 TUBELET = 2
 
 AFTER = 16
-"""Frames to predict, which follow those that the encoder sees."""
+"""Number of frames to predict, directly after those that the encoder sees."""
 
 STILL = 0.05
-"""Weight of a patch in which nothing moves. The one that moves most weighs 1 more."""
+"""Weight of a patch in which nothing moves. The patch with the most motion has 1 more."""
 
 
 class TeacherRecipe(MaskedRecipe):
-    """How the teacher is made. `mask` is the share of tubes that are left out.
+    """The recipe of the teacher. `mask` is the share of tubes that are left out.
 
     Attributes:
         start: A teacher to continue from. By default the training starts from scratch.
@@ -96,7 +96,7 @@ class FuturePredictor(MaskedModel):
         return cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(2, 3).flatten(3)
 
     def _motion(self, patches: Float[Tensor, "b t n v"]) -> Float[Tensor, "b t n"]:
-        """How far a patch is from its place's median, over the clip's largest, plus STILL."""
+        """Distance of a patch from its place's median, over the clip's largest, plus STILL."""
         off = (patches - patches.median(1, keepdim=True).values).abs().mean(-1)
         return off / off.amax((1, 2), keepdim=True).clamp(min=1e-6) + STILL
 
@@ -109,7 +109,7 @@ def _of_places(values: Float[Tensor, "b t n *v"], kept: Tensor) -> Float[Tensor,
 
 def train_teacher(recipe: TeacherRecipe) -> dict[str, float]:
     """Train the teacher. See `train_masked`."""
-    # The first frame is left out: it is a latent frame of its own.
+    # Without the first frame, which alone makes up a latent frame.
     frames = 1 + TEACHER_FRAMES + AFTER
     return train_masked(
         FuturePredictor, recipe, lambda number: unlabelled_clip(recipe.seed, number, frames)[1:]

@@ -1,7 +1,7 @@
-"""Makes the lab's text encoder: a tokenizer with a vocabulary of its own and a very small T5.
+"""Makes the lab's text encoder: a tokenizer with its own vocabulary, and a very small T5.
 
 CogVideoX keeps its text encoder frozen, so the micro one is trained first. It learns to classify
-what a caption says: the event, the colours, the side. The transformer can use no more than that.
+the content of a caption: the event, the colours, the side. The transformer needs no more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PRINTABLE = "".join(chr(code) for code in range(33, 127))
 
 
 class TextEncoderRecipe(Section):
-    """How the micro text encoder is made. `out` gets the folders `tokenizer` and `text_encoder`."""
+    """The recipe of the text encoder. `out` gets the folders `tokenizer` and `text_encoder`."""
 
     out: Path
     width: int = 96
@@ -42,8 +42,8 @@ def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:
     """Train the text encoder and write both folders.
 
     Returns:
-        The share of held-out captions of which every class is right (read_without_fault), in
-        [0, 1], and the minutes that the training took.
+        read_without_fault, the share in [0, 1] of held-out captions of which every class is
+        right, and minutes, the time that the training took.
     """
     from transformers import T5Config, T5EncoderModel
 
@@ -78,7 +78,7 @@ def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        # No attention mask and a mean over all places, which is how the transformer sees it.
+        # Without an attention mask and with a mean over all places, as the transformer sees it.
         pooled = model(tokens)[0].mean(1)
         return [head(pooled) for head in heads], torch.tensor([_classes(s) for s in scenes])
 
@@ -100,7 +100,7 @@ def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:
 
 
 def _classes(scene) -> list[int]:
-    """Event; each body's colour (one past the last for none); whether each is a box; side."""
+    """Event; each body's colour (after the last one for none); whether each is a box; side."""
     colours, boxes = [len(COLOURS)] * MOST_BODIES, [0] * MOST_BODIES
     for number, body in enumerate(scene.bodies):
         colours[number] = list(COLOURS).index(body.colour)
@@ -114,8 +114,10 @@ def _class_counts() -> list[int]:
 
 
 def _tokenizer(seed: int):
-    """A T5 tokenizer with a piece for each of the lab's words and for each printable ASCII
-    character. Any other character is <unk>."""
+    """A T5 tokenizer with pieces for the lab's words and for printable ASCII characters.
+
+    Any other character is <unk>.
+    """
     from transformers import T5Tokenizer
 
     captions = (draw_scene(seed, index).caption for index in range(4000))

@@ -36,13 +36,13 @@ def train(
 
     Args:
         module: Everything that a checkpoint has to hold.
-        loss: The loss of a step, counted from 0.
-        rate: The learning rate at a progress in [0, 1]. It is ramped up linearly over the first
-            WARMUP_STEPS.
+        loss: Computes the loss of a step, counted from 0.
+        rate: Computes the learning rate at a progress in [0, 1]. A linear ramp over the first
+            WARMUP_STEPS multiplies it.
         out: The model's folder. Checkpoints go into a folder beside it.
 
     Returns:
-        The mean loss of the last 100 steps that this call did, or NaN if none were left to do.
+        The mean loss of the last 100 steps of this call, or NaN if no step was left.
     """
     folder = out.with_name(f"{out.name}-checkpoints")
     saved = checkpoint.newest(folder)

@@ -14,7 +14,7 @@ import numpy as np
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import holm, paired_bootstrap, sign_flip, wilson
 from videorepa.lab.study.recipe import BASE, StudyRecipe
-from videorepa.system.files import csv_text
+from videorepa.system.files import check_is_file, csv_text
 
 SCORES = ("sa", "pc", "joint")
 
@@ -57,6 +57,7 @@ def read_rows(path: Path) -> list[Row]:
         return float(cell) if key in MEASURED or key.endswith("_value") else cell
 
     try:
+        check_is_file(path)
         with path.open(encoding="utf-8", newline="") as file:
             rows = [
                 {"step": None} | {key: value(key, cell) for key, cell in row.items() if cell}

@@ -2,20 +2,20 @@
 const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-// One clock moves every clip in sight, so that all show the same moment.
+// One clock drives every visible clip, so that all show the same moment.
 
 const bar = one('.player');
 const slider = one('[name=time]', bar);
-const home = bar.parentElement;
+const barHome = bar.parentElement;
 const inSight = new Map();
 const dialog = one('#rating');
-const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
-let playing = !calm;
-let time = 0, before = 0, length = 0, fps = 0, next = 0;
+const reducedMotion = matchMedia('(prefers-reduced-motion: reduce)').matches;
+let playing = !reducedMotion;
+let time = 0, lastTick = 0, length = 0, fps = 0, nextTick = 0;
 
-const moved = () => (dialog?.open ? all('.pair video', dialog) : [...inSight.values()]);
+const driven = () => (dialog?.open ? all('.pair video', dialog) : [...inSight.values()]);
 
-// A video element holds a hundred others, for controls: only clips in sight have one.
+// Only visible clips have a video element, since each holds a hundred others for its controls.
 function load(place) {
   const video = document.createElement('video');
   const { src, label } = place.dataset;
@@ -36,24 +36,22 @@ const rate = (video) => Number(video.parentElement.dataset.fps);
 
 function follow(video) {
   if (!(video.duration > 0)) return;
-  // The middle of the last frame: at a frame's edge a browser may show the one before.
+  // The middle of the last frame, since at a frame's edge a browser may show the one before.
   const end = video.duration - 0.5 / rate(video);
   const behind = Math.min(time, end) - video.currentTime;
-  const stands = !playing || time > end;
-  if (stands && !video.paused) video.pause();
-  if (stands ? Math.abs(behind) > 1e-3 : Math.abs(behind) > 0.3) {
-    // One seek at a time; the next follows when this one is done.
-    if (!video.seeking) video.currentTime += behind;
-  }
-  if (stands) return;
-  // What is a little off catches up or waits without a jump.
+  const still = !playing || time > end;
+  if (still && !video.paused) video.pause();
+  // A seek that is under way calls this function again when it is done.
+  if (Math.abs(behind) > (still ? 1e-3 : 0.3) && !video.seeking) video.currentTime += behind;
+  if (still) return;
+  // A clip that is a little off catches up, or waits, without a jump.
   video.playbackRate = Math.min(2, Math.max(0.5, 1 + 3 * behind));
-  // Pausing right after play() rejects its promise, which is no failure here.
+  // The promise of play() is rejected if a pause follows at once, which is no failure here.
   if (video.paused) video.play().catch(() => {});
 }
 
 function show() {
-  const videos = moved().filter((video) => video.duration > 0);
+  const videos = driven().filter((video) => video.duration > 0);
   length = Math.max(0, ...videos.map((video) => video.duration));
   fps = Math.max(0, ...videos.map(rate));
   videos.forEach(follow);
@@ -61,29 +59,29 @@ function show() {
   slider.value = time;
   const frames = Math.round(length * fps);
   const frame = Math.min(Math.floor(time * fps + 0.01) + 1, frames);
-  const said = frames ? `frame ${frame} of ${frames}, ${time.toFixed(2)} s` : 'no clip in sight';
-  one('output', bar).textContent = said;
-  slider.setAttribute('aria-valuetext', said);
+  const moment = frames ? `frame ${frame} of ${frames}, ${time.toFixed(2)} s` : 'no visible clip';
+  one('output', bar).textContent = moment;
+  slider.setAttribute('aria-valuetext', moment);
 }
 
 function tick(now) {
-  // A tab that was hidden goes on where it was.
-  time += Math.min(0.25, Math.max(0, now - before) / 1000);
-  before = now;
+  // A tab that was hidden continues where it stopped.
+  time += Math.min(0.25, Math.max(0, now - lastTick) / 1000);
+  lastTick = now;
   if (length && time >= length) {
     time = 0;
-    moved().forEach((video) => { video.currentTime = 0; });
+    driven().forEach((video) => { video.currentTime = 0; });
   }
   show();
-  next = requestAnimationFrame(tick);
+  nextTick = requestAnimationFrame(tick);
 }
 
 function play(on) {
   playing = on;
   one('[data-do=toggle]', bar).textContent = on ? 'Pause' : 'Play';
-  before = performance.now();
-  cancelAnimationFrame(next);
-  if (on) next = requestAnimationFrame(tick);
+  lastTick = performance.now();
+  cancelAnimationFrame(nextTick);
+  if (on) nextTick = requestAnimationFrame(tick);
   else show();
 }
 
@@ -102,8 +100,8 @@ slider.addEventListener('input', () => {
   play(false);
 });
 
-// Clips load when they come into sight: a page may have thousands.
-const watch = new IntersectionObserver((entries) => {
+// Clips load when they scroll into view, since a page may have thousands.
+const observer = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (isIntersecting && !inSight.has(target)) {
       inSight.set(target, load(target));
@@ -113,7 +111,7 @@ const watch = new IntersectionObserver((entries) => {
   }
   show();
 }, { rootMargin: '200px 0px' });
-all('.row .clip').forEach((place) => watch.observe(place));
+all('.row .clip').forEach((place) => observer.observe(place));
 
 // Filters.
 
@@ -122,27 +120,27 @@ const rows = all('#clips .row');
 const figures = new Map(rows.map((row) => [row, all('figure', row)]));
 const texts = new Map(rows.map((row) => [row, one('.words', row).textContent.toLowerCase()]));
 
-function fits(row) {
+function matches(row) {
   const { text, category, check, verdict, differ } = filters.elements;
   const words = text.value.toLowerCase().split(/\s+/);
   if (!words.every((word) => texts.get(row).includes(word))) return false;
   if (category?.value && row.dataset.category !== category.value) return false;
-  const of = figures.get(row);
-  if (check?.value && !of.some((f) => f.dataset.fails.split(' ').includes(check.value))) return false;
+  const cells = figures.get(row);
+  if (check?.value && !cells.some((f) => f.dataset.fails.split(' ').includes(check.value))) return false;
   if (!verdict) return true;
-  const found = of.map((figure) => figure.dataset.verdicts[verdict.value]);
+  const letters = cells.map((figure) => figure.dataset.verdicts[verdict.value]);
   const wanted = all('.of-model', filters).map((select) => select.value);
-  if (!wanted.every((letter, place) => !letter || found[place] === letter)) return false;
-  return !differ?.checked || (found.includes('0') && found.includes('1'));
+  if (!wanted.every((letter, model) => !letter || letters[model] === letter)) return false;
+  return !differ?.checked || (letters.includes('0') && letters.includes('1'));
 }
 
 function filter() {
   let count = 0;
   for (const row of rows) {
-    row.hidden = !fits(row);
+    row.hidden = !matches(row);
     count += !row.hidden;
   }
-  filters.elements.found.textContent = `${count} of ${rows.length} shown`;
+  filters.elements.count.textContent = `${count} of ${rows.length} shown`;
 }
 
 if (filters) {
@@ -153,21 +151,21 @@ if (filters) {
   filter();
 }
 
-function go(way) {
+function scrollToRow(direction) {
   const shown = rows.filter((row) => !row.hidden);
   const top = (row) => row.getBoundingClientRect().top - bar.offsetHeight;
-  const row = way > 0 ? shown.find((each) => top(each) > 2)
+  const row = direction > 0 ? shown.find((each) => top(each) > 2)
     : shown.findLast((each) => top(each) < -2);
   if (row) scrollBy(0, top(row));
 }
 
-// Blind rating: two clips of a prompt, their models unnamed and their places shuffled.
+// Blind rating of two clips of a prompt, in random order and without their models' names.
 
 const answers = [];
-let queue = [], asked = 0, begun = 0, unsaved = 0;
+let queue = [], current = 0, askedAt = 0, unsaved = 0;
 
-// The same rater is always shown the same order and places, another rater others.
-function shuffle(...parts) {
+// A rater always gets the same order and sides. Other raters get others.
+function hashOf(...parts) {
   let hash = 2166136261;
   for (const letter of parts.join('\n')) hash = Math.imul(hash ^ letter.codePointAt(0), 16777619);
   hash = Math.imul(hash ^ (hash >>> 16), 2246822507);
@@ -175,68 +173,68 @@ function shuffle(...parts) {
   return (hash ^ (hash >>> 16)) >>> 0;
 }
 
-function pairs(setup) {
+function unratedPairs(setup) {
   const { rater, question, a, b } = setup.elements;
-  const known = new Set(answers.map((answer) =>
+  const rated = new Set(answers.map((answer) =>
     [answer.question, answer.prompt_id, answer.k, ...[answer.left, answer.right].sort()].join('\n')));
-  const found = [];
+  const unrated = [];
   for (const row of rows) {
     const { prompt, k } = row.dataset;
     const clips = [a, b].map((select) => one('.clip', figures.get(row)[select.value])?.dataset);
     if (!clips[0] || !clips[1] || clips[0].clip === clips[1].clip) continue;
-    clips.sort((one, other) => (one.clip < other.clip ? -1 : 1));
+    clips.sort((x, y) => (x.clip < y.clip ? -1 : 1));
     const key = [question.value, prompt, k, ...clips.map((each) => each.clip)];
-    if (known.has(key.join('\n'))) continue;
-    const order = shuffle(rater.value, ...key);
+    if (rated.has(key.join('\n'))) continue;
+    const order = hashOf(rater.value, ...key);
     if (order & 1) clips.reverse();
-    found.push({ order, row, clips, question: question.value });
+    unrated.push({ order, row, clips, question: question.value });
   }
-  return found.sort((one, other) => one.order - other.order);
+  return unrated.sort((x, y) => x.order - y.order);
 }
 
 function ask() {
-  const over = asked >= queue.length;
+  const done = current >= queue.length;
   one('.setup', dialog).hidden = true;
-  one('.pair', dialog).hidden = over;
-  one('.done', dialog).hidden = !over;
-  one('.kept', dialog).hidden = !answers.length;
-  one('.kept output', dialog).textContent =
+  one('.pair', dialog).hidden = done;
+  one('.done', dialog).hidden = !done;
+  one('.saving', dialog).hidden = !answers.length;
+  one('.saving output', dialog).textContent =
     `Answers: ${answers.length}, not saved: ${unsaved}.`;
   one('[data-do=rate]').textContent = unsaved ? `Rate blind (${unsaved} not saved)` : 'Rate blind';
-  if (over) return;
-  // What moves the clips has to be within the dialog to be reached.
+  if (done) return;
+  // Only controls within the dialog can be reached.
   one('.pair .cells', dialog).after(bar);
-  const { row, clips, question } = queue[asked];
-  one('.progress', dialog).textContent = `${asked + 1} of ${queue.length}`;
-  one('.asked', dialog).textContent = one(`[value=${question}]`, dialog).textContent;
+  const { row, clips, question } = queue[current];
+  one('.progress', dialog).textContent = `${current + 1} of ${queue.length}`;
+  one('.question', dialog).textContent = one(`[value=${question}]`, dialog).textContent;
   one('.pair .prompt', dialog).textContent = one('.full, p.prompt', row).textContent;
   all('.pair figure > div', dialog).forEach((place, side) => {
-    const model = one(`[data-clip="${clips[side].clip}"]`, row);
-    place.className = model.className;
-    place.style.aspectRatio = model.style.aspectRatio;
+    const original = one(`[data-clip="${clips[side].clip}"]`, row);
+    place.className = original.className;
+    place.style.aspectRatio = original.style.aspectRatio;
     Object.assign(place.dataset, { src: clips[side].src, fps: clips[side].fps, label: 'AB'[side] });
     load(place);
   });
   time = 0;
-  begun = performance.now();
-  play(!calm);
+  askedAt = performance.now();
+  play(!reducedMotion);
 }
 
 function answer(preferred) {
-  const { row, clips, question } = queue[asked];
+  const { row, clips, question } = queue[current];
   const [left, right] = clips.map((each) => each.clip);
-  const seconds = Math.round((performance.now() - begun) / 100) / 10;
+  const seconds = Math.round((performance.now() - askedAt) / 100) / 10;
   const { prompt, k } = row.dataset;
   answers.push({ prompt_id: prompt, k: Number(k), question, left, right, preferred, seconds });
-  asked += 1;
+  current += 1;
   unsaved += 1;
   ask();
 }
 
 function undo() {
-  if (!asked) return;
+  if (!current) return;
   answers.pop();
-  asked -= 1;
+  current -= 1;
   unsaved = Math.max(0, unsaved - 1);
   ask();
 }
@@ -253,26 +251,26 @@ function save() {
 }
 
 async function resume(input) {
-  const said = one('[role=status]', dialog);
+  const status = one('[role=status]', dialog);
   try {
-    const found = JSON.parse(await input.files[0].text());
-    if (found.format !== dialog.dataset.format) throw new Error('it is something else');
-    answers.splice(0, Infinity, ...found.ratings);
-    one('[name=rater]', dialog).value = found.rater;
-    keepName();
-    said.textContent = `Answers of ${found.rater}: ${answers.length}.`;
+    const { format, rater, ratings } = JSON.parse(await input.files[0].text());
+    if (format !== dialog.dataset.format) throw new Error(`its format is ${format}`);
+    answers.splice(0, Infinity, ...ratings);
+    one('[name=rater]', dialog).value = rater;
+    lockName();
+    status.textContent = `Answers of ${rater}: ${answers.length}.`;
   } catch (error) {
-    said.textContent = `That is not a file of ratings: ${error.message}.`;
+    status.textContent = `This is not a file of ratings: ${error.message}.`;
   }
 }
 
-// A file is of one rater: with answers there, the name stays.
-function keepName() {
+// A file has one rater, so the name cannot change once there are answers.
+function lockName() {
   one('[name=rater]', dialog).readOnly = answers.length > 0;
 }
 
 function begin() {
-  keepName();
+  lockName();
   one('.setup', dialog).hidden = false;
   for (const part of ['.pair', '.done']) one(part, dialog).hidden = true;
   dialog.showModal();
@@ -281,22 +279,22 @@ function begin() {
 if (dialog) {
   one('.setup', dialog).addEventListener('submit', (event) => {
     event.preventDefault();
-    queue = pairs(event.target);
-    asked = 0;
+    queue = unratedPairs(event.target);
+    current = 0;
     if (queue.length) ask();
     else one('[role=status]', dialog).textContent =
-      'No pair is left to ask about: all are answered, or their clips are the same.';
+      'No pair is left to ask about: each is answered already, or its two clips are the same.';
   });
   one('[name=file]', dialog).addEventListener('change', (event) => resume(event.target));
   dialog.addEventListener('close', () => {
-    home.prepend(bar);
+    barHome.prepend(bar);
     all('.pair .clip', dialog).forEach(unload);
     show();
   });
   dialog.addEventListener('click', ({ target }) => {
     const button = target.closest('[data-answer]');
     if (!button) return;
-    // Or Space, meant to pause, would give the same answer to the next pair.
+    // Without focus, the button is not pressed by a Space that should pause.
     button.blur();
     answer(button.dataset.answer);
   });
@@ -310,8 +308,8 @@ const actions = {
   restart: () => { time = 0; play(playing); },
   back: () => step(-1),
   forward: () => step(1),
-  next: () => go(1),
-  previous: () => go(-1),
+  next: () => scrollToRow(1),
+  previous: () => scrollToRow(-1),
   search: () => filters?.elements.text.focus(),
   rate: () => dialog && begin(),
   undo, save,

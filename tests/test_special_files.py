@@ -1,0 +1,79 @@
+"""A pipe, a socket or a device in place of a file is refused by whatever reads files that users
+name, and waits for nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from videorepa.artifacts.clips import CaptionedClip, MadeWith, readable_clips
+from videorepa.artifacts.finished import read_finished
+from videorepa.artifacts.reading import json_lines, json_object
+from videorepa.artifacts.scores import finished_rows
+from videorepa.benchmarks.physics_iq import PhysicsIQ
+from videorepa.compare import Reference
+from videorepa.data.manifest import read_manifest, read_prompts
+from videorepa.data.video import read_all, read_shape
+from videorepa.encoders.headed import read_about
+from videorepa.errors import ClipError, UserError
+from videorepa.evaluation.ratings import Ratings
+from videorepa.probe import read_names
+from videorepa.recipe import Recipe
+from videorepa.system.files import file_digest
+from videorepa.system.fingerprint import file_sample_digest
+from videorepa.system.hub import local_copy
+
+MADE_WITH = MadeWith(
+    model="m", fps=8, frames=1, height=8, width=8, steps=1, guidance_scale=1
+)  # fmt: skip
+
+# By the name that the file must have.
+READERS: list[tuple[str, Callable[[Path], object]]] = [
+    ("clips.csv", read_manifest),
+    ("clips.jsonl", read_manifest),
+    ("prompts.txt", read_prompts),
+    ("clips.csv", readable_clips),
+    ("clip.mp4", read_all),
+    ("clip.mp4", read_shape),
+    ("recipe.yaml", Recipe.from_yaml),
+    ("a-0.json", CaptionedClip.read),
+    ("generation.json", lambda path: MADE_WITH.claim(path.parent)),
+    ("scores.jsonl", lambda path: finished_rows(path.parent, {})),
+    ("part.json", lambda path: read_finished(path, {}, lambda found: found)),
+    ("any.json", json_object),
+    ("any.jsonl", json_lines),
+    ("ratings.json", Ratings.read),
+    ("reference.json", Reference.read),
+    ("names.txt", read_names),
+    ("head.safetensors", read_about),
+    ("weights", lambda path: local_copy(str(path))),
+    ("any", file_digest),
+    ("any", file_sample_digest),
+    ("descriptions.csv", lambda path: PhysicsIQ(data=path.parent).scenario("a")),
+]
+
+
+@pytest.fixture(autouse=True)
+def alarm() -> Iterator[None]:
+    def ring(*arguments: object) -> None:
+        raise TimeoutError("it waits for the pipe's other end")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), READERS, ids=[f"{n}-{name}" for n, (name, _) in enumerate(READERS)]
+)
+def test_a_pipe_is_refused(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / name)
+    says = "is a pipe, a socket or a device|is neither a folder nor a file"
+    with pytest.raises((UserError, ClipError, OSError), match=says):
+        read(tmp_path / name)
