@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 
 from videorepa.data.manifest import read_manifest
 from videorepa.recipe import Recipe
+from videorepa.system.device import peak_memory
 
 # Hub id without its owner, and how the frozen weights are held: 5 billion take 11 GB in bfloat16.
 MODELS = {
@@ -175,7 +175,7 @@ def do(part: str, model: str, root: Path, clips: Path) -> None:
     else:
         run = train(recipe(model, root, clips), root / "run", device="cpu")
         print(run.log_path.read_text().strip())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = peak_memory(torch.device("cpu")) / 1e9
     print(f"{part}: {time.perf_counter() - start:.0f} s, peak memory {peak:.2f} GB", flush=True)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from torch.nn import functional as F
 from videorepa.align.projector import Projector
 from videorepa.losses.relation import Relation
 from videorepa.recipe import Recipe
+from videorepa.system.device import peak_memory
 from videorepa.tokens import TokenGrid
 
 WAYS = ("none", "cached", "online", "published")
@@ -107,7 +107,7 @@ def train_one_way(folder: Path, way: str) -> dict[str, float]:
         rows = run.log
     elapsed = [BATCH * row["step"] / row["clips_per_second"] for row in rows]
     seconds = (elapsed[-1] - elapsed[WARM_UP - 1]) / (STEPS - WARM_UP)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory(torch.device("cpu"))
     return {"seconds": seconds, "gigabytes": peak / 1e9}
 
 
