@@ -194,7 +194,7 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
                 about = {"arm": arm, "seed": seed, "step": step}
                 about |= {"caption": captions[row["prompt_id"]], CHECKS_PASSED: _passed(row)}
                 about[VIOLATION] = _violation(row)
-                dropped = ("k", "model_digest")
+                dropped = ("k", "model_digest", "clip")
                 yield about | {key: value for key, value in row.items() if key not in dropped}
 
 
