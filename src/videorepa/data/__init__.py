@@ -1,1 +1,1 @@
-"""Captioned clips: manifests, videos, the cache, and the order in which they are seen."""
+"""Reads and orders captioned clips: manifests, videos, the cache, and the training batches."""

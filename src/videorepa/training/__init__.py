@@ -1,1 +1,1 @@
-"""One training: the student, its state, its memory, and the processes that share it."""
+"""Trains: the student, its state, its memory, and the processes that share the work."""

@@ -25,7 +25,7 @@ from videorepa.data.loader import Batch
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype
 from videorepa.tokens import TokenGrid
-from videorepa.training.ledger import BETWEEN, PARTS, Ledger, size_in_bytes
+from videorepa.training.ledger import BETWEEN, PARTS, Ledger
 from videorepa.training.memory import moment_bytes
 from videorepa.training.student import Student
 
@@ -90,13 +90,14 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
         frozen = [p for p in student.transformer.parameters() if not p.requires_grad]
         ledger.enter("weights", *frozen)
         if recipe.memory.offload == "group":
-            ledger.add("weights", max(map(size_in_bytes, frozen)) - sum(map(size_in_bytes, frozen)))
+            sizes = [p.nbytes for p in frozen]
+            ledger.add("weights", max(sizes) - sum(sizes))  # At most one of them is there.
         ledger.enter("weights", *trained, *student.transformer.buffers())
         ledger.enter("alignment", *terms)
         for part, parameters in (("optimiser", trained), ("alignment", terms)):
             ledger.add(part, sum(moment_bytes(recipe, p) for p in parameters))
         if recipe.train.ema is not None:
-            ledger.add("averages", sum(size_in_bytes(p) for p in trained))
+            ledger.add("averages", sum(p.nbytes for p in trained))
         for part, parameters in (("gradients", trained), ("alignment", terms)):
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(
@@ -118,7 +119,7 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
         parts["process"] = process + int(WORKING_BYTES)
         # Adapters are made after loading.
         held = frozen if recipe.train.lora is not None else trained
-        worst = _while_loading(recipe, sum(map(size_in_bytes, held)))
+        worst = _while_loading(recipe, sum(p.nbytes for p in held))
         loading = worst and worst + parts["process"]
     return Cost(device, dtype, parts, loading, ledger.operations * recipe.optim.accumulate)
 

@@ -14,15 +14,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 PARTS = ("weights", "gradients", "optimiser", "averages", "activations", "alignment")
-"""What bytes can be for.
+"""The parts of a training's memory.
 
 Activations include the temporary tensors of a layer. The alignment's bytes are its projectors with
 their gradients and moments, the features, and what its losses keep for the backward pass.
 """
-
-
-def size_in_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 BETWEEN = "between the forward pass and the backward pass"
@@ -68,7 +64,7 @@ class Ledger(TorchDispatchMode):
         self._open(span)
 
     def repeat(self, span: Any) -> None:
-        """Record once more all that happened in a span."""
+        """Record all that happened in a span once more."""
         rise, change, operations = self._spans[span]
         self._repeated[span] += 1
         highest = self.now.copy()
@@ -85,11 +81,11 @@ class Ledger(TorchDispatchMode):
             self.at_peak = amounts.copy()
 
     def within(self, part: str) -> None:
-        """Record storages that are created from here on under that part."""
+        """Record the storages that are created from here on under a part."""
         self._part = part
 
     def add(self, part: str, size: int) -> None:
-        """Record bytes that stay, without a tensor."""
+        """Record bytes that no tensor accounts for."""
         self.now[part] += size
 
     def enter(self, part: str, *tensors: Tensor | None) -> None:

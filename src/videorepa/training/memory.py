@@ -1,12 +1,11 @@
-"""Makes a training take less memory: the form of frozen weights, and the optimiser's moments.
+"""Makes a training take less memory, by the form of frozen weights and of the optimiser's moments.
 
-On the meta device, stand-ins take as many bytes as the layers that they replace, at rest and at
-work, so that `videorepa.training.cost` can run them without content.
+On the meta device stand-ins replace quantised layers. They take as many bytes, at rest and at work,
+so that `videorepa.training.cost` can run them without content.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +17,12 @@ from torch.optim import Optimizer
 from videorepa.backbones import Backbone
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.system.extras import import_extra
 from videorepa.training.stand_ins import Held, cast_when_used
 
 
 def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """Load the recipe's backbone with its transformer alone, its frozen weights in `memory.frozen`.
+    """Load the transformer of the recipe's backbone, with frozen weights held as `memory.frozen`.
 
     Args:
       recipe: Its `memory` says how frozen weights are held.
@@ -30,7 +30,7 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
       dtype: To compute in.
 
     Raises:
-      UserError: A package that the recipe needs is not installed, or the device cannot do it.
+      UserError: A package that the recipe needs is not installed, or the device cannot offload.
     """
     memory = recipe.memory
     is_offloaded = memory.offload == "group" and device.type != "meta"
@@ -86,7 +86,8 @@ def make_optimizer(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:
     optim = recipe.optim
     kind = torch.optim.AdamW
     if recipe.memory.optimizer == "adamw8bit":
-        kind = _extra("bitsandbytes", "optim", "memory.optimizer adamw8bit").AdamW8bit
+        needed_by = "memory.optimizer adamw8bit"
+        kind = import_extra("bitsandbytes.optim", "bitsandbytes", needed_by).AdamW8bit
     return kind(
         parameters,
         optim.learning_rate,
@@ -105,27 +106,17 @@ def moment_bytes(recipe: Recipe, parameter: Tensor) -> int:
     return 2 * (count + 4 * math.ceil(count / 256))
 
 
-def _extra(package: str, module: str, wanted_by: str) -> Any:
-    try:
-        return importlib.import_module(f"{package}.{module}")
-    except ImportError as error:
-        raise UserError(
-            f"{wanted_by} needs {package}, which cannot be imported ({error}). Install it with "
-            f"`pip install 'videorepa[{package}]'`."
-        ) from None
-
-
 def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
     """Convert the weights of a block's linear layers to integers with scales."""
     if next(block.parameters()).is_meta:
         _swap_linear(block, lambda linear: Held(linear, frozen))
     elif frozen == "int8":
-        quantization = _extra("torchao", "quantization", "memory.frozen int8")
+        quantization = import_extra("torchao.quantization", "torchao", "memory.frozen int8")
         # torchao multiplies in the dtype that the weights have here.
         block.to(dtype)
         quantization.quantize_(block, quantization.Int8WeightOnlyConfig())
     else:
-        layers = _extra("bitsandbytes", "nn", "memory.frozen nf4")
+        layers = import_extra("bitsandbytes.nn", "bitsandbytes", "memory.frozen nf4")
 
         def packed(linear: nn.Linear) -> nn.Module:
             layer = layers.Linear4bit(
@@ -149,7 +140,7 @@ def _swap_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> N
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the tensors that are not integers to the dtype to compute in."""
+    """Convert a module's floating-point tensors to the dtype to compute in."""
     for part in module.modules():
         if not isinstance(part, Held):
             for tensor in _own(part):
@@ -158,11 +149,11 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) -> None:
-    """Hold layers in `storage` and have them converted to `dtype` when they run.
+    """Hold layers in `storage`, and convert each to `dtype` when it runs.
 
     The few that diffusers leaves out (norms, embeddings, the last projection) become `dtype`.
     """
-    # First in the dtype of the files, so that hooking reads none of the weights.
+    # In the dtype of the files at first, so that hooking reads none of the weights.
     transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=dtype)
     for module in list(transformer.modules()):
         hooks = getattr(module, "_diffusers_hook", None)

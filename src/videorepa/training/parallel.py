@@ -1,4 +1,4 @@
-"""Shares a training among processes, by Hugging Face Accelerate: replicas (DDP), shards (FSDP2)."""
+"""Shares a training among processes with Accelerate, as replicas (DDP) or as shards (FSDP2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from videorepa.system.device import pick_device
 from videorepa.system.progress import console
 
 State = dict[str, Any]
-"""An optimiser's state as torch gives it: of each parameter by its number, and of the groups."""
+"""An optimiser's state as torch has it: each parameter's state by its number, and the groups."""
 
 
 class Alone:
@@ -50,14 +50,14 @@ class Alone:
 
         Args:
           model: The module that is trained; its parameters become shards where it is sharded.
-          optimizer: Updates the model's parameters; it follows them when they become shards.
+          optimizer: Updates the model's parameters, also after they have become shards.
           blocks: Names of the classes of modules whose parameters are gathered together.
         """
         return model
 
     @contextmanager
     def accumulating(self, model: nn.Module, is_last: bool) -> Iterator[None]:
-        """Wrap the passes of one micro-batch; a step's last one averages its gradients."""
+        """Wrap the passes of one micro-batch; only a step's last one averages the gradients."""
         yield
 
     def clip_gradients(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
@@ -189,7 +189,7 @@ class Sharded(Replicated):
 
 
 ENGINES: dict[str, type[Replicated]] = {"ddp": Replicated, "fsdp2": Sharded}
-"""How several processes can share a training, by `parallel.engine`."""
+"""The ways in which several processes can share a training, by `parallel.engine`."""
 
 _LABELS = " or ".join(engine.label for engine in ENGINES.values())
 
@@ -223,9 +223,9 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    if _is_set("ACCELERATE_USE_DEEPSPEED"):  # On a CPU, Accelerate would leave it out and not say.
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):  # On a CPU, Accelerate would silently ignore it.
         raise UserError(_unsupported("DeepSpeed"))
-    # By default transformers leaves a teacher without weights in all processes but the first.
+    # By default, transformers loads a teacher's weights in the first process alone.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     schedules = [term.when for term in recipe.terms.values()]
     ddp = DistributedDataParallelKwargs(
@@ -238,7 +238,7 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Any:
     parallel = recipe.parallel
     try:
         if parallel is not None and parallel.engine == "fsdp2":
-            # Accelerate reads it to have the processes communicate about tensors on the CPU too.
+            # With it, Accelerate sets up communication about tensors on the CPU too.
             os.environ["FSDP_OFFLOAD_PARAMS"] = str(parallel.offload).lower()
             options["fsdp_plugin"] = FullyShardedDataParallelPlugin(
                 fsdp_version=2,
@@ -249,8 +249,9 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Any:
             options["fsdp_plugin"] = FullyShardedDataParallelPlugin()
         accelerator = Accelerator(cpu=pick_device(device).type == "cpu", **options)
     except (ImportError, ValueError) as error:
+        reason = str(error).rstrip(". ")
         raise UserError(
-            f"Accelerate cannot do what the recipe or its configuration asks for: {error} train "
+            f"Accelerate cannot do what the recipe or its configuration asks for: {reason}. train "
             f"runs with {_LABELS}."
         ) from None
     if accelerator.distributed_type == DistributedType.MULTI_CPU and "fsdp_plugin" in options:
@@ -266,7 +267,7 @@ def _is_set(variable: str) -> bool:
 
 
 def _engine(accelerator: Any, parallel: Parallel | None) -> type[Replicated]:
-    """The one of ENGINES that Accelerate was set up for."""
+    """Choose the engine that Accelerate is set up for."""
     state, label = accelerator.state, accelerator.distributed_type.value
     if label in ("MULTI_GPU", "MULTI_CPU"):
         label = Replicated.label

@@ -10,9 +10,9 @@ from torch.nn.utils.parametrize import register_parametrization
 
 
 def cast_when_used(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace diffusers' casting hook, which puts other tensors into parameters.
+    """Cast a module's weights by a parametrisation in place of diffusers' hook.
 
-    Tensors without content cannot take that; a parametrisation does the same for them.
+    The hook swaps the content of parameters, which fails on tensors without content.
     """
     del module.forward  # pyright: ignore[reportAttributeAccessIssue]
     for name in [name for name, _ in module.named_parameters(recurse=False)]:
@@ -31,7 +31,7 @@ class _Cast(nn.Module):
 class Held(nn.Linear):
     """A stand-in for a layer whose weight is held as integers with scales.
 
-    It takes the same bytes, and its backward pass keeps the same tensors.
+    It takes as many bytes, and its backward pass keeps the same tensors.
 
     Args:
       linear: The layer to stand for, on the meta device.

@@ -32,7 +32,7 @@ class Training:
     Args:
       recipe: Describes the training.
       workers: The processes that share it.
-      student: As it starts; its parameters become shards where they are sharded.
+      student: With the base model's weights; its parameters can become shards.
       resumed: The checkpoint to go on from, if any.
 
     Raises:
@@ -73,7 +73,7 @@ class Training:
         return self.workers.clip_gradients([*self.trained.values(), *together], limit)
 
     def update(self, rate: float) -> None:
-        """Step with this learning rate, forget the gradients, and update the averages."""
+        """Step with this learning rate, clear the gradients, and update the averages."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

@@ -5,29 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from videorepa.artifacts.run import Run
-from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.system.extras import import_extra
 
 
 def trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, float]], None]]:
-    """Start the recipe's trackers, and return what to call with each step's record.
+    """Start the recipe's trackers.
 
     Args:
       recipe: Names the trackers.
       run: The run to log.
-      start: How many steps were done before.
+      start: The number of steps that were done before.
+
+    Returns:
+      For each tracker, a function to call with each step's record.
 
     Raises:
       UserError: A tracker is not installed; the message says how to install it.
     """
     writers = []
     if "tensorboard" in recipe.train.trackers:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "tensorboard is not installed: pip install 'videorepa[tensorboard]'."
-            ) from None
+        # The package first: torch's own module would not name it in the message.
+        import_extra("tensorboard", "tensorboard", "train.trackers tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
 
         def to_board(record: dict[str, float]) -> None:
@@ -37,10 +38,7 @@ def trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, f
 
         writers.append(to_board)
     if "wandb" in recipe.train.trackers:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UserError("wandb is not installed: pip install 'videorepa[wandb]'.") from None
+        wandb = import_extra("wandb", "wandb", "train.trackers wandb")
         session = wandb.init(
             project="videorepa", name=recipe.name, dir=run.path, id=run.path.name, resume="allow"
         )

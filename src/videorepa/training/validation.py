@@ -17,18 +17,18 @@ from videorepa.training.student import Student
 def validation(
     recipe: Recipe, run: Run, student: Student, workers: Alone, resumed: bool
 ) -> Callable[[int], dict[str, float]]:
-    """Prepare what generates a step's validation clips and measures their drift for the log.
-
-    Makes the base model's clips, as those of step 0, unless a resumed run has them. The function
-    that it returns does nothing where the recipe has no validation; otherwise all processes call
-    it.
+    """Generate the base model's clips, as those of step 0, unless a resumed run has them.
 
     Args:
       recipe: Its `validation` has the prompts; the seeds are fixed.
-      run: Whose `samples` folder the clips go to.
+      run: Its `samples` folder gets the clips.
       student: Still the base model.
       workers: The processes that divide the clips among them.
       resumed: Whether the run goes on from a checkpoint.
+
+    Returns:
+      A function that generates a step's clips and gives their drift for the log. All processes call
+      it. Where the recipe has no validation it does nothing.
     """
     if recipe.validation is None:
         return lambda step: {}
@@ -39,7 +39,7 @@ def validation(
     sampler = Sampler(coder, recipe.data, recipe.generation, student.transformer)
 
     def measured(step: int) -> list[Appearance]:
-        # The files are measured, so that a resumed run measures the base's clips alike.
+        # From the files, so that a resumed run measures the base's clips in the same way.
         paths = (run.sample_path(step, number) for number in range(len(prompts)))
         return [appearance(read_all(path)[0]) for path in paths]
 
@@ -58,7 +58,7 @@ def validation(
 
     base: list[Appearance] = []
     if resumed and workers.is_first:
-        with suppress(ClipError):  # Deleted, or damaged.
+        with suppress(ClipError):  # The clips were deleted or damaged.
             base = measured(0)
     if not workers.broadcast(len(base)):
         sample(0)
