@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from videorepa.artifacts.scores import Scores
@@ -12,6 +13,7 @@ from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
 from videorepa.evaluation.tables import table
+from videorepa.report import report
 from videorepa.world.render import make_clip
 from videorepa.world.scenarios import SCENARIOS
 from videorepa.world.simulator import FPS
@@ -103,11 +105,68 @@ def test_a_second_run_keeps_the_rows_and_scores_what_is_new(tmp_path, monkeypatc
     assert len(scored) == N + 1
     assert rows.read_text() == complete and again.summary == first.summary
 
-    # The same clip by another model is another clip.
+    # The same video of another model, under another name, has the same score.
     sidecar = folder / f"{FALL}-0.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"model_digest": "other"}))
-    assert evaluate("lab", folder).summary.n == N
-    assert len(scored) == N + 2
+    for path in (sidecar, sidecar.with_suffix(".mp4")):
+        path.rename(path.with_stem("another-0"))
+    sidecar = folder / "another-0.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"prompt_id": "another"}))
+    found = evaluate("lab", folder)
+    assert found.summary.n == N and len(scored) == N + 1
+    (row,) = (row for row in found.rows if row["prompt_id"] == "another")
+    assert (row["model_digest"], row["scenario"]) == ("other", "fall")
+
+
+def test_a_replaced_video_or_a_changed_caption_is_scored_again(tmp_path, capsys):
+    """A list of clips, of which one is replaced by a black one and one gets another's caption."""
+    clips = [make_clip(SEED, number, "fall") for number in range(3)]
+    for number, clip in enumerate(clips):
+        write_video(tmp_path / f"{number}.mp4", clip.frames, FPS)
+
+    def write_list(*captions: str) -> Path:
+        path = tmp_path / "list.csv"
+        lines = [f'{number}.mp4,"{caption}"' for number, caption in enumerate(captions)]
+        path.write_text("\n".join(["video,caption", *lines]))
+        return path
+
+    captions = [clip.caption for clip in clips]
+    assert evaluate("lab", write_list(*captions)).summary.metrics["sa"].percent == 100
+    write_video(tmp_path / "0.mp4", np.zeros_like(clips[0].frames), FPS)
+    captions[1] = make_clip(SEED, 0, "roll").caption
+    found = evaluate("lab", write_list(*captions))
+    assert [row["sa"] for row in found.rows] == [False, False, True]
+    assert found.rows[1]["scenario"] == "roll"
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "2 clips scored again, the first is '0.mp4' 0: the video, its caption" in said
+    evaluate("lab", write_list(*captions))
+    assert "scored again" not in capsys.readouterr().err
+
+
+def test_scores_of_what_the_clips_are_no_more_are_not_reported(tmp_path):
+    folder = write_clips(tmp_path / "clips")
+    for sidecar in folder.glob("*-0.json"):
+        about = {"model": "m", "fps": FPS, "frames": 17, "height": 64, "width": 64}
+        about |= {"steps": 1, "guidance_scale": 1.0, **json.loads(sidecar.read_text())}
+        sidecar.write_text(json.dumps(about))
+    scores = {"m": [evaluate("lab", folder).folder]}
+
+    def page() -> Path:
+        return report([], tmp_path / "page.html", generations={"m": folder}, scores=scores)
+
+    assert page().exists()
+    sidecar = folder / f"{ROLL}-0.json"
+    text = sidecar.read_text()
+    sidecar.write_text(json.dumps(json.loads(text) | {"caption": "A red ball rolls."}))
+    with pytest.raises(UserError, match=f"1 score of clips that are gone.*'{ROLL}' 0"):
+        page()
+    sidecar.write_text(text)
+    (folder / f"{ROLL}-0.mp4").write_bytes((folder / f"{FALL}-0.mp4").read_bytes())
+    with pytest.raises(UserError, match=f"1 score of clips that are gone.*'{ROLL}' 0"):
+        page()
+    (folder / f"{ROLL}-0.mp4").unlink()
+    with pytest.raises(UserError, match=f"1 score of clips that are gone.*'{ROLL}' 0"):
+        page()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"prompt_id": "a", "prompt": "b"}', "\xff"])

@@ -449,6 +449,8 @@ def test_captions_of_several_rows_count_once_and_others_are_refused(tmp_path):
     assert [prompt.caption for prompt in bench.prompts(9, 0)] == ["A ball falls.", "Tea."]
     with pytest.raises(UserError, match="'A cat.' is no caption of"):
         bench.find("A cat.")
+    # A row says what the judge was asked about, and is no longer of use where the list says else.
+    assert bench.about_prompt("Tea.") == {"caption": "Tea.", "asked": "Tea."}
     (folder / "more.csv").write_text(rows)
     with pytest.raises(UserError, match=r"found more\.csv, test\.csv"):
         videophy.VideoPhy(captions=str(folder)).prompts(1, 0)

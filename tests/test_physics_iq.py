@@ -243,6 +243,33 @@ def test_a_perfect_a_late_and_a_still_model(data: Path, tmp_path: Path, capsys) 
         assert of[key]["mean"] == pytest.approx(of[f"{key}_takes"]["mean"], abs=0.05)
 
 
+def test_a_replaced_clip_or_take_is_compared_again(tmp_path: Path, capsys) -> None:
+    """One experiment from one view, at 8 frames a second; its clip has no sidecar."""
+    filmed, clips = tmp_path / "data" / "split-videos" / "testing" / "8FPS", tmp_path / "clips"
+    for folder in (filmed, clips):
+        folder.mkdir(parents=True)
+    slide, still = film("slide", fps=8), film("slide", fps=8)[:1].repeat(40, 0)
+    for number in (1, 2):
+        name = f"000{number}_testing-videos_8FPS_left_take-{number}_trimmed-slide.mp4"
+        write_video(filmed / name, slide, 8)
+    clip = clips / "0001_left_trimmed-slide.mp4"
+    write_video(clip, slide, 8)
+
+    def score() -> float:
+        found = evaluate("physics_iq", clips, settings=[f"data={tmp_path / 'data'}"])
+        return found.summary.metrics["score"].percent
+
+    assert score() == 100
+    write_video(clip, still, 8)
+    assert score() < 50
+    assert "1 clip scored again" in capsys.readouterr().err
+    assert score() < 50
+    assert "scored again" not in capsys.readouterr().err
+    for take in filmed.glob("*.mp4"):
+        write_video(take, still, 8)
+    assert score() == 100
+
+
 @pytest.mark.slow
 def test_published_masks_and_rates_are_used_where_they_are(data: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"

@@ -294,7 +294,7 @@ def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("arms.base={about: x}", "no arm can be called so"),
+        ("arms.base={about: x}", "no arm can have its name"),
         ("control=trdd", "there is no arm trdd"),
         ("arms.trd.set=[align.weigth=0]", "weigth: unknown key"),
         ("prompts=1", "prompts: Input should be greater"),

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videorepa.artifacts.clips import CaptionedClip, clips_of
+from videorepa.artifacts.clips import CaptionedClip, clip_digest, clips_of
 from videorepa.artifacts.scores import (
     Comparison,
     Row,
     Scores,
     Summary,
-    finished_rows,
-    row_key,
+    earlier_rows,
     score_folder,
     write_rows,
 )
@@ -26,7 +26,8 @@ from videorepa.evaluation.pairs import adjust
 from videorepa.settings import plugins
 from videorepa.system.checks import check_shard
 from videorepa.system.files import short_name
-from videorepa.system.progress import track
+from videorepa.system.progress import console, track
+from videorepa.system.wording import count
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def evaluate(
 ) -> Scores:
     """Score every clip against its caption.
 
-    Rows that are there already are kept if they are of the same clip and were scored in the same
-    way. A clip that cannot be read is listed as a failure, and a prompt of the benchmark that has
-    no clip as missing. Neither is scored 0, and neither stops the others.
+    A row that is there already is kept if the same video was scored against the same caption in
+    the same way, whatever the clip is called. A clip that cannot be read is listed as a failure,
+    and a prompt of the benchmark that has no clip as missing. Neither is scored 0, and neither
+    stops the others.
 
     Args:
         benchmark: Name of the benchmark.
@@ -114,8 +116,8 @@ def _compare(bench: Benchmark, against: str, rows_a: list[Row], rows_b: list[Row
     theirs = _by_scenario(rows_a)
     by_scenario = {}
     for name, rows in _by_scenario(rows_b).items():
-        clips = {row_key(row)[:2] for row in rows}
-        if any(row_key(row)[:2] in clips for row in theirs.get(name, ())):
+        clips = {(row["prompt_id"], row["k"]) for row in rows}
+        if any((row["prompt_id"], row["k"]) in clips for row in theirs.get(name, ())):
             by_scenario[name] = bench.compare(theirs[name], rows)
             del by_scenario[name]["unpaired"]
     comparison = Comparison.model_validate(
@@ -143,32 +145,78 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
     clips = list(_clips(bench, videos))
     if not clips:
         raise UserError(f"{videos} holds no generated clips (an .mp4 and a .json each).")
-    index, count = shard
+    index, shards = shard
     out.mkdir(parents=True, exist_ok=True)
-    table = out / ("scores.jsonl" if count == 1 else f"scores-{index}-of-{count}.jsonl")
+    table = out / ("scores.jsonl" if shards == 1 else f"scores-{index}-of-{shards}.jsonl")
     scored_with = {"benchmark": f"{bench.name} {bench.version}", **bench.about()}
-    finished = finished_rows(out, scored_with)
-    part = [(clip, (clip.prompt_id, clip.k, clip.model_digest)) for clip in clips[index::count]]
-    kept = {key: finished[key] for _, key in part if key in finished}
+    part = clips[index::shards]
+    kept = _kept(bench, out, part, scored_with)
     # Only this process writes this file. It begins with the rows that others wrote, in order.
     write_rows(table, kept.values())
     rows, failures = [], []
     with table.open("a", encoding="utf-8") as file:
-        for clip, key in track(part, f"evaluate {videos.name}"):
-            row = kept.get(key)
+        for place, clip in track(list(enumerate(part)), f"evaluate {videos.name}"):
+            row = kept.get(place)
             if row is None:
-                about: dict[str, Any] = {"prompt_id": clip.prompt_id, "k": clip.k}
                 try:
                     score = bench.score(bench.read(clip.path), clip.caption)
-                    about["scenario"] = bench.scenario(clip.caption)
+                    row = _begun(bench, clip) | scored_with | _depends(bench, clip) | score
                 except (ClipError, UserError) as error:
-                    failures.append(about | {"reason": str(error)})
+                    failed = {"prompt_id": clip.prompt_id, "k": clip.k, "reason": str(error)}
+                    failures.append(failed)
                     continue
-                row = about | {"model_digest": clip.model_digest} | scored_with | score
                 file.write(json.dumps(row) + "\n")
                 file.flush()
             rows.append(row)
     return _Scored(rows, failures, _missing(bench, clips))
+
+
+def _kept(
+    bench: Benchmark, out: Path, part: Sequence[CaptionedClip], scored_with: dict[str, Any]
+) -> dict[int, Row]:
+    """The rows that need not be scored again, by their clips' places in the part.
+
+    It prints how many clips are scored again.
+    """
+    by_digest: dict[str, list[Row]] = defaultdict(list)
+    names = set()
+    for row in earlier_rows(out):
+        by_digest[str(row.get("clip"))].append(row)
+        names.add((row["prompt_id"], row["k"]))
+    kept: dict[int, Row] = {}
+    again = []
+    for place, clip in enumerate(part if names else ()):
+        with suppress(OSError, UserError):  # What cannot be read is told of when it is scored.
+            wanted = scored_with | _depends(bench, clip)
+            same = (row for row in by_digest[wanted["clip"]] if row | wanted == row)
+            if row := next(same, None):
+                kept[place] = row | _begun(bench, clip)
+                continue
+        if clip.key in names:
+            again.append(clip)
+    if again:
+        console.print(
+            f"{count(len(again), 'clip')} scored again, the first is {again[0].prompt_id!r} "
+            f"{again[0].k}: the video, its caption or the way of scoring is another than before.",
+            markup=False,
+            highlight=False,
+        )
+    return kept
+
+
+def _begun(bench: Benchmark, clip: CaptionedClip) -> Row:
+    """What a row says of which clip it is."""
+    return {
+        "prompt_id": clip.prompt_id,
+        "k": clip.k,
+        "scenario": bench.scenario(clip.caption),
+        "model_digest": clip.model_digest,
+    }
+
+
+def _depends(bench: Benchmark, clip: CaptionedClip) -> Row:
+    """What a clip's score depends on beside what `Benchmark.about` says."""
+    return {"clip": clip_digest(clip.path)} | bench.about_prompt(clip.caption)
 
 
 def _missing(bench: Benchmark, clips: Sequence[CaptionedClip]) -> list[dict[str, Any]]:

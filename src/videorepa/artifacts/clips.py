@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -223,7 +224,22 @@ def clip_shape(path: Path) -> dict[str, Any] | None:
 
 
 def clip_digest(clip: Path) -> str:
-    """Give a clip's name beside a page and in ratings: 16 digits of its content's SHA-256."""
+    """What a clip is called in rows of scores, in ratings and beside a page.
+
+    Returns:
+        The first 16 hexadecimal digits of the SHA-256 of its content.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    file = clip.stat()
+    return _digest_of(clip.absolute(), file.st_size, file.st_mtime_ns)
+
+
+@cache
+def _digest_of(clip: Path, size: int, written: int) -> str:
+    """The digest of a file that has a size and a time of its last change, by which a file that
+    has changed since is noticed."""
     return file_digest(clip)[:DIGEST]
 
 

@@ -7,7 +7,7 @@ were compared with another model's, `comparison.json` has the paired differences
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,19 +16,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from videorepa.artifacts.clips import Key
+from videorepa.artifacts.clips import CaptionedClip, Key, clip_digest
 from videorepa.artifacts.reading import json_lines, leaves, read_record
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, read_text
+from videorepa.system.files import atomic_write, read_bytes
+from videorepa.system.wording import count
 
 Row = dict[str, Any]
-"""One clip's score, with at least "prompt_id", "k" and "scenario"."""
+"""One clip's score, with at least "prompt_id", "k" and "scenario".
+
+Rows of `evaluate` also have "clip", the digest of the video, and "caption", what the clip was
+scored against."""
 
 FLAGS = ("sa", "pc", "vq", "joint")
 """The flags in a row that are metrics themselves, not checks that decide one."""
-
-RowKey = tuple[str, int, str | None]
-"""Identifies a model's clip: the prompt's id, k and the digest of the model's weights."""
 
 
 class _Record(BaseModel):
@@ -170,7 +171,7 @@ class Scores:
             )
         rows = json_lines(table)
         for row in rows:
-            if not (isinstance(row.get("prompt_id"), str) and isinstance(row.get("k"), int)):
+            if not _names_its_clip(row):
                 raise UserError(
                     f'{table} has a row without "prompt_id" and "k": {str(row)[:80]}. Remove it, '
                     "or score the clips again."
@@ -190,6 +191,26 @@ class Scores:
     @cached_property
     def by_clip(self) -> dict[Key, Row]:
         return {(row["prompt_id"], row["k"]): row for row in self.rows}
+
+    def check(self, clips: Mapping[Key, CaptionedClip]) -> None:
+        """Check that the rows are of these clips.
+
+        Raises:
+            UserError: A clip is gone, or it or its caption has changed since it was scored.
+        """
+        stale = []
+        for row in self.rows:
+            clip = clips.get((row["prompt_id"], row["k"]))
+            scored = {key: row[key] for key in ("clip", "caption") if key in row}
+            now = {"clip": clip_digest(clip.path), "caption": clip.caption} if clip else {}
+            if scored and now | scored != now:
+                stale.append(f"{row['prompt_id']!r} {row['k']}")
+        if stale:
+            raise UserError(
+                f"{self.folder} holds {count(len(stale), 'score')} of clips that are gone or "
+                f"whose video or caption has changed since; the first is of {stale[0]}. Run "
+                "`videorepa evaluate` again."
+            )
 
     @property
     def failures(self) -> dict[Key, str]:
@@ -223,24 +244,18 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def row_key(row: Row) -> RowKey:
-    return row["prompt_id"], row["k"], row.get("model_digest")
-
-
-def finished_rows(folder: Path, scored_with: dict[str, Any]) -> dict[RowKey, Row]:
+def earlier_rows(folder: Path) -> Iterator[Row]:
     """Read the rows that this process and others have written so far.
 
     A process that was killed can leave half a line. It is left out, and its clip is scored again.
-
-    Args:
-        folder: The score folder.
-        scored_with: Entries that a row must have to count.
     """
-    rows = {}
     for path in sorted(folder.glob("scores*.jsonl")):
-        for line in read_text(path).splitlines():
-            with suppress(ValueError):
+        for line in read_bytes(path).splitlines():
+            with suppress(ValueError, RecursionError):
                 row = json.loads(line)
-                if isinstance(row, dict) and row | scored_with == row:
-                    rows[row_key(row)] = row
-    return rows
+                if isinstance(row, dict) and _names_its_clip(row):
+                    yield row
+
+
+def _names_its_clip(row: Row) -> bool:
+    return isinstance(row.get("prompt_id"), str) and isinstance(row.get("k"), int)

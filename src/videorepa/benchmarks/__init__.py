@@ -4,7 +4,8 @@ A benchmark is a module of this package that defines a subclass of `Benchmark` w
 and the benchmark's settings as fields.
 
 A row is a dict that holds one clip's score: "prompt_id", "k" (the number of the sample for that
-prompt), "scenario" (or None) and everything that `Benchmark.score` returned.
+prompt), "scenario" (or None), "clip" (the digest of the video), and everything that
+`Benchmark.about`, `Benchmark.about_prompt` and `Benchmark.score` returned.
 """
 
 from __future__ import annotations
@@ -49,6 +50,20 @@ class Benchmark(Section):
         It becomes part of every row, and a row in which it differs is scored anew.
         """
         return {}
+
+    def about_prompt(self, prompt: str) -> dict[str, Any]:
+        """What a clip's score depends on beside its frames and what `about` says.
+
+        It becomes part of the clip's row, and a row in which it differs is scored anew.
+
+        Returns:
+            At least "caption", the prompt. Rows with the same "asked", or without one the same
+            "caption", are taken to be alike, and not for independent.
+
+        Raises:
+            UserError: The prompt is none of the benchmark's.
+        """
+        return {"caption": prompt}
 
     def scenario(self, prompt: str) -> str | None:
         """The part of the benchmark that the prompt belongs to, which gets a table of its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from videorepa.benchmarks import Benchmark
 from videorepa.data.manifest import Prompt, read_prompts
@@ -35,6 +35,10 @@ class Listed(Benchmark):
     def missing(self, prompts: Collection[str]) -> list[Prompt]:
         present = {p.id for text in prompts if (p := self._by_text.get(text.strip()))}
         return [p for p in self.prompts(len(self._by_text), 0) if p.id not in present]
+
+    def about_prompt(self, prompt: str) -> dict[str, Any]:
+        """Its entry "asked" is the list's caption, of which the prompt may be a longer version."""
+        return super().about_prompt(prompt) | {"asked": self.find(prompt).caption}
 
     def find(self, text: str) -> Prompt:
         """The list's entry for the text that a clip was generated from.

@@ -29,6 +29,7 @@ from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import bootstrap, swap
 from videorepa.system.files import check_is_file
+from videorepa.system.fingerprint import file_sample_digest, json_digest
 
 SECONDS = 5.0
 """Duration of a clip."""
@@ -228,6 +229,17 @@ class PhysicsIQ(Benchmark):
 
     def missing(self, prompts: Collection[str]) -> list[Prompt]:
         return [p for p in self.prompts(len(self._videos), 0) if p.caption not in prompts]
+
+    def about_prompt(self, prompt: str) -> dict[str, Any]:
+        """Its entry "takes" is a digest of the filmed takes, at all rates, and of their masks."""
+        view, _, name = prompt.partition("_")
+        filmed = {
+            f"{kind} {take} {fps}": file_sample_digest(path)
+            for kind, paths in (("video", self._videos), ("mask", self._masks))
+            for (fps, of, take, experiment), path in paths.items()
+            if (of, experiment) == (view, name)
+        }
+        return super().about_prompt(prompt) | {"takes": json_digest(filmed)}
 
     def scenario(self, prompt: str) -> str | None:
         """The experiment's category, if descriptions.csv names it."""

@@ -71,7 +71,8 @@ def report(
         `out`.
 
     Raises:
-        UserError: There is nothing to report on, or a folder does not hold what it should.
+        UserError: There is nothing to report on, a folder does not hold what it should, or scores
+            are of other clips than those beside them.
     """
     if not (runs or generations or scans or probes):
         raise UserError(
@@ -89,6 +90,9 @@ def report(
     scored = {
         name: [Scores.read(Path(folder)) for folder in folders] for name, folders in scores.items()
     }
+    for name in clips:
+        for scores_of_model in scored.get(name, ()):
+            scores_of_model.check(clips[name])
     scan_folders, probe_folders = _by_name(scans), _by_name(probes)
     scanned = {name: Scan.read(folder) for name, folder in scan_folders.items()}
     probed = {name: Probe.read(folder) for name, folder in probe_folders.items()}

@@ -191,5 +191,6 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
 
 def file_digest(path: str | Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits. Raises OSError."""
-    with open_file(Path(path)) as file:
+    check_is_file(Path(path))
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""The study: arms trained, generated from and scored, and their tables."""
+"""The study: trains arms, generates from them, scores their clips and tabulates the scores."""

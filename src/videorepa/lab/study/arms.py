@@ -1,4 +1,4 @@
-"""The lab's study: what alignment changes, given the same base model, clips and steps."""
+"""The lab's study: what alignment changes, for the same base model, clips and steps."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Study:
 
     @cached_property
     def tables(self) -> str:
-        """The tables in Markdown. They are cached, since each interval takes ten thousand draws."""
+        """The tables in Markdown. They are cached, since each interval needs ten thousand draws."""
         return tables(self.recipe, self.rows)
 
 
@@ -70,15 +70,15 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
     jobs = recipe.jobs()
     mine = jobs[index::count]
     recipes = {arm: _with_cache(recipe.trained(arm, recipe.seeds[0]), out) for arm in arms}
-    for part in ((index, count), (0, 1)):  # The second pass does what other processes have not.
+    for part in ((index, count), (0, 1)):  # The second pass does what other processes left.
         for arm in arms:
             prepare(recipes[arm], shard=part)
-    for arm, seed in _announced(recipe, out, mine):
+    for arm, seed in _with_time_left(recipe, out, mine):
         _run(recipe, out, arm, seed)
     rows = list(_rows(recipe, out, jobs))
-    if rows:  # A shard can be empty before any other has finished something.
+    if rows:  # An empty shard may find no finished job.
         atomic_write(out / ROWS, rows_text(rows))
-        rows = read_rows(out / ROWS)  # So that tables are those of the file.
+        rows = read_rows(out / ROWS)  # So that the tables are about the file's rounded numbers.
     missing = [f"{a}, seed {s}" for a, s in jobs if _clips_left(recipe, out, a, s)]
     result = Study(recipe, out, rows, missing)
     if not missing:
@@ -124,10 +124,10 @@ def _run(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
             atomic_write(clips / "scores" / "seconds.json", json.dumps(seconds))
 
 
-def _announced(
+def _with_time_left(
     recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]
 ) -> Iterator[tuple[str, int]]:
-    """Print each job before it is done, with the time left at the pace so far."""
+    """Yield each job after printing it, with the time left at the pace so far."""
     todo = [_steps_left(recipe, out, *job) + _clips_left(recipe, out, *job) for job in jobs]
     begun, done = time.monotonic(), 0
     for number, (arm, seed) in enumerate(jobs):
@@ -162,7 +162,7 @@ def _scored(clips: Path) -> int:
 
 
 def _seconds(clips: Path) -> float:
-    """Seconds that it took to make and score the clips, without calls that were killed."""
+    """Seconds spent on generating and scoring the clips, without calls that were killed."""
     path = clips / "scores" / "seconds.json"
     return json.loads(path.read_text()) if path.exists() else 0.0
 
@@ -190,11 +190,11 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
             for line in text.splitlines():
                 row = json.loads(line)
                 if row["prompt_id"] not in captions:
-                    continue  # The folder held a study with more prompts.
+                    continue  # Of an earlier study in this folder, with more prompts.
                 about = {"arm": arm, "seed": seed, "step": step}
                 about |= {"caption": captions[row["prompt_id"]], CHECKS_PASSED: _passed(row)}
                 about[VIOLATION] = _violation(row)
-                dropped = ("k", "model_digest")
+                dropped = ("k", "model_digest", "clip")
                 yield about | {key: value for key, value in row.items() if key not in dropped}
 
 
@@ -206,41 +206,39 @@ def _passed(row: Row) -> float:
 def _violation(row: Row) -> float:
     """Mean over PC's checks of log2(value / tolerance), each clipped to -2 to 3.
 
-    It changes even among clips that pass, or fail, the same checks.
+    It varies even among clips that pass, or fail, the same checks.
     """
     limits = packaged_tolerances()
     logs = []
     for name in _checks_of_pc(row):
         # A tolerance of 0 is either met or exceeded without bound.
-        share = row[f"{name}_value"] / limits[name] if limits[name] else math.inf
-        logs.append(math.log2(share) if row[f"{name}_value"] > 0 else -math.inf)
+        ratio = row[f"{name}_value"] / limits[name] if limits[name] else math.inf
+        logs.append(math.log2(ratio) if row[f"{name}_value"] > 0 else -math.inf)
     return float(np.mean(np.clip(logs, -2.0, 3.0)))
 
 
 def _checks_of_pc(row: Row) -> list[str]:
     """The checks of PC that apply to the clip."""
-    return [name for name, of in CHECKS.items() if of.aspect == "pc" and f"{name}_passed" in row]
+    return [n for n, check in CHECKS.items() if check.aspect == "pc" and f"{n}_passed" in row]
 
 
 def cost(recipe: StudyRecipe, out: Path) -> str:
     """A table in Markdown of the time that a study took, in minutes of one process.
 
-    It has the training and the generation and scoring of each arm over all of its seeds, and the
-    totals.
+    For each arm, over all of its seeds, it has the time of training and that of generating and
+    scoring, and then the totals.
     """
     lines = ["| arm | training, min | generating and scoring, min |", "|---|---|---|"]
-    spent = [0.0, 0.0]
-    for arm in (BASE, *recipe.arms):
-        both = [0.0, 0.0]
+    minutes = np.zeros((1 + len(recipe.arms), 2))
+    for spent, arm in zip(minutes, (BASE, *recipe.arms), strict=True):
         for seed in recipe.seeds_of(arm):
-            for step, _ in recipe.parts_of(arm, seed):
-                both[1] += _seconds(clips_folder(out, arm, seed, step)) / 60
             if arm != BASE:
-                both[0] += _training_seconds(run_folder(out, arm, seed)) / 60
-        spent = [a + b for a, b in zip(spent, both, strict=True)]
-        lines.append(f"| {arm} | {both[0]:.1f} | {both[1]:.1f} |")
-    lines.append(f"| all | {spent[0]:.1f} | {spent[1]:.1f} |")
-    return "\n".join(lines)
+                spent[0] += _training_seconds(run_folder(out, arm, seed)) / 60
+            for step, _ in recipe.parts_of(arm, seed):
+                spent[1] += _seconds(clips_folder(out, arm, seed, step)) / 60
+        lines.append(f"| {arm} | {spent[0]:.1f} | {spent[1]:.1f} |")
+    training, scoring = minutes.sum(0)
+    return "\n".join([*lines, f"| all | {training:.1f} | {scoring:.1f} |"])
 
 
 def _training_seconds(path: Path) -> float:

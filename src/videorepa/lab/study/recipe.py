@@ -1,4 +1,4 @@
-"""The recipe of a study: what all arms train, and what each of them changes."""
+"""The recipe of a study: a recipe for all arms, and the changes of each arm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
+from videorepa.artifacts.reading import first_fault
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import Section, change, read_values
@@ -22,11 +23,11 @@ class Arm(Section):
     """One way to fine-tune. The arms of a table are one family of tests.
 
     Attributes:
-        about: What the arm is, for the table.
+        about: Description for the table.
         set: Changes to the study's recipe, each `key=value`.
-        table: The table that the arm belongs to.
-        seeds: How many of the study's seeds to train with, from the first. By default all.
-        prompts: How many of its prompts to make clips of, from the first. By default all.
+        table: Name of the arm's table.
+        seeds: Number of the study's seeds to train with, from the first. By default all.
+        prompts: Number of its prompts to make clips of, from the first. By default all.
         control: The arm to compare this one with, instead of the study's control.
     """
 
@@ -39,15 +40,15 @@ class Arm(Section):
 
 
 class Curve(Section):
-    """Scores in the course of a training: at some steps of some arms, with the first seed."""
+    """Scores during a training: at some steps of some arms, with the first seed."""
 
     steps: tuple[int, ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
     prompts: int = Field(ge=1)
 
 
-class More(Section):
-    """Further seeds for some arms, such as those that a study is chiefly about."""
+class FurtherSeeds(Section):
+    """Further seeds for some arms, such as those that a study is mainly about."""
 
     seeds: tuple[int, ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
@@ -57,12 +58,12 @@ class StudyRecipe(Section):
     """A whole study.
 
     Attributes:
-        recipe: What every arm trains, apart from the arm's changes.
-        prompts: Clips for each arm and seed. A caption that comes again gets other noise.
-        seeds: Seeds of the trainings. Each also decides the noise of its clips, equally for all
-            arms.
+        recipe: The recipe of every arm, apart from the arm's changes.
+        prompts: Number of clips for each arm and seed. A repeated caption gets other noise.
+        seeds: Seeds of the trainings. Each also seeds the noise of its clips, which is the same for
+            all arms.
         control: The arm to compare the others with.
-        again: Arms that every table but the first repeats, beside base and control.
+        again: Arms that all tables but the first repeat, besides base and control.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -73,13 +74,13 @@ class StudyRecipe(Section):
     control: str = "control"
     again: tuple[str, ...] = ()
     arms: dict[str, Arm]
-    more: More | None = None
+    more: FurtherSeeds | None = None
     curve: Curve | None = None
 
     @model_validator(mode="after")
     def _arms_are_there(self) -> StudyRecipe:
         if BASE in self.arms:
-            raise ValueError(f"`{BASE}` is the untouched model, and no arm can be called so")
+            raise ValueError(f"`{BASE}` is the untouched model, and no arm can have its name")
         wanted = [self.control, *self.again]
         wanted += [name for part in (self.more, self.curve) if part for name in part.arms]
         wanted += [arm.control for arm in self.arms.values() if arm.control]
@@ -95,8 +96,8 @@ class StudyRecipe(Section):
     def from_yaml(cls, path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
         """Read the recipe of a study.
 
-        With `extends: short` the file has only what differs from the shipped study, and its arms
-        come after that one's.
+        With `extends: short` the file has only the differences from the shipped study, and its arms
+        come after those of that study.
 
         Args:
             overrides: Changes such as `prompts=64` or `recipe.optim.steps=9`.
@@ -119,9 +120,7 @@ class StudyRecipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{path} is not a recipe of a study: {where}: {first['msg']}") from None
+            raise UserError(f"{path} is not a recipe of a study: {first_fault(error)}") from None
 
     def trained(self, arm: str, seed: int) -> Recipe:
         """The recipe that an arm trains with a seed."""
@@ -137,17 +136,17 @@ class StudyRecipe(Section):
         return self.seeds if arm == BASE else self.seeds[: self.arms[arm].seeds]
 
     def jobs(self) -> list[tuple[str, int]]:
-        """Arms and seeds in the order in which they are done.
+        """Arms and seeds, in the order of their training.
 
-        A table comes after the other, and within each the first seed of all its arms comes first,
+        Tables come one after the other, and within each the first seed of all its arms comes first,
         so that a study that is stopped early has complete comparisons.
         """
         jobs: list[tuple[str, int]] = []
         for table in dict.fromkeys(arm.table for arm in self.arms.values()):
             names = [name for name, arm in self.arms.items() if arm.table == table]
-            asked = [BASE, *names] if not jobs else names
+            arms = names if jobs else [BASE, *names]
             every = self._every_seed
-            jobs += [(a, seed) for seed in every for a in asked if seed in self.seeds_of(a)]
+            jobs += [(arm, seed) for seed in every for arm in arms if seed in self.seeds_of(arm)]
         return jobs
 
     def control_of(self, arm: str) -> str:

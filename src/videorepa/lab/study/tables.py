@@ -1,4 +1,4 @@
-"""A study's scores, with a row for every clip, and the tables that follow from them."""
+"""A study's scores, with a row for every clip, and the tables made from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKS_PASSED = "checks"
 
 VIOLATION = "violation"
 """How far a clip is from the laws: the mean over PC's checks that apply of log2(value / tolerance),
-each clipped to -2 to 3. 0 is at the tolerances and 1 at twice these. Less is better."""
+each clipped to -2 to 3. It is 0 at the tolerances and 1 at twice these. Lower is better."""
 
 MEASURED = (CHECKS_PASSED, VIOLATION, "motion")
 
@@ -79,13 +79,13 @@ class ArmDifference:
     Violations are in their own unit and all other scores in percentage points.
 
     Attributes:
-        low: Start of the 95 % interval, by bootstrap over captions. The interval is about other
+        low: Lower end of the 95 % interval, by bootstrap over captions. The interval covers other
             captions and noise with these trainings; `by_seed` shows how trainings differ.
-        high: End of that interval.
+        high: Upper end of the interval.
         p: P-value, by flipping the signs of captions. See `sign_flip`.
         by_seed: The difference for each seed.
-        won: Clips with a higher value in the arm.
-        lost: Clips with a higher value in the control.
+        won: Number of clips with a higher value in the arm.
+        lost: Number of clips with a higher value in the control.
         p_holm: The p-value adjusted for the arms of the table.
     """
 
@@ -117,7 +117,7 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> ArmDiffe
             by_seed[row["seed"]].append(difference)
     clusters = list(by_caption.values())
     if not clusters:
-        raise UserError("The two arms share no clip: they need seeds and prompts in common.")
+        raise UserError("The two arms share no clip. They need seeds and prompts in common.")
     every = [value for cluster in clusters for value in cluster]
     low, high = paired_bootstrap(clusters)
     return ArmDifference(
@@ -134,11 +134,11 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> ArmDiffe
 class ArmTable:
     """Arms that are one family of tests.
 
-    Base, the control and the arms that are shown again stand beside them. All are scored by the
+    The table also shows base, the control and the arms of `recipe.again`. All are scored on the
     clips that the table's own arms have.
 
     Args:
-        names: The table's own arms, as far as they are done.
+        names: The table's own arms that are finished.
         at_end: The rows of every arm at the end of its training.
     """
 
@@ -158,8 +158,8 @@ class ArmTable:
     def against(self, score: str) -> dict[str, ArmDifference]:
         """The differences of all arms from their controls in one score.
 
-        Those of the table's own arms have p-values adjusted for one another. Arms that are shown
-        again belong to another family and have none.
+        The table's own arms have p-values adjusted for one another. Repeated arms belong to another
+        family and have none.
         """
         if score not in self._against:
             differences = {
@@ -217,7 +217,7 @@ class ArmTable:
         return "\n".join(lines) if len(lines) > 2 else ""
 
     def laws(self) -> str:
-        """The share of clips that pass each check, among those it applies to, in Markdown."""
+        """The share of clips that pass each check, of those to which it applies, in Markdown."""
         every = {key for rows in self.rows.values() for row in rows for key in row}
         laws = sorted(key for key in every if key.endswith("_passed"))
         head = [law.removesuffix("_passed").replace("_", " ") for law in laws]
@@ -238,7 +238,7 @@ def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, ArmTable]:
-    """The tables of a study by name, without those of which no arm is done."""
+    """The tables of a study by name, without those of which no arm is finished."""
     at_end: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row["step"] is None:
@@ -275,7 +275,7 @@ def _points(d: ArmDifference) -> str:
 
 
 def on_the_way(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:
-    """The curve's arms, and their rows by step, about the same clips at each. Base is step 0."""
+    """The curve's arms and their rows by step, of the same clips at each step. Base is step 0."""
     first = recipe.seeds[0]
     shared = {row["prompt_id"] for row in rows if row["step"] is not None}
     curve: dict[str, dict[int, list[Row]]] = {}
