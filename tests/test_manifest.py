@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -136,22 +138,26 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ("/etc/passwd", "does not start from the root"),
-        ("C:\\clips\\a.mp4", "does not start from the root"),
+        ("/etc/passwd", "leads out of the root"),
+        ("C:\\clips\\a.mp4", "a path of Windows"),
         ("../a.mp4", "leads out of the root"),
         ("sub/../../a.mp4", "leads out of the root"),
         (".", "leads out of the root"),
         ("link/a.mp4", "leads out of the root"),
         ("file.mp4", "leads out of the root"),
-        ("a\0.mp4", "not a usable path"),
+        ("a\0.mp4", "a zero byte"),
+        ("link/../a.mp4", "leads out of the root"),
     ],
 )
 def test_paths_that_leave_the_root(tmp_path: Path, video: str, message: str) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
+    (outside / "sub").mkdir()
+    (outside / "sub" / "a.mp4").touch()
     (outside / "a.mp4").touch()
-    (root / "link").symlink_to(outside)
+    # Its parent is the folder outside, not the root.
+    (root / "link").symlink_to(outside / "sub")
     (root / "file.mp4").symlink_to(outside / "a.mp4")
     path = write_csv(root / "m.csv", ["video", "caption"], ["good.mp4", "x"], [video, "y"])
     with pytest.raises(UserError, match=message) as caught:
@@ -177,6 +183,75 @@ def test_paths_that_stay_inside(tmp_path: Path) -> None:
     path = write_csv(root / "m.csv", ["video", "caption"], *([name, "x"] for name in names))
     for base in (root, tmp_path / "alias"):
         assert [entry.path for entry in read_manifest(path, base)] == [base / n for n in names]
+
+
+def test_an_absolute_path_inside_the_root_is_taken(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "alias").symlink_to(root)
+    names = [str(root / "a.mp4"), str(tmp_path / "alias" / "sub" / "b.mp4")]
+    path = write_csv(root / "m.csv", ["video", "caption"], *([name, "x"] for name in names))
+    for base in (None, root, tmp_path / "alias"):
+        found = read_manifest(path, base)
+        assert [(entry.id, entry.path) for entry in found] == [(n, Path(n)) for n in names]
+
+
+def test_the_advice_can_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    path = write(tmp_path / "m.csv", HEAD + "/etc/passwd,x\n")
+    with pytest.raises(UserError, match="or put m.csv into a folder that holds all videos"):
+        read_manifest(path)
+    with pytest.raises(UserError, match="or name a root that holds all videos"):
+        read_manifest(path, tmp_path / "videos")
+
+
+def test_names_match_however_their_accents_are_composed(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "fête/é.mp4") for form in ("NFC", "NFD"))
+    for listed, stored in ((composed, apart), (apart, composed)):
+        root = tmp_path / str(listed == composed)
+        (root / stored).parent.mkdir(parents=True)
+        (root / stored).touch()
+        path = write_csv(root / "m.csv", ["video", "caption"], [listed, "x"], ["ü.mp4", "y"])
+        (found, missing) = read_manifest(path)
+        assert (found.id, found.path) == (listed, root / stored)
+        assert missing.path == root / "ü.mp4"
+        # Where both are there, each is itself; where the other leads out, so does this.
+        (root / listed).parent.mkdir()
+        (root / listed).touch()
+        assert read_manifest(path)[0].path == root / listed
+        (root / listed).unlink()
+        (root / stored).unlink()
+        (root / listed).parent.rmdir()
+        (root / stored).symlink_to("/etc/passwd")
+        with pytest.raises(UserError, match="leads out of the root"):
+            read_manifest(path)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_other_marks_between_fields(tmp_path: Path, mark: str) -> None:
+    """Excel writes semicolons where the comma is decimal."""
+    name = {";": "semicolons", "\t": "tabs"}[mark]
+    rows = ['a.mp4;"Balls; a ""red"" one";3,5', "b.mp4;One, two, three.;4"]
+    text = "\ufeffvideo;caption;score\r\n" + "\r\n".join(rows) + "\r\n"
+    path = write(tmp_path / "m.csv", text.replace(";", mark).replace(f"Balls{mark}", "Balls;"))
+    captions = [entry.caption for entry in read_manifest(path)]
+    assert captions == ['Balls; a "red" one', "One, two, three."]
+    assert [prompt.text for prompt in read_prompts(path)] == captions
+    path = write(tmp_path / "m.csv", f"video{mark}caption\na{mark}b{mark}c\n")
+    with pytest.raises(UserError, match=f"found 3 fields, expected 2.*that holds quotes, {name}"):
+        read_manifest(path)
+
+
+def test_a_long_manifest_asks_the_disk_little(tmp_path: Path, monkeypatch) -> None:
+    rows = [[f"sub{n % 3}/{n}.mp4", "x"] for n in range(1000)]
+    path = write_csv(tmp_path / "m.csv", ["video", "caption"], *rows)
+    asked: list[object] = []
+    lstat = os.lstat
+    monkeypatch.setattr(
+        os, "lstat", lambda *given, **named: asked.append(given) or lstat(*given, **named)
+    )
+    assert len(read_manifest(path)) == 1000
+    assert len(asked) < 1100, "one question for each video, and some for each folder"
 
 
 def test_prompts(tmp_path: Path) -> None:

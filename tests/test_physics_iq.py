@@ -4,6 +4,7 @@ restatements, and folders as published."""
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -305,7 +306,7 @@ def test_clips_that_do_not_fit_are_named(data: Path, tmp_path: Path, capsys) -> 
     command = ["evaluate", "physics_iq", str(folder), "--set", f"data={data}"]
     assert main(command) == 1
     printed = capsys.readouterr()
-    assert "lasts 6.125 s; expected 5 s: cut it to 40 frames" in printed.err
+    assert "lasts 6.125 s; expected 5 s: cut it to 40 frames at this rate" in printed.err
     assert "has no video of perspective-right_fly, take-1" in printed.err
     assert "n=2" in printed.out and "1 clips are missing" in printed.out
     write_video(folder / "mine.mp4", long, 8)
@@ -313,3 +314,58 @@ def test_clips_that_do_not_fit_are_named(data: Path, tmp_path: Path, capsys) -> 
     assert "mine.mp4 is not named as Physics-IQ expects" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds no split-videos/testing"):
         PhysicsIQ(data=tmp_path).prompts(1, 0)
+    with pytest.raises(UserError, match="nowhere does not exist; expected Physics-IQ's files"):
+        PhysicsIQ(data=tmp_path / "nowhere").prompts(1, 0)
+
+
+NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
+
+
+@pytest.mark.parametrize(("rate", "count"), [(NTSC, 150), (FILM, 120), (30, 150), (7.3, 37)])
+def test_five_seconds_are_counted_to_half_a_frame(
+    tmp_path: Path, rate: float | Fraction, count: int
+) -> None:
+    bench = PhysicsIQ(data=tmp_path)
+    for frames, refused in ((count, ""), (count + 1, "cut it to"), (count - 2, "generate")):
+        path = tmp_path / f"{frames}.mp4"
+        write_video(path, np.zeros((frames, 16, 16, 3), np.uint8), rate)
+        if not refused:
+            assert len(bench.read(path)) == frames
+            continue
+        whole = round(5 * rate)
+        with pytest.raises(ClipError, match=f"expected 5 s: {refused} {whole} frames at this rate"):
+            bench.read(path)
+
+
+def test_clips_can_be_named_by_the_id_of_the_first_take(tmp_path: Path) -> None:
+    films = tmp_path / "data" / "split-videos" / "testing"
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for rate in ("30FPS", "8FPS"):
+        (films / rate).mkdir(parents=True)
+        for number, view, take in ((1, "left", 1), (2, "right", 1), (3, "left", 2)):
+            name = f"{number:04d}_testing-videos_{rate}_{view}_take-{take}_trimmed-drop.mp4"
+            (films / rate / name).touch()
+    bench = PhysicsIQ(data=tmp_path / "data")
+    for names in (["0001.mp4", "2_mine.mp4"], ["0001_x.mp4", "0002_right_trimmed-drop.mp4"]):
+        for name in names:
+            (clips / name).touch()
+        found = [(path.name, about["prompt_id"]) for path, about in bench.clips(clips)]
+        assert found == list(zip(names, ["left_drop", "right_drop"], strict=True))
+        for name in names:
+            (clips / name).unlink()
+    for name in ("0001.mp4", "0001_x.mp4", "0003.mp4", "x.mp4"):
+        (clips / name).touch()
+    with pytest.raises(UserError, match="0001.mp4 and 0001_x.mp4 are both clips of left_drop"):
+        bench.clips(clips)
+    (clips / "0001_x.mp4").unlink()
+    with pytest.raises(UserError, match="0003.mp4 is not named .*its id stands for no video in"):
+        bench.clips(clips)
+    (clips / "0003.mp4").unlink()
+    with pytest.raises(UserError, match="x.mp4 is not named as Physics-IQ wants it: 0001"):
+        bench.clips(clips)
+    # Two experiments with one id, as if two versions of the data lay there.
+    (films / "30FPS" / "0001_testing-videos_30FPS_left_take-1_trimmed-slide.mp4").touch()
+    (clips / "x.mp4").unlink()
+    with pytest.raises(UserError, match="its id stands for left_drop, left_slide in"):
+        PhysicsIQ(data=tmp_path / "data").clips(clips)

@@ -32,10 +32,7 @@ from videorepa.system.files import check_is_file
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 
 SECONDS = 5.0
-"""Duration of a clip."""
-
-TOLERANCE = 0.001
-"""Seconds that a clip may be longer or shorter."""
+"""Duration of a clip, to half a frame: rates such as 29.97 have no whole number in it."""
 
 FILMED_FPS = 30
 
@@ -51,6 +48,8 @@ KEPT = 0.7
 METRICS = ("mse", "spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou")
 
 _GENERATED = re.compile(r"(?P<id>\d+)_(?P<view>[^_]+)_trimmed-(?P<name>.+)")
+
+_NUMBERED = re.compile(r"(?P<id>\d+)(_.*)?")
 
 _REAL = re.compile(
     r"(?P<id>\d+)_[^_]+_(?P<fps>\d+)FPS_(?P<view>[^_]+)_(?P<take>take-[12])_trimmed-(?P<name>.+)"
@@ -195,7 +194,8 @@ def at_rate(frames: Iterable[np.ndarray], rate: float, count: int) -> Iterator[n
 class PhysicsIQ(Benchmark):
     """Continuations of filmed experiments, compared with what happened.
 
-    The videos to score last 5 seconds and are named {id}_{view}_trimmed-{name}.mp4.
+    The videos to score last 5 seconds and are named {id}_{view}_trimmed-{name}.mp4, or by the id
+    of the first take's video alone, with or without more behind it: 0001.mp4, 0001_mine.mp4.
 
     Attributes:
         data: The folder that Physics-IQ's files were downloaded to. The benchmark reads the test
@@ -208,17 +208,33 @@ class PhysicsIQ(Benchmark):
     data: Path
 
     def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
-        clips = []
+        clips: dict[str, Path] = {}
         for path in sorted(videos.glob("*.mp4")):
-            match = _GENERATED.fullmatch(path.stem)
-            if match is None:
+            name = self._named_by(path)
+            if name in clips:
                 raise UserError(
-                    f"{path} is not named as Physics-IQ expects, for example "
-                    "0001_perspective-left_trimmed-a-name.mp4. Rename it or take it away."
+                    f"{clips[name]} and {path.name} are both clips of {name}. Take one away."
                 )
-            name = f"{match['view']}_{match['name']}"
-            clips.append((path, {"prompt_id": name, "caption": name, "k": 0}))
-        return clips
+            clips[name] = path
+        return [
+            (path, {"prompt_id": name, "caption": name, "k": 0}) for name, path in clips.items()
+        ]
+
+    def _named_by(self, clip: Path) -> str:
+        """The view and the experiment that a clip's name stands for, as `prompts` names them."""
+        if match := _GENERATED.fullmatch(clip.stem):
+            return f"{match['view']}_{match['name']}"
+        match = _NUMBERED.fullmatch(clip.stem)
+        names = self._first_takes.get(int(match["id"]), set()) if match else set()
+        if len(names) != 1:
+            videos = ", ".join(sorted(names)) or "no video"
+            raise UserError(
+                f"{clip} is not named as Physics-IQ expects, for example "
+                "0001_perspective-left_trimmed-a-name.mp4"
+                + (f"; its id stands for {videos} in {self.data}" if match else "")
+                + ". Rename it or take it away."
+            )
+        return min(names)
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """The first `count` views of experiments, whatever the seed."""
@@ -247,10 +263,12 @@ class PhysicsIQ(Benchmark):
 
     def read(self, video: Path) -> np.ndarray:
         frames, fps = read_all(video)
-        if abs(len(frames) / fps - SECONDS) > TOLERANCE:
+        wanted = SECONDS * fps
+        if abs(len(frames) - wanted) > 0.5:
+            what = "cut it to" if len(frames) > wanted else "generate"
             raise ClipError(
-                f"{video} lasts {len(frames) / fps:.3f} s; expected {SECONDS:g} s: cut it to "
-                f"{SECONDS * fps:g} frames"
+                f"{video} lasts {len(frames) / fps:.3f} s; expected {SECONDS:g} s: {what} "
+                f"{round(wanted)} frames at this rate"
             )
         return frames
 
@@ -352,6 +370,9 @@ class PhysicsIQ(Benchmark):
     @cached_property
     def _videos(self) -> dict[tuple[str, str, str, str], Path]:
         """Filmed videos by rate, view, take and name."""
+        if not self.data.is_dir():
+            found = "is not a folder" if self.data.exists() else "does not exist"
+            raise UserError(f"{self.data} {found}; expected Physics-IQ's files there.")
         videos = _named(self.data / "split-videos" / "testing")
         if not videos:
             raise UserError(
@@ -359,6 +380,15 @@ class PhysicsIQ(Benchmark):
                 "Physics-IQ's files were downloaded to."
             )
         return videos
+
+    @cached_property
+    def _first_takes(self) -> dict[int, set[str]]:
+        """The names of prompts by the ids of the videos that show their first take."""
+        names: dict[int, set[str]] = defaultdict(set)
+        for (_, view, take, name), path in self._videos.items():
+            if take == "take-1":
+                names[int(path.stem.partition("_")[0])].add(f"{view}_{name}")
+        return names
 
     @cached_property
     def _masks(self) -> dict[tuple[str, str, str, str], Path]:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from functools import cache
+from itertools import chain
+from pathlib import Path, PureWindowsPath
 
 from videorepa.errors import UserError
 from videorepa.system.files import open_file
@@ -19,6 +23,10 @@ FIELD_BYTES = 1 << 24
 
 CAPTION_COLUMNS = ("caption", "prompt")
 """Where a list of prompts has its captions: the first of these columns that it has."""
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""What may stand between a CSV's fields; the first that its header holds is taken. Excel writes
+semicolons where commas are decimal."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,12 @@ def _lines(path: Path) -> Iterator[str]:
 def _csv_rows(path: Path) -> Iterator[_Row]:
     if csv.field_size_limit() < FIELD_BYTES:
         csv.field_size_limit(FIELD_BYTES)
+    lines = _lines(path)
+    first = next(lines, "")
+    delimiter = next((mark for mark in DELIMITERS if mark in first), ",")
+    fields = f"quotes, {DELIMITERS[delimiter]} or line breaks"
     # Strict, since otherwise a quote that is never closed swallows the rest of the file.
-    reader = csv.reader(_lines(path), strict=True)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -119,8 +131,8 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             cells = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{path}, line {line}: not valid CSV ({error}); put a field that holds quotes, "
-                "commas or line breaks in quotes, and double each quote in it"
+                f"{path}, line {line}: not valid CSV ({error}); put a field that holds {fields} "
+                "in quotes, and double each quote in it"
             ) from error
         if cells is None:
             return
@@ -138,8 +150,7 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
         if len(cells) != len(header):
             raise UserError(
                 f"{path}, line {line}: found {len(cells)} fields, expected {len(header)} "
-                f"({', '.join(header)}); a field that holds commas or line breaks must stand in "
-                "quotes"
+                f"({', '.join(header)}); a field that holds {fields} must stand in quotes"
             )
         yield _Row(path, line, dict(zip(header, cells, strict=True)))
 
@@ -203,49 +214,100 @@ def _add_id(row: _Row, default: str, lines: dict[str, int]) -> str:
     return name
 
 
-def _video_path(row: _Row, video: str, root: Path, resolved_root: Path) -> Path:
-    advice = "expected a path inside it: correct it, or name a root that holds all videos"
-    if PurePosixPath(video).is_absolute() or PureWindowsPath(video).anchor:
-        raise row.error(
-            f"'video' is {video!r}, which does not start from the root {root}; {advice}"
-        )
-    path = root / video
+class _Root:
+    """The folder that a manifest's paths start from and may not leave, not by a link either."""
+
+    def __init__(self, path: Path, advice: str) -> None:
+        self.path, self._advice = path, advice
+        self._inside = os.path.join(os.path.realpath(path), "")
+        # Each folder is resolved once: a manifest names 100,000 files in few folders.
+        self._real_folder = cache(os.path.realpath)
+        self._names = cache(_names_in)
+
+    def find(self, row: _Row, video: str) -> Path:
+        """Where a video should be. Raises UserError."""
+        if "\0" in video:
+            raise row.error(f"'video' is {video!r}, which holds a zero byte and names no file")
+        if not os.path.isabs(video) and _windows_anchor(video):
+            raise row.error(
+                f"'video' is {video!r}, a path of Windows; write it from the root {self.path} on, "
+                "with / between the names"
+            )
+        path = self._stored(os.path.join(self.path, video))
+        if not self._real(path).startswith(self._inside):
+            raise row.error(
+                f"'video' is {video!r}, which leads out of the root {self.path}; expected a path "
+                f"inside it: correct it, or {self._advice}"
+            )
+        return Path(path)
+
+    def _real(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if name in ("", os.curdir, os.pardir):
+            return os.path.realpath(path)
+        path = os.path.join(self._real_folder(folder), name)
+        return os.path.realpath(path) if os.path.islink(path) else path
+
+    def _stored(self, path: str) -> str:
+        """The path itself, or, where nothing is there, one whose accents are composed otherwise:
+        macOS writes é as two characters, others mostly as one."""
+        if path.isascii() or os.path.lexists(path):
+            return path
+        folder, name = os.path.split(path)
+        folder = self._stored(folder)
+        return os.path.join(folder, self._names(folder).get(_composed(name), name))
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _names_in(folder: str) -> dict[str, str]:
+    """The names in a folder by what they are when composed."""
     try:
-        target = path.resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise row.error(f"'video' is {video!r}, which is not a usable path: {error}") from error
-    if resolved_root not in target.parents:
-        raise row.error(f"'video' is {video!r}, which leads out of the root {root}; {advice}")
-    return path
+        return {_composed(name): name for name in sorted(os.listdir(folder))}
+    except OSError:
+        return {}
+
+
+def _windows_anchor(path: str) -> str:
+    # Asked first, since the class takes long.
+    return PureWindowsPath(path).anchor if "\\" in path or ":" in path else ""
 
 
 def read_manifest(manifest: str | Path, root: str | Path | None = None) -> list[Entry]:
     """Read the captioned videos that a manifest lists, in its order.
 
-    A CSV has the columns `video` and `caption`, as OpenVid's has; each line of a JSONL file is an
-    object with these keys. A column `id` is optional; by default the id is the `video` value. Other
-    columns are ignored. Captions are kept to the letter. A video need not exist: a missing one
-    costs one clip when it is read.
+    A CSV has the columns `video` and `caption`, as OpenVid's has, with commas, semicolons or tabs
+    between its fields; each line of a JSONL file is an object with these keys. A column `id` is
+    optional; by default the id is the `video` value. Other columns are ignored. Captions are kept
+    to the letter. A video need not exist: a missing one costs one clip when it is read.
 
     Args:
       manifest: A .csv or .jsonl file.
-      root: The folder that paths start from and may not leave, not through a symlink either. By
-        default the manifest's folder.
+      root: The folder that relative paths start from and no path may leave, not through a symlink
+        either. By default the manifest's folder.
 
     Raises:
       UserError: Anything else is wrong; the message names the line.
     """
     manifest = Path(manifest)
-    if root is not None and not Path(root).is_dir():
-        what = "is not a folder" if Path(root).exists() else "does not exist"
-        raise UserError(f"{root} {what}; expected the folder that {manifest}'s paths start from")
-    root = manifest.parent if root is None else Path(root)
-    resolved_root = root.resolve()
+    if root is None:
+        advice = f"put {manifest.name} into a folder that holds all videos"
+        base = manifest.parent
+    else:
+        advice, base = "name a root that holds all videos", Path(root)
+        if not base.is_dir():
+            what = "is not a folder" if base.exists() else "does not exist"
+            raise UserError(
+                f"{root} {what}; expected the folder that {manifest}'s paths start from"
+            )
+    within = _Root(base, advice)
     entries: list[Entry] = []
     lines: dict[str, int] = {}
     for row in _rows(manifest, ".csv", ".jsonl"):
         video = row.text("video")
-        path = _video_path(row, video, root, resolved_root)
+        path = within.find(row, video)
         caption = row.text("caption")
         entries.append(Entry(_add_id(row, video, lines), path, caption))
     return entries

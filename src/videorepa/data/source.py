@@ -58,7 +58,7 @@ class ManifestSource:
     def __init__(self, data: Data) -> None:
         assert data.manifest is not None
         self.data = data
-        self.entries: list[Entry] = read_manifest(data.manifest, data.root)
+        self.entries: list[Entry] = read_manifest(data.manifest, data.root or data.manifest.parent)
         self.items = [SourceClip(entry.id, entry.caption) for entry in self.entries]
 
     def frames(self, index: int) -> np.ndarray:
