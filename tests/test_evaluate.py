@@ -137,7 +137,7 @@ def test_a_replaced_video_or_a_changed_caption_is_scored_again(tmp_path, capsys)
     found = evaluate("lab", write_list(*captions))
     assert [row["sa"] for row in found.rows] == [False, False, True]
     assert found.rows[1]["scenario"] == "roll"
-    said = capsys.readouterr().err.replace("\n", " ")
+    said = capsys.readouterr().err.replace("\n", "")
     assert "2 clips scored again, the first is '0.mp4' 0: the video, its caption" in said
     evaluate("lab", write_list(*captions))
     assert "scored again" not in capsys.readouterr().err
@@ -167,6 +167,27 @@ def test_scores_of_what_the_clips_are_no_more_are_not_reported(tmp_path):
     (folder / f"{ROLL}-0.mp4").unlink()
     with pytest.raises(UserError, match=f"1 score of clips that are gone.*'{ROLL}' 0"):
         page()
+
+
+def test_clips_of_prompts_that_are_gone_are_told_of_and_not_counted(tmp_path):
+    folder = write_clips(tmp_path / "clips")
+    kept = [path.stem.removesuffix("-0") for path in folder.glob("*-0.json")]
+    kept.remove(ROLL)
+    (folder / "generation.json").write_text(json.dumps({"prompts": kept, "samples": 1}))
+    found = evaluate("lab", folder)
+    assert found.summary.n == N - 1 and (ROLL, 0) not in found.by_clip
+    assert [clip["prompt_id"] for clip in found.summary.left_over] == [ROLL]
+    assert "1 clips are left over and not counted" in table({"clips": found})
+    assert Scores.read(found.folder).summary.left_over == found.summary.left_over
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{", '{"prompts": [1]}', '{"prompts": 3}', "[" * 10**5]
+)
+def test_a_broken_list_of_what_was_generated_is_named(tmp_path, text):
+    (tmp_path / "generation.json").write_text(text)
+    with pytest.raises(UserError, match=r"generation\.json is damaged"):
+        evaluate("lab", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"prompt_id": "a", "prompt": "b"}', "\xff"])

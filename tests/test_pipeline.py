@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import tree, write_clips
+from videorepa.artifacts.clips import Sidecar, clips_of, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
@@ -370,6 +371,61 @@ def test_equal_prompts_and_other_seeds_get_noise_of_their_own(
     assert other[0].read_bytes() not in (first, second)
     with pytest.raises(UserError, match="made otherwise.*noise"):
         generate(base, twice, tmp_path / "twice", seed=1)
+
+
+def test_clips_of_an_edited_list_are_the_lists_or_refused(
+    recipe: Recipe, tmp_path: Path, capsys
+) -> None:
+    base, out = tmp_path / "base.yaml", tmp_path / "out"
+    recipe.override("generation.steps=1").to_yaml(base)
+    roll, fall = Prompt("0000", "A ball rolls."), Prompt("0001", "A box falls.", "A box.")
+    generate(base, [roll, fall], out)
+    before = tree(out)
+    # A line in front: the two clips would be counted as other prompts' clips, or twice.
+    moved = [Prompt("0000", "A disc hops."), Prompt("0001", roll.text), Prompt("0002", fall.text)]
+    says = r"0000-0\.mp4 is another clip.*prompt \(A ball rolls\., now A disc hops\.\).*1 more do"
+    with pytest.raises(UserError, match=says):
+        generate(base, moved, out)
+    # The text of another column, and noise of a prompt that stood once more before this one.
+    with pytest.raises(UserError, match=r"0001-0\.mp4 is another clip"):
+        generate(base, [roll, Prompt("0001", "A blue box falls down.", "A box.")], out)
+    with pytest.raises(UserError, match=r"0000-0\.mp4 is another clip.*seed"):
+        generate(base, [Prompt("first", roll.text), roll], out)
+    assert tree(out) == before
+
+    # Another caption is another sidecar, and the same video.
+    generate(base, [roll, Prompt("0001", fall.text, "A box falls.")], out)
+    changed = {name for name, digest in tree(out).items() if before.get(name) != digest}
+    assert changed == {"0001-0.json"}
+    assert json.loads((out / "0001-0.json").read_text())["caption"] == "A box falls."
+
+    assert "not in the list" not in capsys.readouterr().err
+    generate(base, [roll, Prompt("0002", "A cup.")], out)
+    said = capsys.readouterr().err.replace("\n", "")
+    assert "holds 1 clip of prompts or samples that are not in the list" in said
+    assert [clip.prompt_id for clip in clips_of(out)] == ["0000", "0002"]
+    assert list(readable_clips(out)) == [("0000", 0), ("0002", 0)]
+    assert [clip.prompt_id for clip in left_over(out)] == ["0001"]
+
+
+def test_a_sidecar_of_another_prompt_never_stands_beside_a_new_video(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    base, out = tmp_path / "base.yaml", tmp_path / "out"
+    recipe.override("generation.steps=1").to_yaml(base)
+    (clip,) = generate(base, [Prompt("a", "A ball rolls.")], out)
+    clip.unlink()
+
+    def killed(self: Sidecar) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sidecar, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        generate(base, [Prompt("a", "A box falls.")], out)
+    assert clip.exists() and not clip.with_suffix(".json").exists()
+    monkeypatch.undo()
+    generate(base, [Prompt("a", "A box falls.")], out)
+    assert json.loads(clip.with_suffix(".json").read_text())["prompt"] == "A box falls."
 
 
 @pytest.mark.parametrize("twin", ["backbone", pytest.param("rotary", marks=pytest.mark.slow)])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videorepa.artifacts.clips import CaptionedClip, clip_digest, clips_of
+from videorepa.artifacts.clips import CaptionedClip, clip_digest, clips_of, left_over
 from videorepa.artifacts.scores import (
     Comparison,
     Row,
@@ -38,11 +38,13 @@ class _Scored:
         rows: The clips that could be scored.
         failures: The clips that could not, each with its reason.
         missing: The benchmark's prompts that have no clip.
+        left_over: The clips of prompts that are no longer generated.
     """
 
     rows: list[Row]
     failures: list[dict[str, Any]]
     missing: list[dict[str, Any]]
+    left_over: list[dict[str, Any]]
 
 
 def evaluate(
@@ -59,7 +61,8 @@ def evaluate(
     A row that is there already is kept if the same video was scored against the same caption in
     the same way, whatever the clip is called. A clip that cannot be read is listed as a failure,
     and a prompt of the benchmark that has no clip as missing. Neither is scored 0, and neither
-    stops the others.
+    stops the others. A clip of a prompt that `generate` was not last told to make is left over: it
+    is listed and not scored.
 
     Args:
         benchmark: Name of the benchmark.
@@ -98,6 +101,7 @@ def evaluate(
             },
             "failures": scored.failures,
             "missing": scored.missing,
+            "left_over": scored.left_over,
         }
     )
     if shard[1] > 1:
@@ -135,14 +139,15 @@ def _by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return dict(sorted(grouped.items()))
 
 
-def _clips(bench: Benchmark, videos: Path) -> Iterator[CaptionedClip]:
+def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[CaptionedClip]]:
+    """The clips to score, and those that are left over."""
     if videos.is_dir() and (own := bench.clips(videos)):
-        return (CaptionedClip(path=path, prompt=about["caption"], **about) for path, about in own)
-    return clips_of(videos)
+        return [CaptionedClip(path=p, prompt=about["caption"], **about) for p, about in own], []
+    return list(clips_of(videos)), left_over(videos)
 
 
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
-    clips = list(_clips(bench, videos))
+    clips, others = _clips(bench, videos)
     if not clips:
         raise UserError(f"{videos} holds no generated clips (an .mp4 and a .json each).")
     index, shards = shard
@@ -168,7 +173,8 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
                 file.write(json.dumps(row) + "\n")
                 file.flush()
             rows.append(row)
-    return _Scored(rows, failures, _missing(bench, clips))
+    left = [{"prompt_id": clip.prompt_id, "k": clip.k, "prompt": clip.prompt} for clip in others]
+    return _Scored(rows, failures, _missing(bench, clips), left)
 
 
 def _kept(

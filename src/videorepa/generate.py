@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from videorepa.artifacts.clips import MadeWith, Sidecar, clip_path
+from videorepa.artifacts.clips import MadeWith, Sidecar, claim, clip_path, left_over
 from videorepa.artifacts.model import Model
 from videorepa.backbones._sampler import Sampler, noise_seed
 from videorepa.data.manifest import Prompt
@@ -15,7 +15,8 @@ from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.checks import check_shard
 from videorepa.system.device import pick_device
-from videorepa.system.progress import track
+from videorepa.system.progress import console, track
+from videorepa.system.wording import count
 
 
 def generate(
@@ -32,6 +33,9 @@ def generate(
     device: str | None = None,
 ) -> list[Path]:
     """Generate `settings.samples` clips of every prompt, and keep clips that are already there.
+
+    A clip that is there is kept if it is of the same prompt, seed and settings. Clips of prompts
+    that are no longer in the list stay, but neither `evaluate` nor `report` counts them.
 
     The noise of a clip is a function of its prompt, its number k and `seed`, so that all models
     start from the same noise; see `noise_seed`.
@@ -52,8 +56,8 @@ def generate(
         The videos of the shard, in the order of the prompts.
 
     Raises:
-        UserError: `out` holds clips of another model or of other settings, there are no prompts,
-            or a prompt's id occurs twice.
+        UserError: `out` holds clips of another model or of other settings, or a clip of another
+            prompt where one of these belongs; there are no prompts, or a prompt's id occurs twice.
     """
     if not prompts:
         raise UserError("There are no prompts. Give a .txt, .csv or .jsonl file with at least one.")
@@ -73,13 +77,23 @@ def generate(
         | settings.model_dump()
         | {"noise": seed}
     )
-    made_with.claim(out)
-    clips = list(_clips(prompts, settings.samples, seed, made_with, out))[shard[0] :: shard[1]]
+    every = list(_clips(prompts, settings.samples, seed, made_with, out))
+    claim(out, made_with, every)
+    if others := left_over(out):
+        console.print(
+            f"{out} holds {count(len(others), 'clip')} of prompts or samples that are not in the "
+            f"list, the first is {others[0].path.name}; evaluate and report leave them out.",
+            markup=False,
+            highlight=False,
+        )
+    clips = every[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
     if todo:
         sampler = Sampler(source.load(pick_device(device)), size, settings)
         for clip in track(todo, "generate", done=len(clips) - len(todo)):
             assert clip.seed is not None
+            # A sidecar whose video is gone may be of another prompt. It must not stand beside this.
+            clip.sidecar.unlink(missing_ok=True)
             write_video(clip.path, sampler.sample(clip.prompt, clip.seed), settings.fps)
             clip.write()
     return [clip.path for clip in clips]

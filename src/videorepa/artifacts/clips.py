@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -86,7 +86,9 @@ class CaptionedClip(BaseModel):
 
 
 class MadeWith(BaseModel):
-    """How clips were generated; `generation.json` and every sidecar have it.
+    """How clips were generated.
+
+    Every sidecar has it, and `generation.json` together with the ids of the prompts.
 
     Attributes:
         model: The model's name.
@@ -111,39 +113,6 @@ class MadeWith(BaseModel):
     steps: int | None
     guidance_scale: float | None
 
-    def claim(self, folder: Path) -> None:
-        """Make `folder` the folder of clips that are generated like this.
-
-        Raises:
-            UserError: It holds something else, or clips that were generated in another way.
-        """
-        path, now = folder / GENERATION, self.model_dump()
-        # First, since another process may write the file between the two looks.
-        in_use = not is_vacant(folder)
-        if path.exists():
-            try:
-                before = json.loads(read_text(path))
-                differing = [key for key in now if before.get(key) != now[key] and key != "samples"]
-            except (OSError, ValueError, AttributeError) as error:
-                raise UserError(
-                    f"{path} is damaged ({error}); it says what the clips were made with. Delete "
-                    "it and the clips beside it, or choose another folder with --out."
-                ) from None
-            if differing:
-                raise UserError(
-                    f"{folder} holds clips made otherwise; they differ in "
-                    + ", ".join(f"{key} ({before.get(key)}, now {now[key]})" for key in differing)
-                    + ". Choose another folder with --out."
-                )
-        elif in_use:
-            raise UserError(
-                f"{folder} exists and does not hold generated clips. Choose another --out."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
-        if not path.exists():
-            atomic_write(path, json.dumps(now, indent=1))
-
 
 class Sidecar(CaptionedClip, MadeWith):
     """A clip with everything that `generate` writes beside it.
@@ -155,13 +124,17 @@ class Sidecar(CaptionedClip, MadeWith):
     seed: int | None
 
     @property
+    def sidecar(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    @property
     def is_done(self) -> bool:
-        return self.path.exists() and self.path.with_suffix(".json").exists()
+        return self.path.exists() and self.sidecar.exists()
 
     def write(self) -> None:
         """Write the sidecar. Write the video first: a clip is done once its sidecar is there."""
         text = json.dumps(self.model_dump(), indent=1, ensure_ascii=False)
-        atomic_write(self.path.with_suffix(".json"), text)
+        atomic_write(self.sidecar, text)
 
 
 def clip_path(folder: Path, prompt_id: str, k: int) -> Path:
@@ -170,26 +143,93 @@ def clip_path(folder: Path, prompt_id: str, k: int) -> Path:
     return folder / f"{prompt_id if is_safe else json_digest(prompt_id)}-{k}.mp4"
 
 
+def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
+    """Make `folder` the folder of these clips, of which some may be there already.
+
+    A clip that is there keeps its video if only its caption is another one, and gets a new sidecar.
+
+    Args:
+        made_with: How all of them are generated.
+        clips: All clips that the folder is for.
+
+    Raises:
+        UserError: The folder holds something else, or clips that are of other prompts, captions or
+            seeds than these or were generated in another way.
+    """
+    path = folder / GENERATION
+    # In this order, since another process that was started with this one may be writing it.
+    in_use = not is_vacant(folder)
+    if path.exists():
+        if differing := _differing(_generation(path), made_with.model_dump()):
+            raise UserError(
+                f"{folder} holds clips made otherwise; they differ in {_in_words(differing)}. "
+                "Choose another folder with --out."
+            )
+    elif in_use:
+        raise UserError(f"{folder} exists and does not hold generated clips. Choose another --out.")
+    done = [(clip, Sidecar.read(clip.sidecar)) for clip in clips if clip.is_done]
+    others = [
+        (clip, differing)
+        for clip, before in done
+        if (differing := _differing(before.model_dump(), clip.model_dump())).keys() - {"caption"}
+    ]
+    if others:
+        clip, differing = others[0]
+        more = f", as {len(others) - 1} more do" if len(others) > 1 else ""
+        raise UserError(
+            f"{clip.path} is another clip than the one to be made here; it differs in "
+            f"{_in_words(differing)}{more}. Choose another folder with --out, or delete what "
+            "differs. Prompts keep their clips when lines move if they have an `id` of their own."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    for clip, before in done:
+        if before.caption != clip.caption:
+            clip.write()
+    prompts = list(dict.fromkeys(clip.prompt_id for clip in clips))
+    text = json.dumps(made_with.model_dump() | {"prompts": prompts}, indent=1, ensure_ascii=False)
+    if not path.exists() or read_text(path) != text:
+        atomic_write(path, text)
+
+
 def clips_of(videos: Path) -> Iterator[CaptionedClip]:
     """Give the clips of a folder or of a list, whether their videos can be read or not.
 
     Args:
         videos: A folder with sidecars, or a manifest of videos and captions.
 
+    Those that `left_over` gives are left out.
+
     Raises:
-        UserError: A sidecar or the list is damaged.
+        UserError: A sidecar, the folder's `generation.json` or the list is damaged.
     """
-    return _of_list(videos) if videos.is_file() else map(CaptionedClip.read, _sidecars(videos))
+    if videos.is_file():
+        return _of_list(videos)
+    wanted = _is_wanted(videos)
+    return (clip for clip in map(CaptionedClip.read, _sidecars(videos)) if wanted(clip))
+
+
+def left_over(videos: Path) -> list[CaptionedClip]:
+    """The clips of a folder that are not of the prompts and samples that `generate` was last told
+    to make there: lines of the list have been removed since. A list of clips has none.
+
+    Raises:
+        UserError: A sidecar or the folder's `generation.json` is damaged.
+    """
+    if videos.is_file():
+        return []
+    wanted = _is_wanted(videos)
+    return [clip for clip in map(CaptionedClip.read, _sidecars(videos)) if not wanted(clip)]
 
 
 def readable_clips(videos: Path) -> dict[Key, Sidecar]:
     """Read the clips of a folder or a list, without those whose video is missing or empty.
 
     A list's videos are opened for their size and rate, and those that cannot be read are left out.
-    For a folder's clips the sidecars have both.
+    For a folder's clips the sidecars have both. Clips that `left_over` gives are left out.
 
     Raises:
-        UserError: No clip is left, or a sidecar or the list is damaged.
+        UserError: No clip is left, or a sidecar, `generation.json` or the list is damaged.
     """
     if videos.is_file():
         elsewhere = {"model": short_name(videos), "seed": None, "steps": None}
@@ -204,7 +244,8 @@ def readable_clips(videos: Path) -> dict[Key, Sidecar]:
             )
     else:
         with_video = (path for path in _sidecars(videos) if _has_content(path.with_suffix(".mp4")))
-        clips = [Sidecar.read(path) for path in with_video]
+        wanted = _is_wanted(videos)
+        clips = [clip for clip in map(Sidecar.read, with_video) if wanted(clip)]
         if not clips:
             other = "is neither a folder nor a file" if videos.exists() else "does not exist"
             what = "holds no clip" if videos.is_dir() else other
@@ -241,6 +282,46 @@ def _digest_of(clip: Path, size: int, written: int) -> str:
     """The digest of a file that has a size and a time of its last change, by which a file that
     has changed since is noticed."""
     return file_digest(clip)[:DIGEST]
+
+
+def _generation(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+        listed = values.get("prompts", [])
+        if not all(isinstance(name, str) for name in listed):
+            raise ValueError(f"its prompts are {str(listed)[:80]}")
+        return values
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); it says what the clips beside it were made with. Delete "
+            "it to score them as they are; to generate, choose another folder with --out."
+        ) from None
+
+
+def _is_wanted(folder: Path) -> Callable[[CaptionedClip], bool]:
+    """Whether a clip in the folder is one that `generate` was last told to make there."""
+    path = folder / GENERATION
+    generation = _generation(path) if path.is_file() else {}
+    if "prompts" not in generation:
+        return lambda clip: True
+    prompts, samples = set(generation["prompts"]), generation.get("samples", 1)
+    return lambda clip: clip.prompt_id in prompts and clip.k < samples
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The values that differ, by key. A clip is the same however many there are of its prompt."""
+    return {
+        key: (before.get(key, "not recorded"), value)
+        for key, value in now.items()
+        if key != "samples" and before.get(key, "not recorded") != value
+    }
+
+
+def _in_words(differing: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(
+        f"{key} ({str(before)[:80]}, now {str(now)[:80]})"
+        for key, (before, now) in differing.items()
+    )
 
 
 def _of_list(path: Path) -> Iterator[CaptionedClip]:

@@ -79,6 +79,7 @@ class Summary(_Record):
         n: The number of clips with a score.
         by_scenario: The metrics of each scenario's clips.
         missing: The benchmark's prompts that have no clip.
+        left_over: Clips that are not counted, since their prompts are no longer generated.
     """
 
     benchmark: str
@@ -89,6 +90,7 @@ class Summary(_Record):
     by_scenario: dict[str, dict[str, Metric]] = {}
     failures: list[Failure] = []
     missing: list[dict[str, Any]] = []
+    left_over: list[dict[str, Any]] = []
 
 
 class MetricDifference(_Record):

@@ -19,7 +19,11 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
     lines = []
     for name, item in scores.items():
         summary, comparison = item.summary, item.comparison
-        problems = {"could not be read": summary.failures, "are missing": summary.missing}
+        problems = {
+            "could not be read": summary.failures,
+            "are missing": summary.missing,
+            "are left over and not counted": summary.left_over,
+        }
         notes = [f"{len(clips)} clips {what}" for what, clips in problems.items() if clips]
         note = f"  ({', '.join(notes)})" if notes else ""
         lines.append(f"{name:10s} n={summary.n:<4d} {_values(summary.metrics)}{note}")

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from videorepa.artifacts.clips import Key, Sidecar, readable_clips
+from videorepa.artifacts.clips import Key, Sidecar, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Scores
 from videorepa.errors import UserError
@@ -87,6 +87,7 @@ def report(
 
     opened = {name: Run.open(path) for name, path in _by_name(runs).items()}
     clips = {name: readable_clips(Path(folder)) for name, folder in generations.items()}
+    not_shown = {name: len(left_over(Path(folder))) for name, folder in generations.items()}
     scored = {
         name: [Scores.read(Path(folder)) for folder in folders] for name, folders in scores.items()
     }
@@ -149,7 +150,7 @@ def report(
         ratings_format=FORMAT,
         questions=QUESTIONS,
         commands=_commands(opened, command),
-        facts=_facts,
+        facts={name: _facts(clips[name], not_shown[name]) for name in clips},
         sources=list(_sources(out, opened, generations, tables, scan_folders, probe_folders)),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -202,8 +203,12 @@ def _sentence(
     return f"This page shows {'; '.join(parts)}."
 
 
-def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
-    """The settings with which a folder of clips was generated, each with all values that occur."""
+def _facts(clips: Mapping[Key, Sidecar], not_shown: int) -> list[tuple[str, str]]:
+    """The settings with which a folder of clips was generated, each with all values that occur.
+
+    Args:
+        not_shown: Number of clips that are left over; see `left_over`.
+    """
     every = list(clips.values())
     seeds = sorted({clip.seed for clip in every if clip.seed is not None})
     settings: dict[str, Iterable[str]] = {
@@ -217,6 +222,8 @@ def _facts(clips: Mapping[Key, Sidecar]) -> list[tuple[str, str]]:
         "seeds": [f"{seeds[0]} to {seeds[-1]}"] if len(seeds) > 1 else map(str, seeds),
     }
     facts = [(name, ", ".join(dict.fromkeys(values))) for name, values in settings.items()]
+    if not_shown:
+        facts.append(("not shown", f"{wording.count(not_shown, 'clip')} of prompts of before"))
     return [("clips", str(len(every))), *((name, value) for name, value in facts if value)]
 
 
