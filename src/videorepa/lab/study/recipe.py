@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
@@ -116,12 +116,7 @@ class StudyRecipe(Section):
                 values["arms"] = short["arms"] | arms
         for override in overrides:
             change(values, override)
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{path} is not a recipe of a study: {where}: {first['msg']}") from None
+        return cls.checked(values, f"{path} is not a recipe of a study")
 
     def trained(self, arm: str, seed: int) -> Recipe:
         """The recipe that an arm trains with a seed."""
