@@ -224,6 +224,21 @@ def test_a_file_that_is_no_recipe(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("part", ["ship", "study"])
+@pytest.mark.parametrize("kind", BROKEN_RECIPES)
+def test_a_file_that_is_no_recipe_of_the_lab(
+    fails: Fails, tmp_path: Path, part: str, kind: str
+) -> None:
+    content, says = BROKEN_RECIPES[kind]
+    path = tmp_path / "broken.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    if kind == "no keys":
+        says = "is not a recipe (for ship|of a study): .*(run|recipe): missing"
+    fails("lab", part, path, "--out", tmp_path / "out", says=says)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("verb", ["prepare", "train", "inspect"])
 def test_a_folder_in_place_of_a_recipe(ready: Ready, fails: Fails, tmp_path: Path, verb) -> None:
     fails(*command(verb, tmp_path, ready, tmp_path / "out"), says="cannot be read: is a folder")
@@ -235,7 +250,7 @@ def test_code_in_a_recipe_is_not_run(
     ready: Ready, fails: Fails, tmp_path: Path, verb: str, tag: str
 ) -> None:
     path, proof = tmp_path / "evil.yaml", tmp_path / "proof"
-    path.write_text(Path(ready.recipe).read_text() + f"about: !!{tag} ['touch {proof}']\n")
+    path.write_text(Path(ready.recipe).read_text() + f"remark: !!{tag} ['touch {proof}']\n")
     fails(*command(verb, path, ready, tmp_path / "out"), says="cannot be read as YAML.*python")
     assert not proof.exists()
 

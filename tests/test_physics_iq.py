@@ -362,9 +362,7 @@ def test_clips_can_be_named_by_the_id_of_the_first_take(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="0003.mp4 is not named .*its id stands for no video in"):
         bench.clips(clips)
     (clips / "0003.mp4").unlink()
-    with pytest.raises(
-        UserError, match="x.mp4 is not named as Physics-IQ expects, for .* 0001"
-    ):
+    with pytest.raises(UserError, match="x.mp4 is not named as Physics-IQ expects, for .* 0001"):
         bench.clips(clips)
     # Two experiments with one id, as if two versions of the data lay there.
     (films / "30FPS" / "0001_testing-videos_30FPS_left_take-1_trimmed-slide.mp4").touch()

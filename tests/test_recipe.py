@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from videorepa.benchmarks.physics_iq import PhysicsIQ
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
 from videorepa.recipe import Recipe
+from videorepa.settings.reading import MOST_CHARACTERS, parse_yaml
+from videorepa.settings.section import Section
 from videorepa.system.hub import local_copy
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -123,3 +128,91 @@ def test_a_margin_left_open_is_the_encoders_own(recipe: Recipe) -> None:
 def test_a_recipe_is_frozen(recipe: Recipe) -> None:
     with pytest.raises(Exception, match="frozen"):
         recipe.seed = 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def aliases(levels: int, times: int) -> str:
+    """YAML whose last list stands for times ** levels values."""
+    lines = [f"a0: &a0 [{', '.join('x' * times)}]"]
+    for level in range(1, levels):
+        shared = ", ".join([f"*a{level - 1}"] * times)
+        lines.append(f"a{level}: &a{level} [{shared}]")
+    return "\n".join(lines)
+
+
+def merges(levels: int, times: int) -> str:
+    """YAML whose last section merges the one before so often."""
+    lines = ["a0: &a0 {x: 1}"]
+    for level in range(1, levels):
+        shared = ", ".join([f"*a{level - 1}"] * times)
+        lines.append(f"a{level}: &a{level} {{<<: [{shared}]}}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (aliases(9, 9), "in line 6, with aliases written out it is longer than 131,072 characters"),
+        (aliases(40, 1), "in line 31, .*more than 32 deep"),
+        (merges(20, 5), "in line 8, with aliases written out it is longer"),
+        ("a: &a [*a]", r"line 1, \*a is inside the value that it stands for"),
+        ("[" * 100_000, "in line 1, .*more than 32 deep"),
+        ("- " * 100_000, "longer than 131,072 characters"),
+        (f"about: {'x' * MOST_CHARACTERS}", "longer than 131,072 characters"),
+        (f"seed: {'9' * 5000}", "in line 1, a number has 5,000 characters"),
+        (f"name: x\nseed: 0x{'9' * 5000}", "in line 2, a number has 5,002 characters"),
+        ("name: x\nseed: 1\nname: y", "the key 'name' is in line 1 and in line 3; delete one"),
+        ("data:\n  frames: 9\n  cache: c\n  frames: 5", "'frames' is in line 2 and in line 4"),
+        ("a: {1: x, 0x1: y}", "the key 1 is in line 1 and in line 1"),
+        ("about: 2001-99-99", "in line 1, '2001-99-99' is no timestamp"),
+        ("seed: !!int ''", "in line 1, '' is no int"),
+        ("train: !!bool maybe", "in line 1, 'maybe' is no bool"),
+    ],
+    ids=range(15),
+)
+def test_what_is_endless_or_ambiguous_is_refused_at_once(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    begun = time.process_time()
+    with pytest.raises(UserError, match=said) as refused:
+        Recipe.from_yaml(path)
+    assert time.process_time() - begun < 5
+    assert len(str(refused.value)) < 1000
+
+
+def test_aliases_and_merge_keys_mean_what_they_say() -> None:
+    text = "a: &a {x: 1, y: [2]}\nb: {<<: *a, x: 3}\nc: [*a, *a]"
+    values = parse_yaml(text)
+    assert values == yaml.safe_load(text)
+    values["c"][0]["y"].append(4)
+    assert values["a"]["y"] == values["c"][1]["y"] == [2]
+
+
+def test_an_override_of_one_term_leaves_another_that_was_written_as_its_alias(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.yaml"
+    values = recipe.model_dump(mode="json")
+    terms = f"align: [&term {json.dumps(values.pop('align'))}, *term]\n"
+    path.write_text(yaml.safe_dump(values) + terms)
+    changed = Recipe.from_yaml(path, ["align.0.weight=0.25"])
+    assert [term.weight for term in changed.terms.values()] == [0.25, 0.5]
+
+
+def test_messages_show_little_of_a_large_value() -> None:
+    class Part(Section):
+        number: int = 0
+
+    endless: Any = ["x"]
+    for _ in range(60):
+        endless = [endless, endless]
+    faulty: dict[str, Any] = {f"{number}{'y' * 5000}": 1 for number in range(5000)}
+    for values, said in (
+        ({"number": endless}, r"number: .*valid integer \(found \[\[\["),
+        ({"number": "9" * 100_000}, r"number: .*integer"),
+        (faulty, r"(?s)unknown key.*and 4980 more faults"),
+    ):
+        with pytest.raises(UserError, match=said) as refused:
+            Part.checked(values, "No part")
+        assert len(str(refused.value)) < 4000

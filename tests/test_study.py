@@ -299,7 +299,7 @@ def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
         ("arms.trd.set=[align.weigth=0]", "weigth: unknown key"),
         ("prompts=1", "prompts: Input should be greater"),
         ("arms=3", "arms: Input should be a valid dictionary"),
-        ("colour=red", "colour: Extra inputs"),
+        ("colour=red", "colour: unknown key"),
         ("arms.trd.control=nobody", "there is no arm nobody"),
         ("again=[nobody]", "there is no arm nobody"),
         ("curve={steps: [1], arms: [nobody], prompts: 2}", "there is no arm nobody"),

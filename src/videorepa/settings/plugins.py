@@ -13,6 +13,7 @@ from typing import Any
 
 from videorepa.errors import UserError
 from videorepa.settings.section import Section
+from videorepa.system.wording import SHOWN, shown
 
 SEARCH_PATH = "VIDEOREPA_PLUGINS"
 """Environment variable with folders, separated as in PATH, that hold the user's own `losses/`,
@@ -43,10 +44,12 @@ def find(kind: str, name: str) -> ModuleType:
     """Import the plugin's module. Raises UserError, with the nearest names, if there is none."""
     plugins = names(kind)
     if name not in plugins:
-        close = difflib.get_close_matches(name, plugins, n=3, cutoff=0.4)
+        close = difflib.get_close_matches(name[:SHOWN], plugins, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         singular = {"losses": "loss"}.get(kind, kind[:-1])
-        raise UserError(f"No {singular} is called {name!r}.{hint} Known: {', '.join(plugins)}.")
+        raise UserError(
+            f"No {singular} is called {shown(name)}.{hint} Known: {', '.join(plugins)}."
+        )
     full = f"videorepa.{kind}.{name}"
     return sys.modules.get(full) or importlib.import_module(full)
 

@@ -11,7 +11,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from videorepa.errors import UserError
-from videorepa.system.files import from_home, read_text
+from videorepa.settings.reading import MOST_CHARACTERS, parse_yaml
+from videorepa.system.files import check_is_file, from_home
+from videorepa.system.wording import SHOWN, count, shown
+
+MOST_FAULTS = 20
+"""Most faults that a message lists."""
 
 SPELLINGS = ("one", "many")
 """Tags of values that are one section or a list of them. They are no keys, so no message names
@@ -70,12 +75,14 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
       UserError: The file or an override cannot be read.
     """
     try:
-        values = yaml.safe_load(read_text(path))
+        check_is_file(path)
+        with path.open(encoding="utf-8") as file:
+            values = parse_yaml(file.read(MOST_CHARACTERS + 1))
     except FileNotFoundError:
         raise UserError(f"There is no recipe {path}. The shipped ones are in recipes/.") from None
     except OSError as error:
         raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"The recipe {path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(
@@ -89,33 +96,33 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def change(values: dict[str, Any], override: str) -> None:
     """Set one key of plain values, written `dotted.key=value`. Raises UserError."""
     key, separator, text = override.partition("=")
-    if not separator:
-        raise UserError(f"An override is written key=value or --key value; got {override!r}.")
+    if not (separator and all(key.split("."))):
+        raise UserError(f"An override is written key=value or --key value; got {shown(override)}.")
     *parents, last = key.split(".")
     within: Any = values
     for parent in parents:
         within = _part(within, parent, key)
     _part(within, last, key)
     try:
-        within[int(last) if isinstance(within, list) else last] = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        within[int(last) if isinstance(within, list) else last] = parse_yaml(text)
+    except yaml.YAMLError as error:
         raise UserError(
-            f"The override {override!r} has a value that is not YAML ({error}). Put the whole in "
-            "quotes if the shell splits it."
+            f"The override {shown(override)} has a value that is not YAML ({error}). Put the "
+            "whole in quotes if the shell splits it."
         ) from None
 
 
 def _part(values: Any, name: str, key: str) -> Any:
     """Give a section's value by its name, or a list's by its number. Makes missing sections."""
     if isinstance(values, list):
-        if not (name.isdecimal() and int(name) < len(values)):
+        if name not in map(str, range(len(values))):
             raise UserError(
-                f"The override {key!r} goes through a list of {len(values)}: name one by its "
-                f"number, counted from 0, such as 0 in align.0.weight; got {name!r}."
+                f"The override {shown(key)} goes through a list of {len(values)}: name one by its "
+                f"number, counted from 0, such as 0 in align.0.weight; got {shown(name)}."
             )
         return values[int(name)]
     if not isinstance(values, dict):
-        raise UserError(f"The override {key!r} goes through a single value, at {name!r}.")
+        raise UserError(f"The override {shown(key)} goes through a single value, at {shown(name)}.")
     if values.get(name) is None:
         values[name] = {}
     return values[name]
@@ -124,20 +131,22 @@ def _part(values: Any, name: str, key: str) -> Any:
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Describe each fault in a line: its place, the value there, and the key that may be meant."""
     lines = []
-    for fault in error.errors():
+    faults = error.errors()
+    for fault in faults[:MOST_FAULTS]:
         loc = [part for part in fault["loc"] if part not in SPELLINGS]
-        where = ".".join(str(part) for part in loc) or "recipe"
+        where = ".".join(str(part)[:SHOWN] for part in loc) or "recipe"
         if fault["type"] == "extra_forbidden":
             keys = _keys(model, loc[:-1])
-            close = difflib.get_close_matches(str(loc[-1]), keys, n=1)
+            close = difflib.get_close_matches(str(loc[-1])[:SHOWN], keys, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(keys)}"
             lines.append(f"  {where}: unknown key{hint}")
         elif fault["type"] == "missing":
             lines.append(f"  {where}: missing")
         else:
-            value = repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ").strip()
-            lines.append(f"  {where}: {message} (found {value[:80]})")
+            lines.append(f"  {where}: {message} (found {shown(fault['input'])})")
+    if len(faults) > MOST_FAULTS:
+        lines.append(f"  and {count(len(faults) - MOST_FAULTS, 'more fault')}")
     return lines
 
 

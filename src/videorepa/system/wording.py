@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable
 
 NAMES = {"sa": "SA", "pc": "PC", "vq": "VQ"}
+
+SHOWN = 80
+"""Most characters of a value that a message shows."""
 
 BEYOND_CHANCE = 0.05
 """A difference counts as beyond chance if its p, corrected by Holm's method, is below this."""
@@ -38,3 +42,13 @@ def listed(names: Iterable[str]) -> str:
 
 def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
+
+
+def shown(value: object) -> str:
+    """Write a value as Python does, cut to 80 characters without writing out all of it."""
+    return _short.repr(value)[:SHOWN]
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = SHOWN
+_short.maxlevel = 3

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from videorepa.errors import UserError
+from videorepa.settings.section import Section, read_values
 from videorepa.system.device import keep_freed_memory
-from videorepa.system.files import atomic_write, read_text
+from videorepa.system.files import atomic_write
 
 PARTS = {
     "text-encoder": ("models.text_encoder", "TextEncoderRecipe", "train_text_encoder"),
@@ -42,11 +40,8 @@ def make(part: str, path: Path) -> dict[str, float]:
     """
     module_name, recipe_class, function = PARTS[part]
     module = import_module(f"videorepa.lab.{module_name}")
-    try:
-        values = yaml.safe_load(read_text(path))
-        recipe = getattr(module, recipe_class).model_validate(values)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"{path} is not a recipe for {part}: {error}") from None
+    kind: type[Section] = getattr(module, recipe_class)
+    recipe: Any = kind.checked(read_values(path), f"{path} is not a recipe for {part}")
     keep_freed_memory()
     measured = getattr(module, function)(recipe)
     if recipe.out.is_dir():

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from videorepa.artifacts.reading import first_fault
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import Section, change, read_values
@@ -117,10 +116,7 @@ class StudyRecipe(Section):
                 values["arms"] = short["arms"] | arms
         for override in overrides:
             change(values, override)
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise UserError(f"{path} is not a recipe of a study: {first_fault(error)}") from None
+        return cls.checked(values, f"{path} is not a recipe of a study")
 
     def trained(self, arm: str, seed: int) -> Recipe:
         """The recipe that an arm trains with a seed."""
