@@ -45,6 +45,7 @@ class Metric(_Record):
         percent: The share, 0 to 100; None if no clip has a valid value.
         mean: The mean; None if no clip has a valid value.
         n: Number of valid values.
+        prompts: Number of different captions that they are of, if it is recorded.
         low: Lower end of the 95 % interval.
         high: Upper end of it.
         invalid: Number of clips whose value could not be told.
@@ -53,6 +54,7 @@ class Metric(_Record):
     percent: float | None = None
     mean: float | None = None
     n: int | None = None
+    prompts: int | None = None
     low: float | None = None
     high: float | None = None
     invalid: int = 0
@@ -103,7 +105,7 @@ class MetricDifference(_Record):
         p: p-value of the difference by itself, if it is tested.
         p_holm: p-value adjusted for all differences of the comparison.
         n: Number of pairs.
-        prompts: Number of prompts, if a prompt may have several pairs.
+        prompts: Number of different captions that they are of, if a caption may have several pairs.
     """
 
     difference: float
