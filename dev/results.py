@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
-from videorepa.evaluation.statistics import wilson
+from videorepa.evaluation.pairs import share
 from videorepa.lab.study.arms import ROWS, clips_folder, cost
 from videorepa.lab.study.recipe import BASE, StudyRecipe
 from videorepa.lab.study.tables import (
@@ -180,12 +180,13 @@ def curves() -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (score, title) in zip(panels, {"sa": "SA", "pc": "PC"}.items(), strict=True):
         for number, (arm, by_step) in enumerate(on_the_way(recipe, rows).items()):
-            passed = [[bool(row[score]) for row in clips] for clips in by_step.values()]
-            share = 100 * np.array([np.mean(each) for each in passed])
-            ends = 100 * np.array([wilson(sum(each), len(each)) for each in passed]).T
+            shares = [share(clips, score) for clips in by_step.values()]
+            percent, low, high = (
+                np.array([of[key] for of in shares]) for key in ("percent", "low", "high")
+            )
             # Apart by a little, so that no interval hides another.
             where = np.array(list(by_step)) + 4 * number
-            axes.errorbar(where, share, abs(ends - share), marker="o", label=arm)
+            axes.errorbar(where, percent, (percent - low, high - percent), marker="o", label=arm)
         axes.set_title(title, fontsize=10)
     panels[0].set_ylabel("clips that pass, %")
     figure.supxlabel("step", fontsize=10)

@@ -374,6 +374,15 @@ def test_a_prompt_counts_once_for_the_side_that_most_prefer(material: Material, 
     other = rated(folders[b], folders[a], [ada, bob], tmp_path / "other")
     assert other.summary.metrics["pc preferred"].percent == 0.0
     assert other.comparison.metrics["pc preferred"].difference == -50.0
+    # The ratings of two ids are of one prompt if their captions are one.
+    for folder in (folders[a], folders[b]):
+        for name in ("fall-0-0", "fall-1-0"):
+            sidecar = folder / f"{name}.json"
+            told = json.loads(sidecar.read_text()) | {"caption": "A ball falls."}
+            sidecar.write_text(json.dumps(told))
+    fewer = rated(folders[a], folders[b], [ada, bob], tmp_path / "fewer")
+    assert fewer.summary.metrics["pc preferred"].n == 1
+    assert fewer.comparison.metrics["pc preferred"].n == 3
 
 
 def test_what_is_no_rating_of_these_clips_is_refused(material: Material, tmp_path: Path, capsys):

@@ -20,6 +20,7 @@ from videorepa.evaluation.statistics import (
     paired_bootstrap,
     swap,
     wilson,
+    wilson_of_clusters,
 )
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -135,6 +136,63 @@ def test_a_share_of_alike_clips_is_no_surer_than_of_one_each():
     assert 0.85 * (one["high"] - one["low"]) < wide < 1.1 * (one["high"] - one["low"])
 
 
+@given(counts)
+def test_clusters_are_worth_their_trials_if_those_differ_and_one_if_all_are_alike(pair):
+    successes, n = pair
+    outcomes = [1] * successes + [0] * (n - successes)
+    for times in (1, 3):
+        clusters = [[outcome] * times for outcome in outcomes]
+        assert wilson_of_clusters(clusters) == pytest.approx(wilson(successes, n), abs=1e-9)
+    assert wilson_of_clusters([outcomes]) == pytest.approx(wilson(successes / n > 0, 1)) or (
+        0 < successes < n
+    )
+    assert wilson_of_clusters([[], []]) == (0.0, 1.0)
+
+
+def test_the_interval_of_clusters_covers_the_share_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        # Ten clips of each of 12 captions, which pass with a probability of their own.
+        share_of_each = rng.beta(0.6, 1.4, 12)
+        clusters = [(rng.random(10) < share).astype(int) for share in share_of_each]
+        low, high = wilson_of_clusters(clusters)
+        covered += low <= 0.3 <= high
+    assert 0.9 <= covered / 400 <= 0.99
+
+
+def test_ids_make_no_prompts_of_repeated_captions():
+    """Two captions, each in ten rows with an id of its own, as in published tables of ratings."""
+    flags = [True] * 10 + [False] * 10
+    rows = [
+        {"prompt_id": str(n), "k": 0, "caption": f"Caption {n // 10}.", "pc": flag, "score": n}
+        for n, flag in enumerate(flags)
+    ]
+    found = share(rows, "pc")
+    assert (found["n"], found["prompts"]) == (20, 2)
+    assert [found["low"], found["high"]] == pytest.approx([100 * end for end in wilson(1, 2)])
+    every = share([row | {"pc": True} for row in rows], "pc")
+    assert every["low"] == pytest.approx(100 * wilson(2, 2)[0])
+    of_means = mean(rows, "score")
+    assert of_means["low"] == 4.5 and of_means["high"] == 14.5 and of_means["prompts"] == 2
+
+    better = Pairs.of(rows, [row | {"pc": True} for row in rows]).flag("pc")
+    assert (better["n"], better["prompts"], better["only_b"]) == (20, 2, 10)
+    # One of two captions is better, by chance as often as not. McNemar's p would be 0.002.
+    assert better["p"] == 1 and better["low"] == 0 and better["high"] == 100
+    # A benchmark that asks about a list's caption knows clips of its longer versions for alike.
+    asked = [row | {"caption": str(n), "asked": row["caption"]} for n, row in enumerate(rows)]
+    assert share(asked, "pc") == found
+
+
+def test_clips_of_one_name_and_other_captions_are_not_compared():
+    rows = [{"prompt_id": "0", "k": 0, "caption": "A ball falls.", "pc": True}]
+    with pytest.raises(
+        UserError, match=r"'0' is 'A cup\.' in one of .*'A ball falls\.' in the other"
+    ):
+        Pairs.of(rows, [rows[0] | {"caption": "A cup."}])
+
+
 def test_invalid_rows_are_counted_and_never_scored():
     rows = _rows(np.array([[1], [1], [0], [0]]))
     rows[3]["pc"] = None
@@ -143,7 +201,10 @@ def test_invalid_rows_are_counted_and_never_scored():
     assert (found["n"], found["invalid"]) == (3, 1)
     assert mean(rows, "pc")["mean"] == pytest.approx(2 / 3)
     none = [row | {"pc": None} for row in rows]
-    assert share(none, "pc") == {"percent": None, "low": 0, "high": 100, "n": 0, "invalid": 4}
+    assert share(none, "pc") == {"percent": None, "low": 0, "high": 100, "n": 0} | {
+        "prompts": 0,
+        "invalid": 4,
+    }
     assert mean(none, "pc")["mean"] is None and sweep(none, "pc", [0.5]) == {}
     found = Pairs.of(rows, _rows(np.ones((4, 1)))).flag("pc")
     assert (found["n"], found["invalid"], found["only_b"]) == (3, 1, 1)

@@ -44,15 +44,17 @@ class Metric(_Record):
     Attributes:
         percent: The share, 0 to 100; None if no clip has a valid value.
         mean: The mean; None if no clip has a valid value.
-        n: The number of valid values.
-        low: The lower end of the 95 % interval.
-        high: Its upper end.
-        invalid: The number of clips without a valid value.
+        n: Number of valid values.
+        prompts: Number of different captions that they are of, if it is recorded.
+        low: Lower end of the 95 % interval.
+        high: Upper end of it.
+        invalid: Number of clips whose value could not be told.
     """
 
     percent: float | None = None
     mean: float | None = None
     n: int | None = None
+    prompts: int | None = None
     low: float | None = None
     high: float | None = None
     invalid: int = 0
@@ -98,12 +100,12 @@ class MetricDifference(_Record):
 
     Attributes:
         difference: In the metric's own unit; for a share, in percentage points.
-        low: The lower end of the 95 % interval.
-        high: Its upper end.
-        p: The p-value of this difference alone, if it is tested.
-        p_holm: The p-value adjusted for all differences of the comparison.
-        n: The number of pairs.
-        prompts: The number of prompts, if a prompt may have several pairs.
+        low: Lower end of the 95 % interval.
+        high: Upper end of it.
+        p: p-value of the difference by itself, if it is tested.
+        p_holm: p-value adjusted for all differences of the comparison.
+        n: Number of pairs.
+        prompts: Number of different captions that they are of, if a caption may have several pairs.
     """
 
     difference: float

@@ -10,27 +10,39 @@ import numpy as np
 
 from videorepa.artifacts.scores import Comparison, Row
 from videorepa.errors import UserError
-from videorepa.evaluation.statistics import holm, mcnemar_exact, paired_bootstrap, wilson
+from videorepa.evaluation.statistics import (
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    sign_flip,
+    wilson_of_clusters,
+)
+
+
+def subject(row: Row) -> str:
+    """What a row's clip is of. Clips of one subject are alike, so they are one cluster.
+
+    It is the caption that a benchmark asks about, whatever ids its clips have.
+    """
+    return row.get("asked") or row.get("caption") or row["prompt_id"]
 
 
 def share(rows: Sequence[Row], key: str) -> dict[str, Any]:
     """The share of rows in which a flag is set.
 
-    Its interval is Wilson's if each prompt has one sample. With several it is a bootstrap over
-    prompts, since a prompt's clips are alike.
+    Its interval is Wilson's. Clips of one caption are alike, so they count as the number of clips
+    of different captions that they are worth; see `wilson_of_clusters`.
 
     Returns:
-        percent, which is None without a valid row; low and high, its 95 % interval in percent; n,
-        the number of valid rows; and invalid, the number of rows in which the flag is None.
+        percent, or None without a valid row; its 95 % interval low and high, in percent; n, the
+        number of valid rows; prompts, the number of captions that they are of; and invalid, the
+        number of rows in which the flag is None.
     """
-    clusters = _by_prompt(rows, key)
+    clusters = _by_subject(rows, key)
     flags = [bool(flag) for cluster in clusters for flag in cluster]
-    if len(flags) == len(clusters):
-        low, high = wilson(sum(flags), len(flags))
-    else:
-        low, high = paired_bootstrap(clusters)
+    low, high = wilson_of_clusters(clusters)
     percent = 100.0 * sum(flags) / len(flags) if flags else None
-    counts = {"n": len(flags), "invalid": len(rows) - len(flags)}
+    counts = _counts(rows, clusters)
     return {"percent": percent, "low": 100 * low, "high": 100 * high, **counts}
 
 
@@ -38,15 +50,15 @@ def mean(rows: Sequence[Row], key: str) -> dict[str, Any]:
     """The mean of a value over rows.
 
     Returns:
-        mean, and low and high, its 95 % bootstrap interval over prompts, all None without a valid
-        row; n, the number of valid rows; and invalid, the number of rows in which the value is
-        None.
+        mean and low and high, its 95 % bootstrap interval over captions, all None without a valid
+        row; n, the number of valid rows; prompts, the number of captions that they are of; and
+        invalid, the number of rows in which the value is None.
     """
-    clusters = _by_prompt(rows, key)
+    clusters = _by_subject(rows, key)
     values = [value for cluster in clusters for value in cluster]
     low, high = paired_bootstrap(clusters) if values else (None, None)
     value = float(np.mean(values)) if values else None
-    counts = {"n": len(values), "invalid": len(rows) - len(values)}
+    counts = _counts(rows, clusters)
     return {"mean": value, "low": low, "high": high, **counts}
 
 
@@ -58,12 +70,17 @@ def sweep(rows: Sequence[Row], key: str, thresholds: Sequence[float]) -> dict[st
     return {f"{limit:g}": float(100.0 * (values >= limit).mean()) for limit in thresholds}
 
 
-def _by_prompt(rows: Sequence[Row], key: str) -> list[list[float]]:
+def _by_subject(rows: Sequence[Row], key: str) -> list[list[float]]:
     clusters: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row[key] is not None:
-            clusters[row["prompt_id"]].append(row[key])
+            clusters[subject(row)].append(row[key])
     return list(clusters.values())
+
+
+def _counts(rows: Sequence[Row], clusters: Sequence[Sequence[float]]) -> dict[str, int]:
+    n = sum(map(len, clusters))
+    return {"n": n, "prompts": len(clusters), "invalid": len(rows) - n}
 
 
 class Pairs(NamedTuple):
@@ -82,10 +99,18 @@ class Pairs(NamedTuple):
         """Pair A's rows with B's.
 
         Raises:
-            UserError: The two have no clip in common, or one has two rows for a clip.
+            UserError: The two have no clip in common, one has two rows for a clip, or a clip of
+                one is of another caption than the clip of that name in the other.
         """
         a, b = _by_clip(rows_a), _by_clip(rows_b)
         both = sorted(a.keys() & b.keys())
+        for clip in both:
+            if subject(a[clip]) != subject(b[clip]):
+                raise UserError(
+                    f"The prompt {clip[0]!r} is {subject(b[clip])[:80]!r} in one of the two sets "
+                    f"and {subject(a[clip])[:80]!r} in the other; a comparison needs the same "
+                    "prompts. Generate both from the same list."
+                )
         if not both:
             raise UserError(
                 f"Found no clip in both of the two sets ({len(a)} and {len(b)} clips); a "
@@ -108,46 +133,55 @@ class Pairs(NamedTuple):
     def flag(self, key: str) -> dict[str, Any]:
         """B minus A for a flag.
 
-        McNemar's test assumes independent pairs, so each sample number has a test of its own, and p
-        is the smallest of their p-values after Holm's adjustment.
+        McNemar's test assumes independent pairs, so it is done for each sample number alone, and p
+        is the smallest of those p-values after Holm's adjustment. Where a sample number has several
+        clips of a caption, p is that of flipping the signs of whole captions; see `sign_flip`.
 
         Returns:
             The values that `mean` returns, in percentage points; only_a and only_b, the numbers of
             pairs in which the flag is set on that side alone; and p.
         """
+        valid = self._valid(key)
         discordant: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-        for a, b in self._valid(key):
+        for a, b in valid:
             discordant[a["k"]][0] += bool(a[key]) and not b[key]
             discordant[a["k"]][1] += bool(b[key]) and not a[key]
+        if len({(subject(a), a["k"]) for a, _ in valid}) == len(valid):
+            p = min(holm([mcnemar_exact(*pair) for pair in discordant.values()]))
+        else:
+            p = sign_flip(self._clusters(key, 100.0))
         return self._difference(key, 100.0) | {
             "only_a": sum(only_a for only_a, _ in discordant.values()),
             "only_b": sum(only_b for _, only_b in discordant.values()),
-            "p": min(holm([mcnemar_exact(*pair) for pair in discordant.values()])),
+            "p": p,
         }
 
     def mean(self, key: str) -> dict[str, Any]:
         """B minus A for a value.
 
         Returns:
-            difference; low and high, its 95 % bootstrap interval over prompts; n, the number of
-            valid pairs; prompts, the number of their prompts; and invalid, the number of pairs in
-            which either value is None.
+            difference; low and high, its 95 % bootstrap interval over captions; n, the number of
+            valid pairs; prompts, the number of captions that they are of; and invalid, the number
+            of pairs in which either value is None.
         """
         return self._difference(key, 1.0)
 
     def _valid(self, key: str) -> list[tuple[Row, Row]]:
         return [(a, b) for a, b in self.pairs if a[key] is not None and b[key] is not None]
 
-    def _difference(self, key: str, unit: float) -> dict[str, Any]:
-        valid = self._valid(key)
+    def _clusters(self, key: str, unit: float) -> list[list[float]]:
+        """The differences of the pairs of each caption."""
         clusters: dict[str, list[float]] = defaultdict(list)
-        for a, b in valid:
-            clusters[a["prompt_id"]].append(unit * (float(b[key]) - float(a[key])))
-        low, high = paired_bootstrap(list(clusters.values()))
-        difference = sum(map(sum, clusters.values())) / len(valid)
-        invalid = len(self.pairs) - len(valid)
-        counts = {"n": len(valid), "prompts": len(clusters), "invalid": invalid}
-        return {"difference": difference, "low": low, "high": high, **counts}
+        for a, b in self._valid(key):
+            clusters[subject(a)].append(unit * (float(b[key]) - float(a[key])))
+        return list(clusters.values())
+
+    def _difference(self, key: str, unit: float) -> dict[str, Any]:
+        clusters = self._clusters(key, unit)
+        low, high = paired_bootstrap(clusters)
+        n = sum(map(len, clusters))
+        counts = {"n": n, "prompts": len(clusters), "invalid": len(self.pairs) - n}
+        return {"difference": sum(map(sum, clusters)) / n, "low": low, "high": high, **counts}
 
 
 def _by_clip(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:

@@ -13,7 +13,7 @@ from videorepa.artifacts.clips import Key, clip_digest, readable_clips
 from videorepa.artifacts.reading import first_fault
 from videorepa.artifacts.scores import Comparison, Row, Scores, Summary, score_folder
 from videorepa.errors import UserError
-from videorepa.evaluation.pairs import adjust
+from videorepa.evaluation.pairs import adjust, subject
 from videorepa.evaluation.statistics import mcnemar_exact, paired_bootstrap, wilson
 from videorepa.system.files import read_bytes, short_name
 from videorepa.system.wording import count
@@ -76,10 +76,10 @@ class Ratings(BaseModel):
 def rated(videos: Path, against: Path, ratings: Sequence[Path], out: Path | None = None) -> Scores:
     """Measure how often raters prefer clips to another model's clips of the same prompts.
 
-    A prompt counts once, however many raters and samples it has: for the side that more of its
-    ratings prefer, or as even. For each question the metric is the share of prompts won among those
-    that are not even, with Wilson's interval. The difference is prompts won minus prompts lost, in
-    percent of all prompts, with its bootstrap interval over prompts and the exact binomial p-value
+    A prompt counts once, however many raters, samples and ids it has: for the side that more of its
+    ratings prefer, or as even. The metric is, for each question, the share of prompts won among
+    those that are not even, with Wilson's interval. The difference is prompts won minus prompts
+    lost, in percent of all prompts, with its bootstrap over prompts and the exact binomial p-value
     of won against lost.
 
     Args:
@@ -96,6 +96,7 @@ def rated(videos: Path, against: Path, ratings: Sequence[Path], out: Path | None
     if not ratings:
         raise UserError("There are no ratings. Give files that a report's page saved.")
     out = out or score_folder(videos, "rated")
+    captions = {key: clip.caption for key, clip in readable_clips(videos).items()}
     ours, theirs = _digests(videos), _digests(against)
     rows: list[Row] = []
     rated_in: dict[tuple[Any, ...], Path] = {}
@@ -114,7 +115,8 @@ def rated(videos: Path, against: Path, ratings: Sequence[Path], out: Path | None
                     f"twice (in {rated_in[key]} and {path}). Give only the last file of each rater."
                 )
             rated_in[key] = path
-            rows.append(row | {"rater": file.rater, "file": path.name})
+            caption = captions[rating.prompt_id, rating.k]
+            rows.append(row | {"rater": file.rater, "file": path.name, "caption": caption})
     if not rows:
         raise UserError(
             f"None of the {others} ratings are of clips in {videos} and {against}. A rating is "
@@ -179,7 +181,7 @@ def _metrics(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         balance: dict[str, int] = defaultdict(int)
         for row in rows:
             if row["question"] == question:
-                balance[row["prompt_id"]] += {True: 1, False: -1, None: 0}[row["preferred"]]
+                balance[subject(row)] += {True: 1, False: -1, None: 0}[row["preferred"]]
         if not balance:
             continue
         won = sum(value > 0 for value in balance.values())

@@ -25,6 +25,39 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return _interval(successes, n, confidence, "wilson")
 
 
+def wilson_of_clusters(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, with the number of trials that clusters are worth.
+
+    Trials of a cluster, such as clips of one caption, are alike, so n trials are worth fewer
+    independent ones: p (1 - p) / v, where v = sum_i (successes_i - p n_i)^2 / n^2 is the variance
+    of the share over clusters i of n_i trials. That is n for clusters of one trial each, and the
+    number of clusters if the trials of each are equal. It is held between these two.
+
+    Args:
+        clusters: The outcomes of each cluster, 1 or 0.
+
+    Returns:
+        Two fractions in [0, 1]; (0, 1) without trials.
+    """
+    filled = [cluster for cluster in clusters if len(cluster)]
+    successes = np.array([sum(cluster) for cluster in filled], float)
+    sizes = np.array([len(cluster) for cluster in filled], float)
+    n = sizes.sum()
+    if not n:
+        return 0.0, 1.0
+    share = successes.sum() / n
+    variance = np.square(successes - share * sizes).sum() / n**2
+    # Equal clusters tell nothing of how much their trials are alike.
+    worth = share * (1 - share) / variance if variance else 0.0
+    worth = min(max(worth, len(filled)), n)
+    z = stats.norm.ppf(0.975)
+    centre = share + z**2 / (2 * worth)
+    reach = z * np.sqrt(share * (1 - share) / worth + z**2 / (4 * worth**2))
+    ends = np.array([centre - reach, centre + reach]) / (1 + z**2 / worth)
+    low, high = ends.clip(0, 1)
+    return float(low), float(high)
+
+
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact interval of a share, which covers it with a probability of `confidence` or more.
 
@@ -114,9 +147,9 @@ def sign_flip(
 ) -> float:
     """Two-sided p-value of a mean difference, by flipping the signs of random clusters.
 
-    If two models do not differ, a prompt's differences could equally well have the opposite signs.
-    p is the share of draws whose mean is at least as far from 0 as the observed one, which counts
-    as a draw too. Unlike McNemar's test, this allows several pairs per prompt.
+    If two models do not differ, a cluster's differences could equally well have the opposite signs.
+    p is the share of draws whose mean is at least as far from 0 as the observed one, which counts as
+    a draw too. Unlike McNemar's test, this allows several pairs per cluster.
 
     Args:
         differences_by_cluster: The differences of each prompt over all of its seeds.

@@ -24,7 +24,9 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
             "are missing": summary.missing,
             "are left over and not counted": summary.left_over,
         }
-        notes = [f"{len(clips)} clips {what}" for what, clips in problems.items() if clips]
+        fewer = [m.prompts for m in summary.metrics.values() if m.prompts and m.prompts < summary.n]
+        notes = [f"of {max(fewer)} different prompts"] if fewer else []
+        notes += [f"{len(clips)} clips {what}" for what, clips in problems.items() if clips]
         note = f"  ({', '.join(notes)})" if notes else ""
         lines.append(f"{name:10s} n={summary.n:<4d} {_values(summary.metrics)}{note}")
         if by_scenario:

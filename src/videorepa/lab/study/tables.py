@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from videorepa.errors import UserError
-from videorepa.evaluation.statistics import holm, paired_bootstrap, sign_flip, wilson
+from videorepa.evaluation.pairs import share
+from videorepa.evaluation.statistics import holm, paired_bootstrap, sign_flip
 from videorepa.lab.study.recipe import BASE, StudyRecipe
 from videorepa.system.files import check_is_file, csv_text
 
@@ -185,7 +186,7 @@ class ArmTable:
         cells = {"arm": name, "what it is": arm.about if arm else "the model all start from"}
         cells["clips"] = str(len(rows))
         for title, score in zip(("SA", "PC", "joint"), SCORES, strict=True):
-            cells[title] = _share([bool(row[score]) for row in rows])
+            cells[title] = _share(rows, score)
         checks, violation, motion = (np.mean([row[key] for row in rows]) for key in MEASURED)
         cells |= {"checks": f"{100 * checks:.1f}", "violation": f"{violation:.3f}"}
         cells["motion, px"] = f"{motion:.1f}"
@@ -264,9 +265,9 @@ def _clip(row: Row) -> tuple[str, int]:
     return row["prompt_id"], row["seed"]
 
 
-def _share(passed: Sequence[bool]) -> str:
-    low, high = wilson(sum(passed), len(passed))
-    return f"{100 * np.mean(passed):.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+def _share(rows: Sequence[Row], score: str) -> str:
+    of = share(rows, score)
+    return f"{of['percent']:.1f} [{of['low']:.0f}, {of['high']:.0f}]"
 
 
 def _points(d: ArmDifference) -> str:
@@ -294,6 +295,6 @@ def _curve(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
     lines = ["| arm | step | clips | SA | PC | joint |", "|---|---|---|---|---|---|"]
     for arm, by_step in on_the_way(recipe, rows).items():
         for step, scored in by_step.items():
-            shares = (_share([bool(row[score]) for row in scored]) for score in SCORES)
+            shares = (_share(scored, score) for score in SCORES)
             lines.append(f"| {arm} | {step} | {len(scored)} | {' | '.join(shares)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
