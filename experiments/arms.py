@@ -29,8 +29,7 @@ import torch
 
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Text
-from videorepa.data.cache import Cache
-from videorepa.data.source import open_source
+from videorepa.data.loader import PreparedClips
 from videorepa.data.video import read_all
 from videorepa.lab.study.arms import clips_folder, run_folder
 from videorepa.lab.study.recipe import BASE, StudyRecipe
@@ -53,10 +52,9 @@ class HeldOut:
         world = f"data.lab={{clips: {clips}, seed: 901}}"
         self.recipe = recipe.override(world, f"data.cache={cache}")
         prepare(self.recipe)
-        stored = Cache(self.recipe)
+        prepared = PreparedClips(self.recipe)
         self.base = self.recipe.backbone.load(("transformer",), torch.device("cpu"), torch.float32)
-        items = stored.ready(open_source(self.recipe.data).items)
-        read = [stored.read_clip(item) for item in items]
+        read = [prepared.cache.read_clip(clip) for clip in prepared.clips]
         self.latents = torch.cat(
             [
                 self.base.latents(moments[None], torch.Generator().manual_seed(number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from conftest import tree, write_clips
 from videorepa.artifacts.clips import Sidecar, clips_of, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.data.cache import Cache
+from videorepa.data.digests import Digests
 from videorepa.data.manifest import Prompt
-from videorepa.data.source import open_source
+from videorepa.data.source import ManifestSource, open_source
 from videorepa.errors import UserError
 from videorepa.export import export
 from videorepa.generate import generate
@@ -142,9 +144,9 @@ def test_only_what_the_cache_lacks_is_made_and_equals_what_is_made_in_one_go(
     cache._file(cache.clips, items[3]).unlink()
     made, found, loaded, ran = prepared_again()
     assert (made, found) == (2, 3)
-    assert loaded == ["videomae", "pixels", "vae", "text_encoder"]
-    # The first chunk's colours alone, and all of the second chunk.
-    assert ran == ["pixels", "videomae", "pixels", "encode_video", "encode_text"]
+    assert loaded == ["pixels", "vae", "text_encoder"]
+    # The first chunk's colours, and the second chunk's latents and text.
+    assert ran == ["pixels", "encode_video", "encode_text"]
     (both.data.cache / "empty-caption.safetensors").unlink()
     assert prepared_again() == (0, 5, ["text_encoder"], ["encode_text"])
     assert prepared_again() == (0, 5, [], [])
@@ -154,13 +156,35 @@ def test_only_what_the_cache_lacks_is_made_and_equals_what_is_made_in_one_go(
     "change",
     ["data.height=32", "data.frames=5 encoder.frames=4", "backbone.weights={rotary}"],
 )
-def test_a_cache_of_another_kind_is_refused(prepared: Recipe, twins, change: str) -> None:
+def test_a_cache_of_another_clip_size_or_model_is_refused(
+    prepared: Recipe, twins, change: str
+) -> None:
     other = shutil.copytree(twins["rotary"], prepared.data.cache.parent / "other")
     vae = next((other / "vae").glob("*.safetensors"))
     vae.write_bytes(vae.read_bytes()[:-1] + b"\x01")
     changes = change.format(rotary=other).split(" ")
     with pytest.raises(UserError, match="was made otherwise"):
         Cache(prepared.override(*changes))
+
+
+def test_a_cache_of_another_precision_reader_or_format_is_refused(
+    recipe: Recipe, monkeypatch
+) -> None:
+    half = recipe.override("train.precision=auto")
+    Cache(half, encoded_in=torch.bfloat16)
+    Cache(half)  # What is the fastest may differ where it is trained.
+    with pytest.raises(UserError, match=r"precision \(cache bfloat16, recipe float32\)"):
+        Cache(recipe)
+    with pytest.raises(UserError, match=r"precision \(cache bfloat16, recipe float32\)"):
+        Cache(half, encoded_in=torch.float32)
+    with monkeypatch.context() as patched:
+        patched.setattr("videorepa.data.cache.READER", 1)
+        with pytest.raises(UserError, match=r"reader \(cache 2, recipe 1\)"):
+            Cache(half)
+    path = recipe.data.cache / "fingerprint.json"
+    path.write_text(json.dumps({"format": 2}))
+    with pytest.raises(UserError, match=r"its format is 2, expected 3.*prepare again"):
+        Cache(half)
 
 
 def test_checkpoints_that_share_a_vae_share_a_cache(prepared: Recipe, twins) -> None:
@@ -201,15 +225,121 @@ def test_a_larger_checkpoint_trains_on_the_smaller_ones_cache(
         prepare(sharing.override(f"backbone.weights={longer}"))
 
 
-def test_a_changed_caption_or_video_is_refused(twins, tmp_path: Path, recipe: Recipe) -> None:
-    manifest = write_clips(tmp_path / "own", count=2)
-    own = recipe.override(f"data.manifest={manifest}")
+def test_a_changed_caption_makes_that_clips_text_alone_again(
+    recipe: Recipe, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    manifest = write_clips(tmp_path / "own", count=3)
+    own = recipe.override(f"data.manifest={manifest}", "data.prepare_batch=2")
     prepare(own)
     manifest.write_text(manifest.read_text().replace("number 1", "number one"))
-    with pytest.raises(UserError, match=r"clip1\.mp4.*has changed"):
-        prepare(own)
-    with pytest.raises(UserError, match=r"caption of clip 'clip1\.mp4'"):
+    with pytest.raises(UserError, match=r"1 of 3 clips .*'clip1\.mp4': its caption has changed"):
         train(own, tmp_path / "run")
+    capsys.readouterr()
+    spy = Spy(monkeypatch, own)
+    assert prepare(own).made == 1
+    assert (spy.loaded, spy.ran) == (["text_encoder"], ["encode_text"])
+    assert "1 clip changed" in capsys.readouterr().err
+    fresh = own.override(f"data.cache={tmp_path / 'fresh'}")
+    prepare(fresh)
+    assert tree(own.data.cache) == tree(fresh.data.cache)
+
+
+def test_a_replaced_video_is_refused_until_it_is_prepared_again(
+    recipe: Recipe, tmp_path: Path, capsys
+) -> None:
+    manifest = write_clips(tmp_path / "own", count=3)
+    pixels = {"name": "pixels", "weights": "none", "frames": 8, "height": 16, "width": 16}
+    term = recipe.model_dump(mode="json")["align"]
+    two_terms = json.dumps([term, term | {"name": "colours", "encoder": pixels | {"patch": 8}}])
+    own = recipe.override(f"data.manifest={manifest}", "optim.steps=1")
+    both = own.override(f"align={two_terms}")
+    prepare(both)
+    one, two = (manifest.with_name(f"clip{number}.mp4") for number in (1, 2))
+    one.touch()
+    two.rename(tmp_path / "away.mp4")  # Once they are prepared, videos are not needed.
+    train(own, tmp_path / "run")
+    (tmp_path / "away.mp4").rename(two)
+    times = one.stat()
+    shutil.copy(two, one)
+    os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match=r"1 of 3 clips .*'clip1\.mp4': its video has changed"):
+        train(own, tmp_path / "other")
+    # What another recipe of the same cache needs is stale too, and found to be when it is needed.
+    assert [prepare(own).made, prepare(own).made, prepare(both).made] == [1, 0, 1]
+    fresh = both.override(f"data.cache={tmp_path / 'fresh'}")
+    prepare(fresh)
+    assert tree(own.data.cache) == tree(fresh.data.cache)
+
+
+def test_a_resumed_run_sees_the_clips_that_it_began_with(
+    recipe: Recipe, tmp_path: Path, capsys
+) -> None:
+    manifest = write_clips(tmp_path / "own", count=4)
+    four = manifest.read_text()
+    three = four.rpartition("clip3")[0]
+    own = recipe.override(f"data.manifest={manifest}", "optim.steps=4")
+    for text, says in (
+        (four, "began with 3 clips, and now there are 4"),
+        (three.replace("number 1", "number one"), "began with other captions"),
+        (three.replace("clip2.mp4", "clip3.mp4"), "began with other ids and videos"),
+    ):
+        manifest.write_text(three)
+        prepare(own)
+        run = train(own, tmp_path / "run")
+        shutil.rmtree(run.checkpoints / "step-00000004", ignore_errors=True)
+        manifest.write_text(text)
+        prepare(own)
+        with pytest.raises(UserError, match=says):
+            train(own, tmp_path / "run")
+    (run.path / "clips.json").unlink()
+    capsys.readouterr()
+    train(own, tmp_path / "run")
+    assert "began with an earlier version" in " ".join(capsys.readouterr().err.split())
+
+
+def test_training_says_which_clips_failed_in_prepare(
+    recipe: Recipe, tmp_path: Path, capsys
+) -> None:
+    manifest = write_clips(tmp_path / "own", count=3)
+    for number in (1, 2):
+        manifest.with_name(f"clip{number}.mp4").write_bytes(b"")
+    own = recipe.override(f"data.manifest={manifest}", "optim.steps=1")
+    prepare(own)
+    capsys.readouterr()
+    train(own, tmp_path / "run")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 3 clips failed in `prepare`. The first is 'clip1.mp4': " in said
+    assert "is empty" in said
+
+
+def test_digests_are_remembered_by_size_and_time(recipe: Recipe, tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path / "own", count=3)
+    own = recipe.override(f"data.manifest={manifest}")
+
+    class Counting(ManifestSource):
+        digested: list[int]
+
+        def digest(self, index: int) -> str:
+            self.digested.append(index)
+            return super().digest(index)
+
+    def digested() -> list[int]:
+        source = Counting(own.data)
+        source.digested = []
+        digests = Digests(source, tmp_path / "digests.json")
+        found = [digests.of(number) for number in range(3)]
+        digests.keep()
+        assert found == [super(Counting, source).digest(number) for number in range(3)]
+        return source.digested
+
+    assert digested() == [0, 1, 2]
+    assert digested() == []
+    manifest.with_name("clip1.mp4").touch()
+    assert digested() == [1]
+    (tmp_path / "digests.json").write_text('{"clip0.mp4": [1, 2, 3')
+    assert digested() == [0, 1, 2]
+    (tmp_path / "digests.json").write_text('{"clip0.mp4": 1, "clip1.mp4": []}')
+    assert digested() == [0, 1, 2]
 
 
 def test_training_lowers_the_alignment_loss_and_logs_all_of_it(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from videorepa.align.contract import check
 from videorepa.backbones import Part, Text
-from videorepa.data.cache import Cache
-from videorepa.data.source import SourceClip, open_source
+from videorepa.data.cache import Cache, Lacks, Record
+from videorepa.data.digests import Digests
+from videorepa.data.source import ClipSource, SourceClip, open_source
 from videorepa.data.video import to_video
-from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
 from videorepa.system.checks import check_finite, check_shard
 from videorepa.system.device import compute_dtype, pick_device
-from videorepa.system.progress import track
+from videorepa.system.progress import console, track
+from videorepa.system.wording import count
+
+Fail = Callable[[SourceClip, ClipError], None]
+"""Notes that a clip cannot be used, and why."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +42,18 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _ClipWork:
-    """A readable clip of the source, and the parts of it that the cache lacks.
+    """A readable clip of the source, and the parts of it that have to be made.
 
     Attributes:
       number: The clip's index in the source.
+      record: What it is made from.
+      lacks: Why they have to be.
     """
 
     number: int
-    item: SourceClip
-    digest: str
-    lacks_latents: bool
-    lacks_features: tuple[EncoderSpec, ...]
-
-    @property
-    def is_complete(self) -> bool:
-        return not (self.lacks_latents or self.lacks_features)
+    clip: SourceClip
+    record: Record
+    lacks: Lacks
 
 
 def prepare(
@@ -61,10 +64,10 @@ def prepare(
 ) -> Prepared:
     """Fill the recipe's cache with the parts that it lacks.
 
-    A clip's parts are its latents with its text embeddings, and the features of each encoder whose
-    `align.teacher` is "cached". Only the models that make missing parts are loaded. A clip that
-    cannot be used is reported in the result and in the cache's `failures`, and the others are
-    still prepared.
+    A clip's parts are its latents, its caption's text embeddings, and the features of each encoder
+    whose `align.teacher` is "cached". Parts whose video or caption has changed are made again. Only
+    the models that make missing parts are loaded. A clip that cannot be used is reported in the
+    result and in the cache's `failures`, and the others are still prepared.
 
     Args:
       recipe: Names the clips, the models and the cache.
@@ -73,110 +76,129 @@ def prepare(
       device: Where the models run; by default the first GPU, or the CPU.
 
     Raises:
-      UserError: The cache was made with other models or from other clips, or the recipe cannot
-        work.
+      UserError: The cache was made with other models or in another precision, or the recipe
+        cannot work.
     """
     check_shard(shard)
     check(recipe)  # Refuses what cannot work, before anything is made.
+    where = pick_device(device)
+    dtype = compute_dtype(recipe.train.precision, where)
     source = open_source(recipe.data)
-    cache = Cache(recipe, create=True)
+    cache = Cache(recipe, encoded_in=dtype)
     failed: dict[str, str] = {}
 
-    def fail(item: SourceClip, error: ClipError) -> None:
-        failed[item.id] = str(error)
-        cache.note_failure(item, str(error))
+    def fail(clip: SourceClip, error: ClipError) -> None:
+        failed[clip.id] = str(error)
+        cache.note_failure(clip, str(error))
 
     # A chunk always has the same clips and is encoded whole, even if it lacks only one part: a
     # clip's bits depend on the others in its batch, and must not depend on interruptions.
-    size, (index, count) = recipe.data.prepare_batch, shard
-    starts = range(0, len(source.items), size)[index::count]
-    todo: list[list[_ClipWork]] = []
-    complete = 0
-    for start in starts:
-        chunk: list[_ClipWork] = []
-        for number, item in enumerate(source.items[start : start + size], start):
-            try:
-                chunk.append(_look_up(cache, number, item, source.digest(number)))
-            except ClipError as error:
-                fail(item, error)
-        for clip in chunk:
-            if clip.is_complete:
-                complete += 1
-                cache.clear_failure(clip.item)
-        if not all(clip.is_complete for clip in chunk):
-            todo.append(chunk)
+    size, (index, shards) = recipe.data.prepare_batch, shard
+    starts = range(0, len(source.items), size)[index::shards]
+    chunks = _look_up(source, cache, [range(len(source.items))[s : s + size] for s in starts], fail)
+    todo = [chunk for chunk in chunks if any(work.lacks for work in chunk)]
+    complete = sum(not work.lacks for chunk in chunks for work in chunk)
     if not todo and (cache.has_empty_caption() or not complete):
         return Prepared(0, complete, failed)
 
-    where = pick_device(device)
-    dtype = compute_dtype(recipe.train.precision, where)
-    lacking = [clip for chunk in todo for clip in chunk]
+    lacking = [work.lacks for chunk in todo for work in chunk]
     encoders = {
         spec: spec.load(where, dtype)
         for spec in recipe.stored_encoders
-        if any(spec in clip.lacks_features for clip in lacking)
+        if any(spec in lacks.features for lacks in lacking)
     }
-    parts: tuple[Part, ...] = ()
-    if any(clip.lacks_latents for clip in lacking):
-        parts = ("vae", "text_encoder")
-    elif not cache.has_empty_caption():
-        parts = ("text_encoder",)
+    parts: list[Part] = ["vae"] if any(lacks.latents for lacks in lacking) else []
+    if any(lacks.text for lacks in lacking) or not cache.has_empty_caption():
+        parts.append("text_encoder")
     backbone = recipe.backbone.preparing.load(parts, where, dtype) if parts else None
     if backbone is not None and not cache.has_empty_caption():
         cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
 
     made = 0
     for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
-        clips: list[_ClipWork] = []
-        frames: list[np.ndarray] = []
-        for clip in chunk:
-            try:
-                frames.append(source.frames(clip.number))
-                clips.append(clip)
-            except ClipError as error:
-                fail(clip.item, error)
-        if not clips:
-            continue
-        video = to_video(np.stack(frames))
-        # Features come first: a clip whose latents are there has had its content checked.
+        works, video = chunk, None
+        if any(work.lacks.latents or work.lacks.features for work in chunk):
+            works, video = _read(source, chunk, fail)
         for spec, encoder in encoders.items():
-            if any(spec in clip.lacks_features for clip in clips):
+            if any(spec in work.lacks.features for work in works):
                 grid = encoder(video)
-                for row, clip in enumerate(clips):
-                    if spec in clip.lacks_features:
+                for row, work in enumerate(works):
+                    if spec in work.lacks.features:
                         features = grid.sample(row)
-                        what = f"The features that {spec.name} gives of the clip {clip.item.id!r}"
+                        what = f"The features that {spec.name} gives of the clip {work.clip.id!r}"
                         check_finite(what, features.tokens)
-                        cache.write_features(clip.item, spec, features)
-        if backbone is not None and any(clip.lacks_latents for clip in clips):
-            moments = backbone.encode_video(video)
-            texts = backbone.encode_text([clip.item.caption for clip in clips])
-            for row, clip in enumerate(clips):
+                        cache.write_features(work.record, spec, features)
+        if backbone is not None and any(work.lacks.text for work in works):
+            latents = None
+            if video is not None and any(work.lacks.latents for work in works):
+                latents = backbone.encode_video(video)
+            texts = backbone.encode_text([work.clip.caption for work in works])
+            for row, work in enumerate(works):
+                if not work.lacks.text:
+                    continue
                 text = _one(texts, row)
-                what = f"The latents or text embeddings of the clip {clip.item.id!r}"
-                check_finite(what, moments[row], *text.values())
-                if clip.lacks_latents:
-                    cache.write_clip(clip.item, clip.digest, moments[row], text)
-        for clip in clips:
-            if not clip.is_complete:
+                if work.lacks.latents:
+                    assert latents is not None
+                    moments = latents[row]
+                else:
+                    moments, _ = cache.read_clip(work.clip)
+                what = f"The latents or text embeddings of the clip {work.clip.id!r}"
+                check_finite(what, moments, *text.values())
+                cache.write_clip(work.record, moments, text)
+        for work in works:
+            if work.lacks:
                 made += 1
-                cache.clear_failure(clip.item)
+                cache.clear_failure(work.clip)
     return Prepared(made, complete, failed)
 
 
-def _look_up(cache: Cache, number: int, item: SourceClip, digest: str) -> _ClipWork:
-    """See which parts of a clip the cache lacks.
+def _look_up(
+    source: ClipSource, cache: Cache, chunks: Sequence[range], fail: Fail
+) -> list[list[_ClipWork]]:
+    """See which parts the cache lacks of the readable clips in chunks of the source."""
+    works: list[list[_ClipWork]] = []
+    changed: dict[str, str] = {}
+    digests = Digests(source, cache.digests)
+    try:
+        for numbers in track(chunks, "check the clips"):
+            works.append([])
+            for number in numbers:
+                clip = source.items[number]
+                try:
+                    record = Record(clip.id, clip.caption, digests.of(number))
+                except ClipError as error:
+                    fail(clip, error)
+                    continue
+                before, lacks = cache.look_up(clip, record.source)
+                works[-1].append(_ClipWork(number, clip, record, lacks))
+                if not lacks:
+                    cache.clear_failure(clip)
+                elif before and lacks.text:
+                    changed[clip.id] = lacks.text
+    finally:
+        digests.keep()
+    if changed:
+        name, reason = next(iter(changed.items()))
+        console.print(
+            f"{count(len(changed), 'clip')} changed and will be made again. The first is {name!r}: "
+            f"{reason}.",
+            markup=False,
+        )
+    return works
 
-    Only the file of the latents records the content that it was made from. Without it nobody can
-    tell whether the features are of the same content, so they are made again.
-    """
-    lacks_latents = not cache.has_clip(item, digest)
-    lacks_features = tuple(
-        encoder
-        for encoder in cache.features
-        if lacks_latents or not cache.has_features(item, encoder)
-    )
-    return _ClipWork(number, item, digest, lacks_latents, lacks_features)
+
+def _read(
+    source: ClipSource, chunk: Sequence[_ClipWork], fail: Fail
+) -> tuple[list[_ClipWork], Tensor | None]:
+    """Read the videos of a chunk: those that can be read, and their frames, None if none can."""
+    works, frames = [], []
+    for work in chunk:
+        try:
+            frames.append(source.frames(work.number))
+            works.append(work)
+        except ClipError as error:
+            fail(work.clip, error)
+    return works, to_video(np.stack(frames)) if frames else None
 
 
 def _one(texts: Text, row: int) -> Text:

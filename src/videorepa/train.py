@@ -13,7 +13,7 @@ from videorepa.align.contract import check
 from videorepa.artifacts import checkpoint
 from videorepa.artifacts.checkpoint import Checkpoint
 from videorepa.artifacts.run import Run
-from videorepa.data.loader import Loader
+from videorepa.data.loader import Loader, PreparedClips
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
@@ -39,18 +39,20 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
       device: Where to train; by default the first GPU, or the CPU.
 
     Raises:
-      UserError: The folder holds something else, the cache does not fit, the recipe cannot work, or
-        a loss or gradient is not finite, in which case the message names the step.
+      UserError: The folder holds something else, the cache does not fit the recipe or its clips,
+        the run began with other clips, the recipe cannot work, or a loss or gradient is not
+        finite, in which case the message names the step.
     """
     check(recipe)  # Refuses what cannot work, before anything is made.
     workers = join_workers(recipe, device)
-    run, resumed = _begin(recipe, out, workers)
+    prepared = PreparedClips(recipe, shown=workers.is_first)
+    run, resumed = _begin(recipe, out, workers, prepared)
     start = resumed.step if resumed else 0
     student = Student(recipe, workers.device)
     # It samples the base model's clips, so it comes before the checkpoint is loaded.
     validate = validation(recipe, run, student, workers, resumed is not None)
     training = Training(recipe, workers, student, resumed)
-    loader = Loader(recipe, student.backbone, workers.device)
+    loader = Loader(recipe, prepared, student.backbone, workers.device)
     write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim
 
@@ -98,7 +100,9 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     return run
 
 
-def _begin(recipe: Recipe, out: Path, workers: Alone) -> tuple[Run, Checkpoint | None]:
+def _begin(
+    recipe: Recipe, out: Path, workers: Alone, prepared: PreparedClips
+) -> tuple[Run, Checkpoint | None]:
     """Open the run's folder, with the checkpoint to resume from if there is one.
 
     The first process makes the folder, chooses the checkpoint, and cuts from the log the steps that
@@ -110,6 +114,9 @@ def _begin(recipe: Recipe, out: Path, workers: Alone) -> tuple[Run, Checkpoint |
         return run, checkpoint.at(run.checkpoints, step) if step else None
     run = Run.begin(out, recipe)
     resumed = run.newest()
+    run.record_clips(prepared.contents, resumed is not None)
+    if prepared.failed:
+        console.print(f"{prepared.failures}. The training goes without them.", markup=False)
     run.cut_log(resumed.step if resumed else 0)
     if resumed:
         _check_batch(recipe.optim, resumed, workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from videorepa.recipe import Recipe
 from videorepa.settings.section import read_values
 from videorepa.system.environment import environment
 from videorepa.system.files import atomic_write, is_vacant, read_text, sweep
+from videorepa.system.progress import console
+from videorepa.system.wording import listed
 
 FREE_TO_CHANGE = (
     "about",
@@ -134,6 +137,37 @@ class Run:
         """Versions and machine of the latest training process; {} if they were not recorded."""
         path = self.path / "environment.json"
         return json_object(path) if path.is_file() else {}
+
+    def record_clips(self, contents: Mapping[str, Any], resumed: bool) -> None:
+        """Record which clips the run trains on.
+
+        Args:
+            contents: Their count, and a digest each of their ids, captions and videos.
+            resumed: Whether the run goes on from a checkpoint.
+
+        Raises:
+            UserError: It goes on, and began with other clips: it would take them in another order.
+        """
+        path = self.path / "clips.json"
+        if resumed and path.exists():
+            before = json_object(path)
+            changed = differences(before, contents)
+            if changed:
+                counts = f"{before.get('count')} clips, and now there are {contents['count']}"
+                what = counts if "count" in changed else f"other {listed(changed)}"
+                raise UserError(
+                    f"{self.path} began with {what}. A run that goes on has to see the same clips "
+                    "in the same order. Restore them and run `videorepa prepare`, or choose "
+                    "another folder with --out."
+                )
+            return
+        if resumed:
+            console.print(
+                f"There is no {path}: the run began with an earlier version, and whether its clips "
+                "are still the same cannot be told.",
+                markup=False,
+            )
+        atomic_write(path, json.dumps(contents, indent=1))
 
     # The log.
 
@@ -261,8 +295,8 @@ class Run:
 
 
 def differences(a: Any, b: Any, key: str = "") -> list[str]:
-    """Name the values that differ between two nested dictionaries, by their dotted names."""
-    if isinstance(a, dict) and isinstance(b, dict):
+    """Name the values that differ between two nested mappings, by their dotted names."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
         names = sorted(a.keys() | b.keys())
         inner = (differences(a.get(n), b.get(n), f"{key}.{n}" if key else n) for n in names)
         return [name for names in inner for name in names]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from videorepa.backbones import Text
 from videorepa.data.source import SourceClip
+from videorepa.data.video import READER
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
@@ -33,7 +35,7 @@ from videorepa.system.files import (
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
-FORMAT = 2
+FORMAT = 3
 
 EMPTY_CAPTION = "empty-caption.safetensors"
 
@@ -53,31 +55,78 @@ def dequantised(steps: Int8[Tensor, "*n d"], scale: Float[Tensor, "*n"]) -> Floa
     return steps * scale[..., None]
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a clip in the cache was made from.
+
+    Attributes:
+      id: The clip's id.
+      caption: Its caption.
+      source: The digest of its content.
+    """
+
+    id: str
+    caption: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Lacks:
+    """Why parts of a clip have to be made; true if there are any.
+
+    Attributes:
+      latents: Why the latents have to be; "" if they are there.
+      text: Why its caption's text embeddings have to be; "" if they are there.
+      features: Why each encoder's features have to be; without those that are there.
+    """
+
+    latents: str
+    text: str
+    features: dict[EncoderSpec, str]
+
+    def __bool__(self) -> bool:
+        return bool(self.first)
+
+    @property
+    def first(self) -> str:
+        """The first of the reasons; "" if nothing has to be made."""
+        return next(filter(None, (self.latents, self.text, *self.features.values())), "")
+
+
 class Cache:
     """A folder of prepared clips.
 
-    Its `fingerprint.json` records the backbone and the clip size that they were made with. Each
-    teacher's features have a folder of their own, so recipes with different teachers share the
-    rest.
+    Its `fingerprint.json` records what they were made with: the backbone, the clip size, the
+    reader of videos and the precision. Each teacher's features have a folder of their own, so
+    recipes with different teachers share the rest.
 
     Args:
       recipe: Names the folder, the models and the clip size.
-      create: Make the folder if it does not exist.
+      encoded_in: The dtype that clips will be encoded in. The folder is then made if it does not
+        exist. By default clips are only read, and may have been encoded in any precision unless
+        the recipe asks for float32.
 
     Raises:
-      UserError: The folder is no cache, or one of another backbone or clip size.
+      UserError: The folder is no cache, or one that was made with something else.
     """
 
-    def __init__(self, recipe: Recipe, create: bool = False) -> None:
+    def __init__(self, recipe: Recipe, encoded_in: torch.dtype | None = None) -> None:
         self.root = recipe.data.cache
-        data = recipe.data
-        made_with = {
+        data, precision = recipe.data, recipe.train.precision
+        made_with: dict[str, Any] = {
             "format": FORMAT,
+            "reader": READER,
             "clip": {"frames": data.frames, "height": data.height, "width": data.width},
             "backbone": {"name": recipe.backbone.name} | recipe.backbone.preparing.fingerprint(),
         }
+        if encoded_in is not None:
+            made_with["precision"] = str(encoded_in).removeprefix("torch.")
+        elif precision != "auto":
+            made_with["precision"] = precision
+        create = encoded_in is not None
         self._check(made_with, create)
         self.clips, self.failures = self.root / "clips", self.root / "failures"
+        self.digests = self.root / "digests.json"
         self.features = {
             encoder: self.root / f"features8-{encoder.name}-{json_digest(encoder.fingerprint())}"
             for encoder in recipe.stored_encoders
@@ -111,6 +160,12 @@ class Cache:
                 f"{path} is damaged ({error}); it says what the cache was made with. Delete "
                 f"{self.root} and prepare again."
             ) from None
+        if "format" in differing:
+            raise UserError(
+                f"The cache {self.root} was made by another version of videorepa: its format is "
+                f"{before.get('format')}, expected {FORMAT}. Choose another data.cache, or delete "
+                "this one and prepare again."
+            )
         if differing:
             raise UserError(
                 f"The cache {self.root} was made otherwise than this recipe asks; they differ in: "
@@ -120,68 +175,80 @@ class Cache:
                 + ". Choose another data.cache, or delete this one and prepare again."
             )
 
-    def _file(self, folder: Path, item: SourceClip) -> Path:
+    def _file(self, folder: Path, clip: SourceClip | Record) -> Path:
         # An id can be any text, so it cannot be a file's name.
-        return folder / f"{hashlib.sha256(item.id.encode()).hexdigest()[:24]}.safetensors"
+        return folder / f"{hashlib.sha256(clip.id.encode()).hexdigest()[:24]}.safetensors"
 
-    def has_clip(self, item: SourceClip, digest: str) -> bool:
-        """Whether the clip is in the cache. Raises UserError if it was made from other content."""
-        path = self._file(self.clips, item)
-        if not path.exists():
-            return False
-        _, about = _read(path, tensors=False)
-        if about != _about(item, digest):
-            raise UserError(
-                f"The clip {item.id!r} has changed since it was prepared into {self.root}: its "
-                "video or its caption is not the same. Delete the cache, or give the clip a new id."
-            )
-        return True
+    def look_up(self, clip: SourceClip, source: str | None) -> tuple[Record | None, Lacks]:
+        """Find out what a clip in the cache was made from, None if it is not there, and what lacks.
 
-    def write_clip(self, item: SourceClip, digest: str, moments: Tensor, text: Text) -> None:
+        Args:
+          clip: The clip as the source has it now.
+          source: The digest of its content, or None if its video is gone, which cannot differ.
+
+        Raises:
+          UserError: A file is damaged or another clip's.
+        """
+        replaced = "its video has changed"
+        record, latents, text = self._record(clip), "", ""
+        if record is None:
+            latents = text = "it is not there"
+        elif source not in (None, record.source):
+            latents = text = replaced
+        elif clip.caption != record.caption:
+            text = "its caption has changed"
+        features = {}
+        for encoder, folder in self.features.items():
+            about = self._about(folder, clip)
+            if about is None:
+                features[encoder] = f"its features of {encoder.name} are not there"
+            elif about.get("source") != (source or (record and record.source)):
+                features[encoder] = replaced
+        return record, Lacks(latents, text, features)
+
+    def _record(self, clip: SourceClip) -> Record | None:
+        about = self._about(self.clips, clip)
+        try:
+            return None if about is None else Record(**about)
+        except TypeError as error:
+            raise _damaged(self._file(self.clips, clip), error) from None
+
+    def write_clip(self, record: Record, moments: Tensor, text: Text) -> None:
         """Write a clip's latent moments and its text.
 
         Moments are kept in float16: its mantissa is finer than bfloat16's, and latents stay within
         its range. Text embeddings are kept in bfloat16.
 
         Args:
-          item: The clip.
-          digest: Of its content, so that `has_clip` can tell whether it has changed.
+          record: The clip, and what it was made from.
           moments: (2C, t, h, w), mean and log-variance of the latents.
           text: Its caption's tensors.
         """
         tensors = {"moments": moments.to("cpu", torch.float16).contiguous()} | _stored(text)
-        self._write(self._file(self.clips, item), tensors, _about(item, digest))
+        self._write(self._file(self.clips, record), tensors, asdict(record))
 
-    def read_clip(self, item: SourceClip) -> tuple[Tensor, Text]:
-        """Read a clip's moments and text. Raises UserError if absent, stale or damaged."""
-        tensors, about = self._read_item(self.clips, item)
-        if about.get("caption") != item.caption:
-            raise UserError(
-                f"The caption of clip {item.id!r} is not the one the cache was made with. "
-                "Prepare into a new cache."
-            )
+    def read_clip(self, clip: SourceClip) -> tuple[Tensor, Text]:
+        """Read a clip's moments and text. Raises UserError if absent, damaged or another clip's."""
+        tensors, _ = self._read_clip(self.clips, clip)
         return tensors["moments"], _text(tensors)
 
-    def has_features(self, item: SourceClip, encoder: EncoderSpec) -> bool:
-        """Whether an encoder's features of the clip are in the cache."""
-        return self._file(self.features[encoder], item).exists()
-
-    def write_features(self, item: SourceClip, encoder: EncoderSpec, grid: TokenGrid) -> None:
+    def write_features(self, record: Record, encoder: EncoderSpec, grid: TokenGrid) -> None:
         """Write an encoder's features of one clip, in 8 bits.
 
         They take half the space of bfloat16 and change the relation loss by far less than 1 %
         (dev/log.md).
         """
-        about = {"id": item.id, "start": str(grid.start), "stride": str(grid.stride)}
+        about = {"id": record.id, "source": record.source}
+        about |= {"start": grid.start, "stride": grid.stride}
         tokens, scale = quantised(grid.tokens[0].cpu())
         tensors = {"tokens": tokens.contiguous(), "scale": scale.contiguous()}
         if grid.saliency is not None:
             tensors["saliency"] = grid.saliency[0].to("cpu", torch.float16).contiguous()
-        self._write(self._file(self.features[encoder], item), tensors, about)
+        self._write(self._file(self.features[encoder], record), tensors, about)
 
-    def read_features(self, item: SourceClip, encoder: EncoderSpec) -> TokenGrid:
-        """Read an encoder's features of one clip. Raises UserError if absent or damaged."""
-        tensors, about = self._read_item(self.features[encoder], item)
+    def read_features(self, clip: SourceClip, encoder: EncoderSpec) -> TokenGrid:
+        """Read an encoder's features of one clip. Raises UserError as `read_clip` does."""
+        tensors, about = self._read_clip(self.features[encoder], clip)
         tokens = dequantised(tensors["tokens"], tensors["scale"])[None]
         saliency = tensors["saliency"][None].float() if "saliency" in tensors else None
         return TokenGrid(tokens, int(about["start"]), int(about["stride"]), saliency)
@@ -195,49 +262,42 @@ class Cache:
     def read_empty_caption(self) -> Text:
         return _text(_read(self.root / EMPTY_CAPTION)[0])
 
-    def note_failure(self, item: SourceClip, reason: str) -> None:
-        text = json.dumps({"id": item.id, "reason": reason})
-        atomic_write(self._failure(item), text)
+    def note_failure(self, clip: SourceClip, reason: str) -> None:
+        text = json.dumps({"id": clip.id, "reason": reason})
+        atomic_write(self._failure_file(clip), text)
 
-    def clear_failure(self, item: SourceClip) -> None:
-        self._failure(item).unlink(missing_ok=True)
+    def clear_failure(self, clip: SourceClip) -> None:
+        self._failure_file(clip).unlink(missing_ok=True)
 
-    def _failure(self, item: SourceClip) -> Path:
-        return self._file(self.failures, item).with_suffix(".json")
+    def failure(self, clip: SourceClip) -> str | None:
+        """Why `prepare` could not use the clip, or None if it did not fail."""
+        path = self._failure_file(clip)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["reason"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from None
 
-    def ready(self, items: list[SourceClip]) -> list[SourceClip]:
-        """Select the items that can be trained on: those that `prepare` did not report as failed.
+    def _failure_file(self, clip: SourceClip) -> Path:
+        return self._file(self.failures, clip).with_suffix(".json")
 
-        Raises:
-          UserError: One of them is not prepared, or all have failed.
-        """
-        rest = [item for item in items if not self._failure(item).exists()]
-        folders = (self.clips, *self.features.values())
-        missing = [
-            item
-            for item in rest
-            if not all(self._file(folder, item).exists() for folder in folders)
-        ]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(items)} clips are not prepared in {self.root}; the first "
-                f"is {missing[0].id!r}. Run `videorepa prepare` with this recipe; it goes on where "
-                "it stopped."
-            )
-        if not rest:
-            raise UserError(f"All {len(items)} clips failed in `prepare`; see {self.failures}.")
-        return rest
-
-    def _write(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    def _write(self, path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         atomic_write(path, save(tensors, metadata=to_metadata(about)))
 
-    def _read_item(
-        self, folder: Path, item: SourceClip
-    ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        path = self._file(folder, item)
+    def _about(self, folder: Path, clip: SourceClip) -> dict[str, Any] | None:
+        """What the clip's file in a folder is about, or None if there is none."""
+        path = self._file(folder, clip)
+        return _own(path, clip, _read(path, tensors=False)[1]) if path.exists() else None
+
+    def _read_clip(
+        self, folder: Path, clip: SourceClip
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        path = self._file(folder, clip)
         if not path.exists():
-            raise UserError(f"The clip {item.id!r} is not in the cache. Run `videorepa prepare`.")
-        return _read(path)
+            raise UserError(f"The clip {clip.id!r} is not in the cache. Run `videorepa prepare`.")
+        tensors, about = _read(path)
+        return tensors, _own(path, clip, about)
 
 
 def _stored(text: Text) -> dict[str, Tensor]:
@@ -254,16 +314,26 @@ def _text(tensors: dict[str, Tensor]) -> Text:
     return {name.removeprefix(TEXT): tensors[name] for name in names}
 
 
-def _about(item: SourceClip, digest: str) -> dict[str, str]:
-    return {"id": item.id, "caption": item.caption, "source": digest}
+def _own(path: Path, clip: SourceClip, about: dict[str, Any]) -> dict[str, Any]:
+    """What a file is about, if that is the clip it should be. Raises UserError if not."""
+    if about.get("id") != clip.id:
+        raise UserError(
+            f"{path} is of the clip {about.get('id')!r}, expected {clip.id!r}: files were renamed "
+            "or swapped. Delete it and run `videorepa prepare` again."
+        )
+    return about
 
 
-def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             content = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
             return content, from_metadata(file.metadata())
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}). Delete it and run `videorepa prepare` again."
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} cannot be read ({error}). Delete it and run `videorepa prepare` again."
+    )

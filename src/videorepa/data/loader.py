@@ -12,6 +12,7 @@ from torch import Tensor
 
 from videorepa.backbones import Backbone, Text
 from videorepa.data.cache import Cache
+from videorepa.data.digests import Digests
 from videorepa.data.order import clip_index, sample_numbers
 from videorepa.data.source import SourceClip, open_source
 from videorepa.data.video import to_video
@@ -19,6 +20,8 @@ from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype
+from videorepa.system.fingerprint import json_digest
+from videorepa.system.progress import track
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 
@@ -42,30 +45,99 @@ class Batch:
     teachers: dict[EncoderSpec, TokenGrid]
 
 
-class Loader:
-    """Reads a recipe's clips from its cache, and runs its online teachers.
+class PreparedClips:
+    """The clips of a recipe's source that are in its cache, made from what the source has now.
+
+    A video that is gone is not missed: what was made from it cannot be another's.
 
     Args:
-      recipe: Names the clips, the cache and the teachers.
-      backbone: Scales the latents and samples timesteps.
-      device: Where batches go and teachers run.
+      recipe: Names the source and the cache.
+      shown: Whether to show progress.
+
+    Attributes:
+      clips: Those to train on, in the source's order.
+      indices: Where each is in the source, by its id.
+      failed: Why `prepare` could not use the others, by their ids.
+      contents: What a resumed run must find again: how many clips there are, and digests of their
+        ids, captions and videos.
 
     Raises:
-      UserError: The cache is missing or incomplete.
+      UserError: A clip is not in the cache, or was made from another video or caption; or all
+        clips have failed.
     """
 
-    def __init__(self, recipe: Recipe, backbone: Backbone, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, shown: bool = True) -> None:
+        self.source, self.cache = open_source(recipe.data), Cache(recipe)
+        self.clips: list[SourceClip] = []
+        self.indices: dict[str, int] = {}
+        self.failed: dict[str, str] = {}
+        digests = Digests(self.source, self.cache.digests)
+        lacking: dict[str, str] = {}
+        videos: list[str] = []
+        for index, clip in enumerate(track(self.source.items, "check the cache", shown=shown)):
+            if reason := self.cache.failure(clip):
+                self.failed[clip.id] = reason
+                continue
+            try:
+                digest = digests.of(index)
+            except ClipError:
+                digest = None
+            record, lacks = self.cache.look_up(clip, digest)
+            if record is None or lacks:
+                lacking[clip.id] = lacks.first
+                continue
+            self.clips.append(clip)
+            self.indices[clip.id] = index
+            videos.append(record.source)
+        count = len(self.source.items)
+        if lacking:
+            name, reason = next(iter(lacking.items()))
+            raise UserError(
+                f"{len(lacking)} of {count} clips are not in the cache {self.cache.root} as they "
+                f"are now. The first is {name!r}: {reason}. Run `videorepa prepare` with this "
+                "recipe; it makes what is missing or has changed, and nothing else."
+            )
+        if not self.clips:
+            raise UserError(f"There is nothing to train on: {self.failures}")
+        self.contents = {
+            "count": len(self.clips),
+            "ids": json_digest([clip.id for clip in self.clips]),
+            "captions": json_digest([clip.caption for clip in self.clips]),
+            "videos": json_digest(videos),
+        }
+
+    @property
+    def failures(self) -> str:
+        """How many clips failed in `prepare`, with the first one's name and reason; "" if none."""
+        if not self.failed:
+            return ""
+        name, reason = next(iter(self.failed.items()))
+        of_all = f"{len(self.failed)} of {len(self.source.items)} clips"
+        return f"{of_all} failed in `prepare`. The first is {name!r}: {reason}"
+
+
+class Loader:
+    """Makes the batches of prepared clips, and runs the recipe's online teachers.
+
+    Args:
+      recipe: Describes the training.
+      prepared: The recipe's clips.
+      backbone: Scales the latents and samples timesteps.
+      device: Where batches go and teachers run.
+    """
+
+    def __init__(
+        self, recipe: Recipe, prepared: PreparedClips, backbone: Backbone, device: torch.device
+    ) -> None:
         self.recipe, self.backbone, self.device = recipe, backbone, device
-        self.source = open_source(recipe.data)
-        self.cache = Cache(recipe)
+        self.source, self.cache = prepared.source, prepared.cache
+        self.clips, self.indices = prepared.clips, prepared.indices
         dtype = compute_dtype(recipe.train.precision, device)
         self.online = {
             term.encoder: term.encoder.load(device, dtype)
             for term in recipe.terms.values()
             if term.encoder and term.encoder not in recipe.stored_encoders
         }
-        self.clips = self.cache.ready(self.source.items)
-        self.indices = {clip.id: index for index, clip in enumerate(self.source.items)}
         self.empty_caption = self.cache.read_empty_caption()
 
     def batches(self, start: int, rank: int, count: int) -> Iterator[Batch]:

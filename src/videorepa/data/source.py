@@ -44,6 +44,13 @@ class ClipSource(Protocol):
         """Give a text that changes when the clip's content does. Raises ClipError."""
         ...
 
+    def stamp(self, index: int) -> list[int] | None:
+        """Give numbers that change when the clip's file is written to, and cost no reading of it.
+
+        None where there is no file, and the digest costs nothing. Raises ClipError.
+        """
+        ...
+
 
 def open_source(data: Data) -> ClipSource:
     """Open the source that a recipe names. Raises UserError if its manifest is not usable."""
@@ -70,6 +77,14 @@ class ManifestSource:
             return file_sample_digest(self.entries[index].path)
         except OSError as error:
             raise ClipError(f"the video cannot be read: {error.strerror}") from None
+
+    def stamp(self, index: int) -> list[int] | None:
+        try:
+            status = self.entries[index].path.stat()
+        except OSError as error:
+            raise ClipError(f"the video cannot be read: {error.strerror}") from None
+        # Copying a file can keep the time of its last change, but not that of its last move.
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 class LabSource:
@@ -108,3 +123,6 @@ class LabSource:
         from videorepa.world.simulator import VERSION
 
         return f"{self.series}-{index} of version {VERSION}"
+
+    def stamp(self, index: int) -> list[int] | None:
+        return None

@@ -30,6 +30,10 @@ from videorepa.system.files import atomic_path, check_is_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+READER = 2
+"""Changes whenever the same file may give other frames than before, so that caches are refused.
+Since 2, mirrored pictures are put upright and HDR is mapped to BT.709."""
+
 BT709 = 1
 """The code of BT.709's matrix, primaries and transfer curve in H.264 and FFmpeg."""
 

@@ -148,8 +148,8 @@ def sign_flip(
     """Two-sided p-value of a mean difference, by flipping the signs of random clusters.
 
     If two models do not differ, a cluster's differences could equally well have the opposite signs.
-    p is the share of draws whose mean is at least as far from 0 as the observed one, which counts as
-    a draw too. Unlike McNemar's test, this allows several pairs per cluster.
+    p is the share of draws whose mean is at least as far from 0 as the observed one, which is a
+    draw too. Unlike McNemar's test, this allows several pairs per cluster.
 
     Args:
         differences_by_cluster: The differences of each prompt over all of its seeds.
