@@ -15,6 +15,7 @@ from videorepa.recipe import Recipe
 from videorepa.report import report
 from videorepa.settings import plugins
 from videorepa.system.device import keep_freed_memory
+from videorepa.system.lock import sole_user
 from videorepa.system.progress import console
 from videorepa.train import train
 
@@ -31,7 +32,15 @@ def demo(out: Path, *, quick: bool = False) -> Path:
 
     Returns:
         The path of the report.
+
+    Raises:
+        UserError: Another process works in `out`.
     """
+    with sole_user(out):
+        return _demo(out, quick)
+
+
+def _demo(out: Path, quick: bool) -> Path:
     keep_freed_memory()
     with as_file(files("videorepa.lab") / "demo.yaml") as path:
         recipe = Recipe.from_yaml(path)

@@ -60,9 +60,22 @@ def export(
     run = Run.open(run_folder)
     recipe = run.recipe
     _check_kind(recipe, format, fuse)
-    if out.exists():
-        raise UserError(f"{out} exists already. Choose another folder, or delete it.")
     evaluations = [Scores.read(folder) for folder in scores or _scores_in(run)]
+    with atomic_folder(out) as staged:
+        product = _write(staged, run, recipe, dtype, format, fuse, evaluations)
+    return out / product
+
+
+def _write(
+    staged: Path,
+    run: Run,
+    recipe: Recipe,
+    dtype: torch.dtype,
+    format: Format,
+    fuse: bool,
+    evaluations: Sequence[Scores],
+) -> str:
+    """Fill the folder, check what is in it, and give the name of the product."""
     checkpoint, device = run.trained(), torch.device("cpu")
     backbone = recipe.backbone.load(("transformer",), device, torch.float32)
     arguments = inputs(backbone, recipe)
@@ -74,7 +87,7 @@ def export(
     if torch.equal(ours, plain):
         raise UserError(
             "The trained model gives exactly the base model's output, so there is nothing to "
-            f"export. Nothing was written to {out}. Did the run train at all?"
+            "export. Nothing was written. Did the run train at all?"
         )
     step, trained = checkpoint.step, set(checkpoint.trained)
     del checkpoint  # Most of it is the optimiser's state.
@@ -90,29 +103,28 @@ def export(
         ours = output(transformer, arguments)
     part, classes = backbone.part, (recipe.backbone.lora_pipeline, type(transformer).__name__)
     names: dict[str, str] = {}
-    with atomic_folder(out) as staged:
-        if whole:
-            product = staged / part
-            transformer.to(dtype).save_pretrained(product)
-        elif format == "comfyui":
-            product, adapter = staged / COMFYUI_FILE, Adapter.of(transformer).to(dtype)
-            names = comfyui_names(classes[1], adapter.layers)
-            adapter.save_for_comfyui(product, names)
-        else:
-            product = staged / LORA_FILE
-            Adapter.of(transformer).to(dtype).save_for_diffusers(product)
-        card = model_card(run, recipe, step, product.name, part, evaluations)
-        (staged / "README.md").write_text(card, encoding="utf-8")
-        del backbone, transformer
-        theirs = stock_output(product, classes, (recipe.backbone.source, part), names, arguments)
-        error = ((theirs - ours).norm() / ours.norm()).item()
-        if not error < TOLERANCE:
-            raise UserError(
-                "The export does not give the same output in stock diffusers: the relative "
-                f"difference is {error:.2e}, and at most {TOLERANCE:.0e} is allowed. Nothing was "
-                f"written to {out}."
-            )
-    return out / product.name
+    if whole:
+        product = staged / part
+        transformer.to(dtype).save_pretrained(product)
+    elif format == "comfyui":
+        product, adapter = staged / COMFYUI_FILE, Adapter.of(transformer).to(dtype)
+        names = comfyui_names(classes[1], adapter.layers)
+        adapter.save_for_comfyui(product, names)
+    else:
+        product = staged / LORA_FILE
+        Adapter.of(transformer).to(dtype).save_for_diffusers(product)
+    card = model_card(run, recipe, step, product.name, part, evaluations)
+    (staged / "README.md").write_text(card, encoding="utf-8")
+    del backbone, transformer
+    theirs = stock_output(product, classes, (recipe.backbone.source, part), names, arguments)
+    error = ((theirs - ours).norm() / ours.norm()).item()
+    if not error < TOLERANCE:
+        raise UserError(
+            "The export does not give the same output in stock diffusers: the relative "
+            f"difference is {error:.2e}, and at most {TOLERANCE:.0e} is allowed. Nothing was "
+            "written."
+        )
+    return product.name
 
 
 def _check_kind(recipe: Recipe, format: Format, fuse: bool) -> None:

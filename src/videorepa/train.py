@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 
@@ -18,6 +19,7 @@ from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
 from videorepa.system.device import peak_memory
+from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
 from videorepa.training.parallel import Alone, join_workers
@@ -39,12 +41,17 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
       device: Where to train; by default the first GPU, or the CPU.
 
     Raises:
-      UserError: The folder holds something else, the cache does not fit the recipe or its clips,
-        the run began with other clips, the recipe cannot work, or a loss or gradient is not
-        finite, in which case the message names the step.
+      UserError: The folder holds something else or is in use, the cache does not fit the recipe or
+        its clips, the run began with other clips, the recipe cannot work, or a loss or gradient is
+        not finite, in which case the message names the step.
     """
     check(recipe)  # Refuses what cannot work, before anything is made.
     workers = join_workers(recipe, device)
+    with sole_user(out) if workers.is_first else nullcontext():
+        return _train(recipe, out, workers)
+
+
+def _train(recipe: Recipe, out: Path, workers: Alone) -> Run:
     prepared = PreparedClips(recipe, shown=workers.is_first)
     run, resumed = _begin(recipe, out, workers, prepared)
     start = resumed.step if resumed else 0

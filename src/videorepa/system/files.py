@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 from safetensors import SafetensorError
 
 from videorepa.errors import UserError
+from videorepa.system.lock import SUFFIX, is_lock, locked
 
 Place = TypeVar("Place", str, Path)
 
@@ -55,30 +56,35 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`, to be filled inside the `with` block.
 
-    When the block succeeds, its files are synced to disk and the folder becomes `path`, which must
-    not exist. When it fails or is interrupted, the folder is removed. Its name starts with ".tmp-"
-    and is the same every time, so that the next process removes what a killed one has left.
+    When the block succeeds, its files are synced to disk and the folder becomes `path`. When it
+    fails or is interrupted, the folder is removed. Its name starts with ".tmp-" and is the same
+    every time, so that the next process removes what a killed one has left; a lock beside it keeps
+    living ones apart.
 
     Raises:
-      UserError: safetensors could not write, as on a full disk.
+      UserError: `path` exists, another process is writing it, or safetensors could not write, as on
+        a full disk.
       OSError: The disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                sync(file)
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        raise UserError(
-            f"{path} could not be written: {error}. Make room and run the same command again."
-        ) from None
-    finally:
+    temporary = path.parent / f".tmp-{path.name}"  # with_name raises for "." and "/".
+    with locked(path.parent / f".{path.name}{SUFFIX}", path):
+        if path.exists():
+            raise UserError(f"{path} exists already. Choose another folder, or delete it.")
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    sync(file)
+            os.replace(temporary, path)
+        except SafetensorError as error:
+            raise UserError(
+                f"{path} could not be written: {error}. Make room and run the same command again."
+            ) from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -106,10 +112,12 @@ def sweep(folder: Path) -> None:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether `folder` does not exist, or holds only what killed processes have left."""
+    """Whether `folder` does not exist, or holds only locks and what killed processes have left."""
     if not folder.exists():
         return True
-    return folder.is_dir() and all(path.name.startswith(".tmp-") for path in folder.iterdir())
+    return folder.is_dir() and all(
+        path.name.startswith(".tmp-") or is_lock(path) for path in folder.iterdir()
+    )
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:

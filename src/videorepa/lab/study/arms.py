@@ -27,6 +27,7 @@ from videorepa.recipe import Recipe
 from videorepa.settings import plugins
 from videorepa.system.device import keep_freed_memory
 from videorepa.system.files import atomic_write, is_vacant
+from videorepa.system.lock import SUFFIX, sole_user
 from videorepa.system.progress import console
 from videorepa.train import train
 
@@ -61,9 +62,15 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
         shard: (i, n) does every n-th arm and seed, from the i-th on.
 
     Raises:
-        UserError: `out` is not a study's folder, or has runs or clips of another recipe.
+        UserError: `out` is not a study's folder, has runs or clips of another recipe, or another
+            process does the same shard.
     """
     index, count = shard
+    with sole_user(out, f".shard-{index}-of-{count}{SUFFIX}"):
+        return _study(recipe, out, index, count)
+
+
+def _study(recipe: StudyRecipe, out: Path, index: int, count: int) -> Study:
     _claim(recipe, out)
     keep_freed_memory()
     arms = list(recipe.arms)
