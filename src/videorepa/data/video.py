@@ -54,6 +54,10 @@ NO_FRAME_BYTES = 19
 LEAN = 0.0175
 """Tangent of the angle, one degree, that a picture may lean, as in ffmpeg."""
 
+THREADS = 1
+"""Threads that convert a frame. More cost more than they save at the sizes of training clips, and
+a process that was forked waits for ever for those of its parent when it frees them."""
+
 LIMITED_RANGE = 1
 """The code of luma from 16 to 235, which every player expects of H.264."""
 
@@ -154,7 +158,7 @@ def _decode(path: Path, container: InputContainer, stream: VideoStream) -> Itera
 def _to_rgb(path: Path, frame: VideoFrame) -> np.ndarray:
     """(h, w, 3) uint8, upright, and with standard dynamic range."""
     try:
-        pixels = _to_sdr(path, frame).to_ndarray(format="rgb24")
+        pixels = _to_sdr(path, frame).to_ndarray(format="rgb24", threads=THREADS)
     except (FFmpegError, ValueError) as error:
         raise ClipError(f"{path}: its pixels cannot be read: {_reason(error)}") from error
     return _placement(path, frame).apply(pixels)
@@ -170,7 +174,7 @@ def _to_sdr(path: Path, frame: VideoFrame) -> VideoFrame:
             f"{path} is HDR with primaries {colours[0]} and matrix {colours[1]}; expected "
             f"BT.2020's, {BT2020} and {BT2020}: convert it to BT.709"
         )
-    signal = frame.to_ndarray(format="rgb48le", src_colorspace=Colorspace.BT2020)
+    signal = frame.to_ndarray(format="rgb48le", src_colorspace=Colorspace.BT2020, threads=THREADS)
     return VideoFrame.from_ndarray(hdr.to_sdr(signal, frame.color_trc), format="rgb24")
 
 
@@ -322,7 +326,7 @@ def read_squashed(path: Path, height: int, width: int) -> np.ndarray:
                     size = (height, width) if placement.transpose else (width, height)
                     graph = _scaling(shown, *size)
                 graph.vpush(shown)
-                pixels = graph.vpull().to_ndarray(format="rgb24")
+                pixels = graph.vpull().to_ndarray(format="rgb24", threads=THREADS)
             except (FFmpegError, ValueError) as error:
                 raise ClipError(f"{path}: a frame cannot be scaled: {_reason(error)}") from error
             clip.append(placement.apply(pixels))
@@ -331,6 +335,7 @@ def read_squashed(path: Path, height: int, width: int) -> np.ndarray:
 
 def _scaling(frame: VideoFrame, width: int, height: int) -> Graph:
     graph = Graph()
+    graph.threads = THREADS
     nodes = (
         graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
@@ -452,7 +457,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int | float | Fraction, crf
         for number, pixels in enumerate(frames):
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame = frame.reformat(
-                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", threads=THREADS
             )
             frame.pts = number
             container.mux(stream.encode(frame))
