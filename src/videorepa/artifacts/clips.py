@@ -19,6 +19,7 @@ from videorepa.data.video import read_shape
 from videorepa.errors import ClipError, UserError
 from videorepa.system.files import (
     atomic_write,
+    check_is_folder,
     file_digest,
     is_vacant,
     read_text,
@@ -28,6 +29,8 @@ from videorepa.system.files import (
 from videorepa.system.fingerprint import json_digest
 
 GENERATION = "generation.json"
+
+CLIPS = "a folder of clips or a list of them"
 
 Key = tuple[str, int]
 """Which clip of a folder: the prompt's id and the number of the sample, k."""
@@ -172,7 +175,10 @@ def clips_of(videos: Path) -> Iterator[CaptionedClip]:
     Raises:
         UserError: A sidecar or the list is damaged.
     """
-    return _of_list(videos) if videos.is_file() else map(CaptionedClip.read, _sidecars(videos))
+    if videos.is_file():
+        return _of_list(videos)
+    check_is_folder(videos, CLIPS)
+    return map(CaptionedClip.read, _sidecars(videos))
 
 
 def readable_clips(videos: Path) -> dict[Key, Sidecar]:
@@ -195,14 +201,13 @@ def readable_clips(videos: Path) -> dict[Key, Sidecar]:
                 f"None of the clips that {videos} lists can be read. Are the paths right?"
             )
     else:
+        check_is_folder(videos, CLIPS)
         with_video = (path for path in _sidecars(videos) if _has_content(path.with_suffix(".mp4")))
         clips = [Sidecar.read(path) for path in with_video]
         if not clips:
-            other = "is neither a folder nor a file" if videos.exists() else "does not exist"
-            what = "holds no clip" if videos.is_dir() else other
             raise UserError(
-                f"{videos} {what}. Expected <prompt id>-<k>.mp4 files with a .json beside each, as "
-                "`videorepa generate` writes them."
+                f"{videos} holds no clip. Expected <prompt id>-<k>.mp4 files with a .json beside "
+                "each, as `videorepa generate` writes them."
             )
     return {clip.key: clip for clip in clips}
 

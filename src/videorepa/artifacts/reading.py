@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from videorepa.errors import UserError
-from videorepa.system.files import read_bytes
+from videorepa.system.files import check_is_folder, read_bytes
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -92,6 +92,7 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def read_result(folder: Path, verb: str, kind: type[Parsed]) -> Parsed:
     """Read what a verb left in `folder` when it was done. Raises UserError if it is missing or
     damaged."""
+    check_is_folder(folder, f"what `videorepa {verb}` wrote")
     path = folder / f"{verb}.json"
     if not path.is_file():
         raise UserError(
