@@ -231,8 +231,8 @@ class _Root:
         path = self._stored(os.path.join(self.path, video))
         if not self._real(path).startswith(self._inside):
             raise row.error(
-                f"'video' is {video!r}, which leads out of the root {self.path}; expected a path "
-                f"inside it: correct it, or {self._advice}"
+                f"'video' is {video!r}, which leads out of the root {self.path.absolute()}; "
+                f"expected a path inside it: correct it, or {self._advice}"
             )
         return Path(path)
 
