@@ -763,8 +763,9 @@ def test_generation_settings(ready: Ready, fails: Fails, given: list[str], says:
 
 def test_models_that_are_none(ready: Ready, twins, fails: Fails, tmp_path: Path) -> None:
     rest = ["--prompts", ready.prompts, "--out", tmp_path / "out"]
-    for model in (tmp_path / "missing", tmp_path):
-        fails("generate", model, *rest, says="is not a run .*, not a recipe file and not a diff")
+    says = "is not a run .*, not a recipe file and not a diff"
+    fails("generate", tmp_path, *rest, says=says)
+    fails("generate", tmp_path / "missing", *rest, says="missing does not exist; expected a run")
     video = next((ready.root / "generated").glob("*.mp4"))
     fails("generate", video, *rest, says="cannot be read as YAML")
     says = "No backbone is called 'cogvideo'. Did you mean cogvideox"
@@ -798,8 +799,8 @@ def test_a_clip_whose_video_is_gone_is_made_again(ready: Ready, tmp_path: Path) 
 def test_evaluating_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    for folder in (empty, tmp_path / "missing"):
-        fails("evaluate", "lab", folder, says="holds no generated clips")
+    fails("evaluate", "lab", empty, says="holds no generated clips")
+    fails("evaluate", "lab", tmp_path / "missing", says="missing does not exist")
     fails("evaluate", "lab", ready.recipe, says=r"ends in '\.yaml'; expected \.csv or \.jsonl")
     assert not (tmp_path / "missing").exists() and not list(empty.iterdir())
     says = "No benchmark is called 'lap'. Did you mean lab"

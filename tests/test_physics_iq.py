@@ -314,7 +314,7 @@ def test_clips_that_do_not_fit_are_named(data: Path, tmp_path: Path, capsys) -> 
     assert "mine.mp4 is not named as Physics-IQ expects" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds no split-videos/testing"):
         PhysicsIQ(data=tmp_path).prompts(1, 0)
-    with pytest.raises(UserError, match="nowhere does not exist; expected Physics-IQ's files"):
+    with pytest.raises(UserError, match="nowhere does not exist; expected the folder of"):
         PhysicsIQ(data=tmp_path / "nowhere").prompts(1, 0)
 
 

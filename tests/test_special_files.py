@@ -1,5 +1,5 @@
-"""A pipe, a socket or a device in place of a file is refused by whatever reads files that users
-name, and waits for nobody."""
+"""What stands in place of a file or a folder that a user names: nothing, or a pipe, which would
+keep its reader waiting."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from videorepa.artifacts.clips import CaptionedClip, MadeWith, readable_clips
+from videorepa.artifacts.clips import CaptionedClip, MadeWith, clips_of, readable_clips
 from videorepa.artifacts.finished import read_finished
+from videorepa.artifacts.model import Model
 from videorepa.artifacts.reading import json_lines, json_object
+from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import finished_rows
 from videorepa.benchmarks.physics_iq import PhysicsIQ
 from videorepa.compare import Reference
@@ -22,6 +24,8 @@ from videorepa.encoders.headed import read_about
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.ratings import Ratings
 from videorepa.probe import read_names
+from videorepa.probing.physion import PROTOCOLS
+from videorepa.probing.records import Probe, Scan
 from videorepa.recipe import Recipe
 from videorepa.system.files import file_digest
 from videorepa.system.fingerprint import file_sample_digest
@@ -57,6 +61,37 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
 ]
 
 
+# What reads a folder that users name.
+FOLDERS: list[Callable[[Path], object]] = [
+    clips_of,
+    readable_clips,
+    Model.of,
+    Run.open,
+    Scan.read,
+    Probe.read,
+    PROTOCOLS["v1.5"].read,
+    lambda path: PhysicsIQ(data=path).prompts(1, 0),
+    lambda path: read_manifest(path.parent / "clips.csv", path),
+]
+
+
+@pytest.mark.parametrize("read", FOLDERS)
+def test_a_missing_folder_is_said_to_be_missing(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    (tmp_path / "clips.csv").write_text("video,caption\na.mp4,x\n")
+    with pytest.raises(UserError, match="nowhere (does not exist|is not a run: it does not exist)"):
+        read(tmp_path / "nowhere")
+
+
+def test_a_file_in_a_missing_folder_is_said_to_lack_both(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "clip.mp4"
+    with pytest.raises(ClipError, match="does not exist, nor does the folder .*nowhere"):
+        read_all(path)
+    with pytest.raises(UserError, match="does not exist, nor does the folder .*nowhere"):
+        read_manifest(path.with_suffix(".csv"))
+
+
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
     def ring(*arguments: object) -> None:
@@ -74,6 +109,6 @@ def alarm() -> Iterator[None]:
 )
 def test_a_pipe_is_refused(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     os.mkfifo(tmp_path / name)
-    says = "is a pipe, a socket or a device|is neither a folder nor a file"
+    says = "is a pipe, a socket or a device|is not a folder"
     with pytest.raises((UserError, ClipError, OSError), match=says):
         read(tmp_path / name)

@@ -476,6 +476,12 @@ def test_a_playlist_leads_nowhere(tmp_path: Path, name: str) -> None:
                 read()
 
 
+def test_one_module_opens_videos() -> None:
+    package = Path(video.__file__).parents[1]
+    opens = [path for path in package.rglob("*.py") if "av.open(" in path.read_text()]
+    assert opens == [Path(video.__file__)]
+
+
 def test_a_pattern_of_names_is_a_name(tmp_path: Path) -> None:
     image_module = pytest.importorskip("PIL.Image")
     for name, level in {"a1.png": 10, "a2.png": 60, "a%d.png": 200, "b.jpg": 90}.items():

@@ -21,6 +21,7 @@ from videorepa.data.video import read_shape
 from videorepa.errors import ClipError, UserError
 from videorepa.system.files import (
     atomic_write,
+    check_is_folder,
     file_digest,
     is_vacant,
     read_text,
@@ -30,6 +31,8 @@ from videorepa.system.files import (
 from videorepa.system.fingerprint import json_digest
 
 GENERATION = "generation.json"
+
+CLIPS = "a folder of clips or a list of them"
 
 Key = tuple[str, int]
 """Identifies a clip of a folder: the prompt's id and the number of the sample, k."""
@@ -205,6 +208,7 @@ def clips_of(videos: Path) -> Iterator[CaptionedClip]:
     """
     if videos.is_file():
         return _of_list(videos)
+    check_is_folder(videos, CLIPS)
     wanted = _is_wanted(videos)
     return (clip for clip in map(CaptionedClip.read, _sidecars(videos)) if wanted(clip))
 
@@ -243,15 +247,14 @@ def readable_clips(videos: Path) -> dict[Key, Sidecar]:
                 f"None of the clips that {videos} lists can be read. Are the paths right?"
             )
     else:
+        check_is_folder(videos, CLIPS)
         with_video = (path for path in _sidecars(videos) if _has_content(path.with_suffix(".mp4")))
         wanted = _is_wanted(videos)
         clips = [clip for clip in map(Sidecar.read, with_video) if wanted(clip)]
         if not clips:
-            other = "is neither a folder nor a file" if videos.exists() else "does not exist"
-            what = "holds no clip" if videos.is_dir() else other
             raise UserError(
-                f"{videos} {what}. Expected <prompt id>-<k>.mp4 files with a .json beside each, as "
-                "`videorepa generate` writes them."
+                f"{videos} holds no clip. Expected <prompt id>-<k>.mp4 files with a .json beside "
+                "each, as `videorepa generate` writes them."
             )
     return {clip.key: clip for clip in clips}
 

@@ -16,6 +16,7 @@ from videorepa.recipe import Recipe
 from videorepa.settings import plugins
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.device import Precision, compute_dtype
+from videorepa.system.files import check_is_folder
 from videorepa.system.fingerprint import json_digest, weights_digest
 
 
@@ -79,6 +80,7 @@ class Model:
             settings = Generation(**spec.generation)
             return cls(str(model), spec, spec.default_size(), settings, "auto")
         else:
+            check_is_folder(model, "a run, a recipe or a diffusers folder")
             raise UserError(
                 f"{model} is not a run (no recipe.yaml), not a recipe file and not a diffusers "
                 "folder (no model_index.json)."

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from videorepa.errors import UserError
-from videorepa.system.files import read_bytes
+from videorepa.system.files import check_is_folder, read_bytes
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -84,6 +84,7 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def read_result(folder: Path, verb: str, kind: type[Record]) -> Record:
     """Read what a verb wrote when it was done. Raises UserError if it is missing or damaged."""
+    check_is_folder(folder, f"what `videorepa {verb}` wrote")
     path = folder / f"{verb}.json"
     if not path.is_file():
         raise UserError(

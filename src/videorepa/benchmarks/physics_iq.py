@@ -28,7 +28,7 @@ from videorepa.data.video import iterate, read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import bootstrap, swap
-from videorepa.system.files import check_is_file
+from videorepa.system.files import check_is_file, check_is_folder
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 
 SECONDS = 5.0
@@ -370,9 +370,7 @@ class PhysicsIQ(Benchmark):
     @cached_property
     def _videos(self) -> dict[tuple[str, str, str, str], Path]:
         """Filmed videos by rate, view, take and name."""
-        if not self.data.is_dir():
-            found = "is not a folder" if self.data.exists() else "does not exist"
-            raise UserError(f"{self.data} {found}; expected Physics-IQ's files there.")
+        check_is_folder(self.data, "the folder of Physics-IQ's files")
         videos = _named(self.data / "split-videos" / "testing")
         if not videos:
             raise UserError(

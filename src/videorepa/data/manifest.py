@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path, PureWindowsPath
 
 from videorepa.errors import UserError
-from videorepa.system.files import open_file
+from videorepa.system.files import check_is_file, check_is_folder, open_file
 
 FIELD_BYTES = 1 << 24
 """The longest CSV field that is read. Captioners write more than Python's own limit of 128 kB."""
@@ -188,15 +188,19 @@ READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".txt": _text_rows}
 
 def _rows(path: Path, *suffixes: str) -> Iterator[_Row]:
     """Read a file that ends in one of the suffixes. Raises UserError if it has no rows."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist; check its name")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name the file in it")
+    try:
+        check_is_file(path)
+    except OSError as error:
+        raise UserError(f"{path} {error.strerror}; expected a list; check its name") from None
     suffix = path.suffix.lower()
     if suffix not in suffixes:
         raise UserError(f"{path} ends in {suffix!r}; expected {' or '.join(suffixes)}")
+    return _some(path, READERS[suffix](path))
+
+
+def _some(path: Path, rows: Iterator[_Row]) -> Iterator[_Row]:
     row = None
-    for row in READERS[suffix](path):
+    for row in rows:
         yield row
     if row is None:
         raise UserError(f"{path} holds no rows; expected at least one")
@@ -236,8 +240,8 @@ class _Root:
         path = self._stored(os.path.join(self.path, video))
         if not self._real(path).startswith(self._inside):
             raise row.error(
-                f"'video' is {video!r}, which leads out of the root {self.path}; expected a path "
-                f"inside it: correct it, or {self._advice}"
+                f"'video' is {video!r}, which leads out of the root {self.path.absolute()}; "
+                f"expected a path inside it: correct it, or {self._advice}"
             )
         return Path(path)
 
@@ -292,20 +296,17 @@ def read_manifest(manifest: str | Path, root: str | Path | None = None) -> list[
       UserError: Anything else is wrong; the message names the line.
     """
     manifest = Path(manifest)
+    rows = _rows(manifest, ".csv", ".jsonl")
     if root is None:
         advice = f"put {manifest.name} into a folder that holds all videos"
         base = manifest.parent
     else:
         advice, base = "name a root that holds all videos", Path(root)
-        if not base.is_dir():
-            what = "is not a folder" if base.exists() else "does not exist"
-            raise UserError(
-                f"{root} {what}; expected the folder that {manifest}'s paths start from"
-            )
+        check_is_folder(base, f"the folder that {manifest}'s paths start from")
     within = _Root(base, advice)
     entries: list[Entry] = []
     lines: dict[str, int] = {}
-    for row in _rows(manifest, ".csv", ".jsonl"):
+    for row in rows:
         video = row.text("video")
         path = within.find(row, video)
         caption = row.text("caption")

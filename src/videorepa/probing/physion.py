@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from videorepa.errors import UserError
 from videorepa.probing.readout import FOLDS, decide
-from videorepa.system.files import check_is_file, read_text
+from videorepa.system.files import check_is_file, check_is_folder, read_text
 from videorepa.world.contact import KINDS
 
 LABELS = "all_video_labels.json"
@@ -97,6 +97,7 @@ class Protocol:
         Raises:
             UserError: The folder has another layout, or a clip belongs to no scenario.
         """
+        check_is_folder(root, "the folder with train/ and test/ in it")
         stimuli, notes = [], []
         for split in ("train", "test"):
             folder = root / split

@@ -143,14 +143,24 @@ def check_is_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        is_lost = not path.parent.exists()
-        reason = f"the folder {path.parent} does not exist" if is_lost else "does not exist"
-        raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
+        folder = "" if path.parent.exists() else f", nor does the folder {path.parent}"
+        raise FileNotFoundError(errno.ENOENT, "does not exist" + folder, str(path)) from None
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
     if not stat.S_ISREG(mode):
         reason = "is a pipe, a socket or a device, not a file"
         raise OSError(errno.EINVAL, reason, str(path))
+
+
+def check_is_folder(path: Path, expected: str) -> None:
+    """Raise UserError unless `path` is a folder.
+
+    Args:
+      expected: What should be there, for the message.
+    """
+    if not path.is_dir():
+        found = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {found}; expected {expected}")
 
 
 def open_file(path: Path) -> BinaryIO:
