@@ -52,13 +52,14 @@ class Checkpoint:
     batch: int | None = None
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, keep: int, between: bool = False) -> Path:
     """Write a checkpoint into a folder of its own below `folder`, then remove old ones.
 
     Args:
         folder: The folder of all checkpoints.
         checkpoint: What to write.
         keep: How many of the newest checkpoints to keep.
+        between: Whether it lies between the regular checkpoints and goes with the next one.
 
     Returns:
         The checkpoint's folder.
@@ -68,8 +69,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     target = step_folder(folder, checkpoint.step)
     temporary = folder / f".tmp-{target.name}"
-    for leftover in folder.glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_leftovers(folder)
     try:
         temporary.mkdir(parents=True)
         save_file(_flat(checkpoint.trained), temporary / "trained.safetensors")
@@ -82,12 +82,13 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "sizes": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
             "stopping": checkpoint.stopping,
             "batch": checkpoint.batch,
+            "between": between,
         }
         (temporary / STATE).write_text(json.dumps(state))
         for file in temporary.iterdir():
             sync(file)
         if target.exists():
-            shutil.rmtree(target)
+            _remove(target)
         os.replace(temporary, target)
         sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -99,10 +100,48 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"{reason}. Earlier checkpoints are untouched; make room and run the "
             "same command again."
         ) from None
-    # Later checkpoints are damaged, or this training would have gone on from them.
-    for old in [path for path in _step_folders(folder) if path.name <= target.name][:-keep]:
-        shutil.rmtree(old)
+    tidy(folder, checkpoint.step, keep)
     return target
+
+
+def tidy(folder: Path, step: int, keep: int) -> None:
+    """Remove what is not wanted beside the checkpoint of a step.
+
+    These are earlier checkpoints, but for the newest, and what a killed process has left.
+
+    Args:
+        folder: The folder of all checkpoints.
+        step: The step that the training has reached.
+        keep: How many of the newest checkpoints to keep, with this step's.
+    """
+    _remove_leftovers(folder)
+    target = step_folder(folder, step)
+    # Later checkpoints are damaged, or this training would have gone on from them.
+    earlier = [path for path in _step_folders(folder) if path.name < target.name]
+    regular = [path for path in earlier if not _lies_between(path)]
+    kept = regular[max(0, len(regular) + 1 - keep) :]
+    for path in earlier:
+        if path not in kept:
+            _remove(path)
+
+
+def _lies_between(path: Path) -> bool:
+    try:
+        return json.loads((path / STATE).read_text())["between"]
+    except _DAMAGE:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint. Killed meanwhile, it leaves none that lacks a file."""
+    removed = path.with_name(f".tmp-old-{path.name}")
+    os.replace(path, removed)
+    shutil.rmtree(removed)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in folder.glob(".tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def newest(folder: Path) -> Checkpoint | None:
