@@ -593,6 +593,7 @@ def put_other_weights(run: Path) -> None:
         save_file({key: value[:1].clone() for key, value in load_file(path).items()}, path)
         state = json.loads((folder / "state.json").read_text())
         state["sizes"][path.name] = path.stat().st_size
+        del state["digests"], state["digest"]  # As checkpoints were once.
         (folder / "state.json").write_text(json.dumps(state))
 
 
@@ -623,15 +624,60 @@ def test_no_whole_checkpoint(ready: Ready, fails: Fails, tmp_path: Path, fault: 
             shutil.rmtree(folder)
         else:
             (folder / "state.json").write_text("[]" if fault.endswith("list") else '{"step": ')
-    says = "no usable checkpoint yet. Train it first"
-    said = fails("export", run, tmp_path / "out", says=says)
-    assert fault == "gone" or said.count("is damaged") == 2, said
+    says = (
+        "has no checkpoint yet. Train it first" if fault == "gone" else "step-00000004 is damaged"
+    )
+    fails("export", run, tmp_path / "out", says=says)
     fails("generate", run, "--prompts", ready.prompts, "--out", tmp_path / "out", says=says)
     assert not (tmp_path / "out").exists()
     assert main(["train", ready.recipe, "--out", str(run)]) == 0
     for name in ("trained.safetensors", "projector.safetensors"):
         newest = Path("checkpoints", "step-00000004", name)
         assert (run / newest).read_bytes() == (ready.run / newest).read_bytes()
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("verb", ["export", "generate"])
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "state.json", "swapped"])
+def test_a_checkpoint_of_the_right_sizes_and_other_content(
+    ready: Ready, fails: Fails, tmp_path: Path, capsys, name: str, verb: str
+) -> None:
+    run = ready.copy("run", tmp_path)
+    earlier, newest = sorted((run / "checkpoints").iterdir())
+    if name == "swapped":
+        name = "trained.safetensors"
+        shutil.copyfile(earlier / name, newest / name)
+    elif name == "state.json":
+        text = (newest / name).read_text()
+        assert '"batch": 4' in text
+        (newest / name).write_text(text.replace('"batch": 4', '"batch": 5'))
+    else:
+        flip(newest / name, (newest / name).stat().st_size // 2)
+    arguments = {
+        "generate": ["generate", run, "--prompts", ready.prompts, "--out", tmp_path / "out"],
+        "export": ["export", run, tmp_path / "out"],
+    }[verb]
+    said = fails(*arguments, says=f"step-00000004 is damaged: {name} has other content")
+    assert f"use the one of step {int(earlier.name[5:])}." in said
+    assert not (tmp_path / "out").exists()
+    if verb == "export":  # Once will do.
+        assert main(["train", ready.recipe, "--out", str(run)]) == 0
+        assert "passed over" in capsys.readouterr().err.replace("\n", " ")
+        for file in ("trained.safetensors", "projector.safetensors"):
+            ours, theirs = (path / "checkpoints" / newest.name / file for path in (run, ready.run))
+            assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_checkpoint_under_another_steps_name(tmp_path: Path) -> None:
+    state = checkpoint.Checkpoint(6, {"a": torch.zeros(2)}, {"b": torch.zeros(1)}, {})
+    checkpoint.save(tmp_path, state, keep=1).rename(tmp_path / "step-00000008")
+    with pytest.raises(UserError, match="step-00000008 is damaged: state.json is of step 6"):
+        checkpoint.at(tmp_path, 8)
 
 
 def test_a_damaged_later_checkpoint_does_not_crowd_out_a_new_one(tmp_path: Path) -> None:

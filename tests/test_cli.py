@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from videorepa.cli import VERBS, main
+from videorepa.system.stopping import Terminated, postponed, terminable
 
 COMMAND = [sys.executable, "-m", "videorepa"]
 
@@ -85,3 +90,39 @@ def test_stopped_a_verb_says_truly_what_the_same_command_does(
     monkeypatch.setattr(import_module(f"videorepa.{module}"), function or module, stopped)
     assert main(arguments) == 130
     assert capsys.readouterr().err == f"\nStopped. The same command {next_time}.\n"
+
+
+def test_sigterm_ends_a_verb_as_ctrl_c_does(monkeypatch, capsys) -> None:
+    def killed(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(import_module("videorepa.prepare"), "prepare", killed)
+    assert main(["prepare", "recipes/videorepa-2b.yaml"]) == 143
+    assert capsys.readouterr().err == "\nStopped. The same command goes on from here.\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_is_not_postponed() -> None:
+    with pytest.raises(Terminated), postponed() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert isinstance(request.interrupt, Terminated)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the block goes on")
+
+
+def test_signals_are_left_to_the_main_thread_and_ignored_ones_stay_so() -> None:
+    def work() -> None:
+        with postponed(), terminable():
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with terminable():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -326,6 +326,26 @@ def test_killed_while_it_saves_and_with_a_damaged_checkpoint(
 
 @pytest.mark.slow
 @engines
+def test_sigterm_to_one_process_ends_both_after_the_same_step(
+    prepared: Recipe, tmp_path: Path, parallel: str
+) -> None:
+    own = prepared.override(*TWO, parallel, "train.checkpoint_every=100", "optim.steps=40")
+    undisturbed = launch(own, tmp_path / "undisturbed")
+    run, together = Run(tmp_path / "stopped"), start(own, tmp_path / "stopped")
+    deadline = time.monotonic() + PATIENCE
+    while not run.log_path.exists():
+        assert time.monotonic() < deadline, together.said()
+        time.sleep(0.005)
+    together.processes[1].terminate()
+    for process in together.processes:
+        process.join(PATIENCE)
+    assert all("stopping.Terminated" in said.splitlines()[-1] for said in together.said())
+    assert run.trained().step == run.last_step < 40
+    assert_equal_bit_for_bit(launch(own, run.path), undisturbed)
+
+
+@pytest.mark.slow
+@engines
 def test_validation_clips_of_two_processes(prepared: Recipe, tmp_path: Path, parallel: str) -> None:
     """Of a whole model each process makes its own clips, of a sharded one all make all."""
     own = prepared.override(*TWO, parallel)

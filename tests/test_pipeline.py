@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from videorepa.export import export
 from videorepa.generate import generate
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.system.stopping import Terminated
 from videorepa.train import train
 
 PROMPTS = [Prompt("a", "A ball falls."), Prompt("b", 'A "quoted"\ncaption 🎈')]
@@ -403,6 +405,44 @@ def test_a_resumed_run_equals_an_undisturbed_one(
     assert_equal_bit_for_bit(train(recipe, tmp_path / "stopped"), undisturbed)
 
 
+@pytest.mark.parametrize(
+    ("number", "interrupt"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_ends_a_training_after_the_step_with_a_checkpoint(
+    prepared: Recipe, tmp_path: Path, number: int, interrupt: type, monkeypatch, capfd
+) -> None:
+    recipe = prepared.override("train.ema=0.9")
+    undisturbed = train(recipe, tmp_path / "undisturbed")
+    real = Run.append
+
+    def signalled_at_the_fourth(self: Run, values: dict) -> None:
+        real(self, values)
+        if values["step"] == 4:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Run, "append", signalled_at_the_fourth)
+    with pytest.raises(interrupt):
+        train(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert "Stopping after this step, with a checkpoint." in capfd.readouterr().err
+    stopped = Run.open(tmp_path / "stopped")
+    assert stopped.trained().step == stopped.last_step == 5
+    assert_equal_bit_for_bit(train(recipe, tmp_path / "stopped"), undisturbed)
+    kept = [sorted(p.name for p in run.checkpoints.iterdir()) for run in (stopped, undisturbed)]
+    assert kept[0] == kept[1] == ["step-00000004", "step-00000006"]
+
+
+def test_what_a_kill_before_the_pruning_leaves_goes(prepared: Recipe, tmp_path: Path) -> None:
+    run = train(prepared, tmp_path / "run")
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    shutil.copytree(run.checkpoints / "step-00000004", run.checkpoints / "step-00000002")
+    for name in (".tmp-step-00000006", ".tmp-old-step-00000002"):
+        (run.checkpoints / name).mkdir()
+        (run.checkpoints / name / "trained.safetensors").write_text("half")
+    train(prepared, tmp_path / "run")
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == kept
+
+
 def test_checkpointing_and_rotary_tables_change_no_loss(
     prepared: Recipe, tmp_path: Path, twins
 ) -> None:
@@ -442,9 +482,10 @@ def test_a_truncated_checkpoint_is_noticed_and_the_one_before_used(
     run = train(prepared.override("train.keep_checkpoints=3"), tmp_path / "run")
     newest = run.checkpoints / "step-00000006" / "optimizer.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
-    assert run.trained().step == 4
-    assert "step-00000006 is damaged" in capsys.readouterr().err.replace("\n", "")
+    with pytest.raises(UserError, match="step-00000006 is damaged: optimizer.pt has .* bytes"):
+        run.trained()
     assert_equal_bit_for_bit(train(prepared, tmp_path / "run"), undisturbed)
+    assert "step-00000006 is damaged" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_a_run_of_another_recipe_or_model_is_refused(

@@ -22,18 +22,23 @@ from videorepa.system.device import peak_memory
 from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
+from videorepa.system.stopping import Terminated, postponed
 from videorepa.training.parallel import Alone, join_workers
 from videorepa.training.state import Training, schedule
 from videorepa.training.student import Student
 from videorepa.training.trackers import trackers
 from videorepa.training.validation import validation
 
+_STOP = "stop"
+"""Stands among a step's measurements, which the processes share anyway."""
+
 
 def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     """Train as the recipe says, into the folder `out`, or resume the run that is there.
 
     The result does not depend on interruptions: order, noise and timesteps are functions of the
-    seed and the sample's number.
+    seed and the sample's number. Ctrl-C and SIGTERM end it after the running step, with a
+    checkpoint.
 
     Args:
       recipe: Describes the run. Its cache must have been prepared.
@@ -64,7 +69,7 @@ def _train(recipe: Recipe, out: Path, workers: Alone) -> Run:
     optim = recipe.optim
 
     begun = time.monotonic()
-    with student.tapped():
+    with postponed(workers.is_first) as request, student.tapped():
         batches = loader.batches(start, workers.rank, workers.count)
         for step in track(range(start, optim.steps), "train", done=start, shown=workers.is_first):
             torch.manual_seed(step_seed(recipe.seed, step, workers.rank))
@@ -84,7 +89,10 @@ def _train(recipe: Recipe, out: Path, workers: Alone) -> Run:
             training.update(rate)
 
             done, is_last = step + 1, step + 1 == optim.steps
-            means = workers.mean({key: fmean(m[key] for m in measured) for key in measured[0]})
+            means = {key: fmean(m[key] for m in measured) for key in measured[0]}
+            means[_STOP] = float(request.interrupt is not None)
+            means = workers.mean(means)
+            is_stopped = means.pop(_STOP) > 0  # All processes see it after the same step.
             student.terms.watch(means)
             clips = (done - start) * optim.clips(workers.count)
             record = {
@@ -99,11 +107,16 @@ def _train(recipe: Recipe, out: Path, workers: Alone) -> Run:
                 record |= validate(done)
             for write in write_log:
                 write(record)
-            if is_last or done % recipe.train.checkpoint_every == 0:
+            is_regular = is_last or done % recipe.train.checkpoint_every == 0
+            if is_regular or is_stopped:
                 state = training.state(done)
                 if workers.is_first:
-                    checkpoint.save(run.checkpoints, state, recipe.train.keep_checkpoints)
-    workers.wait()
+                    keep = recipe.train.keep_checkpoints
+                    checkpoint.save(run.checkpoints, state, keep, between=not is_regular)
+            if is_stopped:
+                request.interrupt = request.interrupt or Terminated()
+                break
+        workers.wait()
     return run
 
 
@@ -125,6 +138,7 @@ def _begin(
     if prepared.failed:
         console.print(f"{prepared.failures}. The training goes without them.", markup=False)
     run.cut_log(resumed.step if resumed else 0)
+    checkpoint.tidy(run.checkpoints, resumed.step if resumed else 0, recipe.train.keep_checkpoints)
     if resumed:
         _check_batch(recipe.optim, resumed, workers)
         console.print(f"Going on from step {resumed.step} of {recipe.optim.steps}.", markup=False)

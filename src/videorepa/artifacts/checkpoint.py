@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videorepa.errors import UserError
-from videorepa.system.files import sync
+from videorepa.system.files import file_digest, sync
 from videorepa.system.progress import console
 from videorepa.system.weights import Misfit, shapes
 
@@ -52,13 +54,14 @@ class Checkpoint:
     batch: int | None = None
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, keep: int, between: bool = False) -> Path:
     """Write a checkpoint into a folder of its own below `folder`, then remove old ones.
 
     Args:
         folder: The folder of all checkpoints.
         checkpoint: What to write.
         keep: How many of the newest checkpoints to keep.
+        between: Whether it lies between the regular checkpoints and goes with the next one.
 
     Returns:
         The checkpoint's folder.
@@ -68,8 +71,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     target = step_folder(folder, checkpoint.step)
     temporary = folder / f".tmp-{target.name}"
-    for leftover in folder.glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_leftovers(folder)
     try:
         temporary.mkdir(parents=True)
         save_file(_flat(checkpoint.trained), temporary / "trained.safetensors")
@@ -80,14 +82,16 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         state = {
             "step": checkpoint.step,
             "sizes": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
+            "digests": _digests(temporary),
             "stopping": checkpoint.stopping,
             "batch": checkpoint.batch,
+            "between": between,
         }
-        (temporary / STATE).write_text(json.dumps(state))
+        (temporary / STATE).write_text(json.dumps({**state, "digest": _digest(state)}))
         for file in temporary.iterdir():
             sync(file)
         if target.exists():
-            shutil.rmtree(target)
+            _remove(target)
         os.replace(temporary, target)
         sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -99,10 +103,48 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"{reason}. Earlier checkpoints are untouched; make room and run the "
             "same command again."
         ) from None
-    # Later checkpoints are damaged, or this training would have gone on from them.
-    for old in [path for path in _step_folders(folder) if path.name <= target.name][:-keep]:
-        shutil.rmtree(old)
+    tidy(folder, checkpoint.step, keep)
     return target
+
+
+def tidy(folder: Path, step: int, keep: int) -> None:
+    """Remove what is not wanted beside the checkpoint of a step.
+
+    These are earlier checkpoints, but for the newest, and what a killed process has left.
+
+    Args:
+        folder: The folder of all checkpoints.
+        step: The step that the training has reached.
+        keep: How many of the newest checkpoints to keep, with this step's.
+    """
+    _remove_leftovers(folder)
+    target = step_folder(folder, step)
+    # Later checkpoints are damaged, or this training would have gone on from them.
+    earlier = [path for path in _step_folders(folder) if path.name < target.name]
+    regular = [path for path in earlier if not _lies_between(path)]
+    kept = regular[max(0, len(regular) + 1 - keep) :]
+    for path in earlier:
+        if path not in kept:
+            _remove(path)
+
+
+def _lies_between(path: Path) -> bool:
+    try:
+        return json.loads((path / STATE).read_text())["between"]
+    except _DAMAGE:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint. Killed meanwhile, it leaves none that lacks a file."""
+    removed = path.with_name(f".tmp-old-{path.name}")
+    os.replace(path, removed)
+    shutil.rmtree(removed)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in folder.glob(".tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -117,18 +159,33 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def last_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, whole or damaged; None if there is none."""
+    steps = _steps(folder)
+    return steps[-1] if steps else None
+
+
 def at(folder: Path, step: int) -> Checkpoint:
     """Read the checkpoint of a step. Raises UserError if it is missing or damaged."""
     path = step_folder(folder, step)
+    if not path.is_dir():
+        steps = ", ".join(map(str, _steps(folder)))
+        raise UserError(
+            f"{folder} has no checkpoint of step {step}; the steps there are {steps or 'none'}. "
+            "train.keep_checkpoints says how many are kept; several processes need to see the same "
+            "files."
+        )
     try:
         return _load(path)
     except _DAMAGE as error:
-        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in _step_folders(folder))
-        raise UserError(
-            f"{folder} has no usable checkpoint of step {step} ({error}); the steps there are "
-            f"{steps or 'none'}. train.keep_checkpoints says how many are kept; several processes "
-            "need to see the same files."
-        ) from None
+        earlier = [number for number in _steps(folder) if number < step]
+        advice = "Run `videorepa train` again; it starts over."
+        if earlier:
+            advice = (
+                "Run `videorepa train` again, which goes on from an earlier one, or delete that "
+                f"folder to use the one of step {earlier[-1]}."
+            )
+        raise UserError(f"The checkpoint {path} is damaged: {error}. {advice}") from None
 
 
 def copy_into(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
@@ -149,12 +206,13 @@ def _step_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def _steps(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in _step_folders(folder)]
+
+
 def _load(path: Path) -> Checkpoint:
     state = json.loads((path / STATE).read_text())
-    for name, size in state["sizes"].items():
-        actual = (path / name).stat().st_size
-        if actual != size:
-            raise ValueError(f"{name} has {actual} bytes, expected {size}")
+    _verify(path, state)
     try:
         ema = path / "ema.safetensors"
         return Checkpoint(
@@ -162,12 +220,46 @@ def _load(path: Path) -> Checkpoint:
             load_file(path / "trained.safetensors"),
             load_file(path / "projector.safetensors"),
             torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
-            load_file(ema) if ema.exists() else None,
+            load_file(ema) if "ema.safetensors" in state["sizes"] else None,
             state["stopping"],
             state.get("batch"),
         )
     except Exception as error:
         raise ValueError(str(error)) from None
+
+
+def _verify(path: Path, state: dict[str, Any]) -> None:
+    """Raise ValueError or OSError if a file is not the one that was written."""
+    for name, size in state["sizes"].items():
+        actual = (path / name).stat().st_size
+        if actual != size:
+            raise ValueError(f"{name} has {actual} bytes, expected {size}")
+    if "digest" not in state and "digests" not in state:
+        console.print(
+            f"The checkpoint {path} is of an older version, without digests of its files: only "
+            "their sizes were compared.",
+            markup=False,
+        )
+        return
+    rest = {key: value for key, value in state.items() if key != "digest"}
+    if _digest(rest) != state["digest"]:
+        raise ValueError(f"{STATE} has other content than was written")
+    for name, digest in _digests(path, state["digests"]).items():
+        if digest != state["digests"][name]:
+            raise ValueError(f"{name} has other content than was written")
+    if path != step_folder(path.parent, state["step"]):
+        raise ValueError(f"{STATE} is of step {state['step']}")
+
+
+def _digests(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """The digests of the files, which are read at the same time; by default of all."""
+    names = sorted(names or os.listdir(folder))
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(names, threads.map(lambda n: file_digest(folder / n), names), strict=True))
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -237,16 +237,20 @@ class Run:
     # Checkpoints.
 
     def newest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is whole, to go on from."""
         return checkpoint.newest(self.checkpoints)
 
     def trained(self, step: int | None = None) -> Checkpoint:
-        """Read the checkpoint of a step, by default the newest. Raises UserError if it has none."""
-        if step is not None:
-            return checkpoint.at(self.checkpoints, step)
-        newest = self.newest()
-        if newest is None:
-            raise UserError(f"The run {self.path} has no usable checkpoint yet. Train it first.")
-        return newest
+        """Read the checkpoint of a step, by default the newest.
+
+        Raises:
+            UserError: There is none, or it is damaged. An earlier one would be another model.
+        """
+        if step is None:
+            step = checkpoint.last_step(self.checkpoints)
+        if step is None:
+            raise UserError(f"The run {self.path} has no checkpoint yet. Train it first.")
+        return checkpoint.at(self.checkpoints, step)
 
     def backbone(
         self,

@@ -19,6 +19,7 @@ from videorepa.cli.probing import probe, scan
 from videorepa.cli.training import compare, head, inspect, prepare, train
 from videorepa.errors import UserError
 from videorepa.system.files import from_home
+from videorepa.system.stopping import Terminated, terminable
 
 VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
@@ -40,12 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
       The exit code: 0 if all went well, 1 after an error that the user can mend, 130 after Ctrl-C,
-      and 141 if the reader of the output has gone, as for a process that SIGPIPE ends.
+      143 after SIGTERM, and 141 if the reader of the output has gone, as for a process that SIGPIPE
+      ends.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     starts_over = bool(STARTS_OVER.intersection(arguments[:1]))
     try:
-        _run(arguments)
+        with terminable():
+            _run(arguments)
     except BrokenPipeError:
         # Python flushes once more when it exits, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         next_time = "starts over" if starts_over else "goes on from here"
         print(f"\nStopped. The same command {next_time}.", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, Terminated) else 130
     except OSError as error:
         if error.errno is None:
             raise
