@@ -191,7 +191,7 @@ def test_a_blind_rating_ends_in_a_file_that_evaluate_reads(shown, browser, tmp_p
 
     def begin() -> None:
         page.keyboard.press("b")
-        page.locator("[name=rater]").fill("Ada B.")
+        page.locator("[name=rater]").fill("Ada D.")
         page.get_by_role("button", name="Begin").click()
 
     begin()
@@ -216,7 +216,7 @@ def test_a_blind_rating_ends_in_a_file_that_evaluate_reads(shown, browser, tmp_p
     assert "That was the last pair" in visible and "Answers: 4, not saved: 4." in visible
     with page.expect_download() as download:
         page.get_by_role("button", name="Save to a file").click()
-    assert download.value.suggested_filename == "ratings-Ada-B-.json"
+    assert download.value.suggested_filename == "ratings-Ada-D-.json"
     saved = tmp_path / "ratings.json"
     download.value.save_as(saved)
     assert "control" not in saved.read_text() and "aligned" not in saved.read_text()
@@ -231,7 +231,7 @@ def test_a_blind_rating_ends_in_a_file_that_evaluate_reads(shown, browser, tmp_p
     page.reload()
     page.keyboard.press("b")
     page.locator("[name=file]").set_input_files(saved)
-    page.get_by_text("Answers of Ada B.: 4.").wait_for()
+    page.get_by_text("Answers of Ada D.: 4.").wait_for()
     page.get_by_role("button", name="Begin").click()
     assert "No pair is left to ask about" in dialog.inner_text()
     page.close()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from videorepa.artifacts.clips import CaptionedClip, MadeWith, clips_of, readable_clips
+from videorepa.artifacts.clips import CaptionedClip, MadeWith, claim, clips_of, readable_clips
 from videorepa.artifacts.finished import read_finished
 from videorepa.artifacts.model import Model
 from videorepa.artifacts.reading import json_lines, json_object
 from videorepa.artifacts.run import Run
-from videorepa.artifacts.scores import finished_rows
+from videorepa.artifacts.scores import earlier_rows
 from videorepa.benchmarks.physics_iq import PhysicsIQ
 from videorepa.compare import Reference
 from videorepa.data.manifest import read_manifest, read_prompts
@@ -45,8 +45,8 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("clip.mp4", read_shape),
     ("recipe.yaml", Recipe.from_yaml),
     ("a-0.json", CaptionedClip.read),
-    ("generation.json", lambda path: MADE_WITH.claim(path.parent)),
-    ("scores.jsonl", lambda path: finished_rows(path.parent, {})),
+    ("generation.json", lambda path: claim(path.parent, MADE_WITH, [])),
+    ("scores.jsonl", lambda path: list(earlier_rows(path.parent))),
     ("part.json", lambda path: read_finished(path, {}, lambda found: found)),
     ("any.json", json_object),
     ("any.jsonl", json_lines),

@@ -24,6 +24,7 @@ from videorepa.system.files import (
     check_is_folder,
     file_digest,
     is_vacant,
+    read_bytes,
     read_text,
     short_name,
     sweep,
@@ -289,7 +290,7 @@ def _digest_of(clip: Path, size: int, written: int) -> str:
 
 def _generation(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_bytes(path))
         listed = values.get("prompts", [])
         if not all(isinstance(name, str) for name in listed):
             raise ValueError(f"its prompts are {str(listed)[:80]}")

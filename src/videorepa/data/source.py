@@ -11,6 +11,7 @@ from videorepa.data.manifest import Entry, read_manifest
 from videorepa.data.video import read_frames
 from videorepa.errors import ClipError, UserError
 from videorepa.settings.sections import Data
+from videorepa.system.files import check_is_file
 from videorepa.system.fingerprint import file_sample_digest
 
 
@@ -79,8 +80,10 @@ class ManifestSource:
             raise ClipError(f"the video cannot be read: {error.strerror}") from None
 
     def stamp(self, index: int) -> list[int] | None:
+        path = self.entries[index].path
         try:
-            status = self.entries[index].path.stat()
+            check_is_file(path)
+            status = path.stat()
         except OSError as error:
             raise ClipError(f"the video cannot be read: {error.strerror}") from None
         # Copying a file can keep the time of its last change, but not that of its last move.
