@@ -98,6 +98,7 @@ def test_every_backbone_has_a_twin() -> None:
 
 def test_shapes_are_those_of_the_live_model(twin: Twin) -> None:
     shapes, live = twin.spec.shapes(twin.size), twin.live
+    assert live.encode_video(twin.video).shape[1:] == twin.spec.moments(twin.size)
     assert twin.latents.shape[1:] == shapes.latents
     text = live.encode_text(CAPTIONS[:2])
     assert text.keys() == shapes.text.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import multiprocessing
 import os
@@ -73,6 +74,8 @@ class Together:
     def __init__(self, folder: Path, function: Callable[..., object], *given: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.outputs = [folder / f"stderr-{number}.txt" for number in range(2)]
+        # FFmpeg waits for its threads where it frees frames, and they are not forked.
+        gc.collect()
         forked = multiprocessing.get_context("fork")
         self.processes = [
             forked.Process(target=self._run, args=(rank, output, function, *given))

@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import tree, write_clips
 from videorepa.artifacts.clips import Sidecar, clips_of, left_over, readable_clips
 from videorepa.artifacts.run import Run
+from videorepa.backbones import Backbone
 from videorepa.data.cache import Cache
 from videorepa.data.digests import Digests
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import ManifestSource, open_source
+from videorepa.encoders._video import VideoViT
 from videorepa.errors import UserError
 from videorepa.export import export
 from videorepa.generate import generate
@@ -312,6 +315,98 @@ def test_training_says_which_clips_failed_in_prepare(
     said = " ".join(capsys.readouterr().err.split())
     assert "2 of 3 clips failed in `prepare`. The first is 'clip1.mp4': " in said
     assert "is empty" in said
+
+
+def break_model(monkeypatch: pytest.MonkeyPatch, model: type, method: str, change) -> None:
+    """Change what a method of a model gives."""
+    real = getattr(model, method)
+    monkeypatch.setattr(model, method, lambda *given: change(real(*given)))
+
+
+def second_is_nan(given: torch.Tensor) -> torch.Tensor:
+    given[1, ..., 0] = torch.nan
+    return given
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (second_is_nan, r"features that videomae gives of the clip 'clip1\.mp4' are not finite"),
+        (lambda tokens: tokens[..., :-1], r"'clip0\.mp4' are not as expected; misshapen: tokens"),
+    ],
+)
+def test_a_broken_teacher_stores_nothing(recipe: Recipe, monkeypatch, change, says: str) -> None:
+    own = recipe.override("data.prepare_batch=2")
+    break_model(monkeypatch, VideoViT, "features", change)
+    with pytest.raises(UserError, match=says):
+        prepare(own)
+    (folder,) = Cache(own).features.values()
+    assert len(list(folder.iterdir())) == ("clip1" in says)
+
+
+def test_a_broken_autoencoder_stores_nothing(recipe: Recipe, monkeypatch) -> None:
+    break_model(monkeypatch, Backbone, "encode_video", lambda moments: 1e30 * moments)
+    with pytest.raises(UserError, match=r"latents or .* clip 'clip0\.mp4' are not finite"):
+        prepare(recipe)
+    assert not list(Cache(recipe).clips.iterdir())
+
+
+def test_an_online_teacher_that_breaks_is_named(
+    prepared: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    break_model(monkeypatch, VideoViT, "features", lambda tokens: tokens * torch.nan)
+    with pytest.raises(UserError, match=r"videomae gives of the clip 'clip\d\.mp4' are not finite"):
+        train(prepared.override("align.teacher=online"), tmp_path / "run")
+
+
+def swap(one: Path, two: Path) -> None:
+    one.rename(one.with_name("away"))
+    two.rename(one)
+    one.with_name("away").rename(two)
+
+
+@pytest.mark.parametrize("which", ["clips", "features"])
+def test_files_swapped_between_clips_are_named(
+    prepared: Recipe, tmp_path: Path, which: str
+) -> None:
+    cache, clips = Cache(prepared), open_source(prepared.data).items
+    folder = cache.clips if which == "clips" else cache.features[prepared.encoder]
+    one, two = (cache._file(folder, clip) for clip in clips[:2])
+    swap(one, two)
+    says = rf"{one.name} is of the clip 'clip1\.mp4', expected 'clip0\.mp4'"
+    for verb in (prepare, lambda recipe: train(recipe, tmp_path / "run")):
+        with pytest.raises(UserError, match=says):
+            verb(prepared)
+
+
+@pytest.mark.parametrize(
+    ("which", "name", "change", "says"),
+    [
+        ("features", "tokens", lambda t: t[..., :-1], r"misshapen: tokens \(4, 2, 2, 23\), exp"),
+        ("features", "scale", lambda t: t * torch.nan, "are not finite"),
+        ("features", "tokens", None, "missing: tokens"),
+        ("clips", "moments", lambda t: t[:, :1], r"misshapen: moments \(8, 1, 4, 4\), expected"),
+        ("clips", "moments", lambda t: t * torch.nan, "are not finite"),
+        ("clips", "text.encoder_hidden_states", None, "missing: text.encoder_hidden_states"),
+    ],
+)
+def test_files_that_do_not_fit_are_named_with_their_clip(
+    prepared: Recipe, which: str, name: str, change, says: str
+) -> None:
+    cache, clip = Cache(prepared), open_source(prepared.data).items[1]
+    path = cache._file(cache.clips if which == "clips" else cache.features[prepared.encoder], clip)
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    tensors = load_file(path)
+    tensors |= {name: change(tensors.pop(name)).contiguous()} if change else {}
+    save_file(tensors if change else {k: v for k, v in tensors.items() if k != name}, path, about)
+    with pytest.raises(
+        UserError, match=rf"'clip1\.mp4' in .*{path.name} .*{says}.*Delete the file"
+    ):
+        if which == "clips":
+            cache.read_clip(clip)
+        else:
+            cache.read_features(clip, prepared.encoder)
 
 
 def test_digests_are_remembered_by_size_and_time(recipe: Recipe, tmp_path: Path) -> None:

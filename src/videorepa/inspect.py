@@ -148,7 +148,7 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
         + (0 if grid.saliency is None else math.prod(grid.size) * BYTES_SALIENCY)
         for grid in stored
     )
-    moments = 2 * math.prod(shapes.latents) * BYTES_MOMENTS
+    moments = math.prod(recipe.backbone.preparing.moments(recipe.data)) * BYTES_MOMENTS
     text = sum(
         tensor.numel() * (BYTES_TEXT if tensor.is_floating_point() else 1)
         for tensor in shapes.text.values()

@@ -16,7 +16,7 @@ from videorepa.data.source import ClipSource, SourceClip, open_source
 from videorepa.data.video import to_video
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
-from videorepa.system.checks import check_finite, check_shard
+from videorepa.system.checks import check_shard
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import console, track
 from videorepa.system.wording import count
@@ -124,10 +124,7 @@ def prepare(
                 grid = encoder(video)
                 for row, work in enumerate(works):
                     if spec in work.lacks.features:
-                        features = grid.sample(row)
-                        what = f"The features that {spec.name} gives of the clip {work.clip.id!r}"
-                        check_finite(what, features.tokens)
-                        cache.write_features(work.record, spec, features)
+                        cache.write_features(work.record, spec, grid.sample(row))
         if backbone is not None and any(work.lacks.text for work in works):
             latents = None
             if video is not None and any(work.lacks.latents for work in works):
@@ -142,8 +139,6 @@ def prepare(
                     moments = latents[row]
                 else:
                     moments, _ = cache.read_clip(work.clip)
-                what = f"The latents or text embeddings of the clip {work.clip.id!r}"
-                check_finite(what, moments, *text.values())
                 cache.write_clip(work.record, moments, text)
         for work in works:
             if work.lacks:

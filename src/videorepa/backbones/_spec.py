@@ -162,6 +162,12 @@ class BackboneSpec(Section):
                 text["encoder_attention_mask"] = torch.empty(self.text_tokens, dtype=torch.bool)
         return text
 
+    def moments(self, size: ClipSize) -> tuple[int, int, int, int]:
+        """Shape of what `encode_video` returns of one clip: channels, frames, height, width."""
+        geometry = self.geometry()
+        height, width = size.height // geometry.pixels, size.width // geometry.pixels
+        return 2 * geometry.channels, (size.frames - 1) // geometry.frames + 1, height, width
+
     @property
     def source(self) -> str:
         """The folder or Hub id that diffusers loads."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from videorepa.data.video import READER
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.system.checks import check_finite, check_shapes
 from videorepa.system.files import (
     atomic_write,
     from_metadata,
@@ -40,6 +41,8 @@ FORMAT = 3
 EMPTY_CAPTION = "empty-caption.safetensors"
 
 TEXT = "text."
+
+_OTHER_MODEL = "The live model does not do what its description says; mend it."
 
 
 def quantised(tokens: Float[Tensor, "*n d"]) -> tuple[Int8[Tensor, "*n d"], Float[Tensor, "*n"]]:
@@ -131,6 +134,12 @@ class Cache:
             encoder: self.root / f"features8-{encoder.name}-{json_digest(encoder.fingerprint())}"
             for encoder in recipe.stored_encoders
         }
+        self.grids = {encoder: encoder.shape(data.frames) for encoder in self.features}
+        backbone = recipe.backbone.preparing
+        self.text_shapes = {f"{TEXT}{key}": (*like.shape,) for key, like in backbone.text().items()}
+        self.shapes = {self.clips: {"moments": backbone.moments(data)} | self.text_shapes}
+        for encoder, folder in self.features.items():
+            self.shapes[folder] = _feature_shapes(self.grids[encoder])
         folders = [self.clips, self.failures, *self.features.values()]
         if create:
             for folder in folders:
@@ -223,13 +232,22 @@ class Cache:
           record: The clip, and what it was made from.
           moments: (2C, t, h, w), mean and log-variance of the latents.
           text: Its caption's tensors.
+
+        Raises:
+          UserError: A value is not finite, or a shape is not as the backbone's description says.
         """
         tensors = {"moments": moments.to("cpu", torch.float16).contiguous()} | _stored(text)
-        self._write(self._file(self.clips, record), tensors, asdict(record))
+        what = f"The latents or text embeddings of the clip {record.id!r}"
+        _check_made(what, tensors, self.shapes[self.clips])
+        _write(self._file(self.clips, record), tensors, asdict(record))
 
     def read_clip(self, clip: SourceClip) -> tuple[Tensor, Text]:
-        """Read a clip's moments and text. Raises UserError if absent, damaged or another clip's."""
-        tensors, _ = self._read_clip(self.clips, clip)
+        """Read a clip's moments and text.
+
+        Raises:
+          UserError: They are absent, damaged, not finite, of other shapes or another clip's.
+        """
+        tensors = self._read_clip(self.clips, clip, "latents or text embeddings")
         return tensors["moments"], _text(tensors)
 
     def write_features(self, record: Record, encoder: EncoderSpec, grid: TokenGrid) -> None:
@@ -237,30 +255,44 @@ class Cache:
 
         They take half the space of bfloat16 and change the relation loss by far less than 1 %
         (dev/log.md).
+
+        Raises:
+          UserError: A value is not finite, or the grid is not as the encoder's description says.
         """
-        about = {"id": record.id, "source": record.source}
-        about |= {"start": grid.start, "stride": grid.stride}
+        folder, expected = self.features[encoder], self.grids[encoder]
         tokens, scale = quantised(grid.tokens[0].cpu())
         tensors = {"tokens": tokens.contiguous(), "scale": scale.contiguous()}
         if grid.saliency is not None:
             tensors["saliency"] = grid.saliency[0].to("cpu", torch.float16).contiguous()
-        self._write(self._file(self.features[encoder], record), tensors, about)
+        what = f"The features that {encoder.name} gives of the clip {record.id!r}"
+        _check_made(what, tensors, self.shapes[folder])
+        if (grid.start, grid.stride) != (expected.start, expected.stride):
+            raise UserError(f"{what} are on the grid {grid}, expected {expected}. {_OTHER_MODEL}")
+        _write(self._file(folder, record), tensors, {"id": record.id, "source": record.source})
 
     def read_features(self, clip: SourceClip, encoder: EncoderSpec) -> TokenGrid:
         """Read an encoder's features of one clip. Raises UserError as `read_clip` does."""
-        tensors, about = self._read_clip(self.features[encoder], clip)
+        what = f"features of {encoder.name}"
+        tensors = self._read_clip(self.features[encoder], clip, what)
         tokens = dequantised(tensors["tokens"], tensors["scale"])[None]
         saliency = tensors["saliency"][None].float() if "saliency" in tensors else None
-        return TokenGrid(tokens, int(about["start"]), int(about["stride"]), saliency)
+        return replace(self.grids[encoder], tokens=tokens, saliency=saliency)
 
     def has_empty_caption(self) -> bool:
         return (self.root / EMPTY_CAPTION).exists()
 
     def write_empty_caption(self, text: Text) -> None:
-        self._write(self.root / EMPTY_CAPTION, _stored(text), {})
+        """Write the empty caption's text. Raises UserError as `write_clip` does."""
+        tensors, what = _stored(text), "The text embeddings of the empty caption"
+        _check_made(what, tensors, self.text_shapes)
+        _write(self.root / EMPTY_CAPTION, tensors, {})
 
     def read_empty_caption(self) -> Text:
-        return _text(_read(self.root / EMPTY_CAPTION)[0])
+        """Read the empty caption's text. Raises UserError as `read_clip` does."""
+        path = self.root / EMPTY_CAPTION
+        tensors, _ = _read(path)
+        _check_read(f"The text embeddings in {path}", tensors, self.text_shapes)
+        return _text(tensors)
 
     def note_failure(self, clip: SourceClip, reason: str) -> None:
         text = json.dumps({"id": clip.id, "reason": reason})
@@ -282,22 +314,40 @@ class Cache:
     def _failure_file(self, clip: SourceClip) -> Path:
         return self._file(self.failures, clip).with_suffix(".json")
 
-    def _write(self, path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        atomic_write(path, save(tensors, metadata=to_metadata(about)))
-
     def _about(self, folder: Path, clip: SourceClip) -> dict[str, Any] | None:
         """What the clip's file in a folder is about, or None if there is none."""
         path = self._file(folder, clip)
         return _own(path, clip, _read(path, tensors=False)[1]) if path.exists() else None
 
-    def _read_clip(
-        self, folder: Path, clip: SourceClip
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read_clip(self, folder: Path, clip: SourceClip, what: str) -> dict[str, Tensor]:
         path = self._file(folder, clip)
         if not path.exists():
             raise UserError(f"The clip {clip.id!r} is not in the cache. Run `videorepa prepare`.")
         tensors, about = _read(path)
-        return tensors, _own(path, clip, about)
+        _own(path, clip, about)
+        of = f"The {what} of the clip {clip.id!r} in {path}"
+        _check_read(of, tensors, self.shapes[folder])
+        return tensors
+
+
+def _feature_shapes(grid: TokenGrid) -> dict[str, tuple[int, ...]]:
+    shapes = {"tokens": (*grid.size, grid.width), "scale": grid.size}
+    return shapes if grid.saliency is None else shapes | {"saliency": grid.size}
+
+
+def _check_made(
+    what: str, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]
+) -> None:
+    check_shapes(what, tensors, expected, _OTHER_MODEL)
+    check_finite(what, *tensors.values())
+
+
+def _check_read(
+    what: str, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]
+) -> None:
+    advice = "Delete the file and run `videorepa prepare` again."
+    check_shapes(what, tensors, expected, advice)
+    check_finite(what, *tensors.values(), advice=advice)
 
 
 def _stored(text: Text) -> dict[str, Tensor]:
@@ -322,6 +372,10 @@ def _own(path: Path, clip: SourceClip, about: dict[str, Any]) -> dict[str, Any]:
             "or swapped. Delete it and run `videorepa prepare` again."
         )
     return about
+
+
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    atomic_write(path, save(tensors, metadata=to_metadata(about)))
 
 
 def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,6 +19,7 @@ from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
+from videorepa.system.checks import check_finite
 from videorepa.system.device import compute_dtype
 from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import track
@@ -198,4 +199,8 @@ class Loader:
                 "Run `videorepa prepare` again, or set align.teacher to cached."
             ) from None
         video = to_video(frames)[None]
-        return stored | {spec: encoder(video) for spec, encoder in self.online.items()}
+        for spec, encoder in self.online.items():
+            stored[spec] = grid = encoder(video)
+            values = [grid.tokens] if grid.saliency is None else [grid.tokens, grid.saliency]
+            check_finite(f"The features that {spec.name} gives of the clip {clip.id!r}", *values)
+        return stored

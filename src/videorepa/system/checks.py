@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from videorepa.errors import UserError
+from videorepa.system.weights import Misfit
 
 
 def check_shard(shard: tuple[int, int]) -> None:
@@ -16,10 +19,20 @@ def check_shard(shard: tuple[int, int]) -> None:
         raise UserError(f"The shard {index}/{count} does not exist; give i/n with 0 <= i < n.")
 
 
-def check_finite(what: str, *values: Tensor | np.ndarray) -> None:
+def check_finite(
+    what: str,
+    *values: Tensor | np.ndarray,
+    advice: str = "The weights are damaged, or the precision is too low: try --train.precision "
+    "float32.",
+) -> None:
     """Raise UserError, with the name `what` (in the plural), if any value is not finite."""
     if not all(torch.as_tensor(value).isfinite().all() for value in values):
-        raise UserError(
-            f"{what} are not finite. The weights are damaged, or the precision is too low: try "
-            "--train.precision float32."
-        )
+        raise UserError(f"{what} are not finite. {advice}")
+
+
+def check_shapes(
+    what: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], advice: str
+) -> None:
+    """Raise UserError, saying how `what` (a plural) differs, unless names and shapes are right."""
+    if misfit := Misfit.between(tensors, expected):
+        raise UserError(f"{what} are not as expected; {misfit}. {advice}")
