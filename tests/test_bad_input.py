@@ -146,7 +146,7 @@ def test_overrides_arrive_typed_and_in_order(ready: Ready, monkeypatch) -> None:
     arguments = [
         *["--align.weight", "0.45", "--align.loss.margin=0.2", "--set", "seed=5"],
         *["--optim.betas", "[0.8, 0.99]", "--optim.warmup-steps", "0", "--set", "name=other"],
-        *["--data.manifest", "null", "--data.lab.clips=3", "--data.lab.seed", "-7"],
+        *["--data.manifest", "null", "--data.lab.clips=3", "--data.lab.seed", "7"],
         *["--train.lora", "{rank: 2, alpha: 4}", "--train.lora.targets=[to_q]", "--set=seed=6"],
     ]
     assert main(["inspect", ready.recipe, *arguments]) == 0
@@ -157,7 +157,7 @@ def test_overrides_arrive_typed_and_in_order(ready: Ready, monkeypatch) -> None:
     assert (found.align.weight, found.align.loss.model_dump()["margin"]) == (0.45, 0.2)
     assert (found.seed, found.name) == (6, "other")
     assert (found.optim.betas, found.optim.warmup_steps) == ((0.8, 0.99), 0)
-    assert (found.data.manifest, found.data.lab.clips, found.data.lab.seed) == (None, 3, -7)
+    assert (found.data.manifest, found.data.lab.clips, found.data.lab.seed) == (None, 3, 7)
     assert (found.train.lora.rank, found.train.lora.targets) == (2, ("to_q",))
 
 
@@ -176,12 +176,28 @@ def test_overrides_arrive_typed_and_in_order(ready: Ready, monkeypatch) -> None:
         (["--encoder.name", "videomea"], "No encoder is called 'videomea'. Did you mean videomae"),
         (["--backbone.name", "cogvideo"], "No backbone is called 'cogvideo'.*cogvideox"),
         (["--encoder.fames", "8"], "fames: unknown key; did you mean frames"),
+        (["--optim.batch_size", "1000000000"], "batch_size: .*less than or equal to 10000 "),
+        (["--data.height", "640000"], r"height: .*less than or equal to 10000 \(found 640000\)"),
+        (["--data.height", "7"], r"height: .*greater than or equal to 8 \(found 7\)"),
+        (["--data.frames", "1000000001"], "data.frames: .*less than or equal to 10000 "),
+        (["--data.lab={clips: 3, seed: -1}"], "data.lab.seed: .*greater than or equal to 0"),
+        (["--set", f"seed={2**63}"], "seed: .*less than"),
+        (["--set", f"seed={'9' * 5000}"], "a number has 5,000 characters"),
+        (["--align.hidden", "1000000000"], "align.hidden: .*less than or equal to 100000 "),
+        (["--encoder.frames", "1000000000"], "frames: .*less than or equal to 10000 "),
+        (["--train.lora.rank", "1000000000"], "train.lora.rank: .*less than or equal to 100000 "),
+        (["--generation.steps", "5000"], "generation.steps: .*less than or equal to 1000 "),
+        (["--device", "tpu"], "There is no device 'tpu'; expected cpu, cuda"),
+        (["--device", "meta"], "There is no device 'meta'; expected cpu, cuda"),
         (["--align.weight", "[1"], "align.weight=.*not YAML.*quotes"),
         (["--align.weight", "!!python/name:os.system"], "not YAML"),
         (["--align.weight"], "--align.weight needs a value"),
         (["--align.weight", "--out"], "--align.weight needs a value"),
         (["--align.weight.deep", "1"], "goes through a single value, at 'deep'"),
         (["--set", "seed"], "key=value"),
+        (["--set", "="], "key=value.*got '='"),
+        (["--set", "=3"], "key=value.*got '=3'"),
+        (["--set", "align..weight=1"], "key=value"),
         (["--data.manifest", "null"], "exactly one of `manifest` and `lab`"),
         (["--encoder", "null"], "missing|needs `encoder`"),
         (["--set", "encoder=null"], "needs `encoder`"),
@@ -236,6 +252,27 @@ def test_a_file_that_is_no_recipe_of_the_lab(
     if kind == "no keys":
         says = "is not a recipe (for ship|of a study): .*(run|recipe): missing"
     fails("lab", part, path, "--out", tmp_path / "out", says=says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "says"),
+    [
+        ("contact", "train: 4, test: 2, seed: -1", "seed: .*greater than or equal to 0"),
+        ("contact", "train: 3, test: 2", "train: .*multiple of 2"),
+        ("phyworld", "clips: 1000000000", "clips: .*less than or equal to 1000000 "),
+        ("teacher", "layers: 10000000", "layers: .*less than or equal to 1000 "),
+        ("image-teacher", "width: 64, heads: 5", "heads must divide width"),
+        ("image-teacher", "patch: 5", "patch must divide 64"),
+        ("text-encoder", "steps: 0", "steps: .*greater than or equal to 1"),
+        ("autoencoder", "stages: [{steps: 1, frames: 99, size: 8, batch: 1}]", "frames: .*less"),
+    ],
+)
+def test_sizes_that_no_part_of_the_lab_can_have(
+    fails: Fails, tmp_path: Path, part: str, values: str, says: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"{{out: {tmp_path / 'out'}, {values}}}")
+    fails("lab", part, tmp_path / "r.yaml", says=says)
     assert not (tmp_path / "out").exists()
 
 
@@ -795,6 +832,8 @@ def test_unusable_prompts(
     ("given", "says"),
     [
         (["--steps", "0"], "steps: .*greater than or equal to 1.*found 0"),
+        (["--steps", "5000"], "steps: .*less than or equal to 1000 .*found 5000"),
+        (["--samples", "1000000000"], "samples: .*less than or equal to 10000 "),
         (["--samples", "-2"], "samples: .*greater than or equal to 1.*found -2"),
         (["--guidance-scale", "nan"], "guidance_scale: .*finite"),
         (["--shard", "2/2"], "shard 2/2 does not exist"),

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from videorepa.settings import plugins
+from videorepa.settings.bounds import Seed, Share, Width
 from videorepa.settings.fields import BackboneField, EncoderField, LossField, block_or
 from videorepa.settings.section import SPELLINGS, Section, change, read_values
 from videorepa.settings.sections import (
@@ -75,9 +76,9 @@ class Align(Section):
     weight: float = Field(default=0.5, ge=0.0)
     when: When = When()
     projector: Literal["mlp", "conv", "none"] = "mlp"
-    hidden: int = Field(default=2048, ge=1)
+    hidden: Width = 2048
     interpolate: Literal["student", "teacher", "teacher_in_space", "teacher_in_time"] = "student"
-    standardise: float | None = Field(default=None, ge=0, le=1)
+    standardise: Share | None = None
     centre: Literal["none", "clips", "time"] = "none"
 
     @model_validator(mode="after")
@@ -125,7 +126,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     about: str = ""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     backbone: BackboneField
     encoder: EncoderField | None = None
     align: AlignField | None = None

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Num
-from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor
 
 from videorepa.backbones import Backbone, BackboneSpec, Config, Text
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
+from videorepa.settings.bounds import Fps
 from videorepa.settings.sections import ClipSize, Generation
 
 _THIRTEEN_BILLION = {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}
@@ -119,7 +119,7 @@ class LTX(BackboneSpec):
     size: ClassVar = ClipSize(frames=161, height=512, width=704)
 
     name: Literal["ltx"] = "ltx"
-    frame_rate: int = Field(default=25, ge=1)
+    frame_rate: Fps = 25
 
     @property
     def text_tokens(self) -> int:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videorepa.errors import UserError
 from videorepa.settings import plugins
+from videorepa.settings.bounds import Frames, Side
 from videorepa.settings.section import Section
 from videorepa.system.files import from_home
 from videorepa.tokens import TokenGrid
@@ -25,8 +26,6 @@ from videorepa.tokens import TokenGrid
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Pixels = Annotated[int, Field(ge=1)]
 
 
 class Sizes(NamedTuple):
@@ -59,8 +58,8 @@ class EncoderSpec(Section):
       weights: A checkpoint in a published layout, a transformers folder, a Hub id, or "micro" for
         the lab's own model.
       frames: Frames that the encoder sees: the last ones of the clip.
-      height: Pixels that each frame is resized to.
-      width: Pixels that each frame is resized to.
+      height: Side that each frame is resized to.
+      width: Side that each frame is resized to.
       normalized: Whether the video is normalised already, so that the encoder's mean and standard
         deviation are not applied.
       group: Frames in a piece; all by default.
@@ -69,12 +68,12 @@ class EncoderSpec(Section):
 
     name: str
     weights: str
-    frames: int = Field(default=48, ge=1)
-    height: int = Field(default=160, ge=1)
-    width: int = Field(default=240, ge=1)
+    frames: Frames = 48
+    height: Side = 160
+    width: Side = 240
     normalized: bool = False
-    group: int | None = Field(default=None, ge=1)
-    crop: tuple[Pixels, Pixels] | None = None
+    group: Frames | None = None
+    crop: tuple[Side, Side] | None = None
 
     @field_validator("weights")
     @classmethod

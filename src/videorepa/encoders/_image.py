@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from videorepa.encoders._vit import ViT, ViTSpec
 from videorepa.errors import UserError
+from videorepa.settings.bounds import Frames
 from videorepa.tokens import TokenGrid
 
 IMAGES_AT_ONCE = 8
@@ -47,7 +47,7 @@ class ImageSpec(ViTSpec):
     live: ClassVar = ImageViT
     kernel: ClassVar[int] = 2
 
-    pool: int = Field(default=1, ge=1)
+    pool: Frames = 1
 
     @property
     def piece(self) -> tuple[int, int, int]:

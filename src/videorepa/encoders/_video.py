@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from videorepa.encoders import Sizes
 from videorepa.encoders._vit import ViT, ViTSpec, heads_of, layers_of, load_stock, renamed
 from videorepa.errors import UserError
+from videorepa.settings.bounds import Layers
 
 TRAINED_FRAMES, TRAINED_SIDE = 16, 224
 """Frames, and pixels along a side, that the models of original files were trained on."""
@@ -53,7 +53,7 @@ class VideoSpec(ViTSpec):
     kernel: ClassVar[int] = 3
     spatial: ClassVar[Literal["bicubic", "trilinear"]] = "bicubic"
 
-    heads: int | None = Field(default=None, ge=1)
+    heads: Layers | None = None
 
     def stock_model(self, path: Path, dtype: torch.dtype) -> Any:
         from transformers import VideoMAEConfig, VideoMAEModel

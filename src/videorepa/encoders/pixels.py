@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from videorepa.encoders import Encoder, EncoderSpec, Sizes
+from videorepa.settings.bounds import Frames, Side
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
@@ -25,8 +25,8 @@ class Pixels(EncoderSpec):
 
     name: Literal["pixels"] = "pixels"
     weights: Literal["none"] = "none"
-    patch: int = Field(default=16, ge=1)
-    tubelet: int = Field(default=2, ge=1)
+    patch: Side = 16
+    tubelet: Frames = 2
 
     @classmethod
     def on_grid_of(cls, teacher: EncoderSpec) -> Pixels:

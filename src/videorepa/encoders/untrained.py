@@ -8,6 +8,7 @@ import torch
 
 from videorepa.encoders import Encoder
 from videorepa.encoders._wrapper import WrapperSpec
+from videorepa.settings.bounds import Seed
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
@@ -22,7 +23,7 @@ class Untrained(WrapperSpec):
 
     name: Literal["untrained"] = "untrained"
     weights: Literal["none"] = "none"
-    draw: int = 0
+    draw: Seed = 0
 
     def shape(self, clip_frames: int) -> TokenGrid:
         return self.of.shape(clip_frames)

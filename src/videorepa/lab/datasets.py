@@ -12,6 +12,7 @@ from videorepa.benchmarks._phyworld import FPS as PHYWORLD_FPS
 from videorepa.benchmarks._phyworld import Group, drawn, names, render
 from videorepa.data.video import write_video
 from videorepa.probing.physion import LABELS
+from videorepa.settings.bounds import Clips, Seed, Side
 from videorepa.settings.section import Section
 from videorepa.system import progress
 from videorepa.system.files import atomic_write, csv_text
@@ -30,9 +31,9 @@ class ContactRecipe(Section):
     """
 
     out: Path
-    train: int = Field(ge=2, multiple_of=2)
-    test: int = Field(ge=2, multiple_of=2)
-    seed: int = 0
+    train: Clips = Field(multiple_of=2)
+    test: Clips = Field(multiple_of=2)
+    seed: Seed = 0
 
 
 def draw_contact(recipe: ContactRecipe) -> dict[str, float]:
@@ -64,10 +65,10 @@ class PhyWorldRecipe(Section):
     """
 
     out: Path
-    clips: int = Field(ge=1)
+    clips: Clips
     groups: tuple[Group, ...] = Field(get_args(Group), min_length=1)
-    size: int = Field(default=256, ge=2, multiple_of=2)
-    seed: int = 0
+    size: Side = Field(default=256, multiple_of=2)
+    seed: Seed = 0
 
 
 def draw_clips(recipe: PhyWorldRecipe) -> dict[str, float]:

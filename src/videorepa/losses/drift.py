@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from videorepa.errors import UserError
 from videorepa.losses import Loss, check_same_grid
+from videorepa.settings.bounds import Frames
 from videorepa.tokens import TokenGrid
 
 
@@ -28,7 +28,7 @@ class LatentDrift(Loss):
     """
 
     name: Literal["drift"] = "drift"
-    lag: int = Field(default=2, ge=1)
+    lag: Frames = 2
 
     def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
         check_same_grid(student, teacher, widths=True)

@@ -8,6 +8,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from videorepa.settings.bounds import (
+    AtOnce,
+    Clips,
+    Count,
+    DenoisingSteps,
+    Fps,
+    Frames,
+    Number,
+    Seed,
+    Share,
+    Side,
+    Width,
+)
 from videorepa.settings.section import Section
 
 
@@ -24,9 +37,9 @@ class When(Section):
         level, as LaMo does (arXiv 2605.23878).
     """
 
-    until: int | None = Field(default=None, ge=1)
+    until: Number | None = None
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    opposed: int | None = Field(default=None, ge=1)
+    opposed: Number | None = None
     gate: Literal["none", "signal"] = "none"
 
     @model_validator(mode="after")
@@ -54,17 +67,17 @@ class LabClips(Section):
       split: "beyond" draws scenes that are faster, larger or higher than all of "within".
     """
 
-    clips: int = Field(ge=1)
-    seed: int = 0
+    clips: Clips
+    seed: Seed = 0
     split: Literal["within", "beyond"] = "within"
 
 
 class ClipSize(Section):
     """The size of a clip as the backbone sees it, in frames and pixels."""
 
-    frames: int = Field(default=49, ge=1)
-    height: int = Field(default=480, ge=8)
-    width: int = Field(default=720, ge=8)
+    frames: Frames = 49
+    height: Annotated[Side, Field(ge=8)] = 480
+    width: Annotated[Side, Field(ge=8)] = 720
 
 
 class Data(ClipSize):
@@ -84,7 +97,7 @@ class Data(ClipSize):
     root: Path | None = None
     lab: LabClips | None = None
     cache: Path
-    prepare_batch: int = Field(default=1, ge=1)
+    prepare_batch: AtOnce = 1
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -107,14 +120,14 @@ class Optim(Section):
       schedule: How the learning rate falls after that.
     """
 
-    steps: int = Field(ge=1)
+    steps: Number
     learning_rate: float = Field(gt=0)
-    batch_size: int = Field(default=1, ge=1)
-    accumulate: int = Field(default=1, ge=1)
+    batch_size: AtOnce = 1
+    accumulate: AtOnce = 1
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup_steps: Count = 100
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
 
@@ -131,7 +144,7 @@ class Lora(Section):
         own choice.
     """
 
-    rank: int = Field(default=128, ge=1)
+    rank: Width = 128
     alpha: float = Field(default=64, gt=0)
     targets: tuple[str, ...] | None = None
 
@@ -152,9 +165,9 @@ class Train(Section):
     lora: Lora | None = None
     precision: Literal["auto", "float32"] = "auto"
     ema: float | None = Field(default=None, gt=0, lt=1)
-    caption_dropout: float = Field(default=0.0, ge=0, le=1)
-    checkpoint_every: int = Field(default=500, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
+    caption_dropout: Share = 0.0
+    checkpoint_every: Number = 500
+    keep_checkpoints: Number = 2
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
@@ -238,11 +251,11 @@ class Generation(Section):
       samples: Clips per prompt, each with its own seed.
     """
 
-    steps: int = Field(default=50, ge=1)
+    steps: DenoisingSteps = 50
     guidance_scale: float = Field(default=6.0, ge=0)
     dynamic_guidance: bool = True
-    samples: int = Field(default=1, ge=1)
-    fps: int = Field(default=8, ge=1)
+    samples: AtOnce = 1
+    fps: Fps = 8
 
     def changed(self, **values: Any) -> Generation:
         """Make a copy with some values changed. Raises UserError that names impossible ones."""
@@ -259,6 +272,6 @@ class Validation(Section):
         base model's before a warning, as a share of the base model's.
     """
 
-    every: int = Field(ge=1)
+    every: Number
     prompts: tuple[str, ...] = Field(min_length=1)
     drift: float = Field(default=0.3, gt=0)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import sys
 from typing import Any, Literal
 
 import psutil
 import torch
+
+from videorepa.errors import UserError
+from videorepa.system.wording import shown
 
 Precision = Literal["auto", "float32"]
 
@@ -17,8 +21,18 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """Give the named device; without a name the first GPU, or else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Give the named device; without a name the first GPU, or else the CPU.
+
+    Raises:
+      UserError: There is no such kind of device. Whether this machine has it is not asked.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"(cuda|mps|xpu)(:\d{1,3})?|cpu", name):
+        raise UserError(
+            f"There is no device {shown(name)}; expected cpu, cuda, or a GPU's number as in cuda:1."
+        )
+    return torch.device(name)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

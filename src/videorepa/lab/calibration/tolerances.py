@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from videorepa.benchmarks.laws import checks
 from videorepa.benchmarks.laws.checks import CHECKS, TOLERANCES
@@ -28,6 +27,7 @@ from videorepa.lab.calibration.detection import (
     reconstructed,
     strongest,
 )
+from videorepa.settings.bounds import Clips
 from videorepa.settings.section import Section
 from videorepa.system import progress
 from videorepa.system.files import atomic_write, file_digest
@@ -57,8 +57,8 @@ class LawsRecipe(Section):
 
     vae: Path
     out: Path = Path(checks.__file__).with_name(TOLERANCES)
-    clips: int = Field(400, ge=1)
-    table_clips: int = Field(100, ge=1)
+    clips: Clips = 400
+    table_clips: Clips = 100
     table_out: Path | None = None
 
 

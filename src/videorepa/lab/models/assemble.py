@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from videorepa.lab.models.text_encoder import TEXT_TOKENS
+from videorepa.settings.bounds import Layers, Seed, Side, Width
 from videorepa.settings.section import Section
 from videorepa.system.files import atomic_write
 from videorepa.world.simulator import FRAMES
@@ -28,11 +28,11 @@ class AssembleRecipe(Section):
     parts: Path
     out: Path
     start: Path | None = None
-    layers: int = 6
-    heads: int = 8
-    head_width: int = 32
-    patch: int = 4
-    seed: int = 0
+    layers: Layers = 6
+    heads: Layers = 8
+    head_width: Width = 32
+    patch: Side = 4
+    seed: Seed = 0
 
 
 def assemble(recipe: AssembleRecipe) -> dict[str, float]:
@@ -102,7 +102,7 @@ class ShipRecipe(Section):
     run: Path
     vae: Path
     teacher: Path
-    teacher_layers: int | None = Field(None, ge=1)
+    teacher_layers: Layers | None = None
     image_teacher: Path
     out: Path
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from videorepa.lab.models.training import train
+from videorepa.settings.bounds import AtOnce, Frames, Number, Seed, Side, Width
 from videorepa.settings.section import Section
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.world.contact import unlabelled_clip
@@ -38,10 +40,10 @@ class Stage(Section):
         batch: Number of crops in a step.
     """
 
-    steps: int
-    frames: int
-    size: int
-    batch: int
+    steps: Number
+    frames: Annotated[Frames, Field(le=FRAMES)]
+    size: Annotated[Side, Field(le=SIZE)]
+    batch: AtOnce
 
 
 class AutoencoderRecipe(Section):
@@ -57,17 +59,17 @@ class AutoencoderRecipe(Section):
     out: Path
     start: Path | None = None
     decoder_only: bool = False
-    channels: tuple[int, ...] = (16, 32, 64)
-    latent_channels: int = 8
+    channels: tuple[Width, ...] = Field(default=(16, 32, 64), min_length=1)
+    latent_channels: Width = 8
     stages: tuple[Stage, ...] = (
         Stage(steps=2000, frames=1, size=32, batch=24),
         Stage(steps=2000, frames=9, size=32, batch=4),
         Stage(steps=1000, frames=FRAMES, size=SIZE, batch=1),
     )
-    learning_rate: float = 2e-3
+    learning_rate: float = Field(default=2e-3, gt=0)
     foreground_weight: float = 3.0
     kl_weight: float = 1e-6
-    seed: int = 0
+    seed: Seed = 0
 
 
 def _crops(recipe: AutoencoderRecipe, stage: Stage, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,19 +13,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from videorepa.lab.models.masked import MaskedModel, MaskedRecipe, normalised, train_masked
+from videorepa.settings.bounds import AtOnce, Layers, Number, Seed, Share, Width
 from videorepa.world.contact import unlabelled_clip
 
 
 class ImageTeacherRecipe(MaskedRecipe):
     """The recipe of the image teacher. Each frame of a batch is from another clip."""
 
-    steps: int = 1500
-    width: int = 96
-    layers: int = 4
-    heads: int = 4
-    mask: float = 0.6
-    batch: int = 64
-    seed: int = 1
+    steps: Number = 1500
+    width: Width = 96
+    layers: Layers = 4
+    heads: Layers = 4
+    mask: Share = 0.6
+    batch: AtOnce = 64
+    seed: Seed = 1
 
 
 class PatchPredictor(MaskedModel):

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from videorepa.data.video import to_video
 from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
 from videorepa.lab.models.training import train
+from videorepa.settings.bounds import AtOnce, Layers, Number, Seed, Share, Side, Width
 from videorepa.settings.section import Section
 from videorepa.world.simulator import SIZE
 
@@ -31,15 +33,21 @@ class MaskedRecipe(Section):
     """
 
     out: Path
-    steps: int
-    patch: int = 8
-    width: int
-    layers: int
-    heads: int
-    mask: float
-    batch: int
-    learning_rate: float = 1e-3
-    seed: int
+    steps: Number
+    patch: Side = 8
+    width: Width
+    layers: Layers
+    heads: Layers
+    mask: Share
+    batch: AtOnce
+    learning_rate: float = Field(default=1e-3, gt=0)
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _divides(self) -> MaskedRecipe:
+        if SIZE % self.patch or self.width % self.heads:
+            raise ValueError(f"patch must divide {SIZE}, and heads must divide width")
+        return self
 
     def sizes(self) -> dict[str, Any]:
         """The encoder's sizes, by their names in a transformers configuration."""

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from videorepa.lab.models.masked import MaskedModel, MaskedRecipe, normalised, train_masked
+from videorepa.settings.bounds import AtOnce, Layers, Number, Seed, Share, Width
 from videorepa.world.contact import unlabelled_clip
 from videorepa.world.simulator import SIZE
 
@@ -38,13 +39,13 @@ class TeacherRecipe(MaskedRecipe):
     """
 
     start: Path | None = None
-    steps: int = 4000
-    width: int = 192
-    layers: int = 6
-    heads: int = 6
-    mask: float = 0.5
-    batch: int = 32
-    seed: int = 0
+    steps: Number = 4000
+    width: Width = 192
+    layers: Layers = 6
+    heads: Layers = 6
+    mask: Share = 0.5
+    batch: AtOnce = 32
+    seed: Seed = 0
 
 
 class FuturePredictor(MaskedModel):

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from videorepa.settings.bounds import AtOnce, Layers, Number, Seed, Width
 from videorepa.settings.section import Section
 from videorepa.world.scenarios import SCENARIOS, draw_scene
 from videorepa.world.simulator import COLOURS, Box
@@ -29,13 +31,13 @@ class TextEncoderRecipe(Section):
     """The recipe of the text encoder. `out` gets the folders `tokenizer` and `text_encoder`."""
 
     out: Path
-    width: int = 96
-    layers: int = 2
-    heads: int = 4
-    steps: int = 900
-    batch: int = 64
-    learning_rate: float = 2e-3
-    seed: int = 0
+    width: Width = 96
+    layers: Layers = 2
+    heads: Layers = 4
+    steps: Number = 900
+    batch: AtOnce = 64
+    learning_rate: float = Field(default=2e-3, gt=0)
+    seed: Seed = 0
 
 
 def train_text_encoder(recipe: TextEncoderRecipe) -> dict[str, float]:

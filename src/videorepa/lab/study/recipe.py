@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.settings.bounds import AtOnce, Clips, Number, Seed
 from videorepa.settings.section import Section, change, read_values
 
 BASE = "base"
@@ -16,6 +18,8 @@ BASE = "base"
 
 SHORT = Path(__file__).parents[1] / "study.yaml"
 """The shipped study: the main arms with few prompts and seeds."""
+
+Prompts = Annotated[Clips, Field(ge=2)]
 
 
 class Arm(Section):
@@ -33,23 +37,23 @@ class Arm(Section):
     about: str
     set: tuple[str, ...] = ()
     table: str = "main"
-    seeds: int | None = Field(default=None, ge=1)
-    prompts: int | None = Field(default=None, ge=2)
+    seeds: AtOnce | None = None
+    prompts: Prompts | None = None
     control: str | None = None
 
 
 class Curve(Section):
     """Scores during a training: at some steps of some arms, with the first seed."""
 
-    steps: tuple[int, ...] = Field(min_length=1)
+    steps: tuple[Number, ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
-    prompts: int = Field(ge=1)
+    prompts: Clips
 
 
 class FurtherSeeds(Section):
     """Further seeds for some arms, such as those that a study is mainly about."""
 
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     arms: tuple[str, ...] = Field(min_length=1)
 
 
@@ -68,8 +72,8 @@ class StudyRecipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     about: str = ""
     recipe: Recipe
-    prompts: int = Field(ge=2)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    prompts: Prompts
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     control: str = "control"
     again: tuple[str, ...] = ()
     arms: dict[str, Arm]
