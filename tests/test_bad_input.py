@@ -1233,6 +1233,30 @@ def test_reporting_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path)
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("[" * 100_000, "line 2 of 3 is not JSON"),
+        ("\0\xff", "line 2 of 3 is not JSON"),
+        ("3", "expected a JSON object"),
+        ('{"step": -1, "loss": 1}', "a whole number from 1"),
+        ('{"step": true, "loss": 1}', "a whole number from 1"),
+        (f'{{"step": {10**30}, "loss": 1}}', "a whole number from 1"),
+        (f'{{"step": 2, "loss": {10**400}}}', "step 2: loss is '1000.*expected a number"),
+        ('{"step": 2, "loss": [1]}', r"loss is '\[1\]'; expected a number"),
+    ],
+    ids=["brackets", "bytes", "number", "negative", "true", "far", "huge", "list"],
+)
+def test_a_damaged_log(ready: Ready, fails: Fails, tmp_path: Path, line: str, says: str) -> None:
+    run = ready.copy("run", tmp_path)
+    step = '{"step": %d, "loss": 0.1}'
+    damaged = f"{step % 1}\n{line}\n{step % 3}\n".encode("latin1")
+    (run / "log.jsonl").write_bytes(damaged)
+    fails("report", run, "--out", tmp_path / "page.html", says=says)
+    fails("train", ready.recipe, "--out", run, says=says)
+    assert (run / "log.jsonl").read_bytes() == damaged
+
+
 # A full disk.
 
 

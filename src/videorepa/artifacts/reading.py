@@ -38,7 +38,7 @@ def json_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing. Expected a JSON object there; was the folder copied?")
     try:
         data = json.loads(read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # The latter for too many brackets.
         raise UserError(f"{path} is not JSON ({error}). Write it again.") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}; expected a JSON object.")
@@ -60,7 +60,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,9 @@ DIVISION = ("optim.batch_size", "optim.accumulate")
 
 A resumed run may differ in these too, as long as their number stays the same; `train` checks that.
 """
+
+_MANY_STEPS = 10**12
+"""No training has so many, and doubles tell fewer apart."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +187,15 @@ class Run:
         """
         by_step: dict[int, dict[str, Any]] = {}
         for row in json_lines(self.log_path) if self.log_path.exists() else ():
-            if not isinstance(row.get("step"), int):
+            step = row.get("step")
+            if not isinstance(step, int) or isinstance(step, bool) or not 0 < step < _MANY_STEPS:
                 raise UserError(
-                    f'{self.log_path} has a line without a whole number "step": {str(row)[:80]}'
+                    f'{self.log_path} has a line without a whole number from 1 as its "step": '
+                    f"{str(row)[:80]}"
                 )
             for key, value in row.items():
-                if isinstance(value, str | list | dict):
+                is_huge = isinstance(value, int) and abs(value) > sys.float_info.max
+                if isinstance(value, str | list | dict) or is_huge:
                     raise UserError(
                         f"{self.log_path}, step {row['step']}: {key} is {str(value)[:40]!r}; "
                         "expected a number."
