@@ -125,6 +125,16 @@ def test_a_margin_left_open_is_the_encoders_own(recipe: Recipe) -> None:
         assert f"margin: {margin}" in found.text()
 
 
+def test_inspect_lists_the_prompts_so_that_a_comma_that_split_one_is_seen(recipe: Recipe) -> None:
+    split = recipe.override("validation={every: 2, prompts: [A red ball, rolling fast, falls.]}")
+    text = str(inspect(split))
+    assert "validation, every 2 steps\n  prompts          3\n    'A red ball'\n    'rolling" in text
+    whole = recipe.override('validation={every: 1, prompts: ["A red ball, rolling fast, falls."]}')
+    text = str(inspect(whole))
+    assert "every 1 step\n  prompts          1\n    'A red ball, rolling fast, falls.'\n" in text
+    assert "validation" not in str(inspect(recipe))
+
+
 def test_a_recipe_is_frozen(recipe: Recipe) -> None:
     with pytest.raises(Exception, match="frozen"):
         recipe.seed = 4  # pyright: ignore[reportAttributeAccessIssue]

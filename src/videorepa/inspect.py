@@ -15,10 +15,13 @@ from videorepa.errors import UserError
 from videorepa.recipe import Align, Recipe
 from videorepa.settings.sections import ClipSize
 from videorepa.system.device import pick_device
+from videorepa.system.wording import count, shown
 from videorepa.tokens import TokenGrid
 from videorepa.training.cost import Cost, predict
 
 BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE, BYTES_SALIENCY = 2, 2, 1, 4, 2
+
+PROMPTS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class Inspection:
         if self.clips is not None:
             whole = self.clips * (self.bytes_per_clip + self.feature_bytes_per_clip)
             lines += [f"  all {self.clips:<12} {_size(whole)}"]
+        if (validation := recipe.validation) is not None:
+            lines += ["", f"validation, every {count(validation.every, 'step')}"]
+            lines += [f"  prompts          {len(validation.prompts)}"]
+            lines += [f"    {shown(prompt)}" for prompt in validation.prompts[:PROMPTS_SHOWN]]
+            if more := validation.prompts[PROMPTS_SHOWN:]:
+                lines += [f"    and {len(more)} more"]
         return "\n".join([*lines, *self._cost()])
 
     def _cost(self) -> list[str]:
@@ -192,7 +201,7 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _size(count: int) -> str:
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} GB"
-    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+def _size(number: int) -> str:
+    if number >= 1e9:
+        return f"{number / 1e9:.2f} GB"
+    return f"{number / 1e6:.2f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
