@@ -317,6 +317,28 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
+def sampled_by_card(folder: Path, sidecar: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What is left when the Python in an export's card has run there, for a clip's own prompt and
+    seed: its names, and the lines themselves as "code"."""
+    import json
+
+    import torch
+
+    from videorepa.system.device import compute_dtype
+
+    about = json.loads(sidecar.read_text(encoding="utf-8"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    lines = card.partition("```python\n")[2].partition("```")[0]
+    example = 'prompt, seed = "A ball falls.", 0'
+    assert lines.count(example) == 1
+    code = lines.replace(example, f"prompt, seed = {about['prompt']!r}, {about['seed']}")
+    code = code.replace("torch.bfloat16", str(compute_dtype("auto", torch.device("cpu"))))
+    left: dict = {"code": code}
+    monkeypatch.chdir(folder)
+    exec(code, left)
+    return left
+
+
 @pytest.fixture
 def recipe(twins: dict[str, Path], clips: Path, tmp_path: Path) -> Recipe:
     """A recipe of the tiny models that trains in a second, in float32 on every machine."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import write_clips
+from conftest import sampled_by_card, write_clips
 from test_memory import check_shortcut, deepened
 from twins import TWINS
 from videorepa.align.taps import tap
@@ -24,6 +25,9 @@ from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
 from videorepa.errors import UserError
+from videorepa.exchange import model_card
+from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
+from videorepa.exchange.usage import usage
 from videorepa.export import export
 from videorepa.generate import generate
 from videorepa.inspect import inspect
@@ -252,6 +256,7 @@ def watched(twin: Twin) -> Watched:
     handle = live.transformer.register_forward_hook(watch_transformer, with_kwargs=True)
     pipeline.scheduler.step, pipeline.vae.decode = step, decode
     arguments = live.sampling(twin.size, settings)
+    live.guide(settings)
     pipeline(prompt=CAPTIONS[0], generator=draw(3), output_type="np", **arguments)
     handle.remove()
     pipeline.scheduler.step, pipeline.vae.decode = real_step, real_decode
@@ -436,10 +441,19 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     stock = type(twin.live.transformer).from_pretrained(twin.folder, subfolder=twin.live.part)
     stock.load_lora_adapter(product.parent, weight_name=product.name, use_safetensors=True)
     assert [adapter.lora_alpha for adapter in stock.peft_config.values()] == [2]
+    module, made = importlib.import_module("videorepa.generate"), []
+
+    def keep(path: Path, frames: Any, fps: float) -> None:
+        made.append(frames)
+        path.touch()
+
+    monkeypatch.setattr(module, "write_video", keep)
     clips = generate(run.path, [Prompt("a", "A ball falls.")], tmp_path / "generated")
     about = json.loads(clips[0].with_suffix(".json").read_text())
     expected = Generation(**twin.spec.generation | {"steps": 2}).model_dump()
     assert {key: about[key] for key in expected} == expected
+    frames = sampled_by_card(product.parent, clips[0].with_suffix(".json"), monkeypatch)["frames"]
+    assert abs(made[0] - frames * 255.0).max() < 1
 
 
 class InProcess:
@@ -478,6 +492,36 @@ def test_dynamic_guidance_is_cogvideox_s_alone(twin: Twin, recipe: Recipe) -> No
                 refused(asked)
 
 
+def test_a_card_asks_the_stock_pipeline_for_what_it_takes(twin: Twin, recipe: Recipe) -> None:
+    import diffusers
+
+    for product in (LORA_FILE, twin.spec.part):
+        code = usage(recipe, product, twin.spec.part)
+        compile(code, "card", "exec")
+        imports = next(line for line in code.splitlines() if line.startswith("from diffusers"))
+        exec(imports, {})
+        assert (f"from_pretrained({json.dumps(product)}" in code) == (product != LORA_FILE)
+    takes = signature(getattr(diffusers, twin.spec.pipeline_class).__call__).parameters
+    arguments = twin.live.sampling(twin.size, recipe.generation)
+    assert arguments.keys() <= takes.keys()
+    guidance = recipe.generation.guidance_scale
+    assert f"guidance_scale={guidance}" in code
+
+
+def test_the_authors_negative_prompts_are_used_and_refused_where_there_is_no_pass_for_them(
+    twin: Twin, recipe: Recipe
+) -> None:
+    own = recipe.generation.negative_prompt
+    assert bool(own) == (twin.kind in ("wan", "ltx"))
+    assert twin.live.sampling(twin.size, recipe.generation).get("negative_prompt", "") == own
+    asked = recipe.override("generation.negative_prompt=blurry")
+    if twin.kind == "hunyuan_video":
+        with pytest.raises(UserError, match="no second pass"):
+            inspect(asked)
+    else:
+        assert twin.live.sampling(twin.size, asked.generation)["negative_prompt"] == "blurry"
+
+
 # Wan's experts.
 
 
@@ -498,6 +542,15 @@ def test_each_expert_trains_on_its_side_of_the_boundary(experts) -> None:
     with pytest.raises(UserError, match="one transformer"):
         weights = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
         type(experts["low"])(weights=weights, expert="low").shapes(ClipSize(frames=81))
+
+
+def test_the_card_of_an_expert_s_lora_says_which_model_it_is_for(experts) -> None:
+    for expert, part in (("high", "transformer"), ("low", "transformer_2")):
+        spec = experts[expert]
+        assert (spec.expert_name, spec.part) == (f"{expert}-noise expert", part)
+        for product in (COMFYUI_FILE, LORA_FILE):
+            said = model_card._in_the_folder(product, spec.part, spec.expert_name)
+            assert f"of the {expert}-noise expert (`{part}` in diffusers)" in said
 
 
 def test_sampling_takes_the_trained_expert_and_the_other_as_published(experts) -> None:

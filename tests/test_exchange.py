@@ -322,7 +322,7 @@ def test_a_fused_lora_is_a_stock_transformer_and_nothing_else(
 
 
 def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
-    lora_run: Run, tmp_path: Path
+    lora_run: Run, tmp_path: Path, monkeypatch
 ) -> None:
     folder = tmp_path / "clips" / "scores"
     folder.mkdir(parents=True)
@@ -342,9 +342,12 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
     assert f"base model: {recipe.backbone.weights}" in card and "its license holds" in card
     assert recipe.text().rstrip() in card and product in card
     assert "base_model:" not in card, "a folder is no Hub id"
+    twin = Path(recipe.backbone.weights)
     hub = recipe.override("backbone.weights=zai-org/CogVideoX-2b")
+    monkeypatch.setattr("videorepa.backbones._spec.local_copy", lambda *_: twin)
     card = model_card(lora_run, hub, 6, product, "transformer", [])
     assert "load_into" not in card
+    assert 'CogVideoXPipeline.from_pretrained(\n    "zai-org/CogVideoX-2b",' in card
     second = model_card(lora_run, hub, 6, product, "transformer_2", [])
     assert "`load_into_transformer_2=True`" in second, "Wan 2.2's low-noise expert"
     assert "base_model: zai-org/CogVideoX-2b" in card and "None were measured" in card

@@ -9,12 +9,13 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import tree, write_clips
+from conftest import sampled_by_card, tree, write_clips
 from videorepa.artifacts.clips import Sidecar, clips_of, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone
@@ -750,3 +751,45 @@ def test_an_export_that_does_not_match_fails_loudly(
     with pytest.raises(UserError, match="does not give the same output"):
         export(run.path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "all"])
+def test_plain_diffusers_samples_a_clip_by_the_card_of_its_export(
+    prepared: Recipe, tmp_path: Path, monkeypatch, lora: bool
+) -> None:
+    """The base model's own scheduler is another one, as CogVideoX-2b's folder has it."""
+    from diffusers import CogVideoXDDIMScheduler
+
+    base = shutil.copytree(prepared.backbone.source, tmp_path / "base")
+    CogVideoXDDIMScheduler.from_pretrained(base / "scheduler").save_pretrained(base / "scheduler")
+    index = (base / "model_index.json").read_text()
+    (base / "model_index.json").write_text(index.replace("DPMScheduler", "DDIMScheduler"))
+    changes = [f"backbone.weights={base}", "optim.steps=2", "generation.negative_prompt=blurry"]
+    recipe = prepared.override(*changes, *(["train.lora={rank: 4, alpha: 2}"] if lora else []))
+    run = train(recipe, tmp_path / "run")
+    module, made = importlib.import_module("videorepa.generate"), []
+
+    def keep(path: Path, frames: np.ndarray, fps: float) -> None:
+        made.append(frames)
+        path.touch()
+
+    monkeypatch.setattr(module, "write_video", keep)
+    (clip,) = generate(run.path, [Prompt("a", "A box slides.")], tmp_path / "clips")
+    told = json.loads(clip.with_suffix(".json").read_text())
+    scheduler = {"scheduler": "CogVideoXDPMScheduler", "negative_prompt": "blurry"}
+    assert told.items() >= ({"guidance_scale": 6.0, "dynamic_guidance": True} | scheduler).items()
+    assert told["scheduler_settings"]["timestep_spacing"] == "trailing"
+    assert json.loads((tmp_path / "clips" / "generation.json").read_text()).items() >= (
+        scheduler.items()
+    )
+
+    export(run.path, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "CogVideoXDPMScheduler (" in card and "guidance 6, growing" in card
+    ran = sampled_by_card(tmp_path / "out", clip.with_suffix(".json"), monkeypatch)
+    # To a level of 255, by rounding.
+    assert abs(made[0] - ran["frames"] * 255.0).max() < 1
+    # With the folder's own scheduler it is another clip.
+    ran["pipe"].scheduler = CogVideoXDDIMScheduler.from_config(ran["pipe"].scheduler.config)
+    exec(ran["code"][ran["code"].index("frames = pipe(") :], ran)
+    assert abs(made[0] - ran["frames"] * 255.0).mean() > 5

@@ -103,6 +103,7 @@ class MadeWith(BaseModel):
         width: In pixels.
         steps: Denoising steps; None for clips from elsewhere.
         guidance_scale: The strength of classifier-free guidance; None for clips from elsewhere.
+        scheduler: The class of diffusers that sampled them; None for clips from elsewhere.
     """
 
     # Further settings are kept as they are.
@@ -116,6 +117,7 @@ class MadeWith(BaseModel):
     width: int = Field(gt=0)
     steps: int | None
     guidance_scale: float | None
+    scheduler: str | None = None
 
 
 class Sidecar(CaptionedClip, MadeWith):

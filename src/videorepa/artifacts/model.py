@@ -88,12 +88,14 @@ class Model:
         return cls(name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision)
 
     def about(self) -> dict[str, Any]:
-        """Give the model's entries in a sidecar: its name and the digest of its weights."""
-        base = self.spec.fingerprint() | {"transformer": self.spec.weights_digest()}
-        if self.run is None or self.trained is None:
-            return {"model": self.name, "model_digest": json_digest(base)}
-        trained = weights_digest(step_folder(self.run.checkpoints, self.trained.step))
-        return {"model": self.name, "model_digest": json_digest([base, trained])}
+        """Give the model's entries in a sidecar: its name, the digest of its weights, and the
+        scheduler that samples from it."""
+        weights: Any = self.spec.fingerprint() | {"transformer": self.spec.weights_digest()}
+        if self.run is not None and self.trained is not None:
+            folder = step_folder(self.run.checkpoints, self.trained.step)
+            weights = [weights, weights_digest(folder)]
+        scheduler = self.spec.load((), torch.device("cpu")).scheduler_about()
+        return {"model": self.name, "model_digest": json_digest(weights)} | scheduler
 
     def load(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -92,6 +93,15 @@ class Backbone:
         default = ("diffusers", "FlowMatchEulerDiscreteScheduler")
         return self.spec.config("model_index").get("scheduler", default)[1], {}
 
+    def scheduler_about(self) -> Config:
+        """The scheduler's class, and its settings that are not the class's defaults."""
+        defaults, config = type(self.scheduler)().config, self.scheduler.config
+        own = {key: value for key, value in config.items() if not key.startswith("_")}
+        settings = {key: value for key, value in own.items() if value != defaults.get(key)}
+        # As JSON has them, so that they equal what has been written to a file and read again.
+        settings = json.loads(json.dumps(settings, default=str))
+        return {"scheduler": type(self.scheduler).__name__, "scheduler_settings": settings}
+
     @contextmanager
     def loading(self):
         """Turn any error of the libraries about the folder into a UserError."""
@@ -171,7 +181,7 @@ class Backbone:
           UserError: A setting is switched on that the pipeline does not have.
         """
         self.spec.check_generation(settings)
-        return {
+        arguments = {
             "height": size.height,
             "width": size.width,
             "num_frames": size.frames,
@@ -179,6 +189,12 @@ class Backbone:
             "guidance_scale": settings.guidance_scale,
             "max_sequence_length": self.spec.text_tokens,
         }
+        if settings.negative_prompt:
+            arguments["negative_prompt"] = settings.negative_prompt
+        return arguments
+
+    def guide(self, settings: Generation) -> None:
+        """Put the guidance scale into the stock pipeline, where it is no argument of its call."""
 
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer's blocks in the order in which they run."""

@@ -41,6 +41,7 @@ class Sampler:
         self.pipeline = backbone.pipeline(transformer)
         self.pipeline.set_progress_bar_config(disable=True)
         self.arguments = backbone.sampling(size, settings)
+        backbone.guide(settings)
 
     def sample(self, prompt: str, seed: int) -> np.ndarray:
         """Sample a clip, (frames, height, width, 3) uint8, from the noise of a seed.

@@ -99,6 +99,7 @@ class BackboneSpec(Section):
         classes' defaults.
       size: The clip size that the model was made for.
       lora_targets: Layers that get adapters unless the recipe names others.
+      takes_negative_prompt: The pipeline has a second pass, for a negative prompt.
       generation: The authors' sampling settings, used where a recipe's `generation` sets none.
     """
 
@@ -115,6 +116,7 @@ class BackboneSpec(Section):
     published: ClassVar[dict[str, dict[str, Config]]] = {}
     size: ClassVar[ClipSize]
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    takes_negative_prompt: ClassVar[bool] = True
     generation: ClassVar[Config] = {}
 
     name: str
@@ -184,6 +186,11 @@ class BackboneSpec(Section):
     def part(self) -> str:
         """The transformer's folder within the pipeline's."""
         return "transformer"
+
+    @property
+    def expert_name(self) -> str:
+        """What the transformer is called where the pipeline has several, else ""."""
+        return ""
 
     @property
     def lora_pipeline(self) -> str:
@@ -275,6 +282,11 @@ class BackboneSpec(Section):
             raise UserError(
                 "Only CogVideoX has generation.dynamic_guidance; set it to false for "
                 f"{self.weights}."
+            )
+        if settings.negative_prompt and not self.takes_negative_prompt:
+            raise UserError(
+                f"{self.weights} is told its guidance and has no second pass, which "
+                "generation.negative_prompt is for; leave that empty."
             )
 
     def shapes(self, size: ClipSize) -> BackboneShapes:

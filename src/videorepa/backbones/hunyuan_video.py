@@ -61,6 +61,7 @@ class HunyuanVideo(BackboneSpec):
     text_mask = True
     vocabularies: ClassVar = ("tokenizer", "tokenizer_2")
     lora_targets: ClassVar = TWO_STREAMS
+    takes_negative_prompt: ClassVar = False
     generation: ClassVar = {"guidance_scale": 6.0, "dynamic_guidance": False, "fps": 24}
     published: ClassVar = {"HunyuanVideo": {}}
     size: ClassVar = ClipSize(frames=129, height=720, width=1280)

@@ -84,9 +84,11 @@ class HunyuanVideo15Backbone(Backbone):
     def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
         arguments = super().sampling(size, settings)
         # This pipeline fixes the text's length and keeps the guidance scale in a part of its own.
-        del arguments["max_sequence_length"]
-        self.stock.guider = self.stock.guider.new(guidance_scale=arguments.pop("guidance_scale"))
+        del arguments["max_sequence_length"], arguments["guidance_scale"]
         return arguments
+
+    def guide(self, settings: Generation) -> None:
+        self.stock.guider = self.stock.guider.new(guidance_scale=settings.guidance_scale)
 
 
 class HunyuanVideo15(BackboneSpec):

@@ -110,7 +110,13 @@ class LTX(BackboneSpec):
     text_encoders: ClassVar = {"text_encoder": "T5EncoderModel"}
     text_width = "caption_channels"
     text_mask = True
-    generation: ClassVar = {"guidance_scale": 3.0, "dynamic_guidance": False, "fps": 25}
+    generation: ClassVar = {
+        "guidance_scale": 3.0,
+        "dynamic_guidance": False,
+        # The default of the authors' inference.py.
+        "negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted",
+        "fps": 25,
+    }
     published: ClassVar = {
         "LTX-Video": {},
         "LTX-Video-0.9.5": {"vae": _LATER_VAE},

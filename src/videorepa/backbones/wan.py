@@ -21,6 +21,13 @@ from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize
 from videorepa.system.fingerprint import json_digest, weights_digest
 
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
+    "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
+    "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+"""`sample_neg_prompt` in the authors' configuration, wan/configs/shared_config.py."""
+
 
 class WanBackbone(Backbone):
     """The live model: `transformer` is the expert that the recipe trains."""
@@ -80,7 +87,12 @@ class Wan(BackboneSpec):
     text_encoders: ClassVar = {"text_encoder": "UMT5EncoderModel"}
     text_width = "text_dim"
     options: ClassVar = ("boundary_ratio", "expand_timesteps")
-    generation: ClassVar = {"guidance_scale": 5.0, "dynamic_guidance": False, "fps": 16}
+    generation: ClassVar = {
+        "guidance_scale": 5.0,
+        "dynamic_guidance": False,
+        "negative_prompt": NEGATIVE_PROMPT,
+        "fps": 16,
+    }
     published: ClassVar = {
         "Wan2.1-T2V-1.3B-Diffusers": {
             "transformer": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
@@ -128,6 +140,10 @@ class Wan(BackboneSpec):
     @property
     def part(self) -> str:
         return self.parts[0]
+
+    @property
+    def expert_name(self) -> str:
+        return f"{self.expert}-noise expert" if len(self.parts) > 1 else ""
 
     @property
     def noise_levels(self) -> tuple[float, float]:

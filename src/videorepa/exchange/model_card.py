@@ -12,6 +12,7 @@ import yaml
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Metric, MetricDifference, Scores
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
+from videorepa.exchange.usage import sampled_with, usage
 from videorepa.recipe import Recipe
 
 
@@ -49,9 +50,11 @@ def model_card(
                 f"- alignment: {_alignment(recipe)}",
                 f"- data: {data.manifest or data.lab}, "
                 f"{data.frames} frames of {data.height}x{data.width}",
-                f"- in this folder: {_in_the_folder(product, part)}",
+                f"- sampled with: {sampled_with(recipe)}",
+                f"- in this folder: {_in_the_folder(product, part, recipe.backbone.expert_name)}",
             ]
         ),
+        *_usage(recipe, product, part),
         "## Scores",
         *(map(_scores, evaluations) if evaluations else ["None were measured."]),
         "## License",
@@ -64,16 +67,30 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _in_the_folder(product: str, part: str) -> str:
+def _in_the_folder(product: str, part: str, expert: str) -> str:
+    of = f" of the {expert} (`{part}` in diffusers)" if expert else ""
     if product == COMFYUI_FILE:
-        return f"`{product}`, for ComfyUI's LoRA loader at strength 1"
+        return f"`{product}`, for ComfyUI's LoRA loader at strength 1" + (
+            f", on the model{of} alone" if expert else ""
+        )
     if product == LORA_FILE:
         into = "" if part == "transformer" else f", with `load_into_{part}=True`"
-        return f"`{product}`, for `load_lora_weights` of the base model's diffusers pipeline{into}"
+        loads = "`load_lora_weights` of the base model's diffusers pipeline"
+        return f"`{product}`{of}, for {loads}{into}"
     return (
         f"`{product}`, for the `{part}` of the base model's diffusers pipeline; `from_pretrained` "
         "of its stock class loads it"
     )
+
+
+def _usage(recipe: Recipe, product: str, part: str) -> list[str]:
+    if product == COMFYUI_FILE:
+        return []
+    return [
+        "## Use",
+        "Plain diffusers samples as the clips of this model were, with:",
+        f"```python\n{usage(recipe, product, part)}\n```",
+    ]
 
 
 def _trained(recipe: Recipe) -> str:

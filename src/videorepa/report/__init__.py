@@ -217,6 +217,7 @@ def _facts(clips: Mapping[Key, Sidecar], not_shown: int) -> list[tuple[str, str]
         "guidance scale": (
             f"{clip.guidance_scale:g}" for clip in every if clip.guidance_scale is not None
         ),
+        "scheduler": (clip.scheduler for clip in every if clip.scheduler),
         "frames": (f"{clip.frames} at {clip.fps:g} per second" for clip in every),
         "size": (f"{clip.width} × {clip.height} pixels" for clip in every),
         "seeds": [f"{seeds[0]} to {seeds[-1]}"] if len(seeds) > 1 else map(str, seeds),

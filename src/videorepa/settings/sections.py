@@ -248,12 +248,15 @@ class Generation(Section):
 
     Attributes:
       dynamic_guidance: Raises the guidance while the noise falls. Only CogVideoX has it.
+      negative_prompt: What guidance leads away from, where the model has a second pass for it. Left
+        out, it is the authors' own for Wan and LTX, and empty for the others.
       samples: Clips per prompt, each with its own seed.
     """
 
     steps: DenoisingSteps = 50
     guidance_scale: float = Field(default=6.0, ge=0)
     dynamic_guidance: bool = True
+    negative_prompt: str = ""
     samples: AtOnce = 1
     fps: Fps = 8
 
