@@ -551,6 +551,8 @@ def test_the_card_of_an_expert_s_lora_says_which_model_it_is_for(experts) -> Non
         for product in (COMFYUI_FILE, LORA_FILE):
             said = model_card._in_the_folder(product, spec.part, spec.expert_name)
             assert f"of the {expert}-noise expert (`{part}` in diffusers)" in said
+            wants_part = product == LORA_FILE and expert == "low"
+            assert ("`load_into_transformer_2=True`" in said) == wants_part
 
 
 def test_sampling_takes_the_trained_expert_and_the_other_as_published(experts) -> None:

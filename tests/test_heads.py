@@ -340,3 +340,16 @@ def test_clips_that_cannot_be_read(quick, recipe: Recipe, clips: Path, tmp_path,
     printed = capsys.readouterr()
     assert "trained on 3 clips" in printed.out and out.exists()
     assert "1 clip could not be used" in printed.err and "'clip4.mp4'" in printed.err
+    # A call that was killed once it had finished says the same again, and does nothing.
+    before, said = out.read_bytes(), printed.out
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert printed.out == said and out.read_bytes() == before
+    assert "holds this head already" in printed.err and "'clip4.mp4'" in printed.err
+    # Of other clips, or another number of them, it would be another head.
+    assert main([*command, "--clips", "4"]) == 1
+    assert "exists already" in capsys.readouterr().err
+    (folder / "clip0.mp4").write_bytes((folder / "clip1.mp4").read_bytes())
+    assert main(command) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_bytes() == before

@@ -697,7 +697,7 @@ def test_a_sidecar_of_another_prompt_never_stands_beside_a_new_video(
 
 @pytest.mark.parametrize("twin", ["backbone", pytest.param("rotary", marks=pytest.mark.slow)])
 def test_export_of_all_weights_is_what_stock_diffusers_computes(
-    prepared: Recipe, tmp_path: Path, twins, twin: str
+    prepared: Recipe, tmp_path: Path, twins, twin: str, capsys
 ) -> None:
     from diffusers import CogVideoXTransformer3DModel
 
@@ -713,6 +713,14 @@ def test_export_of_all_weights_is_what_stock_diffusers_computes(
     assert left == {"README.md", "transformer/config.json", weights}
     assert load_file(tmp_path / "out" / weights).keys() == trained.keys()
     assert all(torch.equal(state[key], trained[key]) for key in state)
+    # A call that was killed once it had finished is told so; another export is refused.
+    before = tree(tmp_path / "out")
+    assert export(run.path, tmp_path / "out") == product
+    assert "holds this export already" in capsys.readouterr().err.replace("\n", "")
+    assert tree(tmp_path / "out") == before
+    with pytest.raises(UserError, match="exists already"):
+        export(run.path, tmp_path / "out", dtype=torch.bfloat16)
+    shutil.rmtree(product)
     with pytest.raises(UserError, match="exists already"):
         export(run.path, tmp_path / "out")
 

@@ -80,8 +80,7 @@ def _demo(out: Path, quick: bool) -> Path:
         name: evaluate("lab", folder, against=against[name]) for name, folder in folders.items()
     }
     exported = out / "exported"
-    if not exported.exists():
-        export(runs["aligned"].path, exported)
+    export(runs["aligned"].path, exported)
     _say("6/6  writing the report")
     page = report(
         [run.path for run in runs.values()],

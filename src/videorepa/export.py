@@ -15,7 +15,10 @@ from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE, Adapter, comfyui_na
 from videorepa.exchange.model_card import model_card
 from videorepa.exchange.stock import inputs, output, stock_output
 from videorepa.recipe import Recipe
-from videorepa.system.files import atomic_folder
+from videorepa.system.files import atomic_folder, read_text
+from videorepa.system.progress import console
+
+CARD = "README.md"
 
 Format = Literal["diffusers", "comfyui"]
 
@@ -33,6 +36,8 @@ def export(
     scores: Sequence[Path] = (),
 ) -> Path:
     """Write what the run has trained into `out`, a folder that must not exist yet.
+
+    If the folder holds this very export already, nothing is done. Its model card tells.
 
     A run that trained all weights gives `out/transformer`, a diffusers folder of the stock class. A
     LoRA gives `out/pytorch_lora_weights.safetensors`, with its strength, alpha / rank, multiplied
@@ -61,22 +66,30 @@ def export(
     recipe = run.recipe
     _check_kind(recipe, format, fuse)
     evaluations = [Scores.read(folder) for folder in scores or _scores_in(run)]
+    whole, step = fuse or recipe.train.lora is None, run.trained_step
+    lora_file = COMFYUI_FILE if format == "comfyui" else LORA_FILE
+    product = out / (recipe.backbone.part if whole else lora_file)
+    words = str(dtype).removeprefix("torch.")
+    card = model_card(run, recipe, step, product.name, words, evaluations)
+    if product.exists() and _text(out / CARD) == card:
+        console.print(f"{out} holds this export already; nothing was done.", markup=False)
+        return product
     with atomic_folder(out) as staged:
-        product = _write(staged, run, recipe, dtype, format, fuse, evaluations)
-    return out / product
+        (staged / CARD).write_text(card, encoding="utf-8")
+        _write(staged / product.name, run, step, dtype, fuse)
+    return product
 
 
-def _write(
-    staged: Path,
-    run: Run,
-    recipe: Recipe,
-    dtype: torch.dtype,
-    format: Format,
-    fuse: bool,
-    evaluations: Sequence[Scores],
-) -> str:
-    """Fill the folder, check what is in it, and give the name of the product."""
-    checkpoint, device = run.trained(), torch.device("cpu")
+def _text(path: Path) -> str | None:
+    try:
+        return read_text(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _write(product: Path, run: Run, step: int, dtype: torch.dtype, fuse: bool) -> None:
+    """Write the product, and check it."""
+    recipe, checkpoint, device = run.recipe, run.trained(step), torch.device("cpu")
     backbone = recipe.backbone.load(("transformer",), device, torch.float32)
     arguments = inputs(backbone, recipe)
     plain = output(backbone.transformer, arguments)
@@ -89,7 +102,7 @@ def _write(
             "The trained model gives exactly the base model's output, so there is nothing to "
             "export. Nothing was written. Did the run train at all?"
         )
-    step, trained = checkpoint.step, set(checkpoint.trained)
+    trained = set(checkpoint.trained)
     del checkpoint  # Most of it is the optimiser's state.
     if fuse:
         transformer.fuse_lora()
@@ -104,17 +117,13 @@ def _write(
     part, classes = backbone.part, (recipe.backbone.lora_pipeline, type(transformer).__name__)
     names: dict[str, str] = {}
     if whole:
-        product = staged / part
         transformer.to(dtype).save_pretrained(product)
-    elif format == "comfyui":
-        product, adapter = staged / COMFYUI_FILE, Adapter.of(transformer).to(dtype)
+    elif product.name == COMFYUI_FILE:
+        adapter = Adapter.of(transformer).to(dtype)
         names = comfyui_names(classes[1], adapter.layers)
         adapter.save_for_comfyui(product, names)
     else:
-        product = staged / LORA_FILE
         Adapter.of(transformer).to(dtype).save_for_diffusers(product)
-    card = model_card(run, recipe, step, product.name, part, evaluations)
-    (staged / "README.md").write_text(card, encoding="utf-8")
     del backbone, transformer
     theirs = stock_output(product, classes, (recipe.backbone.source, part), names, arguments)
     error = ((theirs - ours).norm() / ours.norm()).item()
@@ -124,7 +133,6 @@ def _write(
             f"difference is {error:.2e}, and at most {TOLERANCE:.0e} is allowed. Nothing was "
             "written."
         )
-    return product.name
 
 
 def _check_kind(recipe: Recipe, format: Format, fuse: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from videorepa.data.source import open_source
+from videorepa.data.source import ClipSource, open_source
 from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
-from videorepa.encoders.headed import MOTION_WIDTH, Head, Headed, Kind, save_head
+from videorepa.encoders.headed import MOTION_WIDTH, Head, Headed, Kind, read_about, save_head
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Recipe
 from videorepa.system.checks import check_finite
 from videorepa.system.device import compute_dtype, pick_device
-from videorepa.system.progress import track
+from videorepa.system.fingerprint import json_digest
+from videorepa.system.progress import console, track
 from videorepa.system.randomness import generator, stable_seed
 from videorepa.tokens import TokenGrid
 
@@ -106,7 +108,7 @@ def train_head(
       kind: "motion" learns features that predict each token's optical flow, and keeps the features
         (MoAlign, arXiv 2510.19022). "saliency" learns how much of a token moves against the
         background (instead of SARA's text-conditioned saliency, arXiv 2605.07800).
-      out: The file to write, which must not exist yet.
+      out: The file to write, which must not exist yet. If it holds this very head, nothing is done.
       clips: The most clips to use, drawn by the recipe's seed. Their features are held in memory,
         two bytes a channel.
       device: Where to compute; by default the first GPU, or the CPU.
@@ -116,21 +118,24 @@ def train_head(
     """
     if kind not in get_args(Kind):
         raise UserError(f"There is no {kind!r} head; expected {' or '.join(get_args(Kind))}.")
-    if out.exists():
-        raise UserError(f"{out} exists already. Delete it, or choose another file.")
     spec = _teacher(recipe, out)
     if spec.frames < 2:
         raise UserError("The teacher sees one frame, which has no motion. Raise encoder.frames.")
     spec.shape(recipe.data.frames)  # Refuses what cannot work, before anything is computed.
+    source, where = open_source(recipe.data), pick_device(device)
+    drawn = generator(recipe.seed, "head")
+    chosen = torch.randperm(len(source.items), generator=drawn)[: max(clips, 0)].tolist()
+    made_with = _made_with(recipe, kind, spec, source, chosen)
+    if out.exists():
+        if finished := _finished(out, made_with):
+            console.print(f"{out} holds this head already; nothing was done.", markup=False)
+            return finished
+        raise UserError(f"{out} exists already. Delete it, or choose another file.")
     flow = flow_method()
     out.parent.mkdir(parents=True, exist_ok=True)
-
-    source, where = open_source(recipe.data), pick_device(device)
     encoder = spec.load(where, compute_dtype(recipe.train.precision, where))
     examples: list[_Example] = []
     failed: dict[str, str] = {}
-    drawn = generator(recipe.seed, "head")
-    chosen = torch.randperm(len(source.items), generator=drawn)[: max(clips, 0)].tolist()
     for number in track(chosen, "features and flow"):
         try:
             frames = source.frames(number)
@@ -152,8 +157,35 @@ def train_head(
         )
     held_out = max(1, round(HELD_OUT * len(examples)))
     head, errors = _fit(kind, examples[held_out:], examples[:held_out], recipe.seed, where)
-    save_head(out, head, spec, errors)
-    return TrainedHead(out, kind, len(examples) - held_out, held_out, **errors, failed=failed)
+    counts = {"clips": len(examples) - held_out, "held_out": held_out}
+    training = {"made_with": made_with, "counts": counts, "failed": failed}
+    save_head(out, head, spec, errors, training)
+    return TrainedHead(out, kind, **counts, **errors, failed=failed)
+
+
+def _made_with(
+    recipe: Recipe, kind: Kind, spec: EncoderSpec, source: ClipSource, chosen: list[int]
+) -> str:
+    """A digest of all that a head depends on."""
+    clips = []
+    for number in chosen:
+        with suppress(ClipError):  # A clip that cannot be read has no part in the head.
+            clips.append(source.digest(number))
+    places = {"cache", "manifest", "root", "lab", "prepare_batch"}
+    size = recipe.data.model_dump(mode="json", exclude=places)
+    return json_digest([kind, recipe.seed, recipe.train.precision, spec.fingerprint(), size, clips])
+
+
+def _finished(path: Path, made_with: str) -> TrainedHead | None:
+    """What an earlier call returned, if the file is its head and was made with the same."""
+    try:
+        about = read_about(path)
+        if about.training["made_with"] != made_with:
+            return None
+        of_training = about.training["counts"] | about.held_out
+        return TrainedHead(path, about.kind, **of_training, failed=about.training["failed"])
+    except (UserError, KeyError, TypeError):
+        return None
 
 
 def flow_method() -> Flow:

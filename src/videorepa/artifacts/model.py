@@ -90,12 +90,12 @@ class Model:
     def about(self) -> dict[str, Any]:
         """Give the model's entries in a sidecar: its name, the digest of its weights, and the
         scheduler that samples from it."""
-        weights: Any = self.spec.fingerprint() | {"transformer": self.spec.weights_digest()}
-        if self.run is not None and self.trained is not None:
-            folder = step_folder(self.run.checkpoints, self.trained.step)
-            weights = [weights, weights_digest(folder)]
+        if self.run is None or self.trained is None:
+            digest = json_digest(_base(self.spec))
+        else:
+            digest = trained_digest(self.run, self.spec, self.trained.step)
         scheduler = self.spec.load((), torch.device("cpu")).scheduler_about()
-        return {"model": self.name, "model_digest": json_digest(weights)} | scheduler
+        return {"model": self.name, "model_digest": digest} | scheduler
 
     def load(
         self,
@@ -107,3 +107,12 @@ class Model:
         if self.run is not None:
             return self.run.backbone(parts, device, dtype, self.trained)
         return self.spec.load(parts, device, dtype)
+
+
+def trained_digest(run: Run, spec: BackboneSpec, step: int) -> str:
+    """The digest of a run's model at a step, by which sidecars and model cards call it."""
+    return json_digest([_base(spec), weights_digest(step_folder(run.checkpoints, step))])
+
+
+def _base(spec: BackboneSpec) -> dict[str, str]:
+    return spec.fingerprint() | {"transformer": spec.weights_digest()}

@@ -253,11 +253,15 @@ class Run:
         Raises:
             UserError: There is none, or it is damaged. An earlier one would be another model.
         """
-        if step is None:
-            step = checkpoint.last_step(self.checkpoints)
+        return checkpoint.at(self.checkpoints, self.trained_step if step is None else step)
+
+    @property
+    def trained_step(self) -> int:
+        """The step of the newest checkpoint. Raises UserError if there is none."""
+        step = checkpoint.last_step(self.checkpoints)
         if step is None:
             raise UserError(f"The run {self.path} has no checkpoint yet. Train it first.")
-        return checkpoint.at(self.checkpoints, step)
+        return step
 
     def backbone(
         self,

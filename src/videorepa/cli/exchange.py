@@ -29,7 +29,7 @@ def export(
 
     Args:
       run: Folder that `train` wrote.
-      out: Folder to write; must not exist yet.
+      out: Folder to write; must not exist yet, unless it holds this very export.
       dtype: Dtype of the written weights.
       format: Layout of a LoRA file.
       fuse: Fold a LoRA into the weights and write the whole transformer.

@@ -45,7 +45,7 @@ def head(
 
     The head learns from the optical flow of the recipe's clips, and its error is measured on clips
     that are held out. The recipe's encoder is the plain teacher, or the `headed` one that will use
-    this head. A second call starts over.
+    this head. A call that was stopped starts over; one that was finished is not repeated.
 
     For example:
       videorepa head recipes/videorepa-2b.yaml --kind motion --out heads/motion.safetensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -124,6 +124,7 @@ class About:
       encoder: The encoder that the head was trained on, in words.
       fingerprint: That encoder's fingerprint.
       held_out: Errors on clips that the head was not trained on, by name.
+      training: What else `videorepa head` has to say of the training.
     """
 
     kind: Kind
@@ -131,6 +132,7 @@ class About:
     encoder: str
     fingerprint: dict[str, str]
     held_out: dict[str, float]
+    training: dict[str, Any]
 
 
 def described(spec: EncoderSpec) -> str:
@@ -138,7 +140,13 @@ def described(spec: EncoderSpec) -> str:
     return f"{spec.name} ({spec.weights}, fed {spec.frames}x{spec.height}x{spec.width})"
 
 
-def save_head(path: Path, head: Head, of: EncoderSpec, held_out: dict[str, float]) -> None:
+def save_head(
+    path: Path,
+    head: Head,
+    of: EncoderSpec,
+    held_out: dict[str, float],
+    training: dict[str, Any] | None = None,
+) -> None:
     """Write a head's file, whole or not at all.
 
     Args:
@@ -146,12 +154,14 @@ def save_head(path: Path, head: Head, of: EncoderSpec, held_out: dict[str, float
       head: The trained head.
       of: The encoder that it was trained on.
       held_out: Errors on clips that it was not trained on, by name.
+      training: Whatever else the file is to say of the training, as JSON has it.
     """
     about = {
         "kind": head.kind,
         "encoder": described(of),
         "fingerprint": of.fingerprint(),
         "held_out": held_out,
+        "training": training or {},
     }
     tensors = {key: value.cpu().contiguous() for key, value in head.state_dict().items()}
     atomic_write(path, save(tensors, metadata=to_metadata(about)))
@@ -181,7 +191,12 @@ def read_about(path: Path) -> About:
         if sizes != {key: list(value.shape) for key, value in expected.items()}:
             raise ValueError(f"its tensors are {sizes}")
         return About(
-            kind, width, about["encoder"], dict(about["fingerprint"]), dict(about["held_out"])
+            kind,
+            width,
+            about["encoder"],
+            dict(about["fingerprint"]),
+            dict(about["held_out"]),
+            dict(about.get("training", {})),
         )
     except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(

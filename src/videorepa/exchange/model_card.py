@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from videorepa.artifacts.model import trained_digest
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Metric, MetricDifference, Scores
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
@@ -17,7 +18,12 @@ from videorepa.recipe import Recipe
 
 
 def model_card(
-    run: Run, recipe: Recipe, step: int, product: str, part: str, evaluations: Sequence[Scores]
+    run: Run,
+    recipe: Recipe,
+    step: int,
+    product: str,
+    dtype: str,
+    evaluations: Sequence[Scores],
 ) -> str:
     """Write the card of exported weights, as Markdown with the Hub's header.
 
@@ -29,10 +35,10 @@ def model_card(
       recipe: The run's recipe.
       step: The step of the exported checkpoint.
       product: The name of the exported file or folder.
-      part: The part of the base model's pipeline that the product is for.
+      dtype: The dtype of the exported weights.
       evaluations: The scores of the run's clips.
     """
-    base = recipe.backbone.weights
+    base, part = recipe.backbone.weights, recipe.backbone.part
     header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-video"}
     if base.count("/") == 1 and not Path(base).exists():
         header["base_model"] = base
@@ -47,6 +53,8 @@ def model_card(
                 f"- base model: {base}",
                 f"- trained: {_trained(recipe)}, step {step} of {optim.steps}, "
                 f"{optim.batch_size * optim.accumulate} clips a step",
+                f"- weights: {dtype}; sidecars of this model's clips call it "
+                f"{trained_digest(run, recipe.backbone, step)}",
                 f"- alignment: {_alignment(recipe)}",
                 f"- data: {data.manifest or data.lab}, "
                 f"{data.frames} frames of {data.height}x{data.width}",
