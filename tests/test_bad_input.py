@@ -13,6 +13,7 @@ import re
 import resource
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -577,10 +578,44 @@ def test_a_broken_base_model(
         says = "holds a WanPipeline; .* CogVideoXPipeline"
     else:
         (part / "config.json").write_text("[}")
-        says = "config.json cannot be read as JSON"
+        says = "config.json cannot be read as a model's configuration"
     recipe = tmp_path / "own.yaml"
     Recipe.from_yaml(ready.recipe, [f"backbone.weights={folder}"]).to_yaml(recipe)
     fails(*command(verb, recipe, ready, tmp_path / "out"), says=says)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "says"),
+    [
+        ("transformer", {"num_layers": 10_000_000}, "'num_layers' is 10000000; no model .* 1,000"),
+        ("transformer", {"num_layers": None}, "describes no CogVideoXPipeline .*TypeError"),
+        ("transformer", {"patch_size": 0}, "describes no CogVideoXPipeline .*ZeroDivision"),
+        ("transformer", {"in_channels": 10**11}, "'in_channels' is 100000000000; no model"),
+        ("transformer", {"attention_head_dim": 10**9}, "describes no CogVideoXPipeline .*overflow"),
+        ("transformer", "[" * 100_000, "config.json cannot be read .* nested too deep"),
+        ("vae", {"layers_per_block": [600, 600]}, r"'layers_per_block' is \[600, 600\]; no model"),
+        ("vae", {"block_out_channels": 7}, "describes no CogVideoXPipeline .*TypeError"),
+        ("text_encoder", {"num_layers": 10_000_000}, "'num_layers' is 10000000; no model"),
+        ("teacher", {"num_hidden_layers": 10_000_000}, "'num_hidden_layers' is 10000000"),
+        ("teacher", {"patch_size": 0}, "a token of no size"),
+        ("teacher", "[" * 100_000, "no readable config.json: it is nested too deep"),
+    ],
+)
+def test_configurations_of_no_model_are_refused_at_once(
+    ready: Ready, twins, fails: Fails, tmp_path: Path, part: str, values: Any, says: str
+) -> None:
+    folder = shutil.copytree(twins["teacher" if part == "teacher" else "backbone"], tmp_path / "m")
+    path = folder / ("" if part == "teacher" else part) / "config.json"
+    if isinstance(values, dict):
+        values = json.dumps(json.loads(path.read_text()) | values)
+    path.write_text(values)
+    key = "encoder" if part == "teacher" else "backbone"
+    verb = "prepare" if part == "text_encoder" else "inspect"
+    arguments = [f"--{key}.weights", folder, "--data.cache", tmp_path / "cache"]
+    begun = time.process_time()
+    fails(verb, ready.recipe, *arguments, says=says)
+    assert time.process_time() - begun < 10
+    assert verb == "prepare" or not (tmp_path / "cache").exists()
 
 
 # Runs and checkpoints.

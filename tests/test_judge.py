@@ -460,7 +460,7 @@ def test_captions_of_several_rows_count_once_and_others_are_refused(tmp_path):
     ("fault", "says"),
     [
         (lambda folder: (folder / "tokenizer.model").unlink(), r"tokenizer\.model"),
-        (lambda folder: (folder / "config.json").write_text("["), r"config\.json.*as JSON"),
+        (lambda folder: (folder / "config.json").write_text("["), r"config\.json.*as a model"),
         (
             lambda folder: torch.save({}, folder / "model.safetensors"),
             r"model\.safetensors cannot be read as plain weights",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from videorepa.errors import UserError
 from videorepa.exchange import zero_checkpoint as zero
 from videorepa.exchange.lora import LORA_FILE, Adapter
 from videorepa.settings import plugins
-from videorepa.system.files import atomic_folder, check_is_file, read_text, to_metadata
+from videorepa.system.configuration import read_configuration
+from videorepa.system.files import atomic_folder, check_is_file, to_metadata
 from videorepa.system.hub import local_copy, quieten_libraries
 from videorepa.system.weights import Misfit, shapes
 
@@ -155,15 +155,15 @@ def _read_transformer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         folder = folder / "transformer"
     path = folder / "config.json"
     try:
-        config = json.loads(read_text(path))
-        kind = config.get("_class_name")
+        config = read_configuration(path)
     except FileNotFoundError:
         raise UserError(
             f"{folder} cannot be imported: it has no config.json (a transformer), no "
             f"{LORA_FILE} (a LoRA) and no zero_to_fp32.py (a DeepSpeed checkpoint)."
         ) from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a model's configuration: {error}") from None
+    kind = config.get("_class_name")
     if kind not in _CLASSES:
         raise UserError(f"{folder} holds a {kind}; published VideoREPA models are {_CLASSES[0]}.")
     weights: dict[str, Tensor] = {}

@@ -78,7 +78,9 @@ class Model:
         elif (model / "model_index.json").is_file() or str(model) == "micro":
             spec = plugins.description("backbones", backbone)(name=backbone, weights=str(model))
             settings = Generation(**spec.generation)
-            return cls(str(model), spec, spec.default_size(), settings, "auto")
+            with spec.described():
+                size = spec.default_size()
+            return cls(str(model), spec, size, settings, "auto")
         else:
             check_is_folder(model, "a run, a recipe or a diffusers folder")
             raise UserError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from videorepa.diffusion import Denoised, FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
+from videorepa.system.configuration import read_configuration
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
@@ -51,13 +52,13 @@ class Backbone:
 
         quieten_libraries()
         self.spec, self.device, self.dtype, self.part = spec, device, dtype, spec.part
-        self.geometry = spec.geometry()
         self.vae: Any = None
         self.transformer: Any = None
         self.text_parts: dict[str, Any] = {}
         for name in spec.text_encoders:
             self.text_parts |= {name: None, _tokenizer_of(name): None}
         with self.loading():
+            self.geometry = spec.geometry()
             if "vae" in parts:
                 self.vae = self.whole(spec.vae_class, "vae", self.vae_dtype)
             if "text_encoder" in parts:
@@ -128,6 +129,7 @@ class Backbone:
         option = "torch_dtype" if hasattr(diffusers, stock_class) else "dtype"
         loader = getattr(diffusers, stock_class, None) or getattr(transformers, stock_class)
         source = self.spec.folder()
+        read_configuration(source / part / "config.json")  # Raises for sizes without end.
         model, info = loader.from_pretrained(
             source, subfolder=part, output_loading_info=True, **{option: dtype}
         )

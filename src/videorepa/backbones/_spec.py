@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,8 @@ from videorepa.backbones._live import Backbone, Config, Part, Text
 from videorepa.errors import UserError
 from videorepa.settings.section import Section
 from videorepa.settings.sections import ClipSize, Generation, Lora
-from videorepa.system.files import from_home, read_text
+from videorepa.system.configuration import read_configuration
+from videorepa.system.files import from_home
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.tokens import TokenGrid
@@ -295,6 +297,10 @@ class BackboneSpec(Section):
         Raises:
           UserError: The model cannot take clips of that size.
         """
+        with self.described():
+            return self._shapes(size)
+
+    def _shapes(self, size: ClipSize) -> BackboneShapes:
         self.check_clip(size)
         geometry = self.geometry()
         steps = (size.frames - 1) // geometry.stride + 1
@@ -308,6 +314,23 @@ class BackboneSpec(Section):
             blocks=geometry.blocks,
             parameters=_parameters(self.transformer_class, json.dumps(self.config("transformer"))),
         )
+
+    @contextmanager
+    def described(self) -> Iterator[None]:
+        """Turn any error inside the `with` block, which reads the configuration, into a UserError.
+
+        It holds values of every kind, and stock classes check few of them.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"The configuration of {self.weights} describes no {self.pipeline_class} "
+                f"({type(error).__name__}: {str(error)[:200]}). Compare it with the folder that it "
+                "was copied from."
+            ) from None
 
     def default_size(self) -> ClipSize:
         """The clip size that the model was made for."""
@@ -398,11 +421,8 @@ def _parameters(stock_class: str, config: str) -> int:
 @cache
 def _read_json(path: Path) -> Config:
     try:
-        values = json.loads(read_text(path))
+        return read_configuration(path)
     except FileNotFoundError:
         raise UserError(f"There is no {path}; is this a diffusers folder?") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}; expected keys and values.")
-    return values
+        raise UserError(f"{path} cannot be read as a model's configuration: {error}") from None

@@ -19,6 +19,7 @@ from videorepa.benchmarks._judged import DigitAnswer, Judged
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError, UserError
+from videorepa.system.configuration import read_configuration
 from videorepa.system.device import pick_device
 from videorepa.system.files import read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
@@ -140,6 +141,7 @@ class QwenJudge:
         chat = folder / "chat_template.json"
         try:
             template = json.loads(read_text(chat))["chat_template"] if chat.exists() else None
+            read_configuration(folder / "config.json")  # Raises for sizes without end.
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model, info = kind.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True

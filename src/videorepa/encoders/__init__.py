@@ -118,6 +118,8 @@ class EncoderSpec(Section):
         Raises:
           UserError: Tubelets and patches do not fill a piece, or the clip is too short.
         """
+        if min(sizes) < 1:
+            raise UserError(f"{self.weights} has a token of no size: {sizes}. Copy it again.")
         frames, height, width = self.piece
         if frames % sizes.tubelet or height % sizes.patch or width % sizes.patch:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from abc import abstractmethod
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from videorepa.encoders import Encoder, EncoderSpec, Sizes
 from videorepa.errors import UserError
-from videorepa.system.files import read_text
+from videorepa.system.configuration import read_configuration
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.hub import local_copy, micro_weights, plain_weights, quieten_libraries
 from videorepa.system.weights import Misfit
@@ -132,13 +131,13 @@ class ViTSpec(EncoderSpec):
           UserError: The file cannot be read, or it is another model's.
         """
         try:
-            config = json.loads(read_text(folder / "config.json"))
-            model_type = config.get("model_type")
-        except (OSError, ValueError, AttributeError) as error:
+            config = read_configuration(folder / "config.json")
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} holds no readable config.json: {error}. The encoder {self.name} loads "
                 f"{self.accepts}."
             ) from None
+        model_type = config.get("model_type")
         if model_type not in self.model_types:
             raise UserError(
                 f"{folder} holds a {model_type!r} model; the encoder {self.name} loads "

@@ -195,7 +195,15 @@ def to_metadata(about: Mapping[str, object]) -> dict[str, str]:
 
 def from_metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """Read what `to_metadata` made. Raises KeyError or ValueError if there is no such entry."""
-    return json.loads((metadata or {})["about"])
+    return parse_json((metadata or {})["about"])
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON. Raises ValueError for anything else, also for what is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from videorepa.benchmarks._judged import DigitAnswer
 from videorepa.benchmarks.mplug_owl import VIDEO, MPlugOwlVideo
 from videorepa.data.video import to_video
 from videorepa.errors import UserError
-from videorepa.system.files import read_text
+from videorepa.system.configuration import read_configuration
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import plain_weights, quieten_libraries
 
@@ -223,12 +222,11 @@ def _json(path: Path, missing: Any = None) -> dict[str, Any]:
     if missing is not None and not path.exists():
         return missing
     try:
-        content = json.loads(read_text(path))
+        return read_configuration(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}. {_ADVICE}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not an object. {_ADVICE}")
-    return content
+        raise UserError(
+            f"{path} cannot be read as a model's configuration: {error}. {_ADVICE}"
+        ) from None
 
 
 def _weight_files(folder: Path) -> list[Path]:

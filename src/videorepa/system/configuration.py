@@ -1,0 +1,43 @@
+"""Reads the configuration of a model's folder, and refuses what no model has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from videorepa.system.files import parse_json, read_text
+from videorepa.system.wording import shown
+
+MOST_LAYERS = 1_000
+
+LARGEST = 1_000_000_000
+"""The largest whole number. The largest real ones count pixels and tokens, in millions."""
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Read a config.json or model_index.json.
+
+    A model is laid out by its configuration before its weights are looked at, so that absurd
+    numbers would hang or fill the memory.
+
+    Raises:
+      OSError: The file cannot be read.
+      ValueError: The file is no JSON object, or it has numbers that no model has.
+    """
+    values = parse_json(read_text(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds {type(values).__name__}; expected keys and values")
+    _check(values)
+    return values
+
+
+def _check(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check(value)
+            continue
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) is int]
+        is_count = any(word in key for word in ("layers", "blocks", "depth"))
+        if sum(map(abs, numbers)) > (MOST_LAYERS if is_count else LARGEST):
+            most = f"{MOST_LAYERS:,} layers" if is_count else f"{LARGEST:,}"
+            raise ValueError(f"{shown(key)} is {shown(value)}; no model has more than {most}")
