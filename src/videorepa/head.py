@@ -157,10 +157,11 @@ def train_head(
         )
     held_out = max(1, round(HELD_OUT * len(examples)))
     head, errors = _fit(kind, examples[held_out:], examples[:held_out], recipe.seed, where)
-    counts = {"clips": len(examples) - held_out, "held_out": held_out}
+    used = len(examples) - held_out
+    counts = {"clips": used, "held_out": held_out}
     training = {"made_with": made_with, "counts": counts, "failed": failed}
     save_head(out, head, spec, errors, training)
-    return TrainedHead(out, kind, **counts, **errors, failed=failed)
+    return TrainedHead(out, kind, used, held_out, **errors, failed=failed)
 
 
 def _made_with(
@@ -182,8 +183,9 @@ def _finished(path: Path, made_with: str) -> TrainedHead | None:
         about = read_about(path)
         if about.training["made_with"] != made_with:
             return None
-        of_training = about.training["counts"] | about.held_out
-        return TrainedHead(path, about.kind, **of_training, failed=about.training["failed"])
+        counts, failed = about.training["counts"], about.training["failed"]
+        clips, held_out = counts["clips"], counts["held_out"]
+        return TrainedHead(path, about.kind, clips, held_out, **about.held_out, failed=failed)
     except (UserError, KeyError, TypeError):
         return None
 
