@@ -188,6 +188,32 @@ def test_captions_are_encoded_alike_alone_and_in_a_batch(twin: Twin) -> None:
     assert not torch.allclose(embeddings[0], embeddings[1])
 
 
+def test_tokens_are_counted_as_the_text_encoder_sees_them(twin: Twin) -> None:
+    limit, live = twin.spec.text_tokens, twin.live
+    one, two = live.count_tokens(["a", "a a"])
+
+    def caption(tokens: int) -> str:
+        # The tiny tokenizers have a token for each letter, and some one for each space.
+        spaces, letters = divmod(tokens - one, two - one)
+        return "a" * letters + "a" + " a" * spaces
+
+    whole = caption(limit)
+    captions = [caption(limit - 1), whole, f"{whole}a", f"{whole} a a a"]
+    assert live.count_tokens(captions)[:3] == [limit - 1, limit, limit + 1]
+    note = live.cut_note("captions", dict(zip("abcd", captions, strict=True)))
+    assert f"2 of 4 captions are longer than the {limit} tokens" in note
+    assert f"The first is 'c', with {limit + 1}" in note
+    assert live.cut_note("captions", {"a": captions[1]}) == ""
+    text = live.encode_text(captions)
+    if twin.spec.text_mask:
+        seen = text["encoder_attention_mask"].sum(1).tolist()
+        assert seen == [limit - 1, limit, limit, limit]
+    else:
+        short, fitting, *cut = text["encoder_hidden_states"]
+        assert not torch.allclose(short, fitting)
+        assert all(torch.allclose(fitting, other) for other in cut)
+
+
 def test_parts_load_alone(twin: Twin) -> None:
     text = twin.spec.load(("text_encoder",), CPU).encode_text(CAPTIONS[:1])
     for name, expected in twin.live.encode_text(CAPTIONS[:1]).items():

@@ -440,6 +440,36 @@ def test_digests_are_remembered_by_size_and_time(recipe: Recipe, tmp_path: Path)
     assert digested() == [0, 1, 2]
 
 
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What went to stderr since the last call, in one line."""
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_captions_and_prompts_that_are_cut_are_counted(
+    recipe: Recipe, tmp_path: Path, capsys
+) -> None:
+    manifest = write_clips(tmp_path / "own", count=3)
+    manifest.write_text("video,caption\nclip0.mp4,Short.\nclip1.mp4,So long\nclip2.mp4,Cut off.\n")
+    own = recipe.override(f"data.manifest={manifest}", "optim.steps=1")
+    prepare(own)
+    assert "longer than" not in said(capsys)
+    manifest.write_text(manifest.read_text().replace("long", "much longer"))
+    for _ in range(2):
+        prepare(own)
+        note = said(capsys)
+        assert "1 of 3 captions are longer than the 12 tokens that" in note
+        assert "The first is 'clip1.mp4', with 16" in note
+    own.to_yaml(tmp_path / "base.yaml")
+    prompts = [Prompt("a", "Short."), Prompt("b", "Much longer than that.")]
+    generate(tmp_path / "base.yaml", prompts, tmp_path / "clips")
+    assert "1 of 2 prompts are longer than the 12 tokens" in said(capsys)
+    train(
+        own.override("validation={every: 1, prompts: [Short., Much longer than that.]}"),
+        tmp_path / "run",
+    )
+    assert "1 of 2 validation prompts are longer than the 12 tokens" in said(capsys)
+
+
 def test_training_lowers_the_alignment_loss_and_logs_all_of_it(
     prepared: Recipe, tmp_path: Path
 ) -> None:

@@ -89,7 +89,10 @@ def generate(
     clips = every[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
     if todo:
-        sampler = Sampler(source.load(pick_device(device)), size, settings)
+        loaded = source.load(pick_device(device))
+        if note := loaded.cut_note("prompts", {clip.prompt_id: clip.prompt for clip in todo}):
+            console.print(note, markup=False, highlight=False)
+        sampler = Sampler(loaded, size, settings)
         for clip in track(todo, "generate", done=len(clips) - len(todo)):
             assert clip.seed is not None
             # A sidecar whose video is gone may be of another prompt. It must not stand beside this.

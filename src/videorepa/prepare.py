@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from videorepa.align.contract import check
-from videorepa.backbones import Part, Text
+from videorepa.backbones import Backbone, Part, Text
 from videorepa.data.cache import Cache, Lacks, Record
 from videorepa.data.digests import Digests
 from videorepa.data.source import ClipSource, SourceClip, open_source
 from videorepa.data.video import to_video
+from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
 from videorepa.system.checks import check_shard
@@ -40,19 +41,21 @@ class Prepared:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _ClipWork:
     """A readable clip of the source, and the parts of it that have to be made.
 
     Attributes:
       number: The clip's index in the source.
-      record: What it is made from.
-      lacks: Why they have to be.
+      source: The digest of its content.
+      record: What the clip in the cache was made from, or None while it is not there.
+      lacks: Why parts have to be made.
     """
 
     number: int
     clip: SourceClip
-    record: Record
+    source: str
+    record: Record | None
     lacks: Lacks
 
 
@@ -98,10 +101,32 @@ def prepare(
     chunks = _look_up(source, cache, [range(len(source.items))[s : s + size] for s in starts], fail)
     todo = [chunk for chunk in chunks if any(work.lacks for work in chunk)]
     complete = sum(not work.lacks for chunk in chunks for work in chunk)
-    if not todo and (cache.has_empty_caption() or not complete):
-        return Prepared(0, complete, failed)
+    made = 0
+    if todo or (complete and not cache.has_empty_caption()):
+        lacking = [work.lacks for chunk in todo for work in chunk]
+        backbone, encoders = _load(recipe, cache, lacking, where, dtype)
+        for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
+            works, frames = chunk, []
+            if any(work.lacks.latents or work.lacks.features for work in chunk):
+                works, frames = _read(source, chunk, fail)
+            _encode(cache, works, frames, backbone, encoders)
+            for work in works:
+                if work.lacks:
+                    made += 1
+                    cache.clear_failure(work.clip)
+    usable = [work for chunk in chunks for work in chunk if work.clip.id not in failed]
+    _say({work.clip.id: work.record for work in usable if work.record}, recipe)
+    return Prepared(made, complete, failed)
 
-    lacking = [work.lacks for chunk in todo for work in chunk]
+
+def _load(
+    recipe: Recipe,
+    cache: Cache,
+    lacking: Sequence[Lacks],
+    where: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Backbone | None, dict[EncoderSpec, Encoder]]:
+    """Load the models that make what lacks, and make the empty caption if it does."""
     encoders = {
         spec: spec.load(where, dtype)
         for spec in recipe.stored_encoders
@@ -113,38 +138,60 @@ def prepare(
     backbone = recipe.backbone.preparing.load(parts, where, dtype) if parts else None
     if backbone is not None and not cache.has_empty_caption():
         cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
+    return backbone, encoders
 
-    made = 0
-    for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
-        works, video = chunk, None
-        if any(work.lacks.latents or work.lacks.features for work in chunk):
-            works, video = _read(source, chunk, fail)
-        for spec, encoder in encoders.items():
-            if any(spec in work.lacks.features for work in works):
-                grid = encoder(video)
-                for row, work in enumerate(works):
-                    if spec in work.lacks.features:
-                        cache.write_features(work.record, spec, grid.sample(row))
-        if backbone is not None and any(work.lacks.text for work in works):
-            latents = None
-            if video is not None and any(work.lacks.latents for work in works):
-                latents = backbone.encode_video(video)
-            texts = backbone.encode_text([work.clip.caption for work in works])
+
+def _read(
+    source: ClipSource, chunk: Sequence[_ClipWork], fail: Fail
+) -> tuple[list[_ClipWork], list[np.ndarray]]:
+    """Read the videos of a chunk; those that cannot be read are left out."""
+    works, frames = [], []
+    for work in chunk:
+        try:
+            frames.append(source.frames(work.number))
+            works.append(work)
+        except ClipError as error:
+            fail(work.clip, error)
+    return works, frames
+
+
+def _encode(
+    cache: Cache,
+    works: Sequence[_ClipWork],
+    frames: Sequence[np.ndarray],
+    backbone: Backbone | None,
+    encoders: Mapping[EncoderSpec, Encoder],
+) -> None:
+    """Make what a chunk lacks. frames: none if texts alone are to be made."""
+    video = to_video(np.stack(frames)) if frames else None
+    for spec, encoder in encoders.items():
+        if any(spec in work.lacks.features for work in works):
+            grid = encoder(video)
             for row, work in enumerate(works):
-                if not work.lacks.text:
-                    continue
-                text = _one(texts, row)
-                if work.lacks.latents:
-                    assert latents is not None
-                    moments = latents[row]
-                else:
-                    moments, _ = cache.read_clip(work.clip)
-                cache.write_clip(work.record, moments, text)
-        for work in works:
-            if work.lacks:
-                made += 1
-                cache.clear_failure(work.clip)
-    return Prepared(made, complete, failed)
+                if spec in work.lacks.features:
+                    cache.write_features(work.clip, work.source, spec, grid.sample(row))
+    if backbone is None or not any(work.lacks.text for work in works):
+        return
+    latents = None
+    if video is not None and any(work.lacks.latents for work in works):
+        latents = backbone.encode_video(video)
+    captions = [work.clip.caption for work in works]
+    texts, tokens = backbone.encode_text(captions), backbone.count_tokens(captions)
+    for row, work in enumerate(works):
+        if work.lacks.text:
+            moments = None if latents is None or not work.lacks.latents else latents[row]
+            if moments is None:
+                moments, _ = cache.read_clip(work.clip)
+            work.record = Record(work.clip.id, work.clip.caption, work.source, tokens[row])
+            cache.write_clip(work.record, moments, _one(texts, row))
+
+
+def _say(records: Mapping[str, Record], recipe: Recipe) -> None:
+    """Print what a user should know of the clips in the cache, by their ids."""
+    tokens = {name: record.tokens for name, record in records.items()}
+    for note in (recipe.backbone.preparing.cut_note("captions", tokens),):
+        if note:
+            console.print(note, markup=False, highlight=False)
 
 
 def _look_up(
@@ -160,15 +207,15 @@ def _look_up(
             for number in numbers:
                 clip = source.items[number]
                 try:
-                    record = Record(clip.id, clip.caption, digests.of(number))
+                    digest = digests.of(number)
                 except ClipError as error:
                     fail(clip, error)
                     continue
-                before, lacks = cache.look_up(clip, record.source)
-                works[-1].append(_ClipWork(number, clip, record, lacks))
+                record, lacks = cache.look_up(clip, digest)
+                works[-1].append(_ClipWork(number, clip, digest, record, lacks))
                 if not lacks:
                     cache.clear_failure(clip)
-                elif before and lacks.text:
+                elif record and lacks.text:
                     changed[clip.id] = lacks.text
     finally:
         digests.keep()
@@ -180,20 +227,6 @@ def _look_up(
             markup=False,
         )
     return works
-
-
-def _read(
-    source: ClipSource, chunk: Sequence[_ClipWork], fail: Fail
-) -> tuple[list[_ClipWork], Tensor | None]:
-    """Read the videos of a chunk: those that can be read, and their frames, None if none can."""
-    works, frames = [], []
-    for work in chunk:
-        try:
-            frames.append(source.frames(work.number))
-            works.append(work)
-        except ClipError as error:
-            fail(work.clip, error)
-    return works, to_video(np.stack(frames)) if frames else None
 
 
 def _one(texts: Text, row: int) -> Text:

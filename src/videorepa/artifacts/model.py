@@ -92,12 +92,15 @@ class Model:
     def about(self) -> dict[str, Any]:
         """Give the model's entries in a sidecar: its name, the digest of its weights, and the
         scheduler that samples from it."""
-        if self.run is None or self.trained is None:
-            digest = json_digest(_base(self.spec))
-        else:
-            digest = trained_digest(self.run, self.spec, self.trained.step)
         scheduler = self.spec.load((), torch.device("cpu")).scheduler_about()
-        return {"model": self.name, "model_digest": digest} | scheduler
+        return {"model": self.name, "model_digest": self.digest} | scheduler
+
+    @property
+    def digest(self) -> str:
+        """The digest of its weights."""
+        if self.run is None or self.trained is None:
+            return json_digest(_base(self.spec))
+        return trained_digest(self.run, self.spec, self.trained.step)
 
     def load(
         self,

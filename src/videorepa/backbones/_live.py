@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
@@ -240,6 +240,15 @@ class Backbone:
             device=self.device,
         )
         return {"encoder_hidden_states": embeddings}
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Count the tokens of each caption before it is cut to `spec.text_tokens`."""
+        return [len(ids) for ids in self.text_parts["tokenizer"](list(captions)).input_ids]
+
+    def cut_note(self, what: str, texts: Mapping[str, str]) -> str:
+        """Say as `spec.cut_note` does which of these texts, by their names, are cut."""
+        counts = self.count_tokens(list(texts.values()))
+        return self.spec.cut_note(what, dict(zip(texts, counts, strict=True)))
 
     @torch.no_grad()
     def encode_video(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b m t h w"]:

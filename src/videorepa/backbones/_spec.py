@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -134,6 +134,24 @@ class BackboneSpec(Section):
     @abstractmethod
     def text_tokens(self) -> int:
         """The number of tokens that a caption is padded or cut to."""
+
+    def cut_note(self, what: str, tokens: Mapping[str, int]) -> str:
+        """Say how many texts the text encoder does not see whole; "" if it sees them all.
+
+        Args:
+          what: What the texts are, in the plural.
+          tokens: How many tokens each text has, by its name, as `count_tokens` counts.
+        """
+        limit = self.text_tokens
+        cut = {name: count for name, count in tokens.items() if count > limit}
+        if not cut:
+            return ""
+        name, count = next(iter(cut.items()))
+        return (
+            f"{len(cut)} of {len(tokens)} {what} are longer than the {limit} tokens that "
+            f"{self.weights} takes, and were cut. The first is {name[:80]!r}, with {count}. "
+            "Shorten them where the rest matters."
+        )
 
     def compression(self) -> tuple[int, int]:
         """The frames, and the pixels along a side, that a latent covers."""

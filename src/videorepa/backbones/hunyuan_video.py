@@ -38,6 +38,17 @@ class HunyuanVideoBackbone(Backbone):
             "pooled_projections": pooled,
         }
 
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+        # The second encoder always sees 77 tokens at most, for one vector of the whole.
+        template, cropped = (
+            DEFAULT_PROMPT_TEMPLATE["template"],
+            DEFAULT_PROMPT_TEMPLATE["crop_start"],
+        )
+        counts = super().count_tokens([template.format(caption) for caption in captions])
+        return [count - cropped for count in counts]
+
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
     ) -> Config:

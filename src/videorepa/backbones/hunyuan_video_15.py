@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -66,6 +67,17 @@ class HunyuanVideo15Backbone(Backbone):
             "encoder_hidden_states_2": glyphs,
             "encoder_attention_mask_2": glyph_mask.bool(),
         }
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        from diffusers import HunyuanVideo15Pipeline as Stock
+        from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
+
+        options = signature(Stock._get_mllm_prompt_embeds).parameters
+        chats = format_text_input(list(captions), options["system_message"].default)
+        tokenized = self.text_parts["tokenizer"].apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return [len(ids) - options["crop_start"].default for ids in tokenized.input_ids]
 
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]

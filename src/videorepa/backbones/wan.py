@@ -57,6 +57,11 @@ class WanBackbone(Backbone):
                 stock.register_modules(**{other: module})
         return stock
 
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        return super().count_tokens([prompt_clean(caption) for caption in captions])
+
     def blocks(self) -> Sequence[nn.Module]:
         return self.transformer.blocks
 

@@ -66,11 +66,13 @@ class Record:
       id: The clip's id.
       caption: Its caption.
       source: The digest of its content.
+      tokens: How many tokens the caption has, before it is cut to what the text encoder takes.
     """
 
     id: str
     caption: str
     source: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -250,11 +252,19 @@ class Cache:
         tensors = self._read_clip(self.clips, clip, "latents or text embeddings")
         return tensors["moments"], _text(tensors)
 
-    def write_features(self, record: Record, encoder: EncoderSpec, grid: TokenGrid) -> None:
+    def write_features(
+        self, clip: SourceClip, source: str, encoder: EncoderSpec, grid: TokenGrid
+    ) -> None:
         """Write an encoder's features of one clip, in 8 bits.
 
         They take half the space of bfloat16 and change the relation loss by far less than 1 %
         (dev/log.md).
+
+        Args:
+          clip: The clip.
+          source: The digest of its content.
+          encoder: What gave the features.
+          grid: The features.
 
         Raises:
           UserError: A value is not finite, or the grid is not as the encoder's description says.
@@ -264,11 +274,11 @@ class Cache:
         tensors = {"tokens": tokens.contiguous(), "scale": scale.contiguous()}
         if grid.saliency is not None:
             tensors["saliency"] = grid.saliency[0].to("cpu", torch.float16).contiguous()
-        what = f"The features that {encoder.name} gives of the clip {record.id!r}"
+        what = f"The features that {encoder.name} gives of the clip {clip.id!r}"
         _check_made(what, tensors, self.shapes[folder])
         if (grid.start, grid.stride) != (expected.start, expected.stride):
             raise UserError(f"{what} are on the grid {grid}, expected {expected}. {_OTHER_MODEL}")
-        _write(self._file(folder, record), tensors, {"id": record.id, "source": record.source})
+        _write(self._file(folder, clip), tensors, {"id": clip.id, "source": source})
 
     def read_features(self, clip: SourceClip, encoder: EncoderSpec) -> TokenGrid:
         """Read an encoder's features of one clip. Raises UserError as `read_clip` does."""

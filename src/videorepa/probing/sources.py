@@ -188,7 +188,7 @@ class ModelFeatures:
 
     def made_with(self) -> dict[str, Any]:
         """What the features depend on, apart from the clips and the pooling."""
-        return {"model": self._open().about()["model_digest"], "blocks": list(self.blocks)}
+        return {"model": self._open().digest, "blocks": list(self.blocks)}
 
     def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
         """Load the model."""

@@ -9,6 +9,7 @@ from videorepa.artifacts.run import Run
 from videorepa.data.video import read_all, write_video
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
+from videorepa.system.progress import console
 from videorepa.training.drift import Appearance, Drift, appearance
 from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
@@ -36,6 +37,9 @@ def validation(
 
     prompts = recipe.validation.prompts
     coder = recipe.backbone.load(("vae", "text_encoder"), workers.device)
+    note = coder.cut_note("validation prompts", {prompt: prompt for prompt in prompts})
+    if note and workers.is_first:
+        console.print(note, markup=False, highlight=False)
     sampler = Sampler(coder, recipe.data, recipe.generation, student.transformer)
 
     def measured(step: int) -> list[Appearance]:
