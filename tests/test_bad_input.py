@@ -236,7 +236,7 @@ def test_a_file_that_is_no_recipe(
     if content is not None:
         path.write_bytes(content)
     elif verb == "generate":
-        says = "not a run.*not a recipe file and not a diffusers folder"
+        says = "broken.yaml does not exist; expected a run, a recipe or a diffusers folder"
     fails(*command(verb, path, ready, tmp_path / "out"), says=says)
     assert not (tmp_path / "out").exists()
 

@@ -502,7 +502,7 @@ def test_the_report_draws_it(folder: Path, probed: Probe, browser, tmp_path: Pat
     page.goto(path.as_uri())
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.url.endswith("#probes")
+    page.wait_for_url("**#probes")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.close()
     assert complaints == []

@@ -66,17 +66,20 @@ def export(
     recipe = run.recipe
     _check_kind(recipe, format, fuse)
     evaluations = [Scores.read(folder) for folder in scores or _scores_in(run)]
-    whole, step = fuse or recipe.train.lora is None, run.trained_step
+    whole = fuse or recipe.train.lora is None
     lora_file = COMFYUI_FILE if format == "comfyui" else LORA_FILE
     product = out / (recipe.backbone.part if whole else lora_file)
-    words = str(dtype).removeprefix("torch.")
-    card = model_card(run, recipe, step, product.name, words, evaluations)
-    if product.exists() and _text(out / CARD) == card:
+
+    def card() -> str:
+        words = str(dtype).removeprefix("torch.")
+        return model_card(run, recipe, run.trained_step, product.name, words, evaluations)
+
+    if product.exists() and _text(out / CARD) == card():
         console.print(f"{out} holds this export already; nothing was done.", markup=False)
         return product
     with atomic_folder(out) as staged:
-        (staged / CARD).write_text(card, encoding="utf-8")
-        _write(staged / product.name, run, step, dtype, fuse)
+        (staged / CARD).write_text(card(), encoding="utf-8")
+        _write(staged / product.name, run, run.trained_step, dtype, fuse)
     return product
 
 
