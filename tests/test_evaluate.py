@@ -190,7 +190,23 @@ def test_a_broken_list_of_what_was_generated_is_named(tmp_path, text):
         evaluate("lab", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"prompt_id": "a", "prompt": "b"}', "\xff"])
+def test_a_damaged_row_is_scored_again_and_not_reported(tmp_path):
+    """A flag that was turned round is JSON as before."""
+    folder = write_clips(tmp_path / "clips")
+    found = evaluate("lab", folder)
+    table = found.folder / "scores.jsonl"
+    whole = table.read_text()
+    table.write_text(whole.replace('"sa": true', '"sa": false', 1))
+    with pytest.raises(UserError, match=r"scores\.jsonl has a damaged row: its values are not"):
+        Scores.read(found.folder)
+    assert evaluate("lab", folder).summary == found.summary
+    assert table.read_text() == whole
+    assert [*Scores.read(found.folder).rows] == found.rows
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "[" * 10**5, '{"prompt_id": "a", "prompt": "b"}', "\xff"]
+)
 def test_a_broken_sidecar_is_named(tmp_path, text):
     (tmp_path / "broken.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"broken\.json"):

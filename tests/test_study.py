@@ -15,7 +15,7 @@ from videorepa.cli import main
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import sign_flip
 from videorepa.lab.study import arms as module
-from videorepa.lab.study.arms import study
+from videorepa.lab.study.arms import cost, study
 from videorepa.lab.study.recipe import SHORT, StudyRecipe
 from videorepa.lab.study.tables import by_table, compare, read_rows, rows_text, tables
 
@@ -90,6 +90,7 @@ def pretended(monkeypatch) -> list[tuple[str, ...]]:
     def evaluate(name: str, clips: Path) -> None:
         scores = clips / "scores"
         summary = {"n": len((scores / "scores.jsonl").read_text().splitlines()), "failures": []}
+        summary |= {"benchmark": "lab", "version": "2", "metrics": {}}
         (scores / "summary.json").write_text(json.dumps(summary))
 
     def train(recipe, out: Path):
@@ -187,6 +188,26 @@ def test_rows_become_tables_again(tmp_path: Path, pretended, capsys) -> None:
     rows = str(tmp_path / "study" / "rows.csv")
     assert main(["lab", "study", "--rows", rows, *changes]) == 0
     assert capsys.readouterr().out.strip() in once
+
+
+def test_arms_that_the_recipe_does_not_have_are_named() -> None:
+    recipe = StudyRecipe.from_yaml(SHORT, SMALL)
+    rows = [row(arm, n, 0) for arm in ("base", "control", "trd") for n in range(3)]
+    assert "Left out" not in tables(recipe, rows)
+    renamed = [one | {"arm": "trd-old"} if one["arm"] == "trd" else one for one in rows]
+    text = tables(recipe, [*renamed, row("repo", 0, 0)])
+    assert "the recipe has no such arms (rows of each): trd-old (3), repo (1)." in text
+
+
+@pytest.mark.parametrize("name", ["summary.json", "scores.jsonl", "seconds.json"])
+def test_a_damaged_file_of_scores_is_named(tmp_path: Path, pretended, name: str) -> None:
+    recipe = StudyRecipe.from_yaml(SHORT, SMALL)
+    study(recipe, tmp_path / "study")
+    path = tmp_path / "study" / "clips" / "control-0" / "scores" / name
+    path.write_bytes(b"{}\n{}\n")
+    with pytest.raises(UserError, match=name):
+        cost(recipe, tmp_path / "study")
+        list(module._rows(recipe, tmp_path / "study", [("control", 0)]))
 
 
 def test_the_full_study_goes_on_from_the_short_one() -> None:

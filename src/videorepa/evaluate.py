@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from videorepa.artifacts.scores import (
     Scores,
     Summary,
     earlier_rows,
+    row_line,
     score_folder,
     write_rows,
 )
@@ -149,7 +149,10 @@ def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[Ca
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
     clips, others = _clips(bench, videos)
     if not clips:
-        raise UserError(f"{videos} holds no generated clips (an .mp4 and a .json each).")
+        of = f" of the prompts that it was last generated for; {len(others)} are of others"
+        raise UserError(
+            f"{videos} holds no generated clips (an .mp4 and a .json each){of if others else ''}."
+        )
     index, shards = shard
     out.mkdir(parents=True, exist_ok=True)
     table = out / ("scores.jsonl" if shards == 1 else f"scores-{index}-of-{shards}.jsonl")
@@ -170,7 +173,7 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
                     failed = {"prompt_id": clip.prompt_id, "k": clip.k, "reason": str(error)}
                     failures.append(failed)
                     continue
-                file.write(json.dumps(row) + "\n")
+                file.write(row_line(row))
                 file.flush()
             rows.append(row)
     left = [{"prompt_id": clip.prompt_id, "k": clip.k, "prompt": clip.prompt} for clip in others]

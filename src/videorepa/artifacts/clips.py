@@ -24,6 +24,7 @@ from videorepa.system.files import (
     check_is_folder,
     file_digest,
     is_vacant,
+    parse_json,
     read_bytes,
     read_text,
     short_name,
@@ -77,7 +78,7 @@ class CaptionedClip(BaseModel):
     def read(cls, sidecar: Path) -> Self:
         """Read a sidecar. Raises UserError if it is damaged."""
         try:
-            values = json.loads(read_text(sidecar))
+            values = parse_json(read_text(sidecar))
             return cls.model_validate({**values, "path": sidecar.with_suffix(".mp4")})
         except ValidationError as error:
             reason = first_fault(error)
@@ -292,12 +293,12 @@ def _digest_of(clip: Path, size: int, written: int) -> str:
 
 def _generation(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(read_bytes(path))
-        listed = values.get("prompts", [])
-        if not all(isinstance(name, str) for name in listed):
-            raise ValueError(f"its prompts are {str(listed)[:80]}")
+        values = parse_json(read_bytes(path))
+        listed, samples = values.get("prompts", []), values.get("samples", 1)
+        if not (all(isinstance(name, str) for name in listed) and isinstance(samples, int)):
+            raise ValueError(f"its prompts are {str(listed)[:80]}, its samples {samples!r}")
         return values
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); it says what the clips beside it were made with. Delete "
             "it to score them as they are; to generate, choose another folder with --out."

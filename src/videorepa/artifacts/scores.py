@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from videorepa.artifacts.clips import CaptionedClip, Key, clip_digest
 from videorepa.artifacts.reading import json_lines, leaves, read_record
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, read_bytes
+from videorepa.system.files import atomic_write, parse_json, read_bytes
+from videorepa.system.fingerprint import json_digest
 from videorepa.system.wording import count
 
 Row = dict[str, Any]
@@ -175,11 +176,13 @@ class Scores:
             )
         rows = json_lines(table)
         for row in rows:
-            if not _names_its_clip(row):
+            try:
+                _checked(row)
+            except ValueError as error:
                 raise UserError(
-                    f'{table} has a row without "prompt_id" and "k": {str(row)[:80]}. Remove it, '
-                    "or score the clips again."
-                )
+                    f"{table} has a damaged row: {error}: {str(row)[:80]}. Run `videorepa "
+                    "evaluate` again, which scores such clips again."
+                ) from None
         summary = read_record(Summary, folder / "summary.json")
         path = folder / "comparison.json"
         return cls(folder, summary, rows, read_record(Comparison, path) if path.is_file() else None)
@@ -245,21 +248,33 @@ def failing_checks(row: Row) -> list[str]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    atomic_write(path, "".join(map(row_line, rows)))
+
+
+def row_line(row: Row) -> str:
+    """Write a row as a line, with a digest by which a damaged one is noticed."""
+    return json.dumps(row | {"digest": json_digest(row)}) + "\n"
+
+
+def _checked(row: Row) -> Row:
+    """Take a row's digest off. Raises ValueError if it is another row's."""
+    digest = row.pop("digest", None)
+    if digest is not None and digest != json_digest(row):
+        raise ValueError("its values are not those that were written")
+    if not (isinstance(row.get("prompt_id"), str) and isinstance(row.get("k"), int)):
+        raise ValueError('it has no "prompt_id" and "k"')
+    return row
 
 
 def earlier_rows(folder: Path) -> Iterator[Row]:
     """Read the rows that this process and others have written so far.
 
-    A process that was killed can leave half a line. It is left out, and its clip is scored again.
+    A process that was killed can leave half a line. It is left out, as every damaged row, and its
+    clip is scored again.
     """
     for path in sorted(folder.glob("scores*.jsonl")):
         for line in read_bytes(path).splitlines():
-            with suppress(ValueError, RecursionError):
-                row = json.loads(line)
-                if isinstance(row, dict) and _names_its_clip(row):
-                    yield row
-
-
-def _names_its_clip(row: Row) -> bool:
-    return isinstance(row.get("prompt_id"), str) and isinstance(row.get("k"), int)
+            with suppress(ValueError):
+                row = parse_json(line)
+                if isinstance(row, dict):
+                    yield _checked(row)

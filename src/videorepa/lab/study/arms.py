@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from videorepa.artifacts.reading import read_record
 from videorepa.artifacts.run import Run
+from videorepa.artifacts.scores import Scores, Summary
 from videorepa.benchmarks.laws.checks import CHECKS, packaged_tolerances
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
@@ -26,7 +28,7 @@ from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
 from videorepa.system.device import keep_freed_memory
-from videorepa.system.files import atomic_write, is_vacant
+from videorepa.system.files import atomic_write, is_vacant, parse_json, read_bytes
 from videorepa.system.lock import SUFFIX, sole_user
 from videorepa.system.progress import console
 from videorepa.train import train
@@ -164,14 +166,19 @@ def _scored(clips: Path) -> int:
     path = clips / "scores" / "summary.json"
     if not path.exists():
         return 0
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return summary["n"] + len(summary["failures"])
+    summary = read_record(Summary, path)
+    return summary.n + len(summary.failures)
 
 
 def _seconds(clips: Path) -> float:
     """Seconds spent on generating and scoring the clips, without calls that were killed."""
     path = clips / "scores" / "seconds.json"
-    return json.loads(path.read_text()) if path.exists() else 0.0
+    if not path.exists():
+        return 0.0
+    try:
+        return float(parse_json(read_bytes(path)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no number ({error}). Delete it.") from None
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:
@@ -193,9 +200,7 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
             clips = clips_folder(out, arm, seed, step)
             if not _scored(clips):
                 continue
-            text = (clips / "scores" / "scores.jsonl").read_text(encoding="utf-8")
-            for line in text.splitlines():
-                row = json.loads(line)
+            for row in Scores.read(clips / "scores").rows:
                 if row["prompt_id"] not in captions:
                     continue  # Of an earlier study in this folder, with more prompts.
                 about = {"arm": arm, "seed": seed, "step": step}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,12 +252,19 @@ def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, ArmTable]:
 
 
 def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
-    """All tables in Markdown: scores, differences from the controls, single laws, and the curve."""
+    """All tables in Markdown: scores, differences from the controls, single laws, and the curve.
+
+    Rows of arms that the recipe does not have, such as renamed ones, are named below them.
+    """
     parts = []
     for name, table in by_table(recipe, rows).items():
         parts += [f"### {name.capitalize()}", table.scores(), table.differences(), table.laws()]
     if curve := _curve(recipe, rows):
         parts.append(f"### On the way\n\n{curve}")
+    unknown = Counter(row["arm"] for row in rows if row["arm"] not in (BASE, *recipe.arms))
+    if unknown:
+        named = ", ".join(f"{arm} ({clips})" for arm, clips in unknown.items())
+        parts.append(f"Left out, since the recipe has no such arms (rows of each): {named}.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
