@@ -29,6 +29,7 @@ from videorepa.cli import VERBS, main
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.system.files import parse_json
 
 with tempfile.NamedTemporaryFile() as _locked:
     os.chmod(_locked.name, 0)
@@ -582,6 +583,12 @@ def test_a_broken_base_model(
     recipe = tmp_path / "own.yaml"
     Recipe.from_yaml(ready.recipe, [f"backbone.weights={folder}"]).to_yaml(recipe)
     fails(*command(verb, recipe, ready, tmp_path / "out"), says=says)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, b"\xff", ""])
+def test_json_that_is_none_is_refused_in_one_way(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
 
 
 @pytest.mark.parametrize(

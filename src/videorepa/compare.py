@@ -32,7 +32,7 @@ from videorepa.artifacts.run import FREE_TO_CHANGE, Run, differences
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import Section
-from videorepa.system.files import atomic_write, read_text
+from videorepa.system.files import atomic_write, parse_json, read_text
 from videorepa.system.fingerprint import json_digest
 
 SHIPPED = Path(__file__).parent / "micro" / "reference"
@@ -100,7 +100,7 @@ class Reference(Section):
     def read(cls, path: Path) -> Reference:
         """Read a reference. Raises UserError if it is missing or damaged."""
         try:
-            return cls.model_validate(json.loads(read_text(path)))
+            return cls.model_validate(parse_json(read_text(path)))
         except FileNotFoundError:
             raise UserError(f"There is no reference {path}.") from None
         except ValueError as error:  # In the JSON or in its content.

@@ -19,6 +19,7 @@ from videorepa.errors import UserError
 from videorepa.system.files import atomic_write, check_is_file, csv_text
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.progress import track
+from videorepa.system.wording import shown
 
 INSTRUCTION = """\
 You write captions for a text-to-video model that was trained on long, literal descriptions. \
@@ -110,7 +111,7 @@ def refine(
     Raises:
       UserError: Every prompt would fail, as with a wrong key, or `out` holds something else.
     """
-    ask, model_name = _server(endpoint, model) if endpoint else _local(model)
+    ask, model_name = _server(endpoint, model) if endpoint is not None else _local(model)
     instruction = json_digest(INSTRUCTION)
     answers = _answers(out, {p.caption for p in prompts}, model_name, instruction)
     failed: dict[str, str] = {}
@@ -186,14 +187,20 @@ def _server(endpoint: str, model: str) -> tuple[Ask, str]:
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HTTPError
 
+    endpoint = endpoint.strip()
     if not _is_address(endpoint):
-        raise UserError(f"--endpoint is an http:// or https:// address; got {endpoint!r}.")
+        without_user = re.sub(r"//[^/]*@", "//***@", endpoint)
+        raise UserError(
+            "--endpoint is an http:// or https:// address without a user, ? and #, such as "
+            f"http://localhost:8000/v1; got {shown(without_user)}. A key goes into "
+            f"{KEY_VARIABLE}."
+        )
     url = endpoint.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     key = _key()
     # Without any key, the client would look for one of the Hub's.
     client = InferenceClient(base_url=url, api_key=key or "none", timeout=TIMEOUT)
 
-    def shown(text: str) -> str:
+    def without_key(text: str) -> str:
         return " ".join((text.replace(key, "***") if key else text).split())[:300]
 
     def prepare(request: Any) -> None:
@@ -204,7 +211,7 @@ def _server(endpoint: str, model: str) -> tuple[Ask, str]:
         if response.is_success:
             return
         status = response.status_code
-        reason = f"{url} answered {status} {shown(response.read().decode(errors='replace'))}"
+        reason = f"{url} answered {status} {without_key(response.read().decode(errors='replace'))}"
         if status in STOPPING:
             raise UserError(f"{reason}. Check --endpoint, --model and {KEY_VARIABLE}.")
         if status != 429 and status < 500:
@@ -217,17 +224,17 @@ def _server(endpoint: str, model: str) -> tuple[Ask, str]:
             try:
                 with _session_hooks(prepare, check):
                     answer = client.chat.completions.create(_messages(caption), model=model)
-                return _content(answer, shown)
+                return _content(answer, without_key)
             except ValueError as error:
                 raise _Failed(
-                    f"the server's answer holds no message: {shown(str(error))}"
+                    f"the server's answer holds no message: {without_key(str(error))}"
                 ) from None
             except _Busy as busy:
                 reason, wait = str(busy), wait and (busy.wait or wait)
             except TimeoutError:
                 reason = f"{url} did not answer within {TIMEOUT:g} s"
             except HTTPError as error:
-                reason = f"{url} cannot be reached: {shown(str(error))}"
+                reason = f"{url} cannot be reached: {without_key(str(error))}"
                 if wait is None:
                     raise UserError(f"{reason}. Is the server running?") from None
             if wait is None:
@@ -239,12 +246,18 @@ def _server(endpoint: str, model: str) -> tuple[Ask, str]:
 
 
 def _is_address(endpoint: str) -> bool:
+    from huggingface_hub import get_session
+
     try:
+        # Each raises for what the other lets pass, some of it only when it asks the server.
+        get_session().build_request("POST", endpoint)
         parts = urlsplit(endpoint)
-        # urlsplit raises only when a port that is not a number is read.
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        (parts.hostname or "").encode("idna")
+        has_port = parts.port != 0
+    except Exception:
         return False
+    is_plain = has_port and not (parts.username or parts.query or parts.fragment)
+    return is_plain and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _key() -> str:
@@ -276,7 +289,7 @@ def _session_hooks(prepare: Callable[[Any], None], check: Callable[[Any], None])
         session.event_hooks = hooks
 
 
-def _content(answer: Any, shown: Callable[[str], str]) -> str:
+def _content(answer: Any, without_key: Callable[[str], str]) -> str:
     try:
         choice = answer.choices[0]
         content, end = choice.message.content, choice.finish_reason
@@ -284,7 +297,7 @@ def _content(answer: Any, shown: Callable[[str], str]) -> str:
         content = end = None
     if not isinstance(content, str):
         values = {key: value for key, value in dict(answer).items() if value is not None}
-        raise _Failed(f"the server's answer holds no message: {shown(str(values))}")
+        raise _Failed(f"the server's answer holds no message: {without_key(str(values))}")
     if end == "length":
         raise _Failed("the server cut the answer off at its limit of tokens; raise that limit")
     return content

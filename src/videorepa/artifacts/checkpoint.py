@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videorepa.errors import UserError
-from videorepa.system.files import file_digest, sync
+from videorepa.system.files import file_digest, parse_json, sync
 from videorepa.system.progress import console
 from videorepa.system.weights import Misfit, shapes
 
@@ -130,7 +130,7 @@ def tidy(folder: Path, step: int, keep: int) -> None:
 
 def _lies_between(path: Path) -> bool:
     try:
-        return json.loads((path / STATE).read_text())["between"]
+        return parse_json((path / STATE).read_text())["between"]
     except _DAMAGE:
         return False
 
@@ -211,7 +211,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _load(path: Path) -> Checkpoint:
-    state = json.loads((path / STATE).read_text())
+    state = parse_json((path / STATE).read_text())
     _verify(path, state)
     try:
         ema = path / "ema.safetensors"

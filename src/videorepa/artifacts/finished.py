@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, is_vacant, read_text, sweep
+from videorepa.system.files import atomic_write, is_vacant, parse_json, read_text, sweep
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def read_finished(path: Path, made_with: dict[str, Any], parse: Callable[[Any], 
     if not path.exists():
         return None
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
         before = content["made_with"]
         differing = [key for key, value in made_with.items() if before.get(key) != value]
         result = parse(content["result"])

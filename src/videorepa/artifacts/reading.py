@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from videorepa.errors import UserError
-from videorepa.system.files import check_is_folder, read_bytes
+from videorepa.system.files import check_is_folder, parse_json, read_bytes
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -37,8 +36,8 @@ def json_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path} is missing. Expected a JSON object there; was the folder copied?")
     try:
-        data = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:  # The latter for too many brackets.
+        data = parse_json(read_bytes(path))
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}). Write it again.") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}; expected a JSON object.")
@@ -59,8 +58,8 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             if number == len(lines):
                 break
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from videorepa.data.video import read_all
 from videorepa.errors import ClipError, UserError
 from videorepa.system.configuration import read_configuration
 from videorepa.system.device import pick_device
-from videorepa.system.files import read_text
+from videorepa.system.files import parse_json, read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.progress import console
@@ -140,7 +139,7 @@ class QwenJudge:
         # Older folders hold the template in this file, which a tokenizer does not read.
         chat = folder / "chat_template.json"
         try:
-            template = json.loads(read_text(chat))["chat_template"] if chat.exists() else None
+            template = parse_json(read_text(chat))["chat_template"] if chat.exists() else None
             read_configuration(folder / "config.json")  # Raises for sizes without end.
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model, info = kind.from_pretrained(

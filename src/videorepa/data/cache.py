@@ -29,6 +29,7 @@ from videorepa.system.files import (
     atomic_write,
     from_metadata,
     is_vacant,
+    parse_json,
     read_text,
     sweep,
     to_metadata,
@@ -164,7 +165,7 @@ class Cache:
                     f"{self.root} exists and is not a cache. Choose another folder as data.cache."
                 )
         try:
-            before = json.loads(read_text(path))
+            before = parse_json(read_text(path))
             differing = [key for key, value in made_with.items() if before.get(key) != value]
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
@@ -315,7 +316,7 @@ class Cache:
         """Why `prepare` could not use the clip, or None if it did not fail."""
         path = self._failure_file(clip)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["reason"]
+            return parse_json(path.read_text(encoding="utf-8"))["reason"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

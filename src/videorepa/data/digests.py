@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from videorepa.data.source import ClipSource
-from videorepa.system.files import atomic_write
+from videorepa.system.files import atomic_write, parse_json
 
 
 class Digests:
@@ -27,7 +27,7 @@ class Digests:
 
     def _read(self) -> dict[str, list[int | str]]:
         try:
-            known = json.loads(self.path.read_text(encoding="utf-8"))
+            known = parse_json(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path, PureWindowsPath
 
 from videorepa.errors import UserError
-from videorepa.system.files import check_is_file, check_is_folder, open_file
+from videorepa.system.files import check_is_file, check_is_folder, open_file, parse_json
 
 FIELD_BYTES = 1 << 24
 """The longest CSV field that is read. Captioners write more than Python's own limit of 128 kB."""
@@ -160,8 +160,8 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(line)
+        except ValueError as error:
             # The decoder's own message counts lines within this one.
             reason = str(error)
             if isinstance(error, json.JSONDecodeError):

@@ -7,7 +7,6 @@ The clips stop before the contact. This module reads the folders of both release
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from videorepa.errors import UserError
 from videorepa.probing.readout import FOLDS, decide
-from videorepa.system.files import check_is_file, check_is_folder, read_text
+from videorepa.system.files import check_is_file, check_is_folder, parse_json, read_text
 from videorepa.world.contact import KINDS
 
 LABELS = "all_video_labels.json"
@@ -210,7 +209,7 @@ def _load_v1_5(folder: Path, split: str) -> tuple[dict[Path, bool], list[str]]:
     """Read *.mp4 and all_video_labels.json, stem -> {"label": whether they touch, ...}."""
     path = folder / LABELS
     try:
-        entries = json.loads(read_text(path))
+        entries = parse_json(read_text(path))
         labels = {Path(stem).stem: _answer(about["label"]) for stem, about in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
