@@ -442,6 +442,7 @@ def check_configured(recipe: Recipe) -> None:
     workers: Any = join_workers(recipe, "cpu")
     expected = recipe.parallel is not None and recipe.parallel.reshard_after_forward
     assert workers._accelerator.state.fsdp_plugin.reshard_after_forward == expected
+    workers.wait()  # The first process holds what the other needs to join.
 
 
 @pytest.mark.parametrize("parallel", ["parallel=null", FSDP2, GATHERED])
