@@ -12,6 +12,7 @@ import pickle
 import re
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from videorepa.cli import VERBS, main
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.settings import plugins
 from videorepa.system.files import parse_json
 
 with tempfile.NamedTemporaryFile() as _locked:
@@ -341,6 +343,28 @@ def test_sizes_and_models_that_cannot_meet(
     arguments = command(verb, ready.recipe, ready, tmp_path / "run")
     fails(*arguments, "--data.cache", cache, *given, says=says)
     assert not cache.exists() and not (tmp_path / "run").exists(), "refused too late"
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import os\ndef f(:\n", r"imported: SyntaxError: invalid syntax \(mine.py, line 2\)"),
+        ("import os\nx = os.nothing\n", "imported in line 2: AttributeError: .*'nothing'"),
+        ("from videorepa.encoders import Nothing\n", "imported in line 1: ImportError: .*Nothing"),
+        ("import nothing_of_this_name\n", "imported in line 1: ModuleNotFoundError"),
+        ("x = 1\n", "mine.py defines no description"),
+    ],
+)
+def test_a_faulty_plugin_is_named_with_its_line(
+    ready: Ready, fails: Fails, tmp_path: Path, monkeypatch, code: str, says: str
+) -> None:
+    (tmp_path / "encoders").mkdir()
+    (tmp_path / "encoders/mine.py").write_text(code)
+    path = list(importlib.import_module("videorepa.encoders").__path__)
+    monkeypatch.setattr("videorepa.encoders.__path__", path)
+    monkeypatch.setenv(plugins.SEARCH_PATH, str(tmp_path))
+    monkeypatch.delitem(sys.modules, "videorepa.encoders.mine", raising=False)
+    fails("inspect", ready.recipe, "--encoder.name", "mine", says=says)
 
 
 # Manifests and videos.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -41,7 +44,12 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> ModuleType:
-    """Import the plugin's module. Raises UserError, with the nearest names, if there is none."""
+    """Import the plugin's module.
+
+    Raises:
+      UserError: There is none; the message has the nearest names. Or it is the user's own, and
+        importing it fails.
+    """
     plugins = names(kind)
     if name not in plugins:
         close = difflib.get_close_matches(name[:SHOWN], plugins, n=3, cutoff=0.4)
@@ -51,7 +59,21 @@ def find(kind: str, name: str) -> ModuleType:
             f"No {singular} is called {shown(name)}.{hint} Known: {', '.join(plugins)}."
         )
     full = f"videorepa.{kind}.{name}"
-    return sys.modules.get(full) or importlib.import_module(full)
+    if full in sys.modules:
+        return sys.modules[full]
+    try:
+        return importlib.import_module(full)
+    except Exception as error:
+        spec = importlib.util.find_spec(full)
+        path = str(spec.origin if spec else full)
+        if Path(path).is_relative_to(Path(__file__).parents[1]):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = f" in line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"The plugin {path} cannot be imported{line}: {type(error).__name__}: {error}"
+        ) from None
 
 
 def description(kind: str, name: str) -> Any:
