@@ -33,13 +33,13 @@ FLAGS = ("sa", "pc", "vq", "joint")
 """The flags in a row that are metrics themselves, not checks that decide one."""
 
 
-class _Record(BaseModel):
+class _OpenModel(BaseModel):
     """A model that keeps further keys, which a benchmark may add."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class Metric(_Record):
+class Metric(_OpenModel):
     """A metric over clips: a share in percent, or a mean.
 
     Attributes:
@@ -73,7 +73,7 @@ class Failure(BaseModel):
     reason: str
 
 
-class Summary(_Record):
+class Summary(_OpenModel):
     """A benchmark's metrics over clips.
 
     Attributes:
@@ -96,7 +96,7 @@ class Summary(_Record):
     left_over: list[dict[str, Any]] = []
 
 
-class MetricDifference(_Record):
+class MetricDifference(_OpenModel):
     """A paired difference to another model.
 
     Attributes:
@@ -128,7 +128,7 @@ class MetricDifference(_Record):
         return self.n if self.prompts is None else self.prompts
 
 
-class Comparison(_Record):
+class Comparison(_OpenModel):
     """Paired differences to another model.
 
     Attributes:

@@ -30,7 +30,7 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MOST_CHARACTERS:
         raise yaml.YAMLError(f"it is longer than {MOST_CHARACTERS:,} characters")
-    return _apart(yaml.load(text, _Loader))
+    return _apart(yaml.load(text, _BoundedLoader))
 
 
 def _apart(value: Any) -> Any:
@@ -47,7 +47,7 @@ class _Extent(NamedTuple):
     levels: int
 
 
-class _Loader(yaml.SafeLoader):
+class _BoundedLoader(yaml.SafeLoader):
     """PyYAML's safe loader, which refuses what would be ambiguous or endless too.
 
     Ten lines of aliases to lists of aliases stand for billions of values. They are one object in

@@ -30,7 +30,7 @@ def terminable() -> Iterator[None]:
         yield
 
 
-class Request:
+class StopRequest:
     """Whether the process is asked to end.
 
     Attributes:
@@ -41,7 +41,7 @@ class Request:
 
 
 @contextmanager
-def postponed(shown: bool = True) -> Iterator[Request]:
+def postponed(shown: bool = True) -> Iterator[StopRequest]:
     """Let Ctrl-C and SIGTERM wait until the `with` block ends, and raise their exception then.
 
     The block is to end soon when it sees the request. A second signal is raised at once.
@@ -49,7 +49,7 @@ def postponed(shown: bool = True) -> Iterator[Request]:
     Args:
       shown: False if another process says that a signal has come.
     """
-    request = Request()
+    request = StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
         if request.interrupt is not None:
