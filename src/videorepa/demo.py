@@ -96,4 +96,4 @@ def _demo(out: Path, quick: bool) -> Path:
 
 
 def _say(message: str) -> None:
-    console.print(message, style="bold", markup=False, highlight=False)
+    console.print(message, style="bold")

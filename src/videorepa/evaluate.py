@@ -207,8 +207,6 @@ def _kept(
         console.print(
             f"{count(len(again), 'clip')} scored again, the first is {again[0].prompt_id!r} "
             f"{again[0].k}: the video, its caption or the way of scoring is another than before.",
-            markup=False,
-            highlight=False,
         )
     return kept
 

@@ -75,7 +75,7 @@ def export(
         return model_card(run, recipe, run.trained_step, product.name, words, evaluations)
 
     if product.exists() and _text(out / CARD) == card():
-        console.print(f"{out} holds this export already; nothing was done.", markup=False)
+        console.print(f"{out} holds this export already; nothing was done.")
         return product
     with atomic_folder(out) as staged:
         (staged / CARD).write_text(card(), encoding="utf-8")

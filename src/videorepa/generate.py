@@ -83,15 +83,13 @@ def generate(
         console.print(
             f"{out} holds {count(len(others), 'clip')} of prompts or samples that are not in the "
             f"list, the first is {others[0].path.name}; evaluate and report leave them out.",
-            markup=False,
-            highlight=False,
         )
     clips = every[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
     if todo:
         loaded = source.load(pick_device(device))
         if note := loaded.cut_note("prompts", {clip.prompt_id: clip.prompt for clip in todo}):
-            console.print(note, markup=False, highlight=False)
+            console.print(note)
         sampler = Sampler(loaded, size, settings)
         for clip in track(todo, "generate", done=len(clips) - len(todo)):
             assert clip.seed is not None

@@ -128,7 +128,7 @@ def train_head(
     made_with = _made_with(recipe, kind, spec, source, chosen)
     if out.exists():
         if finished := _finished(out, made_with):
-            console.print(f"{out} holds this head already; nothing was done.", markup=False)
+            console.print(f"{out} holds this head already; nothing was done.")
             return finished
         raise UserError(f"{out} exists already. Delete it, or choose another file.")
     flow = flow_method()

@@ -191,7 +191,7 @@ def _say(records: Mapping[str, Record], recipe: Recipe) -> None:
     tokens = {name: record.tokens for name, record in records.items()}
     for note in (recipe.backbone.preparing.cut_note("captions", tokens),):
         if note:
-            console.print(note, markup=False, highlight=False)
+            console.print(note)
 
 
 def _look_up(
@@ -224,7 +224,6 @@ def _look_up(
         console.print(
             f"{count(len(changed), 'clip')} changed and will be made again. The first is {name!r}: "
             f"{reason}.",
-            markup=False,
         )
     return works
 

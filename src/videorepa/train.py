@@ -136,12 +136,12 @@ def _begin(
     resumed = run.newest()
     run.record_clips(prepared.contents, resumed is not None)
     if prepared.failed:
-        console.print(f"{prepared.failures}. The training goes without them.", markup=False)
+        console.print(f"{prepared.failures}. The training goes without them.")
     run.cut_log(resumed.step if resumed else 0)
     checkpoint.tidy(run.checkpoints, resumed.step if resumed else 0, recipe.train.keep_checkpoints)
     if resumed:
         _check_batch(recipe.optim, resumed, workers)
-        console.print(f"Going on from step {resumed.step} of {recipe.optim.steps}.", markup=False)
+        console.print(f"Going on from step {resumed.step} of {recipe.optim.steps}.")
     workers.broadcast(resumed.step if resumed else 0)
     return run, resumed
 

@@ -153,9 +153,7 @@ def newest(folder: Path) -> Checkpoint | None:
         try:
             return _load(path)
         except _DAMAGE as error:
-            console.print(
-                f"The checkpoint {path} is damaged ({error}) and is passed over.", markup=False
-            )
+            console.print(f"The checkpoint {path} is damaged ({error}) and is passed over.")
     return None
 
 
@@ -238,7 +236,6 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
         console.print(
             f"The checkpoint {path} is of an older version, without digests of its files: only "
             "their sizes were compared.",
-            markup=False,
         )
         return
     rest = {key: value for key, value in state.items() if key != "digest"}

@@ -169,7 +169,6 @@ class Run:
             console.print(
                 f"There is no {path}: the run began with an earlier version, and whether its clips "
                 "are still the same cannot be told.",
-                markup=False,
             )
         atomic_write(path, json.dumps(contents, indent=1))
 

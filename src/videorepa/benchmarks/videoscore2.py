@@ -345,8 +345,6 @@ class VideoScore2(Judged):
                 "warning: VideoScore2 is asked in our own words; scores do not compare with "
                 "published ones. Give its instruction: --set instruction=FILE (docs/judging.md).",
                 style="yellow",
-                markup=False,
-                highlight=False,
             )
         return QwenJudge.load(self._folder, pick_device(), self._dtype)
 

@@ -105,7 +105,6 @@ def _lock(handle: int, path: Path, what: Path) -> None:
             console.print(
                 f"The file system of {path} has no locks. See to it that no other process works "
                 "there.",
-                markup=False,
             )
             return
         if error.errno not in (errno.EAGAIN, errno.EACCES):

@@ -19,7 +19,8 @@ from rich.progress import (
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, highlight=False)
+"""Prints messages as they are. They quote paths and captions, whose brackets are no markup."""
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -44,7 +45,7 @@ def track(
         total = (len(items) if isinstance(items, Sized) else 0) + done
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

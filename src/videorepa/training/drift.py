@@ -122,6 +122,4 @@ class Drift:
             "the alignment early (align.when.until), or average the weights (train.ema). If it is, "
             "widen validation.drift.",
             style="yellow",
-            markup=False,
-            highlight=False,
         )

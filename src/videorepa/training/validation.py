@@ -39,7 +39,7 @@ def validation(
     coder = recipe.backbone.load(("vae", "text_encoder"), workers.device)
     note = coder.cut_note("validation prompts", {prompt: prompt for prompt in prompts})
     if note and workers.is_first:
-        console.print(note, markup=False, highlight=False)
+        console.print(note)
     sampler = Sampler(coder, recipe.data, recipe.generation, student.transformer)
 
     def measured(step: int) -> list[Appearance]:
