@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videorepa.artifacts.clips import CaptionedClip, clip_digest, clips_of, left_over
+from videorepa.artifacts.clips import CaptionedClip, clip_digest, clips_of
 from videorepa.artifacts.scores import (
     Comparison,
     Row,
     Scores,
     Summary,
+    clip_key,
     earlier_rows,
     row_line,
     score_folder,
@@ -120,8 +121,8 @@ def _compare(bench: Benchmark, against: str, rows_a: list[Row], rows_b: list[Row
     theirs = _by_scenario(rows_a)
     by_scenario = {}
     for name, rows in _by_scenario(rows_b).items():
-        clips = {(row["prompt_id"], row["k"]) for row in rows}
-        if any((row["prompt_id"], row["k"]) in clips for row in theirs.get(name, ())):
+        clips = set(map(clip_key, rows))
+        if any(clip_key(row) in clips for row in theirs.get(name, ())):
             by_scenario[name] = bench.compare(theirs[name], rows)
             del by_scenario[name]["unpaired"]
     comparison = Comparison.model_validate(
@@ -143,7 +144,7 @@ def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[Ca
     """The clips to score, and those that are left over."""
     if videos.is_dir() and (own := bench.clips(videos)):
         return [CaptionedClip(path=p, prompt=about["caption"], **about) for p, about in own], []
-    return list(clips_of(videos)), left_over(videos)
+    return clips_of(videos)
 
 
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
@@ -191,7 +192,7 @@ def _kept(
     names = set()
     for row in earlier_rows(out):
         by_digest[str(row.get("clip"))].append(row)
-        names.add((row["prompt_id"], row["k"]))
+        names.add(clip_key(row))
     kept: dict[int, Row] = {}
     again = []
     for place, clip in enumerate(part if names else ()):

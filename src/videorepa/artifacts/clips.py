@@ -199,35 +199,33 @@ def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
         atomic_write(path, text)
 
 
-def clips_of(videos: Path) -> Iterator[CaptionedClip]:
-    """Give the clips of a folder or of a list, whether their videos can be read or not.
+def clips_of(videos: Path) -> tuple[list[CaptionedClip], list[CaptionedClip]]:
+    """Read the clips of a folder or of a list, whether their videos can be read or not.
 
     Args:
         videos: A folder with sidecars, or a manifest of videos and captions.
 
-    Those that `left_over` gives are left out.
+    Returns:
+        The clips that count, and those left over: a folder's clips that are not of the prompts and
+        samples that `generate` was last told to make there, since lines of the list were removed.
 
     Raises:
         UserError: A sidecar, the folder's `generation.json` or the list is damaged.
     """
     if videos.is_file():
-        return _of_list(videos)
+        return list(_of_list(videos)), []
     check_is_folder(videos, CLIPS)
     wanted = _is_wanted(videos)
-    return (clip for clip in map(CaptionedClip.read, _sidecars(videos)) if wanted(clip))
+    counted: list[CaptionedClip] = []
+    others: list[CaptionedClip] = []
+    for clip in map(CaptionedClip.read, _sidecars(videos)):
+        (counted if wanted(clip) else others).append(clip)
+    return counted, others
 
 
 def left_over(videos: Path) -> list[CaptionedClip]:
-    """The clips of a folder that are not of the prompts and samples that `generate` was last told
-    to make there: lines of the list have been removed since. A list of clips has none.
-
-    Raises:
-        UserError: A sidecar or the folder's `generation.json` is damaged.
-    """
-    if videos.is_file():
-        return []
-    wanted = _is_wanted(videos)
-    return [clip for clip in map(CaptionedClip.read, _sidecars(videos)) if not wanted(clip)]
+    """Read the clips of a folder that are left over; see `clips_of`. A list has none."""
+    return [] if videos.is_file() else clips_of(videos)[1]
 
 
 def readable_clips(videos: Path) -> dict[Key, Sidecar]:

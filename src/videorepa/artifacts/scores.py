@@ -197,7 +197,7 @@ class Scores:
 
     @cached_property
     def by_clip(self) -> dict[Key, Row]:
-        return {(row["prompt_id"], row["k"]): row for row in self.rows}
+        return {clip_key(row): row for row in self.rows}
 
     def check(self, clips: Mapping[Key, CaptionedClip]) -> None:
         """Check that the rows are of these clips.
@@ -207,7 +207,7 @@ class Scores:
         """
         stale = []
         for row in self.rows:
-            clip = clips.get((row["prompt_id"], row["k"]))
+            clip = clips.get(clip_key(row))
             scored = {key: row[key] for key in ("clip", "caption") if key in row}
             now = {"clip": clip_digest(clip.path), "caption": clip.caption} if clip else {}
             if scored and now | scored != now:
@@ -245,6 +245,11 @@ def failing_checks(row: Row) -> list[str]:
         for name, value in leaves(row)
         if value is False and name not in FLAGS
     ]
+
+
+def clip_key(row: Row) -> Key:
+    """Name the clip that a row is about."""
+    return row["prompt_id"], row["k"]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

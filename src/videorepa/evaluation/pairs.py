@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videorepa.artifacts.scores import Comparison, Row
+from videorepa.artifacts.clips import Key
+from videorepa.artifacts.scores import Comparison, Row, clip_key
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import (
     holm,
@@ -184,8 +185,8 @@ class Pairs(NamedTuple):
         return {"difference": sum(map(sum, clusters)) / n, "low": low, "high": high, **counts}
 
 
-def _by_clip(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
-    clips = {(row["prompt_id"], row["k"]): row for row in rows}
+def _by_clip(rows: Sequence[Row]) -> dict[Key, Row]:
+    clips = {clip_key(row): row for row in rows}
     if len(clips) < len(rows):
         raise UserError(
             f"Found {len(rows)} rows for {len(clips)} clips; expected one row for each prompt id "
