@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from videorepa.diffusion import Denoised, FlowMatching, VPrediction
-from videorepa.errors import UserError
+from videorepa.errors import UserError, as_user_error
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.configuration import read_configuration
 from videorepa.system.hub import quieten_libraries
@@ -103,18 +103,14 @@ class Backbone:
         settings = json.loads(json.dumps(settings, default=str))
         return {"scheduler": type(self.scheduler).__name__, "scheduler_settings": settings}
 
-    @contextmanager
-    def loading(self):
+    def loading(self) -> AbstractContextManager[None]:
         """Turn any error of the libraries about the folder into a UserError."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
+        return as_user_error(
+            lambda error: (
                 f"The model {self.spec.weights} could not be loaded: {type(error).__name__}: "
                 f"{str(error)[:500]}. Compare the folder with the one it was copied from."
-            ) from None
+            )
+        )
 
     def whole(self, stock_class: str, part: str, dtype: torch.dtype) -> Any:
         """Load a part of the pipeline, frozen, in evaluation mode.

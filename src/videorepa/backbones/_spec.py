@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from pydantic import field_validator
 
 from videorepa.backbones._live import Backbone, Config, Part, Text
-from videorepa.errors import UserError
+from videorepa.errors import UserError, as_user_error
 from videorepa.settings.section import Section
 from videorepa.settings.sections import ClipSize, Generation, Lora
 from videorepa.system.configuration import read_configuration
@@ -333,22 +333,18 @@ class BackboneSpec(Section):
             parameters=_parameters(self.transformer_class, json.dumps(self.config("transformer"))),
         )
 
-    @contextmanager
-    def described(self) -> Iterator[None]:
+    def described(self) -> AbstractContextManager[None]:
         """Turn any error inside the `with` block, which reads the configuration, into a UserError.
 
         It holds values of every kind, and stock classes check few of them.
         """
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
+        return as_user_error(
+            lambda error: (
                 f"The configuration of {self.weights} describes no {self.pipeline_class} "
                 f"({type(error).__name__}: {str(error)[:200]}). Compare it with the folder that it "
                 "was copied from."
-            ) from None
+            )
+        )
 
     def default_size(self) -> ClipSize:
         """The clip size that the model was made for."""
