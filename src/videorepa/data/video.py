@@ -315,7 +315,6 @@ def read_squashed(path: Path, height: int, width: int) -> np.ndarray:
     FFmpeg's bilinear filter scales the frames on the way to RGB. To the bit, that is what decord
     gives, with which the judges were trained. Raises ClipError.
     """
-    path = Path(path)
     graph, clip = None, []
     with opened(path) as (container, stream):
         for frame in _decode(path, container, stream):
@@ -357,10 +356,9 @@ class Shape(NamedTuple):
     width: int
 
 
-def read_shape(path: str | Path) -> Shape:
+def read_shape(path: Path) -> Shape:
     """The shape of a video as it is shown, from its header and its first frame. Raises
     ClipError."""
-    path = Path(path)
     with opened(path) as (container, stream):
         height, width = _to_rgb(path, next(_decode(path, container, stream))).shape[:2]
         return Shape(_rate(path, stream), _announced(path, container, stream), height, width)
@@ -373,9 +371,8 @@ def _rate(path: Path, stream: VideoStream) -> float:
     return float(rate)
 
 
-def iterate(path: str | Path) -> Iterator[np.ndarray]:
+def iterate(path: Path) -> Iterator[np.ndarray]:
     """Every frame as it is, (h, w, 3) uint8 RGB, one at a time. Raises ClipError."""
-    path = Path(path)
     with opened(path) as (container, stream):
         for frame in _decode(path, container, stream):
             yield _to_rgb(path, frame)
