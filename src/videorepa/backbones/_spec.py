@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import field_validator
 
 from videorepa.backbones._live import Backbone, Config, Part, Text
 from videorepa.errors import UserError, as_user_error
-from videorepa.settings.section import Section
+from videorepa.settings.section import Section, Weights
 from videorepa.settings.sections import ClipSize, Generation, Lora
 from videorepa.system.configuration import read_configuration
-from videorepa.system.files import from_home
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.tokens import TokenGrid
@@ -122,13 +120,8 @@ class BackboneSpec(Section):
     generation: ClassVar[Config] = {}
 
     name: str
-    weights: str
-    prepared_with: str | None = None
-
-    @field_validator("weights", "prepared_with")
-    @classmethod
-    def _weights_from_home(cls, value: str | None) -> str | None:
-        return None if value is None else from_home(value)
+    weights: Weights
+    prepared_with: Weights | None = None
 
     @property
     @abstractmethod

@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videorepa.errors import UserError
 from videorepa.settings import plugins
 from videorepa.settings.bounds import Frames, Side
-from videorepa.settings.section import Section
-from videorepa.system.files import from_home
+from videorepa.settings.section import Section, Weights
 from videorepa.tokens import TokenGrid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -67,18 +65,13 @@ class EncoderSpec(Section):
     """
 
     name: str
-    weights: str
+    weights: Weights
     frames: Frames = 48
     height: Side = 160
     width: Side = 240
     normalized: bool = False
     group: Frames | None = None
     crop: tuple[Side, Side] | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _weights_from_home(cls, value: str) -> str:
-        return from_home(value)
 
     @property
     def relation_margin(self) -> float:

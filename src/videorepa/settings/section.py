@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 
 from videorepa.errors import UserError
 from videorepa.settings.reading import MOST_CHARACTERS, parse_yaml
@@ -21,6 +21,10 @@ MOST_FAULTS = 20
 SPELLINGS = ("one", "many")
 """Tags of values that are one section or a list of them. They are no keys, so no message names
 them."""
+
+
+Weights = Annotated[str, AfterValidator(from_home)]
+"""A path of weights, or a Hub id."""
 
 
 class Section(BaseModel):
