@@ -229,16 +229,22 @@ BROKEN_RECIPES: dict[str, tuple[bytes | None, str]] = {
 }
 
 
+def broken_recipe(kind: str, folder: Path) -> tuple[Path, str]:
+    """The recipe of a kind, written unless it is the missing one, and what is said of it."""
+    content, says = BROKEN_RECIPES[kind]
+    path = folder / "broken.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    return path, says
+
+
 @pytest.mark.parametrize("verb", ["prepare", "train", "inspect", "generate"])
 @pytest.mark.parametrize("kind", BROKEN_RECIPES)
 def test_a_file_that_is_no_recipe(
     ready: Ready, fails: Fails, tmp_path: Path, verb: str, kind: str
 ) -> None:
-    content, says = BROKEN_RECIPES[kind]
-    path = tmp_path / "broken.yaml"
-    if content is not None:
-        path.write_bytes(content)
-    elif verb == "generate":
+    path, says = broken_recipe(kind, tmp_path)
+    if not path.exists() and verb == "generate":
         says = "broken.yaml does not exist; expected a run, a recipe or a diffusers folder"
     fails(*command(verb, path, ready, tmp_path / "out"), says=says)
     assert not (tmp_path / "out").exists()
@@ -249,10 +255,7 @@ def test_a_file_that_is_no_recipe(
 def test_a_file_that_is_no_recipe_of_the_lab(
     fails: Fails, tmp_path: Path, part: str, kind: str
 ) -> None:
-    content, says = BROKEN_RECIPES[kind]
-    path = tmp_path / "broken.yaml"
-    if content is not None:
-        path.write_bytes(content)
+    path, says = broken_recipe(kind, tmp_path)
     if kind == "no keys":
         says = "is not a recipe (for ship|of a study): .*(run|recipe): missing"
     fails("lab", part, path, "--out", tmp_path / "out", says=says)

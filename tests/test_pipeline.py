@@ -231,6 +231,12 @@ def test_a_larger_checkpoint_trains_on_the_smaller_ones_cache(
         prepare(sharing.override(f"backbone.weights={longer}"))
 
 
+def check_as_if_prepared_at_once(recipe: Recipe, cache: Path) -> None:
+    """The recipe's cache holds, to the byte, what one made anew in `cache` does."""
+    prepare(recipe.override(f"data.cache={cache}"))
+    assert tree(recipe.data.cache) == tree(cache)
+
+
 def test_a_changed_caption_makes_that_clips_text_alone_again(
     recipe: Recipe, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -245,9 +251,7 @@ def test_a_changed_caption_makes_that_clips_text_alone_again(
     assert prepare(own).made == 1
     assert (spy.loaded, spy.ran) == (["text_encoder"], ["encode_text"])
     assert "1 clip changed" in capsys.readouterr().err
-    fresh = own.override(f"data.cache={tmp_path / 'fresh'}")
-    prepare(fresh)
-    assert tree(own.data.cache) == tree(fresh.data.cache)
+    check_as_if_prepared_at_once(own, tmp_path / "fresh")
 
 
 def test_a_replaced_video_is_refused_until_it_is_prepared_again(
@@ -272,9 +276,7 @@ def test_a_replaced_video_is_refused_until_it_is_prepared_again(
         train(own, tmp_path / "other")
     # What another recipe of the same cache needs is stale too, and found to be when it is needed.
     assert [prepare(own).made, prepare(own).made, prepare(both).made] == [1, 0, 1]
-    fresh = both.override(f"data.cache={tmp_path / 'fresh'}")
-    prepare(fresh)
-    assert tree(own.data.cache) == tree(fresh.data.cache)
+    check_as_if_prepared_at_once(both, tmp_path / "fresh")
 
 
 def test_a_resumed_run_sees_the_clips_that_it_began_with(
