@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pages import write_run
 from videorepa.artifacts.scores import Scores
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
@@ -141,6 +142,39 @@ def test_a_replaced_video_or_a_changed_caption_is_scored_again(tmp_path, capsys)
     assert "2 clips scored again, the first is '0.mp4' 0: the video, its caption" in said
     evaluate("lab", write_list(*captions))
     assert "scored again" not in capsys.readouterr().err
+
+
+def test_a_comparison_goes_with_the_rows_that_it_is_of(tmp_path, capsys):
+    folder, still = write_clips(tmp_path / "clips"), write_clips(tmp_path / "still", frozen=3)
+    evaluate("lab", still)
+    compared = evaluate("lab", folder, against=still)
+    evaluate("lab", folder)
+    kept = Scores.read(compared.folder).comparison
+    assert kept is not None and kept.metrics == compared.comparison.metrics
+
+    def page() -> Path:
+        names = {"ours": folder, "still": still}
+        scores = {name: [path / "scores"] for name, path in names.items()}
+        run = write_run(tmp_path / "run", 0.5, steps=5) if not (tmp_path / "run").exists() else None
+        return report([run or tmp_path / "run"], tmp_path / "page.html", scores=scores)
+
+    assert page().exists()
+    (still / f"{ROLL}-0.mp4").write_bytes((still / f"{FALL}-0.mp4").read_bytes())
+    evaluate("lab", still)
+    with pytest.raises(UserError, match="compares ours with scores that still no longer has"):
+        page()
+    (folder / f"{FALL}-0.mp4").write_bytes((still / f"{FALL}-0.mp4").read_bytes())
+    found = evaluate("lab", folder)
+    assert not (found.folder / "comparison.json").exists()
+    assert "of other scores and is removed" in capsys.readouterr().err.replace("\n", "")
+    # A process that was killed between two files leaves a summary of other rows.
+    summary = found.folder / "summary.json"
+    before = summary.read_text()
+    (folder / f"{FALL}-0.mp4").unlink()
+    evaluate("lab", folder)
+    summary.write_text(before)
+    with pytest.raises(UserError, match=r"summary\.json is of other rows"):
+        Scores.read(found.folder)
 
 
 def test_scores_of_what_the_clips_are_no_more_are_not_reported(tmp_path):

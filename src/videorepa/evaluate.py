@@ -27,6 +27,7 @@ from videorepa.evaluation.pairs import adjust
 from videorepa.settings import plugins
 from videorepa.system.checks import check_shard
 from videorepa.system.files import short_name
+from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import console, track
 from videorepa.system.wording import count
 
@@ -126,7 +127,13 @@ def _compare(bench: Benchmark, against: str, rows_a: list[Row], rows_b: list[Row
             by_scenario[name] = bench.compare(theirs[name], rows)
             del by_scenario[name]["unpaired"]
     comparison = Comparison.model_validate(
-        {"against": against, "unpaired": unpaired, "metrics": metrics, "by_scenario": by_scenario}
+        {
+            "against": against,
+            "unpaired": unpaired,
+            "metrics": metrics,
+            "by_scenario": by_scenario,
+            "against_rows": json_digest(rows_a),
+        }
     )
     adjust(comparison)
     return comparison

@@ -70,16 +70,17 @@ def export(
     lora_file = COMFYUI_FILE if format == "comfyui" else LORA_FILE
     product = out / (recipe.backbone.part if whole else lora_file)
 
-    def card() -> str:
+    def card(step: int) -> str:
         words = str(dtype).removeprefix("torch.")
-        return model_card(run, recipe, run.trained_step, product.name, words, evaluations)
+        return model_card(run, recipe, step, product.name, words, evaluations)
 
-    if product.exists() and _text(out / CARD) == card():
+    if product.exists() and _text(out / CARD) == card(run.trained_step):
         console.print(f"{out} holds this export already; nothing was done.")
         return product
     with atomic_folder(out) as staged:
-        (staged / CARD).write_text(card(), encoding="utf-8")
-        _write(staged / product.name, run, run.trained_step, dtype, fuse)
+        step = run.trained_step  # Read once, since the training may go on meanwhile.
+        (staged / CARD).write_text(card(step), encoding="utf-8")
+        _write(staged / product.name, run, step, dtype, fuse)
     return product
 
 

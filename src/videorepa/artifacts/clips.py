@@ -182,6 +182,8 @@ def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
     ]
     if others:
         clip, differing = others[0]
+        if "prompt" in differing:  # The rest follows from it.
+            differing = {"prompt": differing["prompt"]}
         more = f", as {len(others) - 1} more do" if len(others) > 1 else ""
         raise UserError(
             f"{clip.path} is another clip than the one to be made here; it differs in "

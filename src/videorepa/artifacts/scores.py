@@ -21,6 +21,7 @@ from videorepa.artifacts.reading import json_lines, leaves, read_record
 from videorepa.errors import UserError
 from videorepa.system.files import atomic_write, parse_json, read_bytes
 from videorepa.system.fingerprint import json_digest
+from videorepa.system.progress import console
 from videorepa.system.wording import count
 
 Row = dict[str, Any]
@@ -83,6 +84,7 @@ class Summary(_OpenModel):
         by_scenario: The metrics of each scenario's clips.
         missing: The benchmark's prompts that have no clip.
         left_over: Clips that are not counted, since their prompts are no longer generated.
+        rows: A digest of the rows that it is of, if it is recorded.
     """
 
     benchmark: str
@@ -94,6 +96,7 @@ class Summary(_OpenModel):
     failures: list[Failure] = []
     missing: list[dict[str, Any]] = []
     left_over: list[dict[str, Any]] = []
+    rows: str | None = None
 
 
 class MetricDifference(_OpenModel):
@@ -135,12 +138,16 @@ class Comparison(_OpenModel):
         against: The name of the other model's clips.
         unpaired: The number of rows without a partner.
         by_scenario: The differences over each scenario's clips.
+        rows: A digest of this model's rows that it is of, if it is recorded.
+        against_rows: A digest of the other model's rows.
     """
 
     against: str
     unpaired: int = 0
     metrics: dict[str, MetricDifference]
     by_scenario: dict[str, dict[str, MetricDifference]] = {}
+    rows: str | None = None
+    against_rows: str | None = None
 
     @property
     def tested(self) -> list[MetricDifference]:
@@ -174,26 +181,49 @@ class Scores:
                 f"{folder} is not a score folder. Expected scores.jsonl and summary.json in it; "
                 "`videorepa evaluate` writes them."
             )
-        rows = json_lines(table)
-        for row in rows:
-            try:
-                _checked(row)
-            except ValueError as error:
+        rows, paths = scored_rows(folder), (folder / "summary.json", folder / "comparison.json")
+        summary = read_record(Summary, paths[0])
+        comparison = read_record(Comparison, paths[1]) if paths[1].is_file() else None
+        for record, path in zip((summary, comparison), paths, strict=True):
+            if record is not None and record.rows not in (None, json_digest(rows)):
                 raise UserError(
-                    f"{table} has a damaged row: {error}: {str(row)[:80]}. Run `videorepa "
-                    "evaluate` again, which scores such clips again."
-                ) from None
-        summary = read_record(Summary, folder / "summary.json")
-        path = folder / "comparison.json"
-        return cls(folder, summary, rows, read_record(Comparison, path) if path.is_file() else None)
+                    f"{path} is of other rows than those in {table}. Run `videorepa evaluate` "
+                    "again, as it was run last."
+                )
+        return cls(folder, summary, rows, comparison)
 
     def write(self) -> None:
-        """Write the folder's files, each whole or not at all."""
+        """Write the folder's files, each whole or not at all.
+
+        Without a comparison, an earlier one stays if it is of the same rows.
+        """
         write_rows(self.folder / "scores.jsonl", self.rows)
+        if self.comparison is None:
+            self._drop_comparison()
         for record, name in ((self.summary, "summary"), (self.comparison, "comparison")):
             if record is not None:
-                text = json.dumps(record.model_dump(exclude_unset=True), indent=1)
-                atomic_write(self.folder / f"{name}.json", text)
+                values = record.model_dump(exclude_unset=True) | {"rows": self.digest}
+                atomic_write(self.folder / f"{name}.json", json.dumps(values, indent=1))
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the rows."""
+        return json_digest(self.rows)
+
+    def _drop_comparison(self) -> None:
+        """Remove an earlier comparison if it is of other rows."""
+        path = self.folder / "comparison.json"
+        if not path.exists():
+            return
+        with suppress(UserError):
+            if read_record(Comparison, path).rows == self.digest:
+                return
+        path.unlink()
+        console.print(
+            f"{path} was of other scores and is removed; --against makes it anew.",
+            markup=False,
+            highlight=False,
+        )
 
     @cached_property
     def by_clip(self) -> dict[Key, Row]:
@@ -254,6 +284,21 @@ def clip_key(row: Row) -> Key:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     atomic_write(path, "".join(map(row_line, rows)))
+
+
+def scored_rows(folder: Path) -> list[Row]:
+    """Read the rows of a score folder. Raises UserError if one is damaged."""
+    table = folder / "scores.jsonl"
+    rows = json_lines(table)
+    for row in rows:
+        try:
+            _checked(row)
+        except ValueError as error:
+            raise UserError(
+                f"{table} has a damaged row: {error}: {str(row)[:80]}. Run `videorepa evaluate` "
+                "again, which scores such clips again."
+            ) from None
+    return rows
 
 
 def row_line(row: Row) -> str:

@@ -94,6 +94,7 @@ def report(
     for name in clips:
         for scores_of_model in scored.get(name, ()):
             scores_of_model.check(clips[name])
+    _check_comparisons(scored)
     scan_folders, probe_folders = _by_name(scans), _by_name(probes)
     scanned = {name: Scan.read(folder) for name, folder in scan_folders.items()}
     probed = {name: Probe.read(folder) for name, folder in probe_folders.items()}
@@ -159,6 +160,20 @@ def report(
     atomic_write(out, html.encode("utf-8", errors="replace"))
     media.sweep()
     return out
+
+
+def _check_comparisons(scored: Mapping[str, Sequence[Scores]]) -> None:
+    """Raise UserError if a model was compared with other scores of another than those shown."""
+    for name, evaluations in scored.items():
+        for ours in evaluations:
+            compared = ours.comparison
+            for theirs in scored.get(compared.against, ()) if compared else ():
+                same = theirs.summary.benchmark == ours.summary.benchmark
+                if compared and same and compared.against_rows not in (None, theirs.digest):
+                    raise UserError(
+                        f"{ours.folder} compares {name} with scores that {compared.against} no "
+                        "longer has. Run `videorepa evaluate` with --against again."
+                    )
 
 
 def _asset(name: str) -> str:

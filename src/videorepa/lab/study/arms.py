@@ -16,7 +16,7 @@ import yaml
 
 from videorepa.artifacts.reading import read_record
 from videorepa.artifacts.run import Run
-from videorepa.artifacts.scores import Scores, Summary
+from videorepa.artifacts.scores import Summary, scored_rows
 from videorepa.benchmarks.laws.checks import CHECKS, packaged_tolerances
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
@@ -200,7 +200,8 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
             clips = clips_folder(out, arm, seed, step)
             if not _scored(clips):
                 continue
-            for row in Scores.read(clips / "scores").rows:
+            # The rows alone: another process may be adding some, whose summary is still to come.
+            for row in scored_rows(clips / "scores"):
                 if row["prompt_id"] not in captions:
                     continue  # Of an earlier study in this folder, with more prompts.
                 about = {"arm": arm, "seed": seed, "step": step}
