@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import sampled_by_card, tree, write_clips
+from videorepa.align.contract import check
 from videorepa.artifacts.clips import Sidecar, clips_of, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone
@@ -23,10 +24,12 @@ from videorepa.data.cache import Cache
 from videorepa.data.digests import Digests
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import ManifestSource, open_source
+from videorepa.data.video import write_video
 from videorepa.encoders._video import VideoViT
 from videorepa.errors import UserError
 from videorepa.export import export
 from videorepa.generate import generate
+from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.system.stopping import Terminated
@@ -66,7 +69,7 @@ def prepared(recipe: Recipe) -> Recipe:
 
 def test_the_cache_holds_unscaled_moments_text_and_features(prepared: Recipe) -> None:
     cache, source = Cache(prepared), open_source(prepared.data)
-    video = torch.from_numpy(source.frames(2)).permute(0, 3, 1, 2)[None] / 255.0
+    video = torch.from_numpy(source.sample(2).frames).permute(0, 3, 1, 2)[None] / 255.0
     device = torch.device("cpu")
     backbone = prepared.backbone.load(("vae", "text_encoder"), device)
     moments, text = cache.read_clip(source.items[2])
@@ -470,6 +473,53 @@ def test_captions_and_prompts_that_are_cut_are_counted(
         tmp_path / "run",
     )
     assert "1 of 2 validation prompts are longer than the 12 tokens" in said(capsys)
+
+
+def test_prepare_and_inspect_say_which_clips_were_filled_up_and_at_which_rates(
+    recipe: Recipe, tmp_path: Path, capsys
+) -> None:
+    manifest = write_clips(tmp_path / "own", count=5)
+    for number, (frames, rate) in enumerate([(18, 24), (17, 24), (5, 24), (1, 24)]):
+        path = manifest.with_name(f"clip{number}.mp4")
+        path.unlink()
+        write_video(path, np.zeros((frames, 16, 16, 3), np.uint8), rate)
+    own = recipe.override(f"data.manifest={manifest}")
+    short = (
+        "2 of 5 clips have fewer than 9 frames to show and were filled up by repeating. The first"
+    )
+    spread = "Rates: 2 clips at 24 fps, every frame; 1 clip at 12 fps, 1 frame in 2; "
+    prepare(own)
+    first = said(capsys)
+    prepare(own)
+    for text in (first, said(capsys), " ".join(str(inspect(own)).split())):
+        assert f"{short} is 'clip2.mp4', with 5." in text and spread in text
+    fixed = own.override("data.fps=24")
+    with pytest.raises(UserError, match=r"'fps': None.*'fps': 24"):
+        prepare(fixed)
+    assert "Rates: 4 clips at 24 fps; 1 clip without a rate." in " ".join(
+        str(inspect(fixed)).split()
+    )
+    prepare(fixed.override(f"data.cache={tmp_path / 'fixed'}"))
+    assert "3 of 5 clips have fewer than 9 frames to show" in said(capsys)
+
+
+def test_a_rate_that_contradicts_what_ltx_is_told_is_refused(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    ltx = {"name": "ltx", "weights": "someone/LTX-Video"}
+    base = recipe.override(f"backbone={json.dumps(ltx)}", "data.frames=9", "data.height=32")
+    own = base.override("data.width=32", "align=null", "encoder=null", "generation={steps: 2}")
+    check(own.override("data.fps=25"))
+    slow = "backbone.frame_rate=24", "generation.fps=24"
+    check(own.override(*slow, "data.fps=23.976"))
+    with pytest.raises(
+        UserError, match="data.fps is 25, and backbone.frame_rate tells .* 24 frames"
+    ):
+        check(own.override(*slow, "data.fps=25"))
+    with pytest.raises(UserError, match="generation.fps is 8 and backbone.frame_rate 25"):
+        check(own.override("generation.fps=8"))
+    with pytest.raises(UserError, match="the lab draws clips at a rate of its own"):
+        recipe.override("data.manifest=null", "data.lab={clips: 3}", "data.fps=8")
 
 
 def test_training_lowers_the_alignment_loss_and_logs_all_of_it(

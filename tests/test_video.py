@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videorepa.data import hdr, video
-from videorepa.data.video import read_all, read_frames, write_video
+from videorepa.data.sampling import Sampling, sampling_notes
+from videorepa.data.video import foresee_sampling, read_all, sample_clip, write_video
 from videorepa.errors import ClipError
 from videorepa.system.files import atomic_path, atomic_write, file_digest
 from videorepa.world.render import make_clip
@@ -33,6 +34,10 @@ def numbered(count: int, height: int = 32, width: int = 48) -> np.ndarray:
     """A video whose frames tell their own number by their gray level."""
     levels = (np.arange(count, dtype=np.uint8) * STEP)[:, None, None, None]
     return np.broadcast_to(levels, (count, height, width, 3)).copy()
+
+
+def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
+    return sample_clip(path, frames, height, width).frames
 
 
 def numbers(frames: np.ndarray) -> list[int]:
@@ -94,6 +99,87 @@ def test_a_number_announced_too_low_is_not_believed(
 ) -> None:
     monkeypatch.setattr(video, "_announced", lambda *given: 10)
     assert numbers(read_frames(numbered_files[61], 10, 32, 48)) == list(range(0, 60, 6))
+
+
+def test_how_a_clip_was_sampled_is_said_and_foreseen(
+    numbered_files: dict[int, Path], tmp_path: Path
+) -> None:
+    write_video(tmp_path / "24.mp4", numbered(61), 24)
+    write_unannounced(tmp_path / "clip.mkv", numbered(50))
+    still = tmp_path / "still.jpg"
+    with av.open(str(still), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(1)[0], format="rgb24")))
+        container.mux(stream.encode())
+    for path, frames, fps, expected in (
+        (tmp_path / "24.mp4", 60, None, Sampling(60, 1, 24.0)),
+        (tmp_path / "24.mp4", 30, None, Sampling(30, 2, 12.0)),
+        (tmp_path / "24.mp4", 30, 24.0, Sampling(30, None, 24.0)),
+        (tmp_path / "24.mp4", 30, 8.0, Sampling(21, None, 8.0)),
+        (tmp_path / "clip.mkv", 17, None, Sampling(17, 2, 4.0)),
+        (numbered_files[7], 17, None, Sampling(7, 1, 8.0)),
+        (numbered_files[1], 17, None, Sampling(1, 1, None)),
+        (numbered_files[1], 17, 8.0, Sampling(1, None, None)),
+        (still, 17, None, Sampling(1, 1, None)),
+    ):
+        assert sample_clip(path, frames, 32, 48, fps).sampling == expected
+        if path != still and expected.fps is not None:
+            assert foresee_sampling(path, frames, fps) == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "fps", "expected"),
+    [
+        (24, 8, [0, 3, 6, 9, 12, 15]),
+        (24, 24, [0, 1, 2, 3, 4, 5]),
+        (30, 8, [0, 4, 7, 11, 15, 19]),
+        (Fraction(30000, 1001), 30, [0, 1, 2, 3, 4, 5]),
+        (12, 24, [0, 0, 1, 1, 2, 2]),
+    ],
+)
+def test_a_fixed_rate_takes_the_frames_that_are_shown_then(
+    tmp_path: Path, rate: Fraction, fps: float, expected: list[int]
+) -> None:
+    write_video(tmp_path / "clip.mp4", numbered(20), rate)
+    clip = sample_clip(tmp_path / "clip.mp4", 6, 32, 48, fps)
+    assert numbers(clip.frames) == expected
+    assert clip.sampling == Sampling(len(set(expected)), None, fps)
+
+
+def test_a_fixed_rate_follows_the_times_that_a_video_tells(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "clip.mkv"), "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "1", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        # It starts late, and rests on its third frame for a second.
+        for pixels, time in zip(numbered(6), (500, 625, 750, 1750, 1875, 2000), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    clip = sample_clip(tmp_path / "clip.mkv", 9, 32, 48, fps=4)
+    assert numbers(clip.frames) == [0, 2, 2, 2, 2, 3, 5, 5, 5]
+    assert clip.sampling == Sampling(4, None, 4)
+
+
+def test_rates_and_clips_that_were_filled_up_are_counted() -> None:
+    samplings = {
+        "a": Sampling(17, 1, 24.0),
+        "b": Sampling(17, 2, 12.0),
+        "c": Sampling(17, 1, 24000 / 1001),
+        "d": Sampling(17, 1, 24.0),
+        "still": Sampling(1, 1, None),
+    }
+    rates, short, told = sampling_notes(samplings, 17, told=24)
+    assert rates == (
+        "Rates: 2 clips at 24 fps, every frame; 1 clip at 12 fps, 1 frame in 2; 1 clip at 23.98 "
+        "fps, every frame; 1 clip without a rate. With data.fps all show the same."
+    )
+    assert "1 of 5 clips have fewer than 17 frames" in short and "'still', with 1." in short
+    assert "1 of 5 clips do not show the 24 frames" in told and "'b', with 12." in told
+    alike = {str(number): Sampling(17, None, 24) for number in range(3)}
+    assert sampling_notes(alike, 17, told=24) == ["Rates: 3 clips at 24 fps."]
 
 
 def test_frames_cut_by_an_edit_list_are_not_missing(tmp_path: Path) -> None:

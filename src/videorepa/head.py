@@ -138,7 +138,7 @@ def train_head(
     failed: dict[str, str] = {}
     for number in track(chosen, "features and flow"):
         try:
-            frames = source.frames(number)
+            frames = source.sample(number).frames
         except ClipError as error:
             failed[source.items[number].id] = str(error)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,14 +11,18 @@ import torch
 
 from videorepa.align.contract import Contract, check
 from videorepa.align.terms import Grids
-from videorepa.data.source import open_source
-from videorepa.errors import UserError
+from videorepa.data.sampling import Sampling, sampling_notes
+from videorepa.data.source import ClipSource, open_source
+from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Align, Recipe
 from videorepa.settings.sections import ClipSize
 from videorepa.system.device import pick_device
 from videorepa.system.wording import count, shown
 from videorepa.tokens import TokenGrid
 from videorepa.training.cost import Cost, predict
+
+LOOKED_AT = 100
+"""Most videos whose headers are read."""
 
 BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE, BYTES_SALIENCY = 2, 2, 1, 4, 2
 
@@ -52,10 +57,27 @@ class Inspection:
         """How many clips the recipe trains on, or None if their list cannot be read."""
         if self.recipe.data.lab is not None:
             return self.recipe.data.lab.clips
+        return None if self._source is None else len(self._source.items)
+
+    @cached_property
+    def _source(self) -> ClipSource | None:
         try:
-            return len(open_source(self.recipe.data).items)
+            return open_source(self.recipe.data)
         except UserError:
             return None
+
+    @cached_property
+    def samplings(self) -> dict[str, Sampling]:
+        """How clips would be sampled from their videos, by their ids: of up to 100, spread over the
+        list, those whose headers tell it."""
+        samplings: dict[str, Sampling] = {}
+        if self.recipe.data.lab is None and self._source is not None:
+            clips = self._source.items
+            for number in range(0, len(clips), math.ceil(len(clips) / LOOKED_AT)):
+                with suppress(ClipError):
+                    if sampling := self._source.foresee(number):
+                        samplings[clips[number].id] = sampling
+        return samplings
 
     def __str__(self) -> str:
         recipe, size = self.recipe, self.recipe.data
@@ -87,6 +109,11 @@ class Inspection:
         if self.clips is not None:
             whole = self.clips * (self.bytes_per_clip + self.feature_bytes_per_clip)
             lines += [f"  all {self.clips:<12} {_size(whole)}"]
+        if self.samplings:
+            told = recipe.backbone.told_fps
+            notes = sampling_notes(self.samplings, size.frames, told)
+            lines += ["", f"clips, of {len(self.samplings)} looked at"]
+            lines += [f"  {note}" for note in notes]
         if (validation := recipe.validation) is not None:
             lines += ["", f"validation, every {count(validation.every, 'step')}"]
             lines += [f"  prompts          {len(validation.prompts)}"]

@@ -12,8 +12,9 @@ from videorepa.align.contract import check
 from videorepa.backbones import Backbone, Part, Text
 from videorepa.data.cache import Cache, Lacks, Record
 from videorepa.data.digests import Digests
+from videorepa.data.sampling import sampling_notes
 from videorepa.data.source import ClipSource, SourceClip, open_source
-from videorepa.data.video import to_video
+from videorepa.data.video import Sampled, to_video
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
@@ -106,10 +107,10 @@ def prepare(
         lacking = [work.lacks for chunk in todo for work in chunk]
         backbone, encoders = _load(recipe, cache, lacking, where, dtype)
         for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
-            works, frames = chunk, []
+            works, sampled = chunk, []
             if any(work.lacks.latents or work.lacks.features for work in chunk):
-                works, frames = _read(source, chunk, fail)
-            _encode(cache, works, frames, backbone, encoders)
+                works, sampled = _read(source, chunk, fail)
+            _encode(cache, works, sampled, backbone, encoders)
             for work in works:
                 if work.lacks:
                     made += 1
@@ -143,27 +144,27 @@ def _load(
 
 def _read(
     source: ClipSource, chunk: Sequence[_ClipWork], fail: Fail
-) -> tuple[list[_ClipWork], list[np.ndarray]]:
+) -> tuple[list[_ClipWork], list[Sampled]]:
     """Read the videos of a chunk; those that cannot be read are left out."""
-    works, frames = [], []
+    works, sampled = [], []
     for work in chunk:
         try:
-            frames.append(source.frames(work.number))
+            sampled.append(source.sample(work.number))
             works.append(work)
         except ClipError as error:
             fail(work.clip, error)
-    return works, frames
+    return works, sampled
 
 
 def _encode(
     cache: Cache,
     works: Sequence[_ClipWork],
-    frames: Sequence[np.ndarray],
+    sampled: Sequence[Sampled],
     backbone: Backbone | None,
     encoders: Mapping[EncoderSpec, Encoder],
 ) -> None:
-    """Make what a chunk lacks. frames: none if texts alone are to be made."""
-    video = to_video(np.stack(frames)) if frames else None
+    """Make what a chunk lacks. sampled: empty if texts alone are to be made."""
+    video = to_video(np.stack([clip.frames for clip in sampled])) if sampled else None
     for spec, encoder in encoders.items():
         if any(spec in work.lacks.features for work in works):
             grid = encoder(video)
@@ -179,19 +180,24 @@ def _encode(
     texts, tokens = backbone.encode_text(captions), backbone.count_tokens(captions)
     for row, work in enumerate(works):
         if work.lacks.text:
-            moments = None if latents is None or not work.lacks.latents else latents[row]
-            if moments is None:
-                moments, _ = cache.read_clip(work.clip)
-            work.record = Record(work.clip.id, work.clip.caption, work.source, tokens[row])
+            clip, before = work.clip, work.record
+            if latents is not None and work.lacks.latents:
+                moments, sampling = latents[row], sampled[row].sampling
+            else:
+                assert before is not None  # Its caption alone has changed.
+                moments, sampling = cache.read_clip(clip)[0], before.sampling
+            work.record = Record(clip.id, clip.caption, work.source, tokens[row], sampling)
             cache.write_clip(work.record, moments, _one(texts, row))
 
 
 def _say(records: Mapping[str, Record], recipe: Recipe) -> None:
     """Print what a user should know of the clips in the cache, by their ids."""
+    backbone = recipe.backbone.preparing
     tokens = {name: record.tokens for name, record in records.items()}
-    for note in (recipe.backbone.preparing.cut_note("captions", tokens),):
-        if note:
-            console.print(note)
+    samplings = {name: record.sampling for name, record in records.items()}
+    notes = sampling_notes(samplings, recipe.data.frames, recipe.backbone.told_fps)
+    for note in filter(None, [*notes, backbone.cut_note("captions", tokens)]):
+        console.print(note)
 
 
 def _look_up(

@@ -11,6 +11,7 @@ from videorepa.align.terms import Grids, Terms, grids
 from videorepa.backbones import BackboneShapes
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.settings.bounds import is_same_rate
 from videorepa.tokens import TokenGrid
 
 
@@ -38,6 +39,12 @@ def check(recipe: Recipe) -> Contract:
     backbone = recipe.backbone
     shapes = backbone.shapes(recipe.data)
     backbone.check_generation(recipe.generation)
+    fps, told = recipe.data.fps, backbone.told_fps
+    if fps and told and not is_same_rate(fps, told):
+        raise UserError(
+            f"data.fps is {fps:g}, and backbone.frame_rate tells the model that clips show "
+            f"{told:g} frames per second. Make the two equal."
+        )
     if backbone.prepared_with is not None:
         _check_prepared(recipe, shapes)
     for name, term in recipe.terms.items():

@@ -128,6 +128,11 @@ class BackboneSpec(Section):
     def text_tokens(self) -> int:
         """The number of tokens that a caption is padded or cut to."""
 
+    @property
+    def told_fps(self) -> float | None:
+        """Frames per second that the model is told clips show; None if it is told nothing."""
+        return None
+
     def cut_note(self, what: str, tokens: Mapping[str, int]) -> str:
         """Say how many texts the text encoder does not see whole; "" if it sees them all.
 

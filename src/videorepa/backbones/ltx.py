@@ -131,6 +131,19 @@ class LTX(BackboneSpec):
     def text_tokens(self) -> int:
         return 128
 
+    @property
+    def told_fps(self) -> float:
+        return self.frame_rate
+
+    def check_generation(self, settings: Generation) -> None:
+        super().check_generation(settings)
+        if settings.fps != self.frame_rate:
+            raise UserError(
+                f"generation.fps is {settings.fps} and backbone.frame_rate {self.frame_rate}: LTX "
+                "moves things as fast as its frame rate says, and the file would play them at "
+                "another. Make the two equal."
+            )
+
     def compression(self) -> tuple[int, int]:
         vae = self.config("vae")
         halvings = 2 ** sum(vae["spatio_temporal_scaling"])

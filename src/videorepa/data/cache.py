@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from videorepa.backbones import Text
+from videorepa.data.sampling import Sampling
 from videorepa.data.source import SourceClip
 from videorepa.data.video import READER
 from videorepa.encoders import EncoderSpec
@@ -68,12 +69,14 @@ class Record:
       caption: Its caption.
       source: The digest of its content.
       tokens: How many tokens the caption has, before it is cut to what the text encoder takes.
+      sampling: How it was sampled from its video.
     """
 
     id: str
     caption: str
     source: str
     tokens: int
+    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Cache:
         made_with: dict[str, Any] = {
             "format": FORMAT,
             "reader": READER,
-            "clip": {"frames": data.frames, "height": data.height, "width": data.width},
+            "clip": data.model_dump(include={"frames", "height", "width", "fps"}),
             "backbone": {"name": recipe.backbone.name} | recipe.backbone.preparing.fingerprint(),
         }
         if encoded_in is not None:
@@ -220,9 +223,12 @@ class Cache:
 
     def _record(self, clip: SourceClip) -> Record | None:
         about = self._about(self.clips, clip)
+        if about is None:
+            return None
         try:
-            return None if about is None else Record(**about)
-        except TypeError as error:
+            sampling = Sampling(**about.pop("sampling"))
+            return Record(**about, sampling=sampling)
+        except (KeyError, TypeError) as error:
             raise _damaged(self._file(self.clips, clip), error) from None
 
     def write_clip(self, record: Record, moments: Tensor, text: Text) -> None:

@@ -192,7 +192,7 @@ class Loader:
         if not self.online:
             return stored
         try:
-            frames = self.source.frames(self.indices[clip.id])
+            frames = self.source.sample(self.indices[clip.id]).frames
         except ClipError as error:
             raise UserError(
                 f"The clip {clip.id!r} can no longer be read ({error}), and the teacher is online. "

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from videorepa.data.manifest import Entry, read_manifest
-from videorepa.data.video import read_frames
+from videorepa.data.sampling import Sampling
+from videorepa.data.video import Sampled, foresee_sampling, sample_clip
 from videorepa.errors import ClipError, UserError
 from videorepa.settings.sections import Data
 from videorepa.system.files import check_is_file
@@ -37,8 +36,12 @@ class ClipSource(Protocol):
 
     items: list[SourceClip]
 
-    def frames(self, index: int) -> np.ndarray:
-        """Read a clip, (frames, height, width, 3) uint8 RGB. Raises ClipError."""
+    def sample(self, index: int) -> Sampled:
+        """Read a clip. Raises ClipError."""
+        ...
+
+    def foresee(self, index: int) -> Sampling | None:
+        """Foretell how the clip is sampled, None if that takes reading it. Raises ClipError."""
         ...
 
     def digest(self, index: int) -> str:
@@ -69,9 +72,12 @@ class ManifestSource:
         self.entries: list[Entry] = read_manifest(data.manifest, data.root or data.manifest.parent)
         self.items = [SourceClip(entry.id, entry.caption) for entry in self.entries]
 
-    def frames(self, index: int) -> np.ndarray:
-        data = self.data
-        return read_frames(self.entries[index].path, data.frames, data.height, data.width)
+    def sample(self, index: int) -> Sampled:
+        data, path = self.data, self.entries[index].path
+        return sample_clip(path, data.frames, data.height, data.width, data.fps)
+
+    def foresee(self, index: int) -> Sampling | None:
+        return foresee_sampling(self.entries[index].path, self.data.frames, self.data.fps)
 
     def digest(self, index: int) -> str:
         try:
@@ -117,10 +123,16 @@ class LabSource:
             for index in range(lab.clips)
         ]
 
-    def frames(self, index: int) -> np.ndarray:
+    def sample(self, index: int) -> Sampled:
         from videorepa.world.render import make_clip
 
-        return make_clip(self.lab.seed, index, frames=self.count, split=self.lab.split).frames
+        clip = make_clip(self.lab.seed, index, frames=self.count, split=self.lab.split)
+        return Sampled(clip.frames, self.foresee(index))
+
+    def foresee(self, index: int) -> Sampling:
+        from videorepa.world.simulator import FPS
+
+        return Sampling(self.count, 1, FPS)
 
     def digest(self, index: int) -> str:
         from videorepa.world.simulator import VERSION

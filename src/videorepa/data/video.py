@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 
 from videorepa.data import hdr
+from videorepa.data.sampling import Sampling
 from videorepa.errors import ClipError
 from videorepa.system.files import atomic_path, check_is_file
 
@@ -50,6 +52,9 @@ others include playlists, scripts and network sessions, which lead elsewhere."""
 
 NO_FRAME_BYTES = 19
 """Size up to which ffmpeg takes a chunk of MPEG-4 for a mere sign that there is no new frame."""
+
+EARLY = 0.499
+"""Part of a frame's time by which one may be shown early. At a half, rounding would decide."""
 
 LEAN = 0.0175
 """Tangent of the angle, one degree, that a picture may lean, as in ffmpeg."""
@@ -238,7 +243,16 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
 
 
-def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
+class Sampled(NamedTuple):
+    """A clip of a fixed shape, (frames, height, width, 3) uint8 RGB, and how it was sampled."""
+
+    frames: np.ndarray
+    sampling: Sampling
+
+
+def sample_clip(
+    path: Path, frames: int, height: int, width: int, fps: float | None = None
+) -> Sampled:
     """Sample a clip of a fixed shape from a video.
 
     Of the video's n frames it takes every (n // frames)-th, from the first on. Of a video with
@@ -252,9 +266,9 @@ def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
       frames: Frames of the clip.
       height: Rows of the clip.
       width: Columns of the clip.
-
-    Returns:
-      (frames, height, width, 3) uint8 RGB.
+      fps: Frames per second that the clip shows. In place of every n-th it then has the frame that
+        is shown at each of its times, or comes within half a frame, from the first one's on. It
+        repeats frames of a slower video.
 
     Raises:
       ClipError: The file cannot be used.
@@ -262,6 +276,8 @@ def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
     """
     if min(frames, height, width) < 1:
         raise ValueError(f"asked for {frames} frames of {height}x{width}; expected 1 or more each")
+    if fps is not None:
+        return _sample_at(path, frames, height, width, fps)
     # The stride depends on n, which only decoding tells. The announced number is nearly always
     # right. Where it is not, the video is read a second time.
     expected = None
@@ -274,10 +290,78 @@ def read_frames(path: Path, frames: int, height: int, width: int) -> np.ndarray:
                 if n % stride == 0 and len(clip) < frames:
                     clip.append(_fit(_to_rgb(path, frame), height, width))
                 n += 1
+            rate = _maybe_rate(stream)
         if stride == max(1, n // frames):
             break
         expected = n
-    return np.stack(clip + clip[-1:] * (frames - len(clip)))
+    sampling = _strided(n, frames, rate)
+    return Sampled(np.stack(clip + clip[-1:] * (frames - len(clip))), sampling)
+
+
+def _sample_at(path: Path, frames: int, height: int, width: int, fps: float) -> Sampled:
+    clip: list[np.ndarray] = []
+    distinct, n, before = 0, 0, None
+    with opened(path) as (container, stream):
+        early = EARLY / max(fps, _maybe_rate(stream) or fps)
+        for coming in chain(_timed(path, container, stream), [None]):
+            if before is not None:
+                until = math.inf if coming is None else coming[0] - early
+                pixels = None
+                while len(clip) < frames and len(clip) / fps < until:
+                    if pixels is None:
+                        pixels = _fit(_to_rgb(path, before[1]), height, width)
+                        distinct += 1
+                    clip.append(pixels)
+            before, n = coming, n + 1
+    # The last one counted is none.
+    return Sampled(np.stack(clip), Sampling(distinct, None, fps if n > 2 else None))
+
+
+def _timed(
+    path: Path, container: InputContainer, stream: VideoStream
+) -> Iterator[tuple[float, VideoFrame]]:
+    """Every frame, and the seconds at which it is shown after the first. Raises ClipError."""
+    rate, start = _maybe_rate(stream), None
+    for number, frame in enumerate(_decode(path, container, stream)):
+        time = number / rate if frame.time is None and rate else frame.time
+        if time is None:
+            raise ClipError(f"{path} does not say when it shows its frames; convert it to MP4")
+        start = time if start is None else start
+        yield time - start, frame
+
+
+def foresee_sampling(path: Path, frames: int, fps: float | None = None) -> Sampling | None:
+    """Foretell from the header alone how `sample_clip` samples a clip.
+
+    Returns:
+      None where the header does not tell how many frames there are, or at which rate.
+
+    Raises:
+      ClipError: The file cannot be opened as a video.
+    """
+    with opened(path) as (container, stream):
+        rate, n = _maybe_rate(stream), _announced(path, container, stream)
+        if not n and rate and container.duration:
+            n = round(container.duration / av.time_base * rate)
+    if fps is None or n == 1:
+        return _strided(n, frames, rate) if n else None
+    if not n or not rate:
+        return None
+    early = EARLY / max(fps, rate)
+    shown = {min(n - 1, int((number / fps + early) * rate)) for number in range(frames)}
+    return Sampling(len(shown), None, fps)
+
+
+def _strided(n: int, frames: int, rate: float | None) -> Sampling:
+    """How a clip of `frames` is sampled from a video of n frames."""
+    stride = max(1, n // frames)
+    fps = rate / stride if rate and n > 1 else None
+    return Sampling(min(n, frames), stride, fps)
+
+
+def _maybe_rate(stream: VideoStream) -> float | None:
+    rate = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
 
 
 def read_chosen(path: Path, indices: Sequence[int], height: int, width: int) -> np.ndarray:
@@ -365,10 +449,10 @@ def read_shape(path: Path) -> Shape:
 
 
 def _rate(path: Path, stream: VideoStream) -> float:
-    rate = stream.average_rate or stream.guessed_rate
-    if not rate:
+    rate = _maybe_rate(stream)
+    if rate is None:
         raise ClipError(f"{path} does not say how many frames it shows per second")
-    return float(rate)
+    return rate
 
 
 def iterate(path: Path) -> Iterator[np.ndarray]:

@@ -60,7 +60,7 @@ def first_readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[s
             break
         try:
             digest = source.digest(number)
-            frames.append(source.frames(number))
+            frames.append(source.sample(number).frames)
         except ClipError as error:
             notes.append(f"The clip {item.id!r} was left out: {error}.")
             continue

@@ -7,6 +7,7 @@ out of memory hours later, or hang. A field that is bounded further wraps its ty
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import Field
@@ -35,6 +36,9 @@ Side = Annotated[int, Field(ge=1, le=10_000)]
 Fps = Annotated[int, Field(ge=1, le=1_000)]
 """Frames per second."""
 
+Rate = Annotated[float, Field(gt=0, le=1_000)]
+"""Frames per second, which broadcast has in parts, such as 29.97."""
+
 Width = Annotated[int, Field(ge=1, le=100_000)]
 """Channels of a layer, or the rank of an adapter."""
 
@@ -46,3 +50,8 @@ DenoisingSteps = Annotated[int, Field(ge=1, le=1_000)]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole."""
+
+
+def is_same_rate(fps: float, other: float) -> bool:
+    """Whether two rates are one, but for how broadcast counts seconds: 23.976 and 24."""
+    return math.isclose(fps, other, rel_tol=0.01)

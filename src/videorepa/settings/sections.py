@@ -16,6 +16,7 @@ from videorepa.settings.bounds import (
     Fps,
     Frames,
     Number,
+    Rate,
     Seed,
     Share,
     Side,
@@ -89,6 +90,8 @@ class Data(ClipSize):
       manifest: A CSV or JSONL file that lists videos and captions.
       root: Folder that the manifest's paths start from; by default the manifest's own.
       lab: Clips of the lab's simulator.
+      fps: Frames per second that clips of videos show. By default a clip is spread over its video,
+        as published: it has every n-th frame, with n as large as the video's length allows.
       cache: Folder of latents, text embeddings and teacher features. Recipes can share it.
       prepare_batch: How many clips `prepare` encodes at once.
     """
@@ -96,6 +99,7 @@ class Data(ClipSize):
     manifest: Path | None = None
     root: Path | None = None
     lab: LabClips | None = None
+    fps: Rate | None = None
     cache: Path
     prepare_batch: AtOnce = 1
 
@@ -103,6 +107,8 @@ class Data(ClipSize):
     def _one_source(self) -> Data:
         if (self.manifest is None) == (self.lab is None):
             raise ValueError("give exactly one of `manifest` and `lab`")
+        if self.lab is not None and self.fps is not None:
+            raise ValueError("`fps` is for a `manifest`: the lab draws clips at a rate of its own")
         return self
 
 
