@@ -445,6 +445,31 @@ def test_digests_are_remembered_by_size_and_time(recipe: Recipe, tmp_path: Path)
     assert digested() == [0, 1, 2]
 
 
+def test_looking_up_many_clips_is_shown_at_once_and_survives_a_kill(
+    recipe: Recipe, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    manifest = write_clips(tmp_path / "own", count=1)
+    rows = "".join(f"{number},clip0.mp4,Number {number}.\n" for number in range(300))
+    manifest.write_text("id,video,caption\n" + rows)
+    module = importlib.import_module("videorepa.prepare")
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("videorepa.system.progress.PLAIN_FIRST_SECONDS", 0.0)
+    real, lines = module.Digests.of, []
+
+    def killed_at_the_200th(self: Digests, number: int) -> str:
+        if number == 200:
+            lines.append(said(capsys))
+            monkeypatch.setattr(Digests, "keep", lambda self, every=0.0: None)
+            raise KeyboardInterrupt
+        return real(self, number)
+
+    monkeypatch.setattr(Digests, "of", killed_at_the_200th)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recipe.override(f"data.manifest={manifest}"))
+    assert lines[0].startswith("check the clips: 1/300, ")
+    assert len(json.loads((recipe.data.cache / "digests.json").read_text())) == 200
+
+
 def said(capsys: pytest.CaptureFixture[str]) -> str:
     """What went to stderr since the last call, in one line."""
     return " ".join(capsys.readouterr().err.split())

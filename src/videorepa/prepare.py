@@ -23,6 +23,9 @@ from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import console, track
 from videorepa.system.wording import count
 
+KEEP_SECONDS = 60.0
+"""How often digests are written down, so that a killed process loses no more of that work."""
+
 Fail = Callable[[SourceClip, ClipError], None]
 """Notes that a clip cannot be used, and why."""
 
@@ -223,6 +226,7 @@ def _look_up(
                     cache.clear_failure(clip)
                 elif record and lacks.text:
                     changed[clip.id] = lacks.text
+            digests.keep(every=KEEP_SECONDS)
     finally:
         digests.keep()
     if changed:

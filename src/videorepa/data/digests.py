@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from videorepa.data.source import ClipSource
@@ -24,6 +25,7 @@ class Digests:
         self.source, self.path = source, path
         self.known = self._read()
         self.new: dict[str, list[int | str]] = {}
+        self.kept = time.monotonic()
 
     def _read(self) -> dict[str, list[int | str]]:
         try:
@@ -45,8 +47,12 @@ class Digests:
         self.new[name] = [*stamp, digest]
         return digest
 
-    def keep(self) -> None:
-        """Write down what is new. Raises OSError."""
-        if self.new:
-            known = self._read() | self.new
-            atomic_write(self.path, json.dumps(known, sort_keys=True))
+    def keep(self, every: float = 0.0) -> None:
+        """Write down what is new, unless that was done less than so many seconds ago.
+
+        Raises OSError.
+        """
+        if self.new and time.monotonic() - self.kept >= every:
+            self.known = self._read() | self.new
+            atomic_write(self.path, json.dumps(self.known, sort_keys=True))
+            self.new, self.kept = {}, time.monotonic()

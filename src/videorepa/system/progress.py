@@ -22,7 +22,8 @@ T = TypeVar("T")
 console = Console(stderr=True, markup=False, highlight=False)
 """Prints messages as they are. They quote paths and captions, whose brackets are no markup."""
 
-PLAIN_EVERY_SECONDS = 10.0
+PLAIN_FIRST_SECONDS, PLAIN_EVERY_SECONDS = 1.0, 10.0
+"""When plain lines are written: after so long, then every so often, and at the end."""
 
 
 def track(
@@ -58,11 +59,12 @@ def track(
                 yield item
                 bar.advance(task)
         return
-    start = last = time.monotonic()
+    start = time.monotonic()
+    due = start + PLAIN_FIRST_SECONDS
     for count, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - last > PLAIN_EVERY_SECONDS or done + count == total:
+        if now > due or done + count == total:
             left = (now - start) / count * (total - done - count)
             print(f"{what}: {done + count}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
-            last = now
+            due = now + PLAIN_EVERY_SECONDS
