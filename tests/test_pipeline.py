@@ -186,6 +186,10 @@ def test_a_cache_of_another_precision_reader_or_format_is_refused(
         Cache(recipe)
     with pytest.raises(UserError, match=r"precision \(cache bfloat16, recipe float32\)"):
         Cache(half, encoded_in=torch.float32)
+    full = recipe.override(f"data.cache={recipe.data.cache}-full")
+    Cache(full, encoded_in=torch.float32)
+    with pytest.raises(UserError, match=r"precision \(.* bfloat16\).* --train.precision float32"):
+        Cache(full.override("train.precision=auto"), encoded_in=torch.bfloat16)
     with monkeypatch.context() as patched:
         patched.setattr("videorepa.data.cache.READER", 1)
         with pytest.raises(UserError, match=r"reader \(cache 2, recipe 1\)"):

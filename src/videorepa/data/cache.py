@@ -181,13 +181,16 @@ class Cache:
                 f"{before.get('format')}, expected {FORMAT}. Choose another data.cache, or delete "
                 "this one and prepare again."
             )
+        # The device would encode in bfloat16, but can go on in float32.
+        is_narrower = differing == ["precision"] and before["precision"] == "float32"
         if differing:
             raise UserError(
                 f"The cache {self.root} was made otherwise than this recipe asks; they differ in: "
                 + "; ".join(
                     f"{key} (cache {before.get(key)}, recipe {made_with[key]})" for key in differing
                 )
-                + ". Choose another data.cache, or delete this one and prepare again."
+                + ". Choose another data.cache, or delete this one and prepare again"
+                + (", or prepare with --train.precision float32." if is_narrower else ".")
             )
 
     def _file(self, folder: Path, clip: SourceClip | Record) -> Path:
