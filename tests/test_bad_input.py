@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from conftest import recipe_values, write_clips
@@ -31,7 +32,7 @@ from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
-from videorepa.system.files import parse_json
+from videorepa.system.files import atomic_folder, parse_json
 
 with tempfile.NamedTemporaryFile() as _locked:
     os.chmod(_locked.name, 0)
@@ -187,9 +188,9 @@ def test_overrides_arrive_typed_and_in_order(ready: Ready, monkeypatch) -> None:
         (["--data.lab={clips: 3, seed: -1}"], "data.lab.seed: .*greater than or equal to 0"),
         (["--set", f"seed={2**63}"], "seed: .*less than"),
         (["--set", f"seed={'9' * 5000}"], "a number has 5,000 characters"),
-        (["--align.hidden", "1000000000"], "align.hidden: .*less than or equal to 100000 "),
+        (["--align.hidden", "1000000000"], "align.hidden: .*less than or equal to 16384 "),
         (["--encoder.frames", "1000000000"], "frames: .*less than or equal to 10000 "),
-        (["--train.lora.rank", "1000000000"], "train.lora.rank: .*less than or equal to 100000 "),
+        (["--train.lora.rank", "1000000000"], "train.lora.rank: .*less than or equal to 16384 "),
         (["--generation.steps", "5000"], "generation.steps: .*less than or equal to 1000 "),
         (["--device", "tpu"], "There is no device 'tpu'; expected cpu, cuda"),
         (["--device", "meta"], "There is no device 'meta'; expected cpu, cuda"),
@@ -741,6 +742,21 @@ def test_no_whole_checkpoint(ready: Ready, fails: Fails, tmp_path: Path, fault: 
     for name in ("trained.safetensors", "projector.safetensors"):
         newest = Path("checkpoints", "step-00000004", name)
         assert (run / newest).read_bytes() == (ready.run / newest).read_bytes()
+
+
+def test_a_checkpoint_that_would_run_code_is_named_without_advice_to_run_it(
+    ready: Ready, fails: Fails, tmp_path: Path
+) -> None:
+    run, proof = ready.copy("run", tmp_path), tmp_path / "proof"
+    for folder in (run / "checkpoints").iterdir():
+        torch.save({"step": Evil(proof)}, folder / "optimizer.pt")
+        state = json.loads((folder / "state.json").read_text())
+        state["sizes"]["optimizer.pt"] = (folder / "optimizer.pt").stat().st_size
+        old = {key: value for key, value in state.items() if "digest" not in key}
+        (folder / "state.json").write_text(json.dumps(old))
+    says = "optimizer.pt cannot be read as plain weights .*a pickle that would run code"
+    said = fails("export", run, tmp_path / "out", says=says)
+    assert "weights_only" not in said and not proof.exists()
 
 
 def flip(path: Path, position: int) -> None:
@@ -1347,6 +1363,23 @@ def full_for(part: str) -> Callable[..., None]:
     return replace
 
 
+def test_a_full_disk_is_named_with_the_path_that_the_user_knows(
+    ready: Ready, fails: Fails, tmp_path: Path, monkeypatch
+) -> None:
+    page = tmp_path / "page.html"
+    monkeypatch.setattr(Path, "write_bytes", full)
+    fails("report", ready.run, "--out", page, says=f"error: {page}: No space left on device. Make")
+    monkeypatch.undo()
+    page = tmp_path / "none" / "page.html"
+    for error, says in (
+        (SafetensorError("Error while serializing: I/O error: gone (os error 2)"), "No such file"),
+        (SafetensorError("Error while serializing: I/O error: full (os error 28)"), "No space"),
+    ):
+        with pytest.raises(OSError, match=says) as raised, atomic_folder(tmp_path / "folder"):
+            raise error
+        assert raised.value.filename == str(tmp_path / "folder")
+
+
 def torch_says_full(*_: Any, **__: Any) -> None:
     raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
@@ -1386,7 +1419,8 @@ def test_a_full_disk_while_a_checkpoint_is_saved(
         where = checkpoint if way == "safetensors" else torch
         monkeypatch.setattr(where, "save", on_the_second(real, limited))
     try:
-        says = "checkpoint at step 4 could not be written.*Earlier checkpoints are untouched; make"
+        reason = "File too large" if way == "safetensors" else "No space left on device"
+        says = rf"checkpoint at step 4 could not be written to \S+: {reason}. Earlier checkpoints"
         fails(*arguments, says=says)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -1410,7 +1444,7 @@ def test_a_full_disk_while_clips_are_written(
         arguments = ["generate", ready.run, "--prompts", ready.prompts, "--out", out]
         whole = ready.root / "generated"
     monkeypatch.setattr(os, "replace", full_for(part))
-    fails(*arguments, says="No space left on device. Make room and run the same command again")
+    fails(*arguments, says=r"out/\S+: No space left on device. Make room and run the same")
     monkeypatch.undo()
     left = tree(out)
     assert left.items() < tree(whole).items(), "only whole files may be left"

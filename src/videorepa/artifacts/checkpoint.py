@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videorepa.errors import UserError
-from videorepa.system.files import file_digest, parse_json, sync
+from videorepa.system.files import file_digest, parse_json, refused_by_system, sync
+from videorepa.system.hub import plain_weights
 from videorepa.system.progress import console
 from videorepa.system.weights import Misfit, shapes
 
@@ -97,7 +98,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, between: bool = False)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors raise the last two when the disk is full.
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        number = refused_by_system(error)
+        reason = error if number is None else os.strerror(number)
         raise UserError(
             f"The checkpoint at step {checkpoint.step} could not be written to {folder}: "
             f"{reason}. Earlier checkpoints are untouched; make room and run the "
@@ -212,12 +214,14 @@ def _load(path: Path) -> Checkpoint:
     state = parse_json((path / STATE).read_text())
     _verify(path, state)
     try:
-        ema = path / "ema.safetensors"
+        optimizer, ema = path / "optimizer.pt", path / "ema.safetensors"
+        with plain_weights(optimizer):
+            moments = torch.load(optimizer, map_location="cpu", weights_only=True)
         return Checkpoint(
             state["step"],
             load_file(path / "trained.safetensors"),
             load_file(path / "projector.safetensors"),
-            torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+            moments,
             load_file(ema) if "ema.safetensors" in state["sizes"] else None,
             state["stopping"],
             state.get("batch"),

@@ -39,7 +39,7 @@ Fps = Annotated[int, Field(ge=1, le=1_000)]
 Rate = Annotated[float, Field(gt=0, le=1_000)]
 """Frames per second, which broadcast has in parts, such as 29.97."""
 
-Width = Annotated[int, Field(ge=1, le=100_000)]
+Width = Annotated[int, Field(ge=1, le=16_384)]
 """Channels of a layer, or the rank of an adapter."""
 
 Layers = Annotated[int, Field(ge=1, le=1_000)]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -38,15 +39,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     suffix of `path`, from which writers guess the format.
 
     Raises:
-      OSError: The disk refuses, the folder does not exist, or the block wrote nothing.
+      OSError: The disk refuses, the folder does not exist, or the block wrote nothing. It names
+        `path`.
     """
     path = Path(path)
     # tempfile would make the file readable by its owner alone, and the rename would keep that.
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
+        with _naming(path, temporary):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -62,9 +65,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     living ones apart.
 
     Raises:
-      UserError: `path` exists, another process is writing it, or safetensors could not write, as on
-        a full disk.
-      OSError: The disk refuses.
+      UserError: `path` exists, or another process is writing it.
+      OSError: The disk refuses. It names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{path.name}"  # with_name raises for "." and "/".
@@ -74,17 +76,42 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    sync(file)
-            os.replace(temporary, path)
-        except SafetensorError as error:
-            raise UserError(
-                f"{path} could not be written: {error}. Make room and run the same command again."
-            ) from None
+            with _naming(path, temporary):
+                yield temporary
+                for file in temporary.rglob("*"):
+                    if file.is_file():
+                        sync(file)
+                os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Let errors of writing `temporary` name `path`, which the user knows, and be OSErrors."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = refused_by_system(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def refused_by_system(error: Exception) -> int | None:
+    """The number of the system's error that a writer reports, or None if it reports another."""
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors ends its message with "(os error 28)". torch has no such number, but says that
+    # the file has not become as long as what was written to it.
+    match = re.search(r"os error (\d+)", str(error))
+    if match is None and "inline_container" in str(error):
+        return errno.ENOSPC
+    return int(match[1]) if match else None
 
 
 def sync(path: Path) -> None:
