@@ -1463,9 +1463,16 @@ def test_the_errors_are_for_users_and_bugs_keep_their_traceback(
 
         return inspect
 
-    monkeypatch.setattr(module, "inspect", raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        main(["inspect", ready.recipe])
+    for bug in (ZeroDivisionError(), RuntimeError("a shape does not fit")):
+        monkeypatch.setattr(module, "inspect", raising(bug))
+        with pytest.raises(type(bug)):
+            main(["inspect", ready.recipe])
+    with pytest.raises(RuntimeError) as lacking:
+        torch.empty(2**60, dtype=torch.uint8)
+    for error in (lacking.value, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()):
+        monkeypatch.setattr(module, "inspect", raising(error))
+        assert main(["inspect", ready.recipe]) == 1
+        assert "error: There is not enough memory (" in capsys.readouterr().err
     monkeypatch.setattr(module, "inspect", raising(KeyboardInterrupt()))  # type: ignore[arg-type]
     assert main(["inspect", ready.recipe]) == 130
     monkeypatch.setattr(module, "inspect", raising(UserError("Do this.")))

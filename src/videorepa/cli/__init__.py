@@ -68,7 +68,26 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: {where}{error.strerror}. {_advice(error.errno, starts_over)}", file=sys.stderr
         )
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        print(
+            f"error: There is not enough memory ({reason or type(error).__name__}). Take smaller "
+            "batches, shorter or smaller clips; docs/running.md lists what saves memory.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
+
+
+def _lacks_memory(error: MemoryError | RuntimeError) -> bool:
+    # torch is not imported here, since the help would wait for it.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _run(arguments: list[str]) -> None:
