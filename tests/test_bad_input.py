@@ -32,6 +32,7 @@ from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
+from videorepa.system import environment
 from videorepa.system.files import atomic_folder, parse_json
 
 with tempfile.NamedTemporaryFile() as _locked:
@@ -1340,6 +1341,21 @@ def test_a_damaged_log(ready: Ready, fails: Fails, tmp_path: Path, line: str, sa
     fails("report", run, "--out", tmp_path / "page.html", says=says)
     fails("train", ready.recipe, "--out", run, says=says)
     assert (run / "log.jsonl").read_bytes() == damaged
+
+
+# The machine.
+
+
+@pytest.mark.parametrize("git", [None, "exec /bin/sleep 60", "exit 128", "kill -9 $$"])
+def test_a_git_that_is_missing_hangs_or_fails_leaves_the_commit_unknown(
+    tmp_path: Path, monkeypatch, git: str | None
+) -> None:
+    if git is not None:
+        (tmp_path / "git").write_text(f"#!/bin/sh\n{git}\n")
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(environment, "GIT_SECONDS", 0.2)
+    assert environment.environment()["commit"] == "unknown"
 
 
 # A full disk.

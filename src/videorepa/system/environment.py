@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+GIT_SECONDS = 10.0
+"""Seconds that git gets for its answer: on a network's disk it can hang."""
+
 
 def environment() -> dict[str, Any]:
     """Collect the versions, commit and machine, to be written beside results."""
@@ -21,16 +24,22 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed as a package"
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return versions | {
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "gpus": torch.cuda.device_count(),
     }
+
+
+def _commit() -> str:
+    """The commit that this file is of, or "unknown" if git is missing or does not know it."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=GIT_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
