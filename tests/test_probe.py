@@ -29,7 +29,7 @@ from videorepa.evaluation import pairs
 from videorepa.evaluation.statistics import mcnemar_exact
 from videorepa.lab.datasets import ContactRecipe, draw_contact
 from videorepa.probe import probe
-from videorepa.probing import physion
+from videorepa.probing import physion, sources
 from videorepa.probing.physion import PROTOCOLS, Stimulus
 from videorepa.probing.probe_table import table
 from videorepa.probing.readout import PrincipalAxes, decide
@@ -716,6 +716,18 @@ def test_clips_that_cannot_be_read_or_are_left_out_cost_themselves_alone(
     assert "it2_rollingSliding_0001_img" not in {row["clip"] for row in rows}
 
 
+def test_too_few_readable_clips_are_refused_before_a_model_is_loaded(
+    recipe: Recipe, data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    own = shutil.copytree(data, tmp_path / "own")
+    for path in (own / "train").glob("*.mp4"):
+        path.write_bytes(b"no video")
+    monkeypatch.setattr(sources.ModelFeatures, "load", None)
+    says = r"too few training clips .*Found 0 .*'train/\S+' could not be read: .* Nor could \d+ m"
+    with pytest.raises(UserError, match=says):
+        probe(recipe, own, tmp_path / "new", **OPTIONS)
+
+
 def test_bad_input_is_refused_before_anything_is_loaded(
     recipe: Recipe, data: Path, tmp_path: Path, capsys
 ) -> None:
@@ -737,6 +749,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--blocks", "4", says="numbered 1 to 3; got 4")
     refused("--timesteps", "1000", says="Timesteps are 0 to 999")
     refused("--pools", "0", says="one or more draws, steps and pools")
+    refused("--draws", "1000000000", says="at most 1,000; got 1000000000")
     refused("--pools", "1", "99", says="2x2 tokens a step, so pools are 1 to 2; got [1, 99]")
     refused("--against", "aligned", says="no source 'aligned' to compare with: base, videomae")
     refused("--data", str(tmp_path), says="has no folder 'train'")
@@ -752,5 +765,9 @@ def test_bad_input_is_refused_before_anything_is_loaded(
         probe(recipe.override("encoder=null", "align=null"), data, tmp_path / "new")
     with pytest.raises(UserError, match="Two sources have the name base"):
         probe(recipe, data, tmp_path / "new", models={"base": path}, pools=[1])
+    assert recipe.encoder is not None
+    longer = recipe.encoder.model_copy(update={"frames": 48})
+    with pytest.raises(UserError, match="takes 48 frames and the clip has 9"):
+        probe(recipe, data, tmp_path / "new", teachers={"longer": longer}, pools=[1])
     with pytest.raises(UserError, match="has the protocols v1.5, 2021"):
         probe(recipe, data, tmp_path / "new", protocol="v1")

@@ -46,6 +46,9 @@ from videorepa.system.progress import track
 FORMAT = 1
 """Raised whenever the same clips and models would give other features or other readouts."""
 
+MOST = 1_000
+"""Most draws of noise, and most steps in time."""
+
 PARTS = "probe-parts"
 """Folder of features and readouts. A folder that has it is recognised as a probe's."""
 
@@ -153,8 +156,12 @@ def probe(
         store.open()
     chunks = [stimuli[first : first + CHUNK] for first in range(0, len(stimuli), CHUNK)]
     shown_frames = ShownFrames(size, shown, recipe.data.prepare_batch)
-    for store in stores.values():
+    # The cheapest sources come last in the table and first here, since only reading the clips tells
+    # how many there are to fit to.
+    for store in reversed(stores.values()):
         store.extract(chunks, shown_frames, where, dtype)
+        lost = store.failures(chunks)
+        kind.check(*split([s for s in stimuli if s.id not in lost], left_out), lost)
 
     folder = out / PARTS / "readouts"
     readouts = [
@@ -212,10 +219,10 @@ def _check(
     check_blocks(blocks, shapes.blocks)
     if not timesteps or timesteps[0] < 0 or timesteps[-1] >= STEPS:
         raise UserError(f"Timesteps are 0 to {STEPS - 1}, one or more; got {list(timesteps)}.")
-    if min(draws, steps, *pools, len(pools)) < 1:
+    if min(draws, steps, *pools, len(pools)) < 1 or max(draws, steps) > MOST:
         raise UserError(
-            f"A probe needs one or more draws, steps and pools; got {draws}, {steps} and "
-            f"{list(pools)}."
+            f"A probe needs one or more draws, steps and pools, and at most {MOST:,}; got {draws}, "
+            f"{steps} and {list(pools)}."
         )
     _, height, width = shapes.grid.size
     if pools[-1] > min(height, width):

@@ -169,17 +169,33 @@ class Protocol:
             strengths |= dict.fromkeys(group, strength)
         return score, strengths
 
-    def check(self, fitted: Sequence[Stimulus], unseen: Sequence[Stimulus]) -> None:
-        """Raise UserError if no clip is unseen, or too few of either answer are there to fit to."""
+    def check(
+        self,
+        fitted: Sequence[Stimulus],
+        unseen: Sequence[Stimulus],
+        lost: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raise UserError if no clip is unseen, or too few of either answer are there to fit to.
+
+        Args:
+            fitted: The clips to fit to.
+            unseen: The test clips.
+            lost: Why further clips could not be read, by their ids, for the message.
+        """
+        first = next(iter((lost or {}).items()), None)
+        why = "" if first is None else f" {first[0]!r} could not be read: {first[1]}."
+        if lost and len(lost) > 1:
+            why += f" Nor could {len(lost) - 1} more."
         if not unseen:
-            raise UserError("No test clip is left to score.")
+            raise UserError(f"No test clip is left to score.{why}")
         for group in self._groups(fitted, unseen):
             touching = [clip.touches for clip in fitted if clip.scenario in group]
             yes, no = touching.count(True), touching.count(False)
             if min(yes, no) < FOLDS:
                 raise UserError(
                     f"There are too few training clips of {', '.join(group)}. Found {yes} clips "
-                    f"with contact and {no} without; expected at least {FOLDS} of each to fit to."
+                    f"with contact and {no} without; expected at least {FOLDS} of each to fit "
+                    f"to.{why}"
                 )
 
     def _groups(self, fitted: Sequence[Stimulus], unseen: Sequence[Stimulus]) -> list[list[str]]:

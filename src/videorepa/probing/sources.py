@@ -263,13 +263,15 @@ def probed_sources(
     """All sources of a probe, by name: the recipe's base model first, straw men last.
 
     Raises:
-        UserError: Two have the same name.
+        UserError: Two have the same name, or a teacher cannot see the recipe's clips.
     """
     encoders = all_teachers(recipe, teachers)
     straw = {} if recipe.encoder is None else straw_men(recipe.encoder)
     names = [BASE, *models, *encoders, *straw]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"Two sources have the name {', '.join(twice)}. Give each its own name.")
+    for spec in (encoders | straw).values():
+        spec.shape(recipe.data.frames)  # Raises for clips that it cannot see.
     base = Model(
         recipe.name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision
     )
