@@ -1343,6 +1343,59 @@ def test_a_damaged_log(ready: Ready, fails: Fails, tmp_path: Path, line: str, sa
     assert (run / "log.jsonl").read_bytes() == damaged
 
 
+# What needs no work is refused before any.
+
+
+def test_clips_to_compare_with_are_asked_for_before_any_is_scored(
+    ready: Ready, fails: Fails, tmp_path: Path
+) -> None:
+    generated, out, none = ready.root / "generated", tmp_path / "scores", tmp_path / "none"
+    fails("evaluate", "lab", generated, "--out", out, "--against", none, says="none does not exist")
+    none.mkdir()
+    fails("evaluate", "lab", generated, "--out", out, "--against", none, says="holds no generated")
+    assert not out.exists()
+
+
+def test_a_head_of_one_clip_is_refused_before_a_teacher_is_loaded(
+    ready: Ready, fails: Fails, tmp_path: Path
+) -> None:
+    head = tmp_path / "folder" / "head.safetensors"
+    arguments = ["head", ready.recipe, "--kind", "motion", "--out", head]
+    for clips, got in (("1", 1), ("-3", 0)):
+        fails(*arguments, "--clips", clips, says=f"two clips at least, .*; got {got} of 5")
+    assert not head.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "changes"),
+    [
+        ("wandb", ["--train.trackers", "[wandb]"]),
+        ("tensorboard", ["--train.trackers", "[tensorboard]"]),
+        ("bitsandbytes", ["--memory.optimizer", "adamw8bit"]),
+        ("torchao", ["--train.lora", "{rank: 2}", "--memory.frozen", "int8"]),
+    ],
+)
+def test_a_package_that_is_missing_is_named_before_a_model_is_loaded(
+    ready: Ready, fails: Fails, tmp_path: Path, monkeypatch, module: str, changes: list[str]
+) -> None:
+    for name in (module, f"{module}.optim", f"{module}.quantization"):
+        monkeypatch.setitem(sys.modules, name, None)
+    arguments = ["train", ready.recipe, "--out", tmp_path / "run", *changes]
+    fails(*arguments, says=rf"needs {module}.*pip install 'videorepa\[{module}\]'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sampling_that_a_model_lacks_is_refused_before_it_is_loaded(
+    ready: Ready, fails: Fails, tmp_path: Path, monkeypatch
+) -> None:
+    kind = plugins.description("backbones", "cogvideox")
+    monkeypatch.setattr(kind, "generation", {"dynamic_guidance": False})
+    out = tmp_path / "clips"
+    arguments = ["generate", ready.run, "--prompts", ready.prompts, "--out", out]
+    fails(*arguments, says="Only CogVideoX has generation.dynamic_guidance")
+    assert not out.exists()
+
+
 # The machine.
 
 

@@ -84,6 +84,8 @@ def evaluate(
     check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
     out = out or score_folder(videos)
+    if against is not None:
+        _clips(bench, against)  # Refused before the others are scored.
     scored = _score(bench, videos, out, shard)
     theirs = None if against is None else _score(bench, against, score_folder(against), shard)
     if scored.failures and not scored.rows:
@@ -148,19 +150,20 @@ def _by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[CaptionedClip]]:
-    """The clips to score, and those that are left over."""
+    """The clips to score, and those that are left over. Raises UserError if there are none."""
     if videos.is_dir() and (own := bench.clips(videos)):
         return [CaptionedClip(path=p, prompt=about["caption"], **about) for p, about in own], []
-    return clips_of(videos)
-
-
-def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
-    clips, others = _clips(bench, videos)
+    clips, others = clips_of(videos)
     if not clips:
         of = f" of the prompts that it was last generated for; {len(others)} are of others"
         raise UserError(
             f"{videos} holds no generated clips (an .mp4 and a .json each){of if others else ''}."
         )
+    return clips, others
+
+
+def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
+    clips, others = _clips(bench, videos)
     index, shards = shard
     out.mkdir(parents=True, exist_ok=True)
     table = out / ("scores.jsonl" if shards == 1 else f"scores-{index}-of-{shards}.jsonl")

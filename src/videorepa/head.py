@@ -125,6 +125,11 @@ def train_head(
     source, where = open_source(recipe.data), pick_device(device)
     drawn = generator(recipe.seed, "head")
     chosen = torch.randperm(len(source.items), generator=drawn)[: max(clips, 0)].tolist()
+    if len(chosen) < 2:
+        raise UserError(
+            "A head needs two clips at least, one of them to measure its error on; got "
+            f"{len(chosen)} of {len(source.items)}. Raise --clips, or list more."
+        )
     made_with = _made_with(recipe, kind, spec, source, chosen)
     if out.exists():
         if finished := _finished(out, made_with):

@@ -23,6 +23,7 @@ from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
 from videorepa.system.stopping import Terminated, postponed
+from videorepa.training.extras import check_extras
 from videorepa.training.parallel import Alone, join_workers
 from videorepa.training.state import Training, schedule
 from videorepa.training.student import Student
@@ -50,7 +51,8 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
         its clips, the run began with other clips, the recipe cannot work, or a loss or gradient is
         not finite, in which case the message names the step.
     """
-    check(recipe)  # Refuses what cannot work, before anything is made.
+    check(recipe)  # Both refuse what cannot work, before anything is made.
+    check_extras(recipe)
     workers = join_workers(recipe, device)
     with sole_user(out) if workers.is_first else nullcontext():
         return _train(recipe, out, workers)

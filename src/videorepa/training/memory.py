@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from videorepa.backbones import Backbone
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
-from videorepa.system.extras import import_extra
+from videorepa.training.extras import extra_for
 from videorepa.training.stand_ins import Held, cast_when_used
 
 
@@ -86,8 +86,7 @@ def make_optimizer(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:
     optim = recipe.optim
     kind = torch.optim.AdamW
     if recipe.memory.optimizer == "adamw8bit":
-        needed_by = "memory.optimizer adamw8bit"
-        kind = import_extra("bitsandbytes.optim", "bitsandbytes", needed_by).AdamW8bit
+        kind = extra_for("memory.optimizer adamw8bit").AdamW8bit
     return kind(
         parameters,
         optim.learning_rate,
@@ -111,12 +110,12 @@ def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
     if next(block.parameters()).is_meta:
         _swap_linear(block, lambda linear: Held(linear, frozen))
     elif frozen == "int8":
-        quantization = import_extra("torchao.quantization", "torchao", "memory.frozen int8")
+        quantization = extra_for("memory.frozen int8")
         # torchao multiplies in the dtype that the weights have here.
         block.to(dtype)
         quantization.quantize_(block, quantization.Int8WeightOnlyConfig())
     else:
-        layers = import_extra("bitsandbytes.nn", "bitsandbytes", "memory.frozen nf4")
+        layers = extra_for("memory.frozen nf4")
 
         def packed(linear: nn.Linear) -> nn.Module:
             layer = layers.Linear4bit(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from videorepa.artifacts.run import Run
 from videorepa.recipe import Recipe
-from videorepa.system.extras import import_extra
+from videorepa.training.extras import extra_for
 
 
 def trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, float]], None]]:
@@ -25,8 +25,7 @@ def trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, f
     """
     writers = []
     if "tensorboard" in recipe.train.trackers:
-        # The package first: torch's own module would not name it in the message.
-        import_extra("tensorboard", "tensorboard", "train.trackers tensorboard")
+        extra_for("train.trackers tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
@@ -38,7 +37,7 @@ def trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, f
 
         writers.append(to_board)
     if "wandb" in recipe.train.trackers:
-        wandb = import_extra("wandb", "wandb", "train.trackers wandb")
+        wandb = extra_for("train.trackers wandb")
         session = wandb.init(
             project="videorepa", name=recipe.name, dir=run.path, id=run.path.name, resume="allow"
         )

@@ -67,7 +67,8 @@ def read_rows(path: Path) -> list[Row]:
         if any({"arm", "seed", "prompt_id", "caption", *SCORES, *MEASURED} - set(r) for r in rows):
             raise ValueError("a row lacks a score")
     except (OSError, ValueError, csv.Error, AttributeError, TypeError) as error:
-        raise UserError(f"{path} holds no rows of a study: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} holds no rows of a study: {reason}") from None
     if not rows:
         raise UserError(f"{path} holds no rows of a study: it is empty")
     return rows
