@@ -75,6 +75,7 @@ def test_overrides_are_typed_and_reach_plugins(recipe: Recipe) -> None:
     [
         ("align.wieght=1", r"align\.wieght: unknown key; did you mean weight\?"),
         ("align.loss.margn=1", "margn: unknown key; did you mean margin"),
+        ("encoder.frames=0", r"encoder: frames: .*greater than or equal to 1 \(found 0\)$"),
         ("align.loss.name=relatoin", "Did you mean relation"),
         ("align.block=eighteen", r"align\.block: .*integer.*eighteen"),
         ("align.weight=-1", r"align\.weight: .*greater than or equal to 0"),
@@ -208,6 +209,14 @@ def test_an_override_of_one_term_leaves_another_that_was_written_as_its_alias(
     path.write_text(yaml.safe_dump(values) + terms)
     changed = Recipe.from_yaml(path, ["align.0.weight=0.25"])
     assert [term.weight for term in changed.terms.values()] == [0.25, 0.5]
+
+
+def test_a_recipe_that_could_not_be_read_again_is_not_written(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="characters with its defaults"):
+        recipe.override(f"about={'x' * (MOST_CHARACTERS - 50)}").to_yaml(tmp_path / "r.yaml")
+    assert not list(tmp_path.iterdir())
 
 
 def test_messages_show_little_of_a_large_value() -> None:

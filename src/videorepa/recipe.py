@@ -20,9 +20,11 @@ from pydantic import (
     model_validator,
 )
 
+from videorepa.errors import UserError
 from videorepa.settings import plugins
 from videorepa.settings.bounds import Seed, Share, Width
 from videorepa.settings.fields import BackboneField, EncoderField, LossField, block_or
+from videorepa.settings.reading import MOST_CHARACTERS
 from videorepa.settings.section import SPELLINGS, Section, change, read_values
 from videorepa.settings.sections import (
     Data,
@@ -247,5 +249,16 @@ class Recipe(Section):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def to_yaml(self, path: Path | str) -> None:
-        """Write the recipe to a file, atomically. Raises OSError."""
-        atomic_write(Path(path), self.text())
+        """Write the recipe to a file, atomically.
+
+        Raises:
+          UserError: With its defaults it is too long to be read again.
+          OSError: The disk refuses.
+        """
+        text = self.text()
+        if len(text) > MOST_CHARACTERS:
+            raise UserError(
+                f"The recipe {self.name} has {len(text):,} characters with its defaults; recipes "
+                f"have at most {MOST_CHARACTERS:,}. Shorten its prompts."
+            )
+        atomic_write(Path(path), text)

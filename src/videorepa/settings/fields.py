@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, PlainValidator, SerializeAsAny, ValidationError
+from pydantic_core import PydanticCustomError
 
 from videorepa.settings import plugins
-from videorepa.settings.section import Section, explain
+from videorepa.settings.section import EXPLAINED, Section, explain
 
 
 def _described_by(kind: str) -> BeforeValidator:
@@ -22,7 +23,8 @@ def _described_by(kind: str) -> BeforeValidator:
         try:
             return described.model_validate(value)
         except ValidationError as error:
-            raise ValueError("; ".join(explain(error, described))) from None
+            faults = "; ".join(line.strip() for line in explain(error, described))
+            raise PydanticCustomError(EXPLAINED, "{faults}", {"faults": faults}) from None
 
     return BeforeValidator(build)
 

@@ -15,6 +15,9 @@ from videorepa.settings.reading import MOST_CHARACTERS, parse_yaml
 from videorepa.system.files import check_is_file, from_home
 from videorepa.system.wording import SHOWN, count, shown
 
+EXPLAINED = "explained"
+"""Type of a fault whose message says already what was found."""
+
 MOST_FAULTS = 20
 """Most faults that a message lists."""
 
@@ -146,6 +149,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             lines.append(f"  {where}: unknown key{hint}")
         elif fault["type"] == "missing":
             lines.append(f"  {where}: missing")
+        elif fault["type"] == EXPLAINED:
+            lines.append(f"  {where}: {fault['msg']}")
         else:
             message = fault["msg"].removeprefix("Value error, ").strip()
             lines.append(f"  {where}: {message} (found {shown(fault['input'])})")
