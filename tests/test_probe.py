@@ -754,7 +754,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--against", "aligned", says="no source 'aligned' to compare with: base, videomae")
     refused("--data", str(tmp_path), says="has no folder 'train'")
     refused("--models", str(taken), says="is not a run")
-    refused("--teacher", "videomae=x,frame=8", says="frame: Extra inputs")
+    refused("--teacher", "videomae=x,frame=8", says="frame: unknown key; did you mean frames")
     refused("--leave-out", str(tmp_path / "none"), says="cannot be read as text")
     few = write_physion(tmp_path / "few", train=2, test=1)
     refused("--data", str(few), says="too few training clips of contain, roll. Found 2 clips")

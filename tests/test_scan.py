@@ -406,7 +406,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--teacher", "videomea=x", says="Did you mean videomae")
     refused("--teacher", "videomae", says="NAME=WEIGHTS")
     refused("--teacher", "videomae=x,frames", says="NAME=WEIGHTS")
-    refused("--teacher", "videomae=x,frame=8", says="frame: Extra inputs")
+    refused("--teacher", "videomae=x,frame=8", says="frame: unknown key; did you mean frames")
     refused("--teacher", "videomae=/nowhere", says="nothing at /nowhere")
     refused("--teacher", f"videomae={recipe.encoder.weights},frames=10", says="takes 10 frames")
     lone = recipe.override("encoder=null", "align=null")

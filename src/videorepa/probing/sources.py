@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
 
 from videorepa.artifacts.model import Model
 from videorepa.encoders import EncoderSpec
@@ -23,6 +22,7 @@ from videorepa.probing.clips import Clips
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
 from videorepa.system.files import short_name
+from videorepa.system.wording import shown
 from videorepa.tokens import TokenGrid
 
 BASE, PIXELS, UNTRAINED = "base", "pixels", "untrained"
@@ -55,15 +55,14 @@ def _teacher_from(text: str, recipe: Recipe) -> EncoderSpec:
     kind, _, weights = first.partition("=")
     options = {key: value for key, _, value in (option.partition("=") for option in rest)}
     if not weights or not all(options.values()):
-        raise UserError(f"A teacher is NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,...; got {text!r}.")
+        raise UserError(
+            f"A teacher is NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,...; got {shown(text)}."
+        )
     spec = plugins.description("encoders", kind)
     encoder = recipe.encoder
     same_kind = encoder.model_dump() if encoder is not None and encoder.name == kind else {}
-    try:
-        return spec.model_validate(same_kind | {"name": kind, "weights": weights} | options)
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise UserError(f"The teacher {text!r} is not valid: {'; '.join(faults)}.") from None
+    values = same_kind | {"name": kind, "weights": weights} | options
+    return spec.checked(values, f"The teacher {shown(text)} is not valid")
 
 
 def all_teachers(recipe: Recipe, further: Mapping[str, EncoderSpec]) -> dict[str, EncoderSpec]:
