@@ -20,7 +20,10 @@ from videorepa.lab.study.recipe import SHORT, StudyRecipe
 from videorepa.lab.study.tables import by_table, compare, read_rows, rows_text, tables
 
 FULL = Path(__file__).parents[1] / "recipes" / "micro" / "study.yaml"
-SMALL = ("prompts=4", "seeds=[0, 1]", "recipe.data.lab.clips=4", "recipe.optim.steps=2")
+SMALL = (
+    *("prompts=4", "seeds=[0, 1]", "recipe.data.lab.clips=4", "recipe.optim.steps=2"),
+    "recipe.train.checkpoint_every=1",
+)
 
 
 def row(arm: str, prompt: int, seed: int = 0, step: int | None = None, **values: Any) -> dict:
@@ -324,6 +327,8 @@ def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
         ("arms.trd.control=nobody", "there is no arm nobody"),
         ("again=[nobody]", "there is no arm nobody"),
         ("curve={steps: [1], arms: [nobody], prompts: 2}", "there is no arm nobody"),
+        ("curve={steps: [150], arms: [trd], prompts: 2}", "wants step 150, of which the arm trd"),
+        ("curve={steps: [400], arms: [trd], prompts: 2}", "wants step 400, of which the arm trd"),
         ("more={seeds: [5], arms: [nobody]}", "there is no arm nobody"),
         ("more={seeds: [1], arms: [trd]}", "repeat one"),
     ],
@@ -331,6 +336,14 @@ def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
 def test_a_recipe_that_is_no_study_is_refused(change: str, says: str, capsys) -> None:
     assert main(["lab", "study", f"--set={change}"]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_a_curve_asks_for_checkpoints_that_are_kept() -> None:
+    curve = "curve={steps: [100, 300], arms: [trd], prompts: 2}"
+    assert StudyRecipe.from_yaml(SHORT, [curve]).curve
+    for fewer in ("recipe.train.keep_checkpoints=2", "recipe.optim.steps=350"):
+        with pytest.raises(UserError, match="step 100, of which the arm trd keeps no checkpoint"):
+            StudyRecipe.from_yaml(SHORT, [curve, fewer])
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, pretended) -> None:

@@ -95,6 +95,23 @@ class StudyRecipe(Section):
             self.trained(name, self.seeds[0])  # Raises for an invalid change.
         return self
 
+    @model_validator(mode="after")
+    def _curve_finds_checkpoints(self) -> StudyRecipe:
+        for name in self.curve.arms if self.curve else ():
+            recipe = self.trained(name, self.seeds[0])
+            last, every = recipe.optim.steps, recipe.train.checkpoint_every
+            for step in self.curve.steps if self.curve else ():
+                later = last // every - step // every + (step < last and last % every > 0)
+                is_saved = step == last or (step < last and step % every == 0)
+                if not is_saved or later >= recipe.train.keep_checkpoints:
+                    raise ValueError(
+                        f"the curve wants step {step}, of which the arm {name} keeps no checkpoint "
+                        f"to its end: of {last} steps it saves every {every}th and the last, and "
+                        f"keeps the newest {recipe.train.keep_checkpoints}. Change train."
+                        "checkpoint_every or train.keep_checkpoints in the study's recipe"
+                    )
+        return self
+
     @classmethod
     def from_yaml(cls, path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
         """Read the recipe of a study.
