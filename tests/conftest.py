@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +27,9 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+# A shell starts background jobs with Ctrl-C ignored, and tests send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timings are never a reason to fail.
 hypothesis.settings.register_profile("project", deadline=None, max_examples=30)

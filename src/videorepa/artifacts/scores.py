@@ -219,11 +219,7 @@ class Scores:
             if read_record(Comparison, path).rows == self.digest:
                 return
         path.unlink()
-        console.print(
-            f"{path} was of other scores and is removed; --against makes it anew.",
-            markup=False,
-            highlight=False,
-        )
+        console.print(f"{path} was of other scores and is removed; --against makes it anew.")
 
     @cached_property
     def by_clip(self) -> dict[Key, Row]:
