@@ -45,7 +45,8 @@ class Training:
         self.recipe, self.workers, self.student = recipe, workers, student
         if resumed is not None:
             student.load(resumed)
-        optimizer = make_optimizer(recipe, [*student.trained.values(), *student.terms.parameters()])
+        parameters = [*student.trained.values(), *student.terms.parameters()]
+        optimizer = make_optimizer(recipe, parameters, workers.device)
         # From here on, parameters can be shards.
         self.model = workers.share(student, optimizer, student.block_classes())
         self.optimizer = optimizer
