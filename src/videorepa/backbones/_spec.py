@@ -92,6 +92,8 @@ class BackboneSpec(Section):
         of the same name with "tokenizer" for "text_encoder".
       text_width: The key of the text embeddings' width in the transformer's configuration.
       text_mask: The transformer takes a mask of the text's tokens.
+      prompt_arguments: The pipeline's argument for each of a prompt's tensors, by the name that the
+        tensor has among the transformer's arguments.
       vocabularies: Folders of the tokenizers that have a vocabulary file of their own.
       options: Values of model_index.json that the pipeline's constructor takes.
       published: Configurations by the last part of a Hub id, so that `inspect` can describe a
@@ -111,6 +113,11 @@ class BackboneSpec(Section):
     text_encoders: ClassVar[dict[str, str]]
     text_width: ClassVar[str] = "text_embed_dim"
     text_mask: ClassVar[bool] = False
+    prompt_arguments: ClassVar[dict[str, str]] = {
+        "encoder_hidden_states": "prompt_embeds",
+        "encoder_attention_mask": "prompt_attention_mask",
+        "pooled_projections": "pooled_prompt_embeds",
+    }
     vocabularies: ClassVar[tuple[str, ...]] = ("tokenizer",)
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, dict[str, Config]]] = {}
