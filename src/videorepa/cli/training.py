@@ -64,7 +64,9 @@ def head(
     refuse(trained.failed, "clip", "could not be used; the head was trained on the others.")
 
 
-def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> None:
+def train(
+    recipe: RecipeFile, out: Path | None = None, set: Overrides = (), profile: int = 0
+) -> None:
     """Fine-tune with the recipe's alignment loss; the same command resumes exactly.
 
     With --align.weight 0 it trains the control: the same code without alignment.
@@ -75,12 +77,13 @@ def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> N
 
     Args:
       out: Folder of the run; by default runs/NAME, with the recipe's name.
+      profile: Profile so many steps after the first with torch.profiler, into the run's folder.
     """
     from videorepa.recipe import Recipe
     from videorepa.train import train
 
     parsed = Recipe.from_yaml(recipe, set)
-    run = train(parsed, out or Path("runs") / parsed.name)
+    run = train(parsed, out or Path("runs") / parsed.name, profile=profile)
     print(f"trained: {run.path}")
 
 

@@ -213,6 +213,17 @@ class Memory(Section):
         return self
 
 
+class Speed(Section):
+    """How a training computes fast. `docs/running.md` says what each way needs.
+
+    Attributes:
+      peak_tflops: The device's peak rate in 10^12 operations a second, which the log's `mfu` is a
+        share of. By default that of its data sheet, if `system/device.py` has it.
+    """
+
+    peak_tflops: float | None = Field(default=None, gt=0)
+
+
 class Parallel(Section):
     """How the processes that a launcher such as `accelerate launch` starts share a training.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_NOTICE = b"\nStopping after this step, with a checkpoint. Another signal stops at once.\n"
+_NOTICE = b"\nStopping after this step, with a checkpoint. Ctrl-C stops at once.\n"
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,7 +44,9 @@ class StopRequest:
 def postponed(shown: bool = True) -> Iterator[StopRequest]:
     """Let Ctrl-C and SIGTERM wait until the `with` block ends, and raise their exception then.
 
-    The block is to end soon when it sees the request. A second signal is raised at once.
+    The block is to end soon when it sees the request. Ctrl-C is raised at once if it is the second
+    signal. SIGTERM then changes nothing: Slurm sends it to all processes of a job, and a launcher
+    such as torchrun passes on its own to those that it has started.
 
     Args:
       shown: False if another process says that a signal has come.
@@ -53,6 +55,8 @@ def postponed(shown: bool = True) -> Iterator[StopRequest]:
 
     def note(number: int, _: FrameType | None) -> None:
         if request.interrupt is not None:
+            if number == signal.SIGTERM:
+                return
             raise request.interrupt
         request.interrupt = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
         if shown:
