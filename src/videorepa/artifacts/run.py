@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "parallel.engine",
     "parallel.offload",
     "parallel.reshard_after_forward",
+    "speed.attention",
     "speed.peak_tflops",
     "train.checkpoint_every",
     "train.keep_checkpoints",
