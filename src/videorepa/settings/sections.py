@@ -213,6 +213,20 @@ class Memory(Section):
         return self
 
 
+class Speed(Section):
+    """How a training computes fast. `docs/running.md` says what each way needs.
+
+    Attributes:
+      attention: The backend of diffusers that computes attention, such as "flash" or "flex"; by
+        default torch chooses.
+      peak_tflops: The device's peak rate in 10^12 operations a second, which the log's `mfu` is a
+        share of. By default that of its data sheet, if `system/device.py` has it.
+    """
+
+    attention: str | None = Field(default=None, max_length=100)
+    peak_tflops: float | None = Field(default=None, gt=0)
+
+
 class Parallel(Section):
     """How the processes that a launcher such as `accelerate launch` starts share a training.
 
@@ -257,6 +271,8 @@ class Generation(Section):
       negative_prompt: What guidance leads away from, where the model has a second pass for it. Left
         out, it is the authors' own for Wan and LTX, and empty for the others.
       samples: Clips per prompt, each with its own seed.
+      tiling: Decodes clips of more than 256 pixels a side in overlapping tiles, as diffusers does:
+        in a fraction of the memory, with small differences around the seams.
     """
 
     steps: DenoisingSteps = 50
@@ -264,6 +280,7 @@ class Generation(Section):
     dynamic_guidance: bool = True
     negative_prompt: str = ""
     samples: AtOnce = 1
+    tiling: bool = True
     fps: Fps = 8
 
     def changed(self, **values: Any) -> Generation:
