@@ -184,13 +184,14 @@ class Memory(Section):
       gradient_checkpointing: Keeps only the inputs of the blocks, and computes the rest once more
         in the backward pass.
       frozen: Format of the weights that LoRA leaves unchanged. They are converted to the training's
-        precision for computing. "int8" needs torchao and "nf4" bitsandbytes.
+        precision for computing, which is the format that "auto" takes. "int8" needs torchao and
+        "nf4" bitsandbytes.
       optimizer: "adamw8bit" keeps AdamW's moments in 8 bits; it needs bitsandbytes.
       offload: "group" keeps frozen layers in main memory and moves each to the GPU when it runs.
     """
 
     gradient_checkpointing: bool = False
-    frozen: Literal["float32", "bfloat16", "float8", "int8", "nf4"] = "float32"
+    frozen: Literal["auto", "float32", "bfloat16", "float8", "int8", "nf4"] = "auto"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     offload: Literal["none", "group"] = "none"
 
