@@ -73,6 +73,7 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     validate = validation(recipe, run, student, workers, texts, resumed is not None)
     if resumed:
         training.resume(resumed)
+        del resumed  # It is as large as all that is trained, three times over.
     loader = Loader(recipe, prepared, student.backbone, workers.device)
     write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim
