@@ -36,6 +36,7 @@ FREE_TO_CHANGE = (
     "speed.attention",
     "speed.peak_tflops",
     "train.checkpoint_every",
+    "train.deterministic",
     "train.keep_checkpoints",
     "train.trackers",
     "validation.drift",

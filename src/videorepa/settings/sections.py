@@ -162,6 +162,8 @@ class Train(Section):
       lora: None trains all of the transformer's weights.
       precision: "auto" computes in bfloat16 if the hardware supports it, or else in float32.
         Trained weights are always held in float32.
+      deterministic: Takes kernels that give the same bits each time. A CPU does so anyway; on a
+        GPU they are slower, and resuming is exact with them alone.
       ema: Decay of a moving average of the trained weights, which then replaces them in exports.
       caption_dropout: Share of samples trained on an empty caption, for classifier-free guidance.
       checkpoint_every: Steps between two checkpoints.
@@ -170,6 +172,7 @@ class Train(Section):
 
     lora: Lora | None = None
     precision: Literal["auto", "float32"] = "auto"
+    deterministic: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
     caption_dropout: Share = 0.0
     checkpoint_every: Number = 500
