@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from videorepa.align.contract import check
-from videorepa.backbones import Backbone, Part, Text
+from videorepa.backbones import Backbone, Text
 from videorepa.data.cache import Cache, Lacks, Record
 from videorepa.data.digests import Digests
 from videorepa.data.sampling import sampling_notes
@@ -107,13 +107,15 @@ def prepare(
     complete = sum(not work.lacks for chunk in chunks for work in chunk)
     made = 0
     if todo or (complete and not cache.has_empty_caption()):
+        _encode_captions(recipe, cache, todo, where, dtype)
         lacking = [work.lacks for chunk in todo for work in chunk]
-        backbone, encoders = _load(recipe, cache, lacking, where, dtype)
+        backbone, encoders = _load(recipe, lacking, where, dtype)
         for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
-            works, sampled = chunk, []
+            works = chunk
             if any(work.lacks.latents or work.lacks.features for work in chunk):
                 works, sampled = _read(source, chunk, fail)
-            _encode(cache, works, sampled, backbone, encoders)
+                if works:
+                    _encode(cache, works, sampled, backbone, encoders)
             for work in works:
                 if work.lacks:
                     made += 1
@@ -123,25 +125,58 @@ def prepare(
     return Prepared(made, complete, failed)
 
 
-def _load(
+def _encode_captions(
     recipe: Recipe,
     cache: Cache,
+    chunks: Sequence[Sequence[_ClipWork]],
+    where: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Make the text that clips and the empty caption lack, and drop the text encoders.
+
+    Where latents lack too, the text waits for them in the cache.
+    """
+    todo = [chunk for chunk in chunks if any(_lacks_caption(cache, work) for work in chunk)]
+    if not todo and cache.has_empty_caption():
+        return
+    backbone = recipe.backbone.preparing.load(("text_encoder",), where, dtype)
+    if not cache.has_empty_caption():
+        cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
+    for chunk in track(todo, "encode captions"):
+        captions = [work.clip.caption for work in chunk]
+        texts, tokens = backbone.encode_text(captions), backbone.count_tokens(captions)
+        for row, work in enumerate(chunk):
+            if not _lacks_caption(cache, work):
+                continue
+            clip, before = work.clip, work.record
+            if work.lacks.latents:
+                cache.keep_caption(clip, tokens[row], _one(texts, row))
+            else:
+                assert before is not None  # Its caption alone has changed.
+                work.record = replace(before, caption=clip.caption, tokens=tokens[row])
+                cache.write_clip(work.record, cache.read_clip(clip)[0], _one(texts, row))
+
+
+def _lacks_caption(cache: Cache, work: _ClipWork) -> bool:
+    is_kept = work.lacks.latents and cache.has_caption(work.clip)
+    return bool(work.lacks.text) and not is_kept
+
+
+def _load(
+    recipe: Recipe,
     lacking: Sequence[Lacks],
     where: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Backbone | None, dict[EncoderSpec, Encoder]]:
-    """Load the models that make what lacks, and make the empty caption if it does."""
+    """Load the models that make the latents and features that lack."""
     encoders = {
         spec: spec.load(where, dtype)
         for spec in recipe.stored_encoders
         if any(spec in lacks.features for lacks in lacking)
     }
-    parts: list[Part] = ["vae"] if any(lacks.latents for lacks in lacking) else []
-    if any(lacks.text for lacks in lacking) or not cache.has_empty_caption():
-        parts.append("text_encoder")
-    backbone = recipe.backbone.preparing.load(parts, where, dtype) if parts else None
-    if backbone is not None and not cache.has_empty_caption():
-        cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
+    backbone = None
+    if any(lacks.latents for lacks in lacking):
+        backbone = recipe.backbone.preparing.load(("vae",), where, dtype)
     return backbone, encoders
 
 
@@ -166,31 +201,23 @@ def _encode(
     backbone: Backbone | None,
     encoders: Mapping[EncoderSpec, Encoder],
 ) -> None:
-    """Make what a chunk lacks. sampled: empty if texts alone are to be made."""
-    video = to_video(np.stack([clip.frames for clip in sampled])) if sampled else None
+    """Make the latents and features that a chunk lacks."""
+    video = to_video(np.stack([clip.frames for clip in sampled]))
     for spec, encoder in encoders.items():
         if any(spec in work.lacks.features for work in works):
             grid = encoder(video)
             for row, work in enumerate(works):
                 if spec in work.lacks.features:
                     cache.write_features(work.clip, work.source, spec, grid.sample(row))
-    if backbone is None or not any(work.lacks.text for work in works):
+    if backbone is None or not any(work.lacks.latents for work in works):
         return
-    latents = None
-    if video is not None and any(work.lacks.latents for work in works):
-        latents = backbone.encode_video(video)
-    captions = [work.clip.caption for work in works]
-    texts, tokens = backbone.encode_text(captions), backbone.count_tokens(captions)
+    latents = backbone.encode_video(video)
     for row, work in enumerate(works):
-        if work.lacks.text:
-            clip, before = work.clip, work.record
-            if latents is not None and work.lacks.latents:
-                moments, sampling = latents[row], sampled[row].sampling
-            else:
-                assert before is not None  # Its caption alone has changed.
-                moments, sampling = cache.read_clip(clip)[0], before.sampling
-            work.record = Record(clip.id, clip.caption, work.source, tokens[row], sampling)
-            cache.write_clip(work.record, moments, _one(texts, row))
+        if work.lacks.latents:
+            clip = work.clip
+            tokens, text = cache.read_caption(clip)
+            work.record = Record(clip.id, clip.caption, work.source, tokens, sampled[row].sampling)
+            cache.write_clip(work.record, latents[row], text)
 
 
 def _say(records: Mapping[str, Record], recipe: Recipe) -> None:
