@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -410,21 +411,45 @@ CONFIGS: dict[str, dict[str, Any]] = {
 COMMON = {"compute_environment": "LOCAL_MACHINE", "num_processes": 2, "num_machines": 1}
 
 
-def accelerate_launch(recipe: Recipe, out: Path, config: str) -> subprocess.CompletedProcess[str]:
+def launch_command(recipe: Recipe, out: Path, config: str) -> list[str]:
     """`accelerate launch` with the user's own configuration, precision and all."""
     path, recipe_path = out.with_suffix(".accelerate.yaml"), out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(COMMON | {"mixed_precision": "bf16"} | CONFIGS[config]))
     recipe.to_yaml(recipe_path)
     command = ["-m", "accelerate.commands.launch", "--config_file", str(path)]
     command += ["--main_process_port", free_port(), "-m", "videorepa"]
+    return [sys.executable, *command, "train", str(recipe_path), "--out", str(out)]
+
+
+LAUNCHED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def accelerate_launch(recipe: Recipe, out: Path, config: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command, "train", str(recipe_path), "--out", str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        launch_command(recipe, out, config),
+        env=os.environ | LAUNCHED,
         capture_output=True,
         text=True,
         check=False,
         timeout=PATIENCE,
     )
+
+
+@pytest.mark.slow
+def test_slurm_sends_sigterm_to_the_launcher_too(prepared: Recipe, tmp_path: Path) -> None:
+    """So each process gets it twice: the launcher passes its own on."""
+    own = prepared.override(*TWO, "train.checkpoint_every=100", "optim.steps=60")
+    run = Run(tmp_path / "run")
+    command = launch_command(own, run.path, "ddp")
+    with subprocess.Popen(command, env=os.environ | LAUNCHED, stderr=subprocess.DEVNULL) as started:
+        deadline = time.monotonic() + PATIENCE
+        while not run.log_path.exists():
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        launcher = psutil.Process(started.pid)
+        for process in [*launcher.children(recursive=True), launcher]:
+            process.terminate()
+    assert run.trained().step == run.last_step < 60
 
 
 @pytest.mark.slow

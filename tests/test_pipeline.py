@@ -59,7 +59,7 @@ def assert_equal_bit_for_bit(a: Run, b: Run, but_for: tuple[str, ...] = ()) -> N
     ours, theirs = weights_of(a), weights_of(b)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    timing = ("clips_per_second", "memory_gb")
+    timing = ("step_seconds", "clips_per_second", "memory_gb")
     logs = [
         [{k: v for k, v in row.items() if not k.startswith((*timing, *but_for))} for row in log]
         for log in (log_of(a), log_of(b))

@@ -17,7 +17,7 @@ from videorepa.system.files import STALE_SECONDS
 
 def _without_times(content: bytes) -> bytes:
     rows = [json.loads(line) for line in content.splitlines()]
-    timing = ("clips_per_second", "memory_gb")
+    timing = ("step_seconds", "clips_per_second", "memory_gb")
     return json.dumps(
         [{k: v for k, v in row.items() if not k.startswith(timing)} for row in rows]
     ).encode()

@@ -213,6 +213,20 @@ class Memory(Section):
         return self
 
 
+class Speed(Section):
+    """How a training computes fast. `docs/running.md` says what each way needs.
+
+    Attributes:
+      attention: The backend of diffusers that computes attention, such as "flash" or "flex"; by
+        default torch chooses.
+      peak_tflops: The device's peak rate in 10^12 operations a second, which the log's `mfu` is a
+        share of. By default that of its data sheet, if `system/device.py` has it.
+    """
+
+    attention: str | None = Field(default=None, max_length=100)
+    peak_tflops: float | None = Field(default=None, gt=0)
+
+
 class Parallel(Section):
     """How the processes that a launcher such as `accelerate launch` starts share a training.
 

@@ -16,6 +16,7 @@ from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
 from videorepa.training.memory import load_transformer
+from videorepa.training.speed import choose_attention
 
 
 class Student(nn.Module):
@@ -41,6 +42,8 @@ class Student(nn.Module):
         transformer.train()
         if recipe.memory.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
+        if recipe.speed.attention is not None:
+            choose_attention(self.backbone, recipe.speed.attention, device, self.dtype)
 
         torch.manual_seed(step_seed(recipe.seed, -1))
         if recipe.train.lora is None:

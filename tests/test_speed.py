@@ -1,0 +1,192 @@
+"""What makes a training fast changes no result, and how fast it is stands in its log."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import recipe_values
+from twins import TWINS
+from videorepa.artifacts.run import Run
+from videorepa.data.loader import Batch
+from videorepa.errors import UserError
+from videorepa.prepare import prepare
+from videorepa.recipe import Recipe
+from videorepa.system.device import PEAK_TFLOPS, peak_rate
+from videorepa.tokens import TokenGrid
+from videorepa.train import train
+from videorepa.training.cost import predict
+from videorepa.training.speed import choose_attention
+from videorepa.training.student import Student
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def log_of(run: Run) -> list[dict]:
+    return [json.loads(line) for line in run.log_path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain(twins: dict[str, Path], clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A training of the tiny Wan, whose attention diffusers can exchange."""
+    folder = TWINS["wan-2.1"][1](tmp_path_factory.mktemp("wan") / "wan")
+    values = recipe_values(twins, clips, folder.parent / "cache")
+    values["backbone"] = {"name": "wan", "weights": str(folder)}
+    values["data"] |= {"height": 32, "width": 32}
+    return Recipe.parse(values)
+
+
+def drawn(recipe: Recipe, student: Student) -> Batch:
+    """A batch of random numbers in place of clips."""
+    draw = torch.Generator().manual_seed(5)
+    shapes, count = recipe.backbone.shapes(recipe.data), recipe.optim.batch_size
+    latents = torch.randn(count, *shapes.latents, generator=draw)
+    text = {
+        name: torch.randn(count, *one.shape, generator=draw).to(one.dtype)
+        for name, one in shapes.text.items()
+    }
+    teachers = {}
+    for encoder in recipe.stored_encoders:
+        grid = encoder.shape(recipe.data.frames)
+        tokens = torch.randn(count, *grid.tokens.shape[1:], generator=draw)
+        teachers[encoder] = TokenGrid(tokens, grid.start, grid.stride)
+    noise = torch.randn(latents.shape, generator=draw)
+    timestep = student.backbone.sample_timesteps(latents, draw)
+    return Batch(latents, text, noise, timestep, teachers)
+
+
+def gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The losses of a step, and the gradients of all that is trained, by name."""
+    student = Student(recipe, CPU)
+    with student.tapped():
+        denoised, aligned = student(0, drawn(recipe, student))
+        (denoised.loss.mean() + aligned.loss).backward()
+    found = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    assert any("terms" in name for name in found) and any("blocks" in name for name in found)
+    return {"denoise": denoised.loss.detach(), **aligned.losses, **found}
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.fixture
+def prepared(recipe: Recipe) -> Recipe:
+    prepare(recipe)
+    return recipe.override("optim.steps=3")
+
+
+def test_the_log_has_each_steps_seconds_and_the_share_of_a_known_peak(
+    prepared: Recipe, tmp_path: Path
+) -> None:
+    """On a CPU nobody knows the peak, so that nothing is said of it."""
+    plain = log_of(train(prepared, tmp_path / "plain", device="cpu"))
+    assert all(row["step_seconds"] > 0 and "mfu" not in row for row in plain)
+    told = prepared.override("speed.peak_tflops=0.5", "memory.gradient_checkpointing=true")
+    rows = log_of(train(told, tmp_path / "told", device="cpu"))
+    # What checkpointing computes again is no use of the device.
+    needed = predict(prepared, CPU).operations
+    assert needed < predict(told, CPU).operations
+    for row in rows:
+        assert row["mfu"] == pytest.approx(needed / row["step_seconds"] / 0.5e12)
+
+
+def test_the_peak_is_the_data_sheets_or_unknown(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    assert peak_rate(CUDA, torch.bfloat16) == 756e12
+    assert peak_rate(CUDA, torch.float32) is peak_rate(CPU, torch.bfloat16) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe MIG 1g")
+    assert peak_rate(CUDA, torch.bfloat16) is None
+    assert all(50 < peak < 5000 for peak in PEAK_TFLOPS.values())
+
+
+def test_a_profile_is_one_whole_file_in_the_run(prepared: Recipe, tmp_path: Path) -> None:
+    run = train(prepared, tmp_path / "run", device="cpu", profile=2)
+    assert [path.name for path in run.path.glob("*profile*")] == ["profile-2-3.json.gz"]
+    events = json.loads(gzip.decompress((run.path / "profile-2-3.json.gz").read_bytes()))
+    names = [event.get("name", "") for event in events["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep#") for name in set(names)) == 2
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+    with pytest.raises(UserError, match="--profile 3 .* has 3 left. Profile from 1 to 2"):
+        train(prepared, tmp_path / "refused", device="cpu", profile=3)
+
+
+@pytest.fixture
+def _own_attention(monkeypatch) -> None:
+    """diffusers notes the latest choice for the whole process."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    monkeypatch.setattr(Registry, "_active_backend", Registry._active_backend)
+
+
+@pytest.mark.usefixtures("_own_attention")
+def test_another_kernel_for_attention_changes_rounding_alone(plain: Recipe) -> None:
+    usual = gradients(plain)
+    own = gradients(plain.override("speed.attention=_native_math"))
+    assert_close(own, usual)
+    assert any(not torch.equal(own[name], usual[name]) for name in usual), "it was chosen"
+
+
+def without_gradients(query, key, value, attn_mask=None, **rest):
+    with torch.no_grad():
+        return attend(query, key, value, attn_mask)
+
+
+def without_mask(query, key, value, attn_mask=None, **rest):
+    return attend(query, key, value, None)
+
+
+def attend(query, key, value, mask):
+    sides = (side.transpose(1, 2) for side in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(*sides, mask).transpose(1, 2)
+
+
+@pytest.mark.usefixtures("_own_attention")
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("flash_5", "speed.attention is flash_5; diffusers has the backends flash, flash_hub"),
+        ("xformers", "cannot be used here: .*install `xformers"),
+        ("_native_cudnn", "cannot be used here: No viable backend .* Choose another, or leave"),
+        ("flex", "cannot be used here: FlexAttention does not support backward on CPU"),
+        ("native", "cannot be used here: it has no backward pass"),
+    ],
+)
+def test_attention_that_cannot_train_here_is_refused(
+    plain: Recipe, monkeypatch, backend: str, message: str
+) -> None:
+    from diffusers.models import attention_dispatch
+
+    if backend == "native":  # As sage has none, where it is installed.
+        backends = attention_dispatch._AttentionBackendRegistry._backends
+        monkeypatch.setitem(backends, "native", without_gradients)
+    with pytest.raises(UserError, match=message):
+        Student(plain.override(f"speed.attention={backend}"), CPU)
+
+
+@pytest.mark.usefixtures("_own_attention")
+def test_attention_that_drops_the_texts_mask_is_refused(plain: Recipe, monkeypatch) -> None:
+    """diffusers leaves out, in silence, what a backend does not take."""
+    from diffusers.models import attention_dispatch
+
+    backends = attention_dispatch._AttentionBackendRegistry._backends
+    monkeypatch.setitem(backends, "native", without_mask)
+    backbone: Any = Student(plain, CPU).backbone
+    choose_attention(backbone, "native", CPU, torch.float32)
+    backbone.spec = SimpleNamespace(text_mask=True)
+    with pytest.raises(UserError, match="it computes something else than torch does"):
+        choose_attention(backbone, "native", CPU, torch.float32)
+
+
+def test_attention_that_cannot_be_exchanged_is_refused_by_inspect_too(recipe: Recipe) -> None:
+    own = recipe.override("speed.attention=_native_math")
+    with pytest.raises(UserError, match="CogVideoXTransformer3DModel always leaves the choice to"):
+        predict(own, CPU)
