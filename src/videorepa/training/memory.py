@@ -22,13 +22,19 @@ from videorepa.training.extras import extra_for
 from videorepa.training.stand_ins import Held, cast_when_used
 
 
-def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Backbone:
+def load_transformer(
+    recipe: Recipe, device: torch.device, dtype: torch.dtype, home: torch.device
+) -> Backbone:
     """Load the transformer of the recipe's backbone, with frozen weights held as `memory.frozen`.
+
+    It is loaded into main memory and goes home in the form in which it is held, part by part, so
+    that the device never has to hold more.
 
     Args:
       recipe: Its `memory` says how frozen weights are held.
       device: Where the transformer runs. On the meta device nothing is read.
       dtype: To compute in.
+      home: Where its weights wait until it runs.
 
     Raises:
       UserError: A package that the recipe needs is not installed, or the device cannot offload.
@@ -41,20 +47,22 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
             "to keep weights. Set it to none."
         )
     loaded_in = torch.float32 if memory.frozen == "float32" else torch.bfloat16
-    home = torch.device("cpu") if is_offloaded else device
-    backbone = recipe.backbone.load(("transformer",), home, loaded_in)
+    at_first = device if device.type == "meta" else torch.device("cpu")
+    home = at_first if is_offloaded else home
+    backbone = recipe.backbone.load(("transformer",), at_first, loaded_in)
     backbone.device = device
     transformer = backbone.transformer
     # A file stays mapped until all of its weights have been converted, so they are converted in the
     # order in which they lie there.
     if memory.is_quantised:
         for number in range(recipe.backbone.shapes(recipe.data).blocks):
-            _quantise(backbone.block(number + 1), memory.frozen, dtype)
+            _quantise(backbone.block(number + 1), memory.frozen, dtype, home)
             _cast(backbone.block(number + 1), dtype)
         _cast(transformer, dtype)
     elif memory.frozen == "float8" or loaded_in == torch.bfloat16 != dtype:
         storage = torch.float8_e4m3fn if memory.frozen == "float8" else loaded_in
-        _hold_layerwise(transformer, storage, dtype)
+        _hold_layerwise(transformer, storage, dtype, home)
+    transformer.to(home)
     if loaded_in == torch.bfloat16:
         backbone.dtype = dtype
     if is_offloaded:
@@ -90,14 +98,14 @@ def moment_bytes(recipe: Recipe, parameter: Tensor) -> int:
     return 2 * (count + 4 * math.ceil(count / 256))
 
 
-def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
-    """Convert the weights of a block's linear layers to integers with scales."""
+def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype, home: torch.device) -> None:
+    """Convert the weights of a block's linear layers to integers with scales, at home."""
     if next(block.parameters()).is_meta:
         _swap_linear(block, lambda linear: Held(linear, frozen))
     elif frozen == "int8":
         quantization = extra_for("memory.frozen int8")
         # torchao multiplies in the dtype that the weights have here.
-        block.to(dtype)
+        block.to(home, dtype)
         quantization.quantize_(block, quantization.Int8WeightOnlyConfig())
     else:
         layers = extra_for("memory.frozen nf4")
@@ -109,7 +117,7 @@ def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
             weight = layers.Params4bit(
                 linear.weight.data, requires_grad=False, quant_type="nf4", module=layer
             )
-            layer.weight, layer.bias = weight.to(linear.weight.device), linear.bias
+            layer.weight, layer.bias = weight.to(home), linear.bias
             return layer
 
         _swap_linear(block, packed)
@@ -132,8 +140,10 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
                     tensor.data = tensor.data.to(dtype)
 
 
-def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) -> None:
-    """Hold layers in `storage`, and convert each to `dtype` when it runs.
+def _hold_layerwise(
+    transformer: Any, storage: torch.dtype, dtype: torch.dtype, home: torch.device
+) -> None:
+    """Hold layers at home in `storage`, and convert each to `dtype` when it runs.
 
     The few that diffusers leaves out (norms, embeddings, the last projection) become `dtype`.
     """
@@ -146,7 +156,8 @@ def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) 
         for tensor in _own(module):
             if tensor.is_floating_point():
                 # Copied even if the dtype stays, to leave the mapped file.
-                tensor.data = tensor.data.to(dtype if hooks is None else storage, copy=True)
+                form = dtype if hooks is None else storage
+                tensor.data = tensor.data.to(form, copy=True).to(home)
         if hooks is not None and any(tensor.is_meta for tensor in _own(module)):
             cast_when_used(module, dtype)
 
