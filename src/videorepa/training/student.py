@@ -16,6 +16,7 @@ from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
 from videorepa.training.memory import load_transformer
+from videorepa.training.precision import limit_autocast
 from videorepa.training.speed import choose_attention
 
 
@@ -59,6 +60,7 @@ class Student(nn.Module):
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(home, torch.float32)
+        limit_autocast(transformer, self.dtype)
         self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
 
     def forward(self, step: int, batch: Batch) -> tuple[Denoised, Aligned]:
