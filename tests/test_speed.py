@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 
 from conftest import recipe_values
 from twins import TWINS
@@ -22,7 +25,7 @@ from videorepa.system.device import PEAK_TFLOPS, peak_rate
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
 from videorepa.training.cost import predict
-from videorepa.training.speed import choose_attention
+from videorepa.training.speed import choose_attention, compile_blocks
 from videorepa.training.student import Student
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -190,3 +193,56 @@ def test_attention_that_cannot_be_exchanged_is_refused_by_inspect_too(recipe: Re
     own = recipe.override("speed.attention=_native_math")
     with pytest.raises(UserError, match="CogVideoXTransformer3DModel always leaves the choice to"):
         predict(own, CPU)
+
+
+CHECKPOINTED = "memory.gradient_checkpointing=true"
+LORA = "train.lora={rank: 2, alpha: 4}"
+
+
+@pytest.fixture
+def compiled_by(monkeypatch):
+    """A function that makes a training compile with another backend than inductor, and gives what
+    counts the graphs."""
+
+    def choose(backend: str) -> CompileCounterWithBackend:
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend(backend)
+        compile_with: Any = partial(compile_blocks, backend=counter)
+        monkeypatch.setattr("videorepa.training.student.compile_blocks", compile_with)
+        return counter
+
+    yield choose
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param((), marks=pytest.mark.slow), (LORA, CHECKPOINTED)],
+    ids=["all-weights", "lora"],
+)
+def test_compiled_blocks_train_as_others_do(plain: Recipe, compiled_by, changes) -> None:
+    usual = gradients(plain.override(*changes))
+    counter = compiled_by("eager")
+    counters.clear()
+    own = gradients(plain.override("speed.compile=true", *changes))
+    assert all(torch.equal(own[name], usual[name]) for name in usual) and own.keys() == usual.keys()
+    # The three blocks share their graphs; checkpointed, one with a gradient and one without.
+    assert 1 <= counter.frame_count <= 2
+    assert not counters["graph_break"], "the tap is outside"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("changes", [(), (LORA, CHECKPOINTED)], ids=["all-weights", "lora"])
+def test_differentiated_and_generated_code_trains_nearly_alike(
+    plain: Recipe, compiled_by, changes, backend: str
+) -> None:
+    usual = gradients(plain.override(*changes))
+    compiled_by(backend)
+    assert_close(gradients(plain.override("speed.compile=true", *changes)), usual)
+
+
+def test_weights_that_are_exchanged_are_not_compiled(plain: Recipe) -> None:
+    own = plain.override("speed.compile=true", LORA, "memory.frozen=float8")
+    with pytest.raises(UserError, match="speed.compile does not go with .* memory.frozen float8"):
+        Student(own, CPU)

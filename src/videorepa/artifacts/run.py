@@ -34,6 +34,7 @@ FREE_TO_CHANGE = (
     "parallel.offload",
     "parallel.reshard_after_forward",
     "speed.attention",
+    "speed.compile",
     "speed.peak_tflops",
     "train.checkpoint_every",
     "train.keep_checkpoints",

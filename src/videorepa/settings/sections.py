@@ -219,11 +219,13 @@ class Speed(Section):
     Attributes:
       attention: The backend of diffusers that computes attention, such as "flash" or "flex"; by
         default torch chooses.
+      compile: Compiles the transformer's blocks with torch.compile.
       peak_tflops: The device's peak rate in 10^12 operations a second, which the log's `mfu` is a
         share of. By default that of its data sheet, if `system/device.py` has it.
     """
 
     attention: str | None = Field(default=None, max_length=100)
+    compile: bool = False
     peak_tflops: float | None = Field(default=None, gt=0)
 
 

@@ -17,7 +17,7 @@ from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
 from videorepa.training.memory import load_transformer
-from videorepa.training.speed import choose_attention
+from videorepa.training.speed import choose_attention, compile_blocks
 
 
 class Student(nn.Module):
@@ -54,6 +54,8 @@ class Student(nn.Module):
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(device, torch.float32)
+        if recipe.speed.compile and device.type != "meta":
+            compile_blocks(self.backbone)
         self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
 
     def forward(self, step: int, batch: Batch) -> tuple[Denoised, Aligned]:
