@@ -36,7 +36,14 @@ from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Parallel
 from videorepa.train import train
-from videorepa.training.parallel import ENGINES, Alone, State, _engine, join_workers
+from videorepa.training.parallel import (
+    ENGINES,
+    Alone,
+    State,
+    _engine,
+    join_workers,
+    make_accelerator,
+)
 
 # The whole batch is the same 4 clips: 2 in each of two processes, or 4 in one.
 ONE = ("optim.batch_size=4", "optim.accumulate=2")
@@ -473,6 +480,21 @@ def check_configured(recipe: Recipe) -> None:
 @pytest.mark.parametrize("parallel", ["parallel=null", FSDP2, GATHERED])
 def test_who_decides_on_resharding(recipe: Recipe, tmp_path: Path, parallel: str) -> None:
     Together(tmp_path, check_configured, recipe.override(parallel)).finish()
+
+
+def test_processes_wait_for_one_another_longer_than_nccl_s_ten_minutes(
+    recipe: Recipe, monkeypatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def accelerator(**options: Any) -> None:
+        timeouts = [vars(handler).get("timeout") for handler in options["kwargs_handlers"]]
+        raise Stop(max(filter(None, timeouts), default=None))
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    with pytest.raises(Stop, match="1 day"):
+        make_accelerator(recipe, "cpu")
 
 
 def test_deepspeed_is_refused(

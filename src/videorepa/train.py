@@ -29,7 +29,7 @@ from videorepa.training.profiling import check_profiled, profiled
 from videorepa.training.state import Training, schedule
 from videorepa.training.student import Student
 from videorepa.training.trackers import trackers
-from videorepa.training.validation import validation
+from videorepa.training.validation import encoded_prompts, validation
 
 _STOP = "stop"
 """Stands among a step's measurements, which the processes share anyway."""
@@ -66,10 +66,13 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     start = resumed.step if resumed else 0
     steps = range(start, recipe.optim.steps)
     check_profiled(profile, steps)
+    texts = encoded_prompts(recipe, workers)
     student = Student(recipe, workers.device)
+    training = Training(recipe, workers, student)
     # It samples the base model's clips, so it comes before the checkpoint is loaded.
-    validate = validation(recipe, run, student, workers, resumed is not None)
-    training = Training(recipe, workers, student, resumed)
+    validate = validation(recipe, run, student, workers, texts, resumed is not None)
+    if resumed:
+        training.resume(resumed)
     loader = Loader(recipe, prepared, student.backbone, workers.device)
     write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim

@@ -32,7 +32,6 @@ from videorepa.system.files import (
     is_vacant,
     parse_json,
     read_text,
-    sweep,
     to_metadata,
 )
 from videorepa.system.fingerprint import json_digest
@@ -150,8 +149,6 @@ class Cache:
         if create:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-            for folder in (self.root, *folders):
-                sweep(folder)
 
     def _check(self, made_with: dict[str, Any], create: bool) -> None:
         path = self.root / "fingerprint.json"

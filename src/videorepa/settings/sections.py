@@ -273,6 +273,8 @@ class Generation(Section):
       negative_prompt: What guidance leads away from, where the model has a second pass for it. Left
         out, it is the authors' own for Wan and LTX, and empty for the others.
       samples: Clips per prompt, each with its own seed.
+      tiling: Decodes clips of more than 256 pixels a side in overlapping tiles, as diffusers does:
+        in a fraction of the memory, with small differences around the seams.
     """
 
     steps: DenoisingSteps = 50
@@ -280,6 +282,7 @@ class Generation(Section):
     dynamic_guidance: bool = True
     negative_prompt: str = ""
     samples: AtOnce = 1
+    tiling: bool = True
     fps: Fps = 8
 
     def changed(self, **values: Any) -> Generation:

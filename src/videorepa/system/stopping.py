@@ -21,13 +21,28 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise Terminated where SIGTERM comes inside the `with` block."""
+    """Raise KeyboardInterrupt for Ctrl-C inside the `with` block, and Terminated for SIGTERM.
 
-    def stop(*_: object) -> None:
-        raise Terminated
+    If the code where it is raised makes another exception of it, as compiled code that calls Python
+    does, the block ends with the interrupt none the less.
+    """
+    request = StopRequest()
 
-    with _handled(stop, signal.SIGTERM):
-        yield
+    def stop(number: int, _: FrameType | None) -> None:
+        request.interrupt = _interrupt(number)
+        raise request.interrupt
+
+    with _handled(stop, signal.SIGINT, signal.SIGTERM):
+        try:
+            yield
+        except Exception as error:
+            if request.interrupt is None:
+                raise
+            raise request.interrupt from error
+
+
+def _interrupt(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 class StopRequest:
@@ -49,7 +64,7 @@ def postponed(shown: bool = True) -> Iterator[StopRequest]:
     such as torchrun passes on its own to those that it has started.
 
     Args:
-      shown: False if another process says that a signal has come.
+      shown: False if nothing is to be said of it here.
     """
     request = StopRequest()
 
@@ -58,7 +73,7 @@ def postponed(shown: bool = True) -> Iterator[StopRequest]:
             if number == signal.SIGTERM:
                 return
             raise request.interrupt
-        request.interrupt = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        request.interrupt = _interrupt(number)
         if shown:
             os.write(2, _NOTICE)  # print could be interrupted in the middle of another print.
 

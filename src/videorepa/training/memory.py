@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from videorepa.backbones import Backbone
+from videorepa.backbones._sampler import offload_layers
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.training.extras import extra_for
@@ -59,22 +60,6 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
     if is_offloaded:
         offload_layers(transformer, device)
     return backbone
-
-
-def offload_layers(transformer: Any, device: torch.device) -> None:
-    """Keep each layer in main memory and bring it to the device when it runs.
-
-    Call it before adapters are added, so that those stay on the device: layers move one by one, and
-    an adapter is a layer beside the one that it adapts.
-    """
-    from diffusers.hooks import apply_group_offloading
-
-    apply_group_offloading(
-        transformer,
-        onload_device=device,
-        offload_device=torch.device("cpu"),
-        offload_type="leaf_level",
-    )
 
 
 def make_optimizer(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from videorepa.align.gradients import Aligned
 from videorepa.align.terms import Terms
-from videorepa.artifacts.checkpoint import Checkpoint, copy_into
 from videorepa.data.loader import Batch
 from videorepa.diffusion import Denoised
 from videorepa.recipe import Recipe
@@ -86,9 +85,3 @@ class Student(nn.Module):
         count = self.recipe.backbone.shapes(self.recipe.data).blocks
         blocks = {type(self.backbone.block(number + 1)).__name__ for number in range(count)}
         return blocks | {type(self.transformer).__name__}
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint's weights. Raises UserError if it is of another model."""
-        copy_into(checkpoint.trained, self.trained)
-        copy_into(checkpoint.projector, self.terms.state_dict())
-        self.terms.load_stopping_state(checkpoint.stopping)
