@@ -29,6 +29,8 @@ from videorepa.system.wording import listed
 
 FREE_TO_CHANGE = (
     "about",
+    "memory.gradient_checkpointing",
+    "memory.offload_activations",
     "parallel",
     "parallel.engine",
     "parallel.offload",

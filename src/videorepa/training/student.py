@@ -15,6 +15,7 @@ from videorepa.diffusion import Denoised
 from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
+from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.memory import load_transformer
 from videorepa.training.speed import choose_attention, compile_blocks
 
@@ -41,7 +42,7 @@ class Student(nn.Module):
         self.transformer = transformer = self.backbone.transformer
         transformer.train()
         if recipe.memory.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+            checkpoint_blocks(self.backbone, recipe.memory, device)
         if recipe.speed.attention is not None:
             choose_attention(self.backbone, recipe.speed.attention, device, self.dtype)
 
