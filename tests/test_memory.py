@@ -303,9 +303,11 @@ def deepened(recipe: Recipe, folder: Path, blocks: int) -> Recipe:
     ("device", "changes"),
     [
         ("cpu", (LORA, CHECKPOINTED, "memory.frozen=bfloat16")),
+        ("cpu", ("memory.gradient_checkpointing=6",)),
+        ("cuda", (LORA, CHECKPOINTED, "memory.offload_activations=true")),
         ("cuda", (CHECKPOINTED, "optim.accumulate=3", "train.ema=0.9", "align.block=6")),
     ],
-    ids=["lora", "cuda"],
+    ids=["lora", "partial", "offloaded", "cuda"],
 )
 @pytest.mark.slow
 def test_entering_like_blocks_again_equals_running_them(
