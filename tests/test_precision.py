@@ -59,7 +59,7 @@ def test_wans_time_embedder_runs_in_float32(wan: BackboneSpec, frozen: torch.dty
     loaded_in = torch.float32 if frozen == torch.float32 else BFLOAT16
     transformer = wan.load(("transformer",), CPU, loaded_in).transformer
     if frozen == torch.float8_e4m3fn:
-        _hold_layerwise(transformer, frozen, BFLOAT16)
+        _hold_layerwise(transformer, frozen, BFLOAT16, CPU)
     limit_autocast(transformer, BFLOAT16)
     seen: dict[str, torch.dtype] = {}
     embedder = transformer.condition_embedder

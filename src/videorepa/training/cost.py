@@ -158,10 +158,10 @@ def _while_loading(recipe: Recipe, held: int, is_mapped: bool) -> int:
 def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
     """Let most of a transformer's equal blocks be recorded without running; return these blocks.
 
-    Blocks are equal if their parameters are and no term taps them. Of each run of equal blocks the
-    first two and the last two run. A skipped block passes its input through, and the ledger repeats
-    for it what it recorded of the second block in the forward pass, and of the last but one in the
-    backward pass.
+    Blocks are equal if their parameters are, both or neither are checkpointed, and no term taps
+    them. Of each run of equal blocks the first two and the last two run. A skipped block passes its
+    input through, and the ledger repeats for it what it recorded of the second block in the forward
+    pass, and of the last but one in the backward pass.
     """
     backbone = student.backbone
     blocks = student.recipe.backbone.shapes(student.recipe.data).blocks
@@ -176,7 +176,8 @@ def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
         if number in tapped:
             return number
         form = [(name, p.shape, p.dtype, p.requires_grad) for name, p in parameters.items()]
-        return type(each[number]), has_trained, form
+        is_checkpointed = student.recipe.memory.checkpoints(number)
+        return type(each[number]), is_checkpointed, has_trained, form
 
     def begin(way: str, number: int, like: int) -> None:
         ledger.begin((way, number))

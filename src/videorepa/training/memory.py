@@ -31,13 +31,19 @@ def frozen_form(recipe: Recipe, dtype: torch.dtype) -> str:
     return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
-def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Backbone:
+def load_transformer(
+    recipe: Recipe, device: torch.device, dtype: torch.dtype, home: torch.device
+) -> Backbone:
     """Load the transformer of the recipe's backbone, with frozen weights held as `memory.frozen`.
+
+    It is loaded into main memory and goes home in the form in which it is held, part by part, so
+    that the device never has to hold more.
 
     Args:
       recipe: Its `memory` says how frozen weights are held.
       device: Where the transformer runs. On the meta device nothing is read.
       dtype: To compute in.
+      home: Where its weights wait until it runs.
 
     Raises:
       UserError: A package that the recipe needs is not installed, or the device cannot offload.
@@ -51,8 +57,9 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
         )
     form = frozen_form(recipe, dtype)
     loaded_in = torch.float32 if form == "float32" else torch.bfloat16
-    home = torch.device("cpu") if is_offloaded else device
-    backbone = recipe.backbone.load(("transformer",), home, loaded_in)
+    at_first = device if device.type == "meta" else torch.device("cpu")
+    home = at_first if is_offloaded else home
+    backbone = recipe.backbone.load(("transformer",), at_first, loaded_in)
     backbone.device = device
     transformer = backbone.transformer
     # A file stays mapped until all of its weights have been converted, so they are converted in the
@@ -60,12 +67,13 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
     kept = kept_in_float32(transformer)
     if memory.is_quantised:
         for number in range(recipe.backbone.shapes(recipe.data).blocks):
-            _quantise(backbone.block(number + 1), form, dtype, kept)
+            _quantise(backbone.block(number + 1), form, dtype, kept, home)
             _cast(backbone.block(number + 1), dtype, kept)
         _cast(transformer, dtype, kept)
     elif form == "float8" or loaded_in == torch.bfloat16 != dtype:
         storage = torch.float8_e4m3fn if form == "float8" else loaded_in
-        _hold_layerwise(transformer, storage, dtype)
+        _hold_layerwise(transformer, storage, dtype, home)
+    transformer.to(home)
     if loaded_in == torch.bfloat16:
         backbone.dtype = dtype
     if is_offloaded:
@@ -114,14 +122,16 @@ def update_bytes(recipe: Recipe, parameters: list[Tensor], device: torch.device)
     return 2 * max((parameter.nbytes for parameter in parameters), default=0)
 
 
-def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype, kept: frozenset[str]) -> None:
-    """Convert the weights of a block's linear layers to integers with scales."""
+def _quantise(
+    block: nn.Module, frozen: str, dtype: torch.dtype, kept: frozenset[str], home: torch.device
+) -> None:
+    """Convert the weights of a block's linear layers to integers with scales, at home."""
     if next(block.parameters()).is_meta:
         _swap_linear(block, lambda linear: Held(linear, frozen, dtype))
     elif frozen == "int8":
         quantization = extra_for("memory.frozen int8")
         # torchao multiplies in the dtype that the weights have here.
-        _cast(block, dtype, kept)
+        _cast(block.to(home), dtype, kept)
         quantization.quantize_(block, quantization.Int8WeightOnlyConfig())
     else:
         layers = extra_for("memory.frozen nf4")
@@ -133,7 +143,7 @@ def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype, kept: frozenset
             weight = layers.Params4bit(
                 linear.weight.data, requires_grad=False, quant_type="nf4", module=layer
             )
-            layer.weight, layer.bias = weight.to(linear.weight.device), linear.bias
+            layer.weight, layer.bias = weight.to(home), linear.bias
             return layer
 
         _swap_linear(block, packed)
@@ -155,8 +165,10 @@ def _cast(module: nn.Module, dtype: torch.dtype, kept: frozenset[str]) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
-def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) -> None:
-    """Hold layers in `storage`, and convert each to `dtype` when it runs.
+def _hold_layerwise(
+    transformer: Any, storage: torch.dtype, dtype: torch.dtype, home: torch.device
+) -> None:
+    """Hold layers at home in `storage`, and convert each to `dtype` when it runs.
 
     The few that diffusers leaves out (norms, embeddings, the last projection) become `dtype`.
     """
@@ -174,6 +186,6 @@ def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) 
                 if not kept.isdisjoint((*name.split("."), part)):
                     held = tensor.dtype
                 # Copied even if the dtype stays, to leave the mapped file.
-                tensor.data = tensor.data.to(held, copy=True)
+                tensor.data = tensor.data.to(held, copy=True).to(home)
         if hooks is not None and any(tensor.is_meta for _, tensor in own):
             cast_when_used(module, dtype)

@@ -1,4 +1,4 @@
-"""Layers without content that take the memory of quantised ones, to predict it."""
+"""Stands in, without content, for what holds weights and activations in less memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.parametrize import register_parametrization
 
 
@@ -26,6 +27,17 @@ class _Cast(nn.Module):
 
     def forward(self, held: Tensor) -> Tensor:
         return held.to(self.dtype)
+
+
+def save_nowhere() -> saved_tensors_hooks:
+    """Let tensors that are kept for the backward pass take no bytes until then.
+
+    It stands for torch's `save_on_cpu`, where only another device's memory counts.
+    """
+    return saved_tensors_hooks(
+        lambda tensor: (tensor.device, tensor.to("meta")),
+        lambda kept: torch.empty_like(kept[1], device=kept[0]),
+    )
 
 
 class Held(nn.Linear):

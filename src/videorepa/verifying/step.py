@@ -42,7 +42,7 @@ def measure_step(record: Verification, recipe: Recipe, device: torch.device) -> 
             # A third micro-batch takes what a second one does.
             micros = min(2, optim.accumulate)
             for _ in range(micros):
-                denoised, aligned = student(step, batch)
+                denoised, aligned = training.model(step, batch)
                 loss = denoised.loss.mean()
                 ((loss + aligned.loss) / optim.accumulate).backward()
             norm = training.clip_gradients()
