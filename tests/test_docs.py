@@ -77,7 +77,7 @@ def test_there_are_commands_to_test() -> None:
 
 def unpredicted(recipe: Recipe, device: torch.device) -> Cost:
     """In place of seconds of prediction, where a page does not speak of memory."""
-    return Cost(device, torch.float32, {"weights": 1}, loading=0, operations=1.0)
+    return Cost(device, torch.float32, {"weights": 1}, loading=0, validation=0, operations=1.0)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ class Inspection:
             *(f"  {part:<16} {_size(size)}" for part, size in cost.parts.items()),
             f"  together         {_size(sum(cost.parts.values()))}",
             *([f"  while loading    {_size(cost.loading)}"] if cost.loading else []),
+            *([f"  in a validation  {_size(cost.validation)}"] if cost.validation else []),
             *([f"  fits             {_fits(cost.peak)}"] if cost.device.type == "cuda" else []),
             "",
             f"operations, per step of {optim.batch_size * optim.accumulate} clips",
