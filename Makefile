@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two busy processes slow each other fivefold while idle threads spin.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-slow test-faults lint bench clean
+.PHONY: demo test test-slow test-gpu test-faults lint bench clean
 
 demo: $(READY)
 	$(BIN)/videorepa demo --out demo
@@ -16,6 +16,10 @@ test: $(READY) browser lint
 
 test-slow: $(READY) browser
 	$(BIN)/pytest -m slow
+
+# Ten minutes on one GPU; without one it says so. The figures go to build/gpu.json.
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu -rs
 
 # Kills, bad inputs and pairs of processes; tests/faults/__main__.py says how it is driven.
 test-faults: $(READY)
