@@ -6,9 +6,9 @@ import hashlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 # Two busy test processes slow each other fivefold while idle threads spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -92,6 +92,18 @@ def published_prompts() -> Path:
     if not folder.is_dir():
         pytest.skip("the benchmarks' prompt lists are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Calls functions in a process with a pretended CUDA device: tests/fake_cuda says how."""
+    from fake_cuda import built, obstacle, pretended
+
+    if reason := obstacle():
+        pytest.skip(reason)
+    # Shared by the workers of pytest-xdist.
+    with pretended(built(tmp_path_factory.getbasetemp().parent)) as call:
+        yield call
 
 
 def make_backbone(folder: Path, rotary: bool = False) -> Path:

@@ -12,6 +12,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,7 +21,9 @@ from conftest import sampled_by_card, write_clips
 from test_memory import check_shortcut, deepened
 from twins import TWINS
 from videorepa.align.taps import tap
+from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone, BackboneSpec
+from videorepa.backbones._sampler import Sampler, encode_prompts
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -39,7 +42,9 @@ from videorepa.settings.sections import ClipSize, Generation, Lora
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
 from videorepa.training.cost import predict
+from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
+from videorepa.training.validation import encoded_prompts, validation
 
 CPU = torch.device("cpu")
 CAPTIONS = ["A red ball falls.", 'A sign says "stop".', ""]
@@ -318,6 +323,23 @@ def test_inputs_are_those_of_the_stock_pipeline(twin: Twin, watched: Watched) ->
         torch.testing.assert_close(value, expected, msg=lambda text, n=name: f"{n}: {text}")
 
 
+def test_prompts_encoded_before_give_the_stock_pipelines_clip(twin: Twin) -> None:
+    settings = Generation(**twin.spec.generation).changed(
+        steps=2, guidance_scale=2.0, negative_prompt="Blur." * twin.spec.takes_negative_prompt
+    )
+    # Not `twin.live`, whose scheduler other tests look at.
+    whole = twin.spec.load(("transformer", "vae", "text_encoder"), CPU)
+    pipeline = whole.pipeline()
+    whole.guide(settings)
+    arguments = whole.sampling(twin.size, settings)
+    stock = pipeline(prompt=CAPTIONS[1], generator=draw(3), output_type="np", **arguments).frames[0]
+
+    texts = encode_prompts(twin.spec.load(("text_encoder",), CPU), CAPTIONS[:2], settings)
+    backbone = twin.spec.load(("transformer", "vae"), CPU)
+    clip = Sampler(backbone, twin.size, settings, texts).sample(CAPTIONS[1], 3)
+    assert np.array_equal(clip, (stock * 255.0).round().astype(np.uint8))
+
+
 def test_the_loss_is_that_of_the_stock_scheduler(twin: Twin, watched: Watched) -> None:
     """Clean latents and noise are chosen so that they mix to the sample that the pipeline had."""
     live, noisy = twin.live, as_contract(twin, watched.sample)
@@ -442,6 +464,35 @@ def test_like_blocks_are_predicted_exactly(
 ) -> None:
     deep = deepened(recipe, tmp_path / "deep", blocks=9)
     check_shortcut(deep.override(*changes), CPU, monkeypatch)
+
+
+@pytest.mark.parametrize("frozen", ["bfloat16", "float8"])
+def test_validation_computes_as_a_training_in_bfloat16(
+    twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch, frozen: str
+) -> None:
+    monkeypatch.setattr("videorepa.system.device.has_fast_bfloat16", lambda device: True)
+    loaded: dict[str, torch.dtype] = {}
+    real = Backbone.whole
+
+    def whole(self: Backbone, stock_class: str, part: str, dtype: torch.dtype) -> Any:
+        loaded[part] = dtype
+        return real(self, stock_class, part, dtype)
+
+    monkeypatch.setattr(Backbone, "whole", whole)
+    own = recipe.override("train.lora={rank: 2, alpha: 4}", f"memory.frozen={frozen}")
+    workers, run = Alone(CPU), Run.begin(tmp_path / "run", own)
+    texts = encoded_prompts(own, workers)
+    student = Student(own, CPU)
+    outputs = []
+    student.backbone.block(2).register_forward_hook(lambda *given: outputs.append(given[-1]))
+    validation(own, run, student, workers, texts, resumed=False)
+    assert run.sample_path(0, 0).exists()
+    assert {out.dtype for o in outputs for out in (o if isinstance(o, tuple) else (o,))} == {
+        torch.bfloat16
+    }
+    assert loaded.pop("vae") == (torch.float32 if twin.kind == "wan" else torch.bfloat16)
+    assert set(loaded.values()) == {torch.bfloat16}
+    assert not student.backbone.transformer._forward_pre_hooks
 
 
 @pytest.mark.slow

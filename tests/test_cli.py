@@ -104,10 +104,27 @@ def test_sigterm_ends_a_verb_as_ctrl_c_does(monkeypatch, capsys) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_signal_is_not_postponed() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_compiled_code_makes_another_error_of_ends_a_verb_all_the_same(
+    number: signal.Signals, monkeypatch, capsys
+) -> None:
+    def drawing(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid affine transformation matrix") from None
+
+    monkeypatch.setattr(import_module("videorepa.prepare"), "prepare", drawing)
+    assert main(["prepare", "recipes/videorepa-2b.yaml"]) == 128 + number
+    assert capsys.readouterr().err == "\nStopped. The same command goes on from here.\n"
+
+
+def test_ctrl_c_as_the_second_signal_is_not_postponed() -> None:
     with pytest.raises(Terminated), postponed() as request:
         os.kill(os.getpid(), signal.SIGTERM)
         assert isinstance(request.interrupt, Terminated)
+        os.kill(os.getpid(), signal.SIGTERM)  # From the batch system, and from the launcher.
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the block goes on")
 

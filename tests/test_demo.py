@@ -54,18 +54,20 @@ def test_the_base_model_draws_moving_balls_of_the_named_colour() -> None:
     """Not a matter of taste: coloured pixels of the named hue are there, and move."""
     import torch
 
-    from videorepa.backbones._sampler import Sampler, noise_seed
+    from videorepa.backbones._sampler import Sampler, encode_prompts, noise_seed
     from videorepa.backbones.cogvideox import CogVideoX
     from videorepa.benchmarks.laws.tracking import observe
     from videorepa.settings.sections import Generation
 
     spec = CogVideoX(weights="micro")
-    parts = ("transformer", "vae", "text_encoder")
-    backbone = spec.load(parts, torch.device("cpu"))
-    sampler = Sampler(backbone, spec.default_size(), Generation(steps=20, guidance_scale=4.0))
+    cpu = torch.device("cpu")
+    settings = Generation(steps=20, guidance_scale=4.0)
+    prompts = {c: f"A {c} ball rolls to the right." for c in ("red", "blue", "green")}
+    texts = encode_prompts(spec.load(("text_encoder",), cpu), prompts.values(), settings)
+    backbone = spec.load(("transformer", "vae"), cpu)
+    sampler = Sampler(backbone, spec.default_size(), settings, texts)
     found = 0
-    for colour in ("red", "blue", "green"):
-        prompt = f"A {colour} ball rolls to the right."
+    for colour, prompt in prompts.items():
         frames = sampler.sample(prompt, noise_seed(prompt, 0))
         track = observe(frames).tracks.get(colour)
         if track is None or track.visible.sum() < 9:

@@ -700,6 +700,6 @@ def test_real_clips_go_from_a_list_to_the_page(judge, real_clips, tmp_path, monk
         digits = 1 if "p" in claim else 3
         difference = f"<strong>{claim['difference']:+.{digits}f}</strong>".replace("-", "−")
         assert difference in overall and f"<td>{claim['n']}</td>" in overall
-    # Three of the twelve show a fluid, too few to compare.
+    # The twelve clips show four captions, one of them a fluid: too few of either to compare.
     assert compared["by_scenario"].keys() == {"solid_solid", "solid_fluid"}
-    assert "fewer than 6 prompts: solid_fluid (3)" in html
+    assert "fewer than 6 prompts: solid_fluid (1), solid_solid (3)" in html

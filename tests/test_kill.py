@@ -23,7 +23,7 @@ from videorepa.cli import main
 from videorepa.errors import UserError
 from videorepa.export import export
 from videorepa.recipe import Recipe
-from videorepa.system.files import STALE_SECONDS
+from videorepa.system.files import STALE_SECONDS, _sweep
 
 CLIPS, STEPS, PROMPTS = 80, 30, 24
 """Enough that a kill soon after the first file finds work left."""
@@ -183,10 +183,12 @@ def test_leftovers_are_no_obstacle_and_do_not_pile_up(
     """Killed while it wrote its very first file; and what others are writing is left alone."""
     job, out = jobs[verb], tmp_path / "out"
     out.mkdir()
-    stale, fresh = out / ".tmp-0123.json", out / ".tmp-4567.json"
-    for path in (stale, fresh):
+    stale, fresh = out / ".tmp-0123456789abcdef.json", out / ".tmp-123456789abcdef0.json"
+    foreign = out / ".tmp-notes.txt"
+    for path in (stale, fresh, foreign):
         path.write_text('{"half": ')
     grow_old(stale)
+    grow_old(foreign)
     # The first few files will do; the rest is the business of the tests above.
     short = {"train": ["--optim.steps", "2"], "prepare": ["--data.manifest"], "generate": []}
     command = [*job.command(out), *short[verb]]
@@ -199,14 +201,22 @@ def test_leftovers_are_no_obstacle_and_do_not_pile_up(
         prompts.write_text("One.\n")
         command[command.index("--prompts") + 1] = str(prompts)
     assert main(command) == 0
-    assert leftovers(out) == [fresh]
-    below = {"prepare": "clips", "train": "samples/step-00000002", "generate": "."}[verb]
+    assert sorted(leftovers(out)) == [fresh, foreign]
+    # Killed once more, in a folder below: another process goes on.
+    _sweep.cache_clear()
+    below, lacking = {
+        "prepare": ("clips", "clips/*.safetensors"),
+        "train": (".", "checkpoints/*/*"),
+        "generate": (".", "*.mp4"),
+    }[verb]
+    for path in out.glob(lacking):
+        path.unlink()
     (out / below).mkdir(parents=True, exist_ok=True)
-    deep = out / below / ".tmp-89ab.mp4"
+    deep = out / below / ".tmp-23456789abcdef01.mp4"
     deep.write_text("half")
     grow_old(deep)
     assert main(command) == 0
-    assert leftovers(out) == [fresh]
+    assert sorted(leftovers(out)) == [fresh, foreign]
 
 
 def test_leftovers_of_a_killed_save_and_export(

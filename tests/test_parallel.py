@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -35,7 +36,14 @@ from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Parallel
 from videorepa.train import train
-from videorepa.training.parallel import ENGINES, Alone, State, _engine, join_workers
+from videorepa.training.parallel import (
+    ENGINES,
+    Alone,
+    State,
+    _engine,
+    join_workers,
+    make_accelerator,
+)
 
 # The whole batch is the same 4 clips: 2 in each of two processes, or 4 in one.
 ONE = ("optim.batch_size=4", "optim.accumulate=2")
@@ -403,21 +411,45 @@ CONFIGS: dict[str, dict[str, Any]] = {
 COMMON = {"compute_environment": "LOCAL_MACHINE", "num_processes": 2, "num_machines": 1}
 
 
-def accelerate_launch(recipe: Recipe, out: Path, config: str) -> subprocess.CompletedProcess[str]:
+def launch_command(recipe: Recipe, out: Path, config: str) -> list[str]:
     """`accelerate launch` with the user's own configuration, precision and all."""
     path, recipe_path = out.with_suffix(".accelerate.yaml"), out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(COMMON | {"mixed_precision": "bf16"} | CONFIGS[config]))
     recipe.to_yaml(recipe_path)
     command = ["-m", "accelerate.commands.launch", "--config_file", str(path)]
     command += ["--main_process_port", free_port(), "-m", "videorepa"]
+    return [sys.executable, *command, "train", str(recipe_path), "--out", str(out)]
+
+
+LAUNCHED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def accelerate_launch(recipe: Recipe, out: Path, config: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command, "train", str(recipe_path), "--out", str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        launch_command(recipe, out, config),
+        env=os.environ | LAUNCHED,
         capture_output=True,
         text=True,
         check=False,
         timeout=PATIENCE,
     )
+
+
+@pytest.mark.slow
+def test_slurm_sends_sigterm_to_the_launcher_too(prepared: Recipe, tmp_path: Path) -> None:
+    """So each process gets it twice: the launcher passes its own on."""
+    own = prepared.override(*TWO, "train.checkpoint_every=100", "optim.steps=60")
+    run = Run(tmp_path / "run")
+    command = launch_command(own, run.path, "ddp")
+    with subprocess.Popen(command, env=os.environ | LAUNCHED, stderr=subprocess.DEVNULL) as started:
+        deadline = time.monotonic() + PATIENCE
+        while not run.log_path.exists():
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        launcher = psutil.Process(started.pid)
+        for process in [*launcher.children(recursive=True), launcher]:
+            process.terminate()
+    assert run.trained().step == run.last_step < 60
 
 
 @pytest.mark.slow
@@ -448,6 +480,21 @@ def check_configured(recipe: Recipe) -> None:
 @pytest.mark.parametrize("parallel", ["parallel=null", FSDP2, GATHERED])
 def test_who_decides_on_resharding(recipe: Recipe, tmp_path: Path, parallel: str) -> None:
     Together(tmp_path, check_configured, recipe.override(parallel)).finish()
+
+
+def test_processes_wait_for_one_another_longer_than_nccl_s_ten_minutes(
+    recipe: Recipe, monkeypatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def accelerator(**options: Any) -> None:
+        timeouts = [vars(handler).get("timeout") for handler in options["kwargs_handlers"]]
+        raise Stop(max(filter(None, timeouts), default=None))
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    with pytest.raises(Stop, match="1 day"):
+        make_accelerator(recipe, "cpu")
 
 
 def test_deepspeed_is_refused(

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from videorepa.align.contract import check
 from videorepa.artifacts.clips import Sidecar, clips_of, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone
+from videorepa.backbones._sampler import Sampler
 from videorepa.data.cache import Cache
 from videorepa.data.digests import Digests
 from videorepa.data.manifest import Prompt
@@ -34,7 +37,11 @@ from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.system.stopping import Terminated
 from videorepa.train import train
+from videorepa.training.parallel import Alone
+from videorepa.training.student import Student
+from videorepa.training.validation import encoded_prompts, validation
 
+CPU = torch.device("cpu")
 PROMPTS = [Prompt("a", "A ball falls."), Prompt("b", 'A "quoted"\ncaption 🎈')]
 
 
@@ -52,7 +59,7 @@ def assert_equal_bit_for_bit(a: Run, b: Run, but_for: tuple[str, ...] = ()) -> N
     ours, theirs = weights_of(a), weights_of(b)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    timing = ("clips_per_second", "memory_gb")
+    timing = ("step_seconds", "clips_per_second", "memory_gb")
     logs = [
         [{k: v for k, v in row.items() if not k.startswith((*timing, *but_for))} for row in log]
         for log in (log_of(a), log_of(b))
@@ -93,6 +100,27 @@ def test_preparing_again_does_nothing_and_shards_make_the_same(
     sharded = prepared.override(f"data.cache={tmp_path / 'sharded'}")
     assert [prepare(sharded, shard=(i, 2)).made for i in range(2)] == [3, 2]
     assert tree(prepared.data.cache) == tree(sharded.data.cache)
+
+
+def watch_loading(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Note which parts of pipelines are loaded, and how many text encoders are there by then."""
+    encoders: list[weakref.ref] = []
+    loaded: list[tuple[str, int]] = []
+    real = Backbone.whole
+
+    def whole(self: Backbone, stock_class: str, part: str, dtype: torch.dtype) -> Any:
+        loaded.append((part, sum(encoder() is not None for encoder in encoders)))
+        model = real(self, stock_class, part, dtype)
+        if part == "text_encoder":
+            encoders.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(Backbone, "whole", whole)
+    return loaded
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 class Spy:
@@ -153,12 +181,46 @@ def test_only_what_the_cache_lacks_is_made_and_equals_what_is_made_in_one_go(
     cache._file(cache.clips, items[3]).unlink()
     made, found, loaded, ran = prepared_again()
     assert (made, found) == (2, 3)
-    assert loaded == ["pixels", "vae", "text_encoder"]
-    # The first chunk's colours, and the second chunk's latents and text.
-    assert ran == ["pixels", "encode_video", "encode_text"]
+    assert loaded == ["text_encoder", "pixels", "vae"]
+    # The second chunk's text, the first chunk's colours, and the second chunk's latents.
+    assert ran == ["encode_text", "pixels", "encode_video"]
     (both.data.cache / "empty-caption.safetensors").unlink()
     assert prepared_again() == (0, 5, ["text_encoder"], ["encode_text"])
     assert prepared_again() == (0, 5, [], [])
+
+
+def test_captions_are_encoded_before_the_rest_is_loaded_and_only_once(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    recipe = recipe.override("data.prepare_batch=2")
+    with monkeypatch.context() as patched:
+        loaded = watch_loading(patched)
+        patched.setattr(Backbone, "encode_video", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe)
+    assert loaded == [("text_encoder", 0), ("vae", 0)], "the text encoder has been dropped"
+    with monkeypatch.context() as patched:
+        spy = Spy(patched, recipe)
+        assert prepare(recipe).made == 5
+    assert spy.loaded == ["videomae", "vae"], "the text has waited for its latents"
+    check_as_if_prepared_at_once(recipe, tmp_path / "fresh")
+
+
+def test_tiling_is_part_of_what_a_cache_is_made_with(prepared: Recipe, monkeypatch) -> None:
+    from diffusers import AutoencoderKLCogVideoX
+
+    tiled: list[object] = []
+    monkeypatch.setattr(AutoencoderKLCogVideoX, "enable_tiling", lambda vae: tiled.append(vae))
+    with pytest.raises(UserError, match=r"was made otherwise.*backbone .*'tiling': True"):
+        prepare(prepared.override("backbone.tiling=true"))
+    own = prepared.override("backbone.tiling=true", f"data.cache={prepared.data.cache}-tiled")
+    prepare(own)
+    assert not tiled, "so small a clip is one tile"
+    monkeypatch.setattr("videorepa.backbones._live.ONE_TILE", 8)  # As if the clips were large.
+    prepare(own.override(f"data.cache={prepared.data.cache}-large"))
+    assert tiled
+    with pytest.raises(UserError, match="was made otherwise"):
+        Cache(prepared.override(f"data.cache={own.data.cache}"))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +396,7 @@ def break_model(monkeypatch: pytest.MonkeyPatch, model: type, method: str, chang
 
 
 def second_is_nan(given: torch.Tensor) -> torch.Tensor:
-    given[1, ..., 0] = torch.nan
+    given[1:, ..., 0] = torch.nan  # Not the first of the next chunk, which may be encoded by then.
     return given
 
 
@@ -682,6 +744,37 @@ def test_validation_clips_and_trackers_leave_the_training_as_it_is(
     assert logged == [(r["step"], pytest.approx(r["align"])) for r in log_of(watched)]
 
 
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_processes_share_the_prompts_and_run_a_sharded_model_equally_often(
+    recipe: Recipe, tmp_path: Path, monkeypatch, is_sharded: bool
+) -> None:
+    own = recipe.override("validation={every: 4, prompts: [a, b, c]}")
+    ran: list[tuple[int, str, str]] = []
+
+    class Fellow(Alone):
+        count = 2
+
+        def wait(self) -> None:
+            pass
+
+    def sample(self: Sampler, prompt: str, seed: int) -> np.ndarray:
+        ran.append((rank, "sample", prompt))
+        return np.zeros((9, 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(Sampler, "sample", sample)
+    monkeypatch.setattr(Sampler, "accompany", lambda _, prompt: ran.append((rank, "run", prompt)))
+    monkeypatch.setattr("videorepa.training.validation.Drift", lambda *given: None)
+    monkeypatch.setattr("videorepa.training.validation.appearance", lambda clip: None)
+    student = Student(own, CPU)
+    run = Run.begin(tmp_path / "run", own)
+    for rank in (1, 0):  # The first one reads all clips.
+        workers = Fellow(CPU)
+        workers.rank, workers.is_sharded = rank, is_sharded
+        validation(own, run, student, workers, encoded_prompts(own, workers), resumed=False)
+    idle = [(1, "run", "c")] if is_sharded else []
+    assert ran == [(1, "sample", "b"), *idle, (0, "sample", "a"), (0, "sample", "c")]
+
+
 def test_a_truncated_checkpoint_is_noticed_and_the_one_before_used(
     prepared: Recipe, tmp_path: Path, capsys
 ) -> None:
@@ -735,6 +828,52 @@ def test_generated_files_depend_on_prompt_and_number_alone(
     assert (about["prompt"], about["k"], about["steps"]) == (PROMPTS[1].text, 1, 2)
     with pytest.raises(UserError, match=r"made otherwise.*model_digest"):
         generate(train(prepared, tmp_path / "run").path, PROMPTS, tmp_path / "all")
+
+
+def test_text_encoders_are_dropped_before_the_rest_is_loaded(
+    prepared: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    loaded = watch_loading(monkeypatch)
+    one_after_the_other = [("text_encoder", 0), ("transformer", 0), ("vae", 0)]
+    recipe = prepared.override("optim.steps=1", "validation={every: 1, prompts: [A ball falls.]}")
+    run = train(recipe, tmp_path / "run")
+    assert loaded == one_after_the_other
+    loaded.clear()
+    generate(run.path, PROMPTS, tmp_path / "out")
+    assert sorted(loaded) == one_after_the_other and loaded[0][0] == "text_encoder"
+    loaded.clear()
+    generate(run.path, PROMPTS, tmp_path / "out")
+    assert loaded == [], "nothing is to be made"
+    with pytest.raises(UserError, match="on the CPU, and offload is model"):
+        generate(run.path, PROMPTS, tmp_path / "other", offload="model")
+
+
+def test_clips_say_whether_they_were_tiled_and_in_which_precision(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    from diffusers import AutoencoderKLCogVideoX
+
+    base, out = tmp_path / "base.yaml", tmp_path / "out"
+    recipe.override("generation.steps=1").to_yaml(base)
+    whole, _ = generate(base, PROMPTS, out)
+    about = json.loads(whole.with_suffix(".json").read_text())
+    assert (about["tiling"], about["precision"]) == (True, "float32")
+    untiled = recipe.generation.changed(steps=1, tiling=False)
+    again, _ = generate(base, PROMPTS, tmp_path / "untiled", settings=untiled)
+    assert again.read_bytes() == whole.read_bytes(), "so small a clip is one tile"
+    with pytest.raises(UserError, match=r"tiling \(True, now False\)"):
+        generate(base, PROMPTS, out, settings=untiled)
+    tiled = []
+    monkeypatch.setattr(AutoencoderKLCogVideoX, "enable_tiling", lambda vae: tiled.append(vae))
+    monkeypatch.setattr("videorepa.backbones._live.ONE_TILE", 8)  # As if the clip were large.
+    generate(base, PROMPTS, tmp_path / "untiled", settings=untiled.changed(samples=2))
+    assert not tiled
+    generate(base, PROMPTS, tmp_path / "tiled")
+    assert tiled
+    monkeypatch.setattr("videorepa.system.device.has_fast_bfloat16", lambda device: True)
+    recipe.override("generation.steps=1", "train.precision=auto").to_yaml(base)
+    with pytest.raises(UserError, match=r"precision \(float32, now bfloat16\)"):
+        generate(base, PROMPTS, out)
 
 
 def test_equal_prompts_and_other_seeds_get_noise_of_their_own(

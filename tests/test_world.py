@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
+import pymunk
 import pytest
 
 from videorepa.world import contact, scenarios
@@ -82,6 +86,21 @@ def test_a_bounce_keeps_the_balls_own_share_of_its_speed() -> None:
 
 
 # The scenarios.
+
+
+def test_a_signal_while_bodies_touch_is_not_lost(monkeypatch) -> None:
+    """The engine drops what is raised where it says that bodies touch."""
+    plain = pymunk.Arbiter.shapes
+    assert isinstance(plain, property)
+
+    def interrupted(arbiter: pymunk.Arbiter) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert plain.fget is not None
+        return plain.fget(arbiter)
+
+    monkeypatch.setattr(pymunk.Arbiter, "shapes", property(interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        simulate(draw_scene(1, 0, "collide"))
 
 
 def test_a_seed_names_the_same_clip_for_ever() -> None:

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _VERBS = (
     *("prepare", "train", "generate", "evaluate", "export", "import_weights", "inspect"),
-    *("scan", "probe", "refine", "report", "compare", "demo"),
+    *("scan", "probe", "refine", "report", "compare", "verify", "demo"),
 )
 
 _HOMES = {verb: verb for verb in _VERBS} | {
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from videorepa.scan import scan
     from videorepa.tokens import TokenGrid
     from videorepa.train import train
+    from videorepa.verify import verify
 
 
 def __getattr__(name: str) -> Any:

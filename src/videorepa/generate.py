@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from videorepa.artifacts.clips import MadeWith, Sidecar, claim, clip_path, left_over
 from videorepa.artifacts.model import Model
-from videorepa.backbones._sampler import Sampler, noise_seed
+from videorepa.backbones._sampler import Offload, Sampler, encode_prompts, noise_seed
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
@@ -30,6 +32,7 @@ def generate(
     step: int | None = None,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
+    offload: Offload = "none",
     device: str | None = None,
 ) -> list[Path]:
     """Generate `settings.samples` clips of every prompt, and keep clips that are already there.
@@ -39,6 +42,8 @@ def generate(
 
     The noise of a clip is a function of its prompt, its number k and `seed`, so that all models
     start from the same noise; see `noise_seed`.
+
+    All prompts are encoded before the transformer is loaded, and kept in main memory.
 
     Args:
         model: A run's folder, a recipe (its untouched base model), or a diffusers folder.
@@ -50,6 +55,8 @@ def generate(
         step: Step of the run's checkpoint to use; by default the newest.
         seed: Another seed gives every clip other noise.
         shard: (i, n) generates every n-th clip, starting at the i-th.
+        offload: What waits in main memory while it does not run: "model" keeps one model at a time
+            on the GPU, "group" one layer of the transformer. The clips are the same.
         device: Where to compute; by default the first GPU, or the CPU.
 
     Returns:
@@ -57,7 +64,8 @@ def generate(
 
     Raises:
         UserError: `out` holds clips of another model or of other settings, or a clip of another
-            prompt where one of these belongs; there are no prompts, or a prompt's id occurs twice.
+            prompt where one of these belongs; there are no prompts, or a prompt's id occurs twice;
+            the CPU is to offload.
     """
     if not prompts:
         raise UserError("There are no prompts. Give a .txt, .csv or .jsonl file with at least one.")
@@ -68,6 +76,12 @@ def generate(
             f"The prompt id {twice!r} occurs twice. Ids name the files, so each must be unique."
         )
     check_shard(shard)
+    where = pick_device(device)
+    if offload != "none" and where.type == "cpu":
+        raise UserError(
+            f"The clips are to be made on the CPU, and offload is {offload}: there is nowhere else "
+            "to keep weights. Leave it out."
+        )
     source = Model.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
@@ -76,7 +90,7 @@ def generate(
         source.about()
         | size.model_dump(include=set(ClipSize.model_fields))
         | settings.model_dump()
-        | {"noise": seed}
+        | {"noise": seed, "precision": str(source.dtype(where)).removeprefix("torch.")}
     )
     every = list(_clips(prompts, settings.samples, seed, made_with, out))
     claim(out, made_with, every)
@@ -88,10 +102,7 @@ def generate(
     clips = every[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
     if todo:
-        loaded = source.load(pick_device(device))
-        if note := loaded.cut_note("prompts", {clip.prompt_id: clip.prompt for clip in todo}):
-            console.print(note)
-        sampler = Sampler(loaded, size, settings)
+        sampler = _sampler(source, todo, size, settings, where, offload)
         for clip in track(todo, "generate", done=len(clips) - len(todo)):
             assert clip.seed is not None
             # A sidecar whose video is gone may be of another prompt. It must not stand beside this.
@@ -99,6 +110,27 @@ def generate(
             write_video(clip.path, sampler.sample(clip.prompt, clip.seed), settings.fps)
             clip.write()
     return [clip.path for clip in clips]
+
+
+def _sampler(
+    source: Model,
+    clips: Sequence[Sidecar],
+    size: ClipSize,
+    settings: Generation,
+    where: torch.device,
+    offload: Offload,
+) -> Sampler:
+    """Encode the prompts of clips, drop the text encoders, and load the rest of the model."""
+    dtype = source.dtype(where)
+    coder = source.spec.load(("text_encoder",), where, dtype)
+    if note := coder.cut_note("prompts", {clip.prompt_id: clip.prompt for clip in clips}):
+        console.print(note)
+    texts = encode_prompts(coder, (clip.prompt for clip in clips), settings)
+    del coder
+    home = where if offload == "none" else torch.device("cpu")
+    backbone = source.load(home, dtype, ("transformer", "vae"))
+    backbone.device = where
+    return Sampler(backbone, size, settings, texts, offload=offload)
 
 
 def _clips(

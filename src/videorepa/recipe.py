@@ -32,6 +32,7 @@ from videorepa.settings.sections import (
     Memory,
     Optim,
     Parallel,
+    Speed,
     Train,
     Validation,
     When,
@@ -136,6 +137,7 @@ class Recipe(Section):
     optim: Optim
     train: Train = Train()
     memory: Memory = Memory()
+    speed: Speed = Speed()
     parallel: Parallel | None = None
     generation: Annotated[Generation, BeforeValidator(_as_published)] = Field(
         default_factory=dict, validate_default=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
@@ -24,17 +23,19 @@ from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
 from videorepa.system.stopping import Terminated, postponed
 from videorepa.training.extras import check_extras
+from videorepa.training.pace import Pace
 from videorepa.training.parallel import Alone, join_workers
+from videorepa.training.profiling import check_profiled, profiled
 from videorepa.training.state import Training, schedule
 from videorepa.training.student import Student
 from videorepa.training.trackers import trackers
-from videorepa.training.validation import validation
+from videorepa.training.validation import encoded_prompts, validation
 
 _STOP = "stop"
 """Stands among a step's measurements, which the processes share anyway."""
 
 
-def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
+def train(recipe: Recipe, out: Path, *, device: str | None = None, profile: int = 0) -> Run:
     """Train as the recipe says, into the folder `out`, or resume the run that is there.
 
     The result does not depend on interruptions: order, noise and timesteps are functions of the
@@ -45,6 +46,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
       recipe: Describes the run. Its cache must have been prepared.
       out: The run's folder.
       device: Where to train; by default the first GPU, or the CPU.
+      profile: How many steps, after the first, to profile into the run's folder.
 
     Raises:
       UserError: The folder holds something else or is in use, the cache does not fit the recipe or
@@ -55,25 +57,32 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None) -> Run:
     check_extras(recipe)
     workers = join_workers(recipe, device)
     with sole_user(out) if workers.is_first else nullcontext():
-        return _train(recipe, out, workers)
+        return _train(recipe, out, workers, profile)
 
 
-def _train(recipe: Recipe, out: Path, workers: Alone) -> Run:
+def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     prepared = PreparedClips(recipe, shown=workers.is_first)
     run, resumed = _begin(recipe, out, workers, prepared)
     start = resumed.step if resumed else 0
-    student = Student(recipe, workers.device)
+    steps = range(start, recipe.optim.steps)
+    check_profiled(profile, steps)
+    texts = encoded_prompts(recipe, workers)
+    student = Student(recipe, workers.device, home=workers.home)
+    training = Training(recipe, workers, student)
     # It samples the base model's clips, so it comes before the checkpoint is loaded.
-    validate = validation(recipe, run, student, workers, resumed is not None)
-    training = Training(recipe, workers, student, resumed)
+    validate = validation(recipe, run, student, workers, texts, resumed is not None)
+    if resumed:
+        training.resume(resumed)
     loader = Loader(recipe, prepared, student.backbone, workers.device)
     write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim
+    profiling = profiled(run, profile if workers.is_first else 0, steps)
+    pace = Pace(recipe, workers, start)
 
-    begun = time.monotonic()
-    with postponed(workers.is_first) as request, student.tapped():
+    with postponed(workers.is_first) as request, student.tapped(), profiling as profile_step:
         batches = loader.batches(start, workers.rank, workers.count)
-        for step in track(range(start, optim.steps), "train", done=start, shown=workers.is_first):
+        for step in track(steps, "train", done=start, shown=workers.is_first):
+            pace.begin_step()
             torch.manual_seed(step_seed(recipe.seed, step, workers.rank))
             measured: list[dict[str, float]] = []
             for micro in range(optim.accumulate):
@@ -96,13 +105,12 @@ def _train(recipe: Recipe, out: Path, workers: Alone) -> Run:
             means = workers.mean(means)
             is_stopped = means.pop(_STOP) > 0  # All processes see it after the same step.
             student.terms.watch(means)
-            clips = (done - start) * optim.clips(workers.count)
             record = {
                 "step": done,
                 **means,
                 "grad_norm": norm.item(),
                 "lr": rate,
-                "clips_per_second": clips / (time.monotonic() - begun),
+                **pace.of_step(done),
                 "memory_gb": peak_memory(workers.device) / 1e9,
             }
             if recipe.validation and (is_last or done % recipe.validation.every == 0):
@@ -118,6 +126,7 @@ def _train(recipe: Recipe, out: Path, workers: Alone) -> Run:
             if is_stopped:
                 request.interrupt = request.interrupt or Terminated()
                 break
+            profile_step()
         workers.wait()
     return run
 

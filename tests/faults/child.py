@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import re
 import resource
@@ -143,6 +144,7 @@ def _be_the_verb(arguments: list[str], folder: Path, log: Path, patience: float)
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        gc.callbacks.clear()  # In hypothesis's, what a signal raises is dropped.
         os.chdir(folder)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, suffix in ((1, ".out"), (2, ".err")):

@@ -17,7 +17,7 @@ from videorepa.system.files import STALE_SECONDS
 
 def _without_times(content: bytes) -> bytes:
     rows = [json.loads(line) for line in content.splitlines()]
-    timing = ("clips_per_second", "memory_gb")
+    timing = ("step_seconds", "clips_per_second", "memory_gb")
     return json.dumps(
         [{k: v for k, v in row.items() if not k.startswith(timing)} for row in rows]
     ).encode()
@@ -31,6 +31,7 @@ EXCLUDED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "*scores/seconds.json": (lambda _: b"", "how long each clip's score took"),
     "*scan.json": (_without_commit, "the project's commit may move while the campaign runs"),
     "*probe.json": (_without_commit, "likewise"),
+    "*verified.json": (_without_commit, "likewise"),
     "*environment.json": (_without_commit, "likewise"),
     "*.html": (_without_commit, "likewise"),
     "*log.jsonl": (_without_times, "speed and memory of each step are measured"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,13 +188,26 @@ def at(folder: Path, step: int) -> Checkpoint:
         raise UserError(f"The checkpoint {path} is damaged: {error}. {advice}") from None
 
 
-def copy_into(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors into ours. Raises UserError if names or shapes differ."""
+def copy_into(
+    saved: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+    held_as: Callable[[Tensor, Tensor], Tensor] = lambda saved, ours: saved,
+) -> None:
+    """Copy saved tensors into ours.
+
+    Args:
+        saved: Tensors by name.
+        ours: Tensors with the same names and shapes.
+        held_as: Turns a saved tensor into the form of ours, which may be a shard.
+
+    Raises:
+        UserError: Names or shapes differ.
+    """
     if misfit := Misfit.between(saved, shapes(ours)):
         raise UserError(f"The checkpoint is of another model; {misfit}. Choose another folder.")
     with torch.no_grad():
         for key, value in saved.items():
-            ours[key].copy_(value)
+            ours[key].copy_(held_as(value, ours[key]))
 
 
 def step_folder(folder: Path, step: int) -> Path:

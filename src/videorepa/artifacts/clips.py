@@ -28,7 +28,6 @@ from videorepa.system.files import (
     read_bytes,
     read_text,
     short_name,
-    sweep,
 )
 from videorepa.system.fingerprint import json_digest
 
@@ -191,7 +190,6 @@ def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
             "differs. Prompts keep their clips when lines move if they have an `id` of their own."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
     for clip, before in done:
         if before.caption != clip.caption:
             clip.write()

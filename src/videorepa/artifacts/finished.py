@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, is_vacant, parse_json, read_text, sweep
+from videorepa.system.files import atomic_write, is_vacant, parse_json, read_text
 
 T = TypeVar("T")
 
@@ -28,8 +28,6 @@ def claim_folder(out: Path, parts: str, what: str) -> None:
     if not folder.is_dir() and not is_vacant(out):
         raise UserError(f"{out} exists and is not a {what}. Choose another folder with --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(out)
-    sweep(folder)
 
 
 def read_finished(path: Path, made_with: dict[str, Any], parse: Callable[[Any], T]) -> T | None:

@@ -102,13 +102,12 @@ class Model:
             return json_digest(_base(self.spec))
         return trained_digest(self.run, self.spec, self.trained.step)
 
-    def load(
-        self,
-        device: torch.device,
-        parts: tuple[Part, ...] = ("transformer", "vae", "text_encoder"),
-    ) -> Backbone:
-        """Load the model, with the run's trained weights."""
-        dtype = compute_dtype(self.precision, device)
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype that it computes in on a device."""
+        return compute_dtype(self.precision, device)
+
+    def load(self, device: torch.device, dtype: torch.dtype, parts: tuple[Part, ...]) -> Backbone:
+        """Load the model's parts, with the run's trained weights."""
         if self.run is not None:
             return self.run.backbone(parts, device, dtype, self.trained)
         return self.spec.load(parts, device, dtype)

@@ -23,16 +23,21 @@ from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import read_values
 from videorepa.system.environment import environment
-from videorepa.system.files import atomic_write, is_vacant, read_text, sweep
+from videorepa.system.files import atomic_write, is_vacant, read_text
 from videorepa.system.progress import console
 from videorepa.system.wording import listed
 
 FREE_TO_CHANGE = (
     "about",
+    "memory.gradient_checkpointing",
+    "memory.offload_activations",
     "parallel",
     "parallel.engine",
     "parallel.offload",
     "parallel.reshard_after_forward",
+    "speed.attention",
+    "speed.compile",
+    "speed.peak_tflops",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.trackers",
@@ -102,8 +107,6 @@ class Run:
         elif not cls.is_one(path) and not is_vacant(path):
             raise UserError(f"{path} exists and is not a run. Choose another folder with --out.")
         path.mkdir(parents=True, exist_ok=True)
-        for folder in (path, *run.samples.glob("step-*")):
-            sweep(folder)
         # The recipe makes the folder a run. The process can be killed between any two lines.
         recipe.to_yaml(path / "recipe.yaml")
         atomic_write(path / "environment.json", json.dumps(environment(), indent=1))

@@ -4,10 +4,11 @@ A family is two classes. Its `BackboneSpec` is the description that a recipe hol
 configuration files and loads no weights. Its `Backbone` is the live model.
 """
 
-from videorepa.backbones._live import Backbone, Config, Part, Text
+from videorepa.backbones._live import ONE_TILE, Backbone, Config, Part, Text
 from videorepa.backbones._spec import TWO_STREAMS, BackboneShapes, BackboneSpec, Geometry
 
 __all__ = [
+    "ONE_TILE",
     "TWO_STREAMS",
     "Backbone",
     "BackboneShapes",

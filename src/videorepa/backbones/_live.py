@@ -29,6 +29,11 @@ Text = dict[str, Tensor]
 (B, width), and boolean masks, (B, tokens)."""
 
 
+ONE_TILE = 256
+"""Pixels a side of the largest clips that are never tiled, about as many as the tiles of published
+autoencoders have. The lab's small models would else cut clips into pieces of a few pixels."""
+
+
 class Backbone:
     """A live video diffusion model. Videos are (B, F, 3, H, W) in [0, 1].
 
@@ -40,7 +45,8 @@ class Backbone:
       transformer: The stock transformer, or None unless it was requested.
       vae: The stock autoencoder, or None.
       text_parts: Text encoders and tokenizers by their folders, each None unless requested.
-      device: Where the transformer's inputs go.
+      device: Where the models run, and the transformer's inputs go.
+      home: Where the models are loaded, which is `device` unless that is changed afterwards.
       dtype: The dtype of the transformer's inputs.
       part: The transformer's folder within the pipeline's.
     """
@@ -51,7 +57,8 @@ class Backbone:
         import diffusers
 
         quieten_libraries()
-        self.spec, self.device, self.dtype, self.part = spec, device, dtype, spec.part
+        self.spec, self.dtype, self.part = spec, dtype, spec.part
+        self.device = self.home = device
         self.vae: Any = None
         self.transformer: Any = None
         self.text_parts: dict[str, Any] = {}
@@ -135,7 +142,7 @@ class Backbone:
                 f"{source / part} does not fit {stock_class}; {misfit}. Copy or download the "
                 "folder again."
             )
-        return model.to(self.device).eval().requires_grad_(False)
+        return model.to(self.home).eval().requires_grad_(False)
 
     def _text_part(self, name: str) -> dict[str, Any]:
         from transformers import AutoTokenizer
@@ -190,6 +197,15 @@ class Backbone:
         if settings.negative_prompt:
             arguments["negative_prompt"] = settings.negative_prompt
         return arguments
+
+    def tile(self, size: ClipSize) -> None:
+        """Let the autoencoder encode and decode clips of a size in overlapping tiles, as stock.
+
+        It takes a fraction of the memory, and what it gives differs a little around the seams.
+        Clips of up to `ONE_TILE` pixels a side stay whole.
+        """
+        if max(size.height, size.width) > ONE_TILE:
+            self.vae.enable_tiling()
 
     def guide(self, settings: Generation) -> None:
         """Put the guidance scale into the stock pipeline, where it is no argument of its call."""
@@ -249,6 +265,8 @@ class Backbone:
     @torch.no_grad()
     def encode_video(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b m t h w"]:
         """The posterior's moments (mean, then log-variance, along the channels), unscaled."""
+        if self.spec.tiling:
+            self.tile(ClipSize(frames=video.shape[1], height=video.shape[3], width=video.shape[4]))
         pixels = (video.to(self.device, self.vae_dtype) * 2 - 1).permute(0, 2, 1, 3, 4)
         return self.vae.encode(pixels).latent_dist.parameters
 

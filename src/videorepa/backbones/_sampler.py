@@ -1,16 +1,28 @@
-"""Samples clips from prompts through the stock diffusers pipeline."""
+"""Samples clips from prompts through the stock diffusers pipeline, one stage after the other.
+
+The prompts are encoded first. The text encoders are then dropped, before the transformer and the
+autoencoder are loaded, and the autoencoder decodes in tiles.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
-from videorepa.backbones import Backbone
+from videorepa.backbones import Backbone, Text
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
+from videorepa.system.device import autocast
 from videorepa.system.randomness import stable_seed
+
+Offload = Literal["none", "model", "group"]
+"""What waits in main memory while it does not run: nothing, each model as a whole, or each layer of
+the transformers."""
 
 
 def noise_seed(prompt: str, k: int, nth: int = 0, seed: int = 0) -> int:
@@ -25,23 +37,84 @@ def noise_seed(prompt: str, k: int, nth: int = 0, seed: int = 0) -> int:
     return stable_seed("generate", prompt, k, nth, seed)
 
 
+def encode_prompts(
+    backbone: Backbone, prompts: Iterable[str], settings: Generation
+) -> dict[str, Text]:
+    """Encode prompts and the negative prompt, each once and alone, into main memory.
+
+    Args:
+      backbone: With its text encoders; it is not needed any more afterwards.
+      prompts: What will be sampled.
+      settings: The sampling settings.
+    """
+    every = [settings.negative_prompt] if backbone.spec.takes_negative_prompt else []
+    return {
+        prompt: {name: tensor.cpu() for name, tensor in backbone.encode_text([prompt]).items()}
+        for prompt in dict.fromkeys([*prompts, *every])
+    }
+
+
+def offload_layers(transformer: Any, device: torch.device) -> None:
+    """Keep each layer in main memory and bring it to the device when it runs.
+
+    Layers move one by one. A LoRA adapter is a layer beside the one that it adapts, so adapters
+    that are added afterwards stay where they are.
+    """
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        transformer,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+    )
+
+
 class Sampler:
     """A stock pipeline with its settings. It samples clips one by one, so none depends on another.
 
+    The autoencoder is brought to the device for each clip, and back to where it was loaded.
+
     Args:
-      backbone: The model, with all its parts loaded.
+      backbone: The model without its text encoders. What is offloaded has to be in main memory.
       size: The clips' size.
       settings: The sampling settings.
-      transformer: Used in place of the backbone's own, for models in training.
+      texts: What `encode_prompts` gives.
+      transformer: Used in place of the backbone's own, for models in training. It stays where it
+        is, and computes in the backbone's dtype, whatever its weights have.
+      offload: What waits in main memory.
     """
 
     def __init__(
-        self, backbone: Backbone, size: ClipSize, settings: Generation, transformer: Any = None
+        self,
+        backbone: Backbone,
+        size: ClipSize,
+        settings: Generation,
+        texts: Mapping[str, Text],
+        transformer: Any = None,
+        offload: Offload = "none",
     ) -> None:
+        self.backbone, self.texts = backbone, texts
+        self.negative = texts.get(settings.negative_prompt)
+        self.arguments = backbone.sampling(size, settings)
+        self.arguments.pop("negative_prompt", None)
         self.pipeline = backbone.pipeline(transformer)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.arguments = backbone.sampling(size, settings)
         backbone.guide(settings)
+        if settings.tiling:
+            backbone.tile(size)
+        transformers = [
+            module
+            for name, module in self.pipeline.components.items()
+            if name.startswith("transformer") and module is not None
+        ]
+        self.autocast = transformers if transformer is not None else []
+        if offload == "model":
+            self.pipeline.enable_model_cpu_offload(device=backbone.device)
+        elif offload == "group":
+            for module in transformers:
+                if module is not transformer:
+                    offload_layers(module, backbone.device)
 
     def sample(self, prompt: str, seed: int) -> np.ndarray:
         """Sample a clip, (frames, height, width, 3) uint8, from the noise of a seed.
@@ -49,15 +122,55 @@ class Sampler:
         Raises:
           UserError: The model gives values that are not finite.
         """
-        frames = self.pipeline(
-            prompt=prompt,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",
-            **self.arguments,
-        ).frames[0]
+        vae, home = self.backbone.vae, self.backbone.home
+        vae.to(self.backbone.device)
+        frames = self._run(prompt, seed, "np")
+        vae.to(home)
         if not np.isfinite(frames).all():
             raise UserError(
                 f"The model gives values that are not finite for {prompt[:80]!r}. Its weights are "
                 "damaged, or the precision is too low for it: try float32."
             )
         return (frames * 255.0).round().clip(0, 255).astype(np.uint8)
+
+    def accompany(self, prompt: str) -> None:
+        """Run the transformer as often as `sample` does, for processes that hold shards of it."""
+        self._run(prompt, 0, "latent")
+
+    def _run(self, prompt: str, seed: int, output: Literal["np", "latent"]) -> Any:
+        names = self.backbone.spec.prompt_arguments
+        text = {names[key]: tensor for key, tensor in self.texts[prompt].items()}
+        if self.negative is not None:
+            text |= {f"negative_{names[key]}": value for key, value in self.negative.items()}
+        with ExitStack() as stack:
+            for module in self.autocast:
+                stack.enter_context(self._autocast(module))
+            return self.pipeline(
+                generator=torch.Generator().manual_seed(seed),
+                output_type=output,
+                **{key: tensor.to(self.backbone.device) for key, tensor in text.items()},
+                **self.arguments,
+            ).frames[0]
+
+    @contextmanager
+    def _autocast(self, module: nn.Module) -> Iterator[None]:
+        """Run a module's forward passes under autocast, and nothing else of the pipeline: it would
+        undo the choice of the autoencoder's dtype."""
+        entered: list[torch.autocast] = []
+
+        def enter(*_: Any) -> None:
+            entered.append(autocast(self.backbone.device, self.backbone.dtype))
+            entered[-1].__enter__()
+
+        def leave(*_: Any) -> None:
+            entered.pop().__exit__(None, None, None)
+
+        hooks = [
+            module.register_forward_pre_hook(enter, prepend=True),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -83,6 +83,9 @@ class BackboneSpec(Section):
       prepared_with: Weights whose autoencoder and text encoders `prepare` uses in place of the
         model's own. Checkpoints whose autoencoders differ only in rounding, such as CogVideoX-2B
         and 5B, share a cache this way.
+      tiling: Encodes videos of more than 256 pixels a side in overlapping tiles, as diffusers does:
+        in a fraction of the memory, with small differences around the seams. Caches are of one
+        kind or the other.
       live: The class of the live model.
       pipeline_class: The stock pipeline.
       also_of: Other stock pipelines whose folders hold the same parts.
@@ -92,7 +95,10 @@ class BackboneSpec(Section):
         of the same name with "tokenizer" for "text_encoder".
       text_width: The key of the text embeddings' width in the transformer's configuration.
       text_mask: The transformer takes a mask of the text's tokens.
+      prompt_arguments: The pipeline's argument for each of a prompt's tensors, by the name that the
+        tensor has among the transformer's arguments.
       vocabularies: Folders of the tokenizers that have a vocabulary file of their own.
+      prompt_arguments: The stock pipeline's names of encoded text, by the transformer's.
       options: Values of model_index.json that the pipeline's constructor takes.
       published: Configurations by the last part of a Hub id, so that `inspect` can describe a
         checkpoint that is not on this machine. They hold only what differs from the stock
@@ -111,7 +117,17 @@ class BackboneSpec(Section):
     text_encoders: ClassVar[dict[str, str]]
     text_width: ClassVar[str] = "text_embed_dim"
     text_mask: ClassVar[bool] = False
+    prompt_arguments: ClassVar[dict[str, str]] = {
+        "encoder_hidden_states": "prompt_embeds",
+        "encoder_attention_mask": "prompt_attention_mask",
+        "pooled_projections": "pooled_prompt_embeds",
+    }
     vocabularies: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    prompt_arguments: ClassVar[dict[str, str]] = {
+        "encoder_hidden_states": "prompt_embeds",
+        "encoder_attention_mask": "prompt_attention_mask",
+        "pooled_projections": "pooled_prompt_embeds",
+    }
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, dict[str, Config]]] = {}
     size: ClassVar[ClipSize]
@@ -122,6 +138,7 @@ class BackboneSpec(Section):
     name: str
     weights: Weights
     prepared_with: Weights | None = None
+    tiling: bool = False
 
     @property
     @abstractmethod
@@ -236,9 +253,15 @@ class BackboneSpec(Section):
         Args:
           part: "transformer", "vae" or "model_index".
         """
+        return self._defaults(part) | self._own_config(part)
+
+    def published_config(self, name: str, part: str) -> Config:
+        """The configuration of a part of a published model, by the last part of its Hub id."""
+        return self._defaults(part) | self.published[name].get(part, {})
+
+    def _defaults(self, part: str) -> Config:
         classes = {"transformer": self.transformer_class, "vae": self.vae_class}
-        stock = classes.get(part, self.pipeline_class)
-        return _defaults(stock) | self._own_config(part)
+        return _defaults(classes.get(part, self.pipeline_class))
 
     def _own_config(self, part: str) -> Config:
         file = "model_index.json" if part == "model_index" else f"{part}/config.json"

@@ -116,6 +116,12 @@ class HunyuanVideo15(BackboneSpec):
         "text_encoder_2": "T5EncoderModel",
     }
     text_mask = True
+    prompt_arguments: ClassVar = {
+        "encoder_hidden_states": "prompt_embeds",
+        "encoder_attention_mask": "prompt_embeds_mask",
+        "encoder_hidden_states_2": "prompt_embeds_2",
+        "encoder_attention_mask_2": "prompt_embeds_mask_2",
+    }
     lora_targets: ClassVar = TWO_STREAMS
     generation: ClassVar = {"guidance_scale": 6.0, "dynamic_guidance": False, "fps": 24}
     published: ClassVar = {

@@ -16,7 +16,7 @@ from videorepa.cli.clips import evaluate, generate, refine, report
 from videorepa.cli.exchange import export, import_
 from videorepa.cli.lab import demo, lab
 from videorepa.cli.probing import probe, scan
-from videorepa.cli.training import compare, head, inspect, prepare, train
+from videorepa.cli.training import compare, head, inspect, prepare, train, verify
 from videorepa.errors import UserError
 from videorepa.system.files import from_home
 from videorepa.system.stopping import Terminated, terminable
@@ -25,11 +25,11 @@ VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
     for verb in (
         *(prepare, head, train, refine, generate, evaluate, export, import_),
-        *(inspect, scan, probe, compare, report, demo, lab),
+        *(inspect, verify, scan, probe, compare, report, demo, lab),
     )
 }
 
-STARTS_OVER = {"head", "export", "import", "inspect", "compare", "report"}
+STARTS_OVER = {"head", "export", "import", "inspect", "verify", "compare", "report"}
 """Verbs that lose their work when they are stopped. The others resume it."""
 
 

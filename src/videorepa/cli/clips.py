@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,6 +22,7 @@ def generate(
     column: str | None = None,
     step: int | None = None,
     seed: int = 0,
+    offload: Literal["none", "model", "group"] = "none",
     shard: Shard = "0/1",
 ) -> None:
     """Generate an mp4 file with a JSON sidecar for every prompt.
@@ -46,6 +47,8 @@ def generate(
         Scores are always against `caption`.
       step: Step of the run's checkpoint to use; by default the newest.
       seed: Another seed gives every clip other noise.
+      offload: What waits in main memory while it does not run: `model` keeps one model at a time on
+        the GPU, `group` one layer of the transformer. The clips are the same.
     """
     from videorepa.artifacts.model import default_settings
     from videorepa.data.manifest import read_prompts
@@ -61,6 +64,7 @@ def generate(
         backbone=backbone,
         step=step,
         seed=seed,
+        offload=offload,
         shard=parse_shard(shard),
     )
     print(f"{len(clips)} clips in {out}")

@@ -9,6 +9,7 @@ import tyro
 
 from videorepa.cli.options import Overrides, Positional, RecipeFile, Shard, parse_shard, refuse
 from videorepa.errors import UserError
+from videorepa.system.wording import count
 
 
 def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> None:
@@ -63,7 +64,9 @@ def head(
     refuse(trained.failed, "clip", "could not be used; the head was trained on the others.")
 
 
-def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> None:
+def train(
+    recipe: RecipeFile, out: Path | None = None, set: Overrides = (), profile: int = 0
+) -> None:
     """Fine-tune with the recipe's alignment loss; the same command resumes exactly.
 
     With --align.weight 0 it trains the control: the same code without alignment.
@@ -74,12 +77,13 @@ def train(recipe: RecipeFile, out: Path | None = None, set: Overrides = ()) -> N
 
     Args:
       out: Folder of the run; by default runs/NAME, with the recipe's name.
+      profile: Profile so many steps after the first with torch.profiler, into the run's folder.
     """
     from videorepa.recipe import Recipe
     from videorepa.train import train
 
     parsed = Recipe.from_yaml(recipe, set)
-    run = train(parsed, out or Path("runs") / parsed.name)
+    run = train(parsed, out or Path("runs") / parsed.name, profile=profile)
     print(f"trained: {run.path}")
 
 
@@ -97,6 +101,50 @@ def inspect(recipe: RecipeFile, set: Overrides = (), device: str | None = None) 
     from videorepa.recipe import Recipe
 
     print(inspect(Recipe.from_yaml(recipe, set), device=device))
+
+
+def verify(
+    recipe: RecipeFile,
+    out: Path | None = None,
+    against: Path | None = None,
+    judge: str | None = None,
+    skip: tuple[
+        Literal[
+            "files", "step", "text", "autoencoder", "transformer", "teacher", "judge", "export"
+        ],
+        ...,
+    ] = (),
+    set: Overrides = (),
+    device: str | None = None,
+) -> None:
+    """Check on your own weights that files are whole and that models do what stock classes do.
+
+    A table says what was compared; a JSON file keeps it, with versions, digests and figures, small
+    enough to be pasted into an issue. The exit code is 1 if a check fails. The recipe's clips are
+    not read. Training steps on a CPU can take hours: leave them out with --skip step.
+
+    For example:
+      videorepa verify recipes/videorepa-2b.yaml
+      videorepa verify recipes/videorepa-5b.yaml --skip step export --judge videophy=judge
+      videorepa verify recipes/videorepa-2b.yaml --against verified.json
+
+    Args:
+      out: The JSON file; by default verified-NAME.json, with the recipe's name.
+      against: An earlier file of the same weights, from here or elsewhere, to compare with.
+      judge: Check the judge of this benchmark too, as NAME or NAME=FOLDER.
+      skip: Parts to leave out.
+      device: Where the models run: cpu or cuda.
+    """
+    from videorepa.recipe import Recipe
+    from videorepa.verify import verify
+
+    parsed = Recipe.from_yaml(recipe, set)
+    path = out or Path(f"verified-{parsed.name}.json")
+    record = verify(parsed, path, against=against, judge=judge, skip=skip, device=device)
+    print(f"record: {path}")
+    if record.failed:
+        failing = "".join(f"\n  {check.name}: {check.said}" for check in record.failed)
+        raise UserError(f"{count(len(record.failed), 'check')} failed.{failing}")
 
 
 def compare(

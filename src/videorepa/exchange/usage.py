@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from videorepa.backbones import ONE_TILE
 from videorepa.exchange.lora import LORA_FILE
 from videorepa.recipe import Recipe
 
@@ -58,6 +59,8 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
         classes.append(scheduler)
         given = "".join(f", {key}={_literal(value)}" for key, value in options.items())
         then.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{given})")
+    if settings.tiling and max(recipe.data.height, recipe.data.width) > ONE_TILE:
+        then.append("pipe.vae.enable_tiling()")
     if "guidance_scale" not in arguments:
         then.append(f"pipe.guider = pipe.guider.new(guidance_scale={settings.guidance_scale})")
     of_pipeline = str(dtype)

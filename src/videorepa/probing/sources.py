@@ -193,7 +193,7 @@ class ModelFeatures:
         """Load the model."""
         model = self._open()
         text = model.spec.load(("text_encoder",), device, dtype).encode_text([""])
-        backbone = model.load(device, ("transformer", "vae"))
+        backbone = model.load(device, dtype, ("transformer", "vae"))
         blocks = Blocks(backbone, self.blocks)
 
         def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:

@@ -77,6 +77,12 @@ PANELS = (
     Panel(
         "Speed", "training speed (clips/s)", ("clips_per_second",), "Clips trained on per second."
     ),
+    Panel(
+        "Use of the device",
+        "share of the peak rate (0 to 1)",
+        ("mfu",),
+        "Of the device's peak rate, without what checkpointing computes again (MFU).",
+    ),
     *(_drift(quantity) for quantity in Appearance._fields),
 )
 

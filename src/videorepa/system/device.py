@@ -20,6 +20,27 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt."""
 
 
+PEAK_TFLOPS = {
+    "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA H100 NVL": 835,
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H200": 989,
+    "NVIDIA B200": 2250,
+    "NVIDIA L40S": 362,
+    "NVIDIA GeForce RTX 3090": 71,
+    "NVIDIA GeForce RTX 4090": 165,
+}
+"""10^12 dense operations a second in bfloat16 with float32 sums, by the name that CUDA gives.
+
+From NVIDIA's data sheets, which often state twice as many, for sparse matrices; those of GeForce
+from the whitepapers on GA102 and Ada.
+"""
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """Give the named device; without a name the first GPU, or else the CPU.
 
@@ -55,8 +76,20 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Run matrix products and convolutions in `dtype`; float32 changes nothing."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    """Run matrix products and convolutions in `dtype`; float32 changes nothing.
+
+    Autocast's cache would keep a copy of every weight in `dtype` until the end of a forward pass.
+    """
+    is_enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype, enabled=is_enabled, cache_enabled=False)
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Give the device's peak rate in operations a second by its maker; None if it is not listed."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    peak = PEAK_TFLOPS.get(torch.cuda.get_device_name(device))
+    return None if peak is None else peak * 1e12
 
 
 def peak_memory(device: torch.device) -> int:

@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -25,6 +26,9 @@ from videorepa.system.lock import SUFFIX, is_lock, locked
 
 Place = TypeVar("Place", str, Path)
 
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}(\.\w+)?")
+"""Names of temporary files, none of which a user would choose."""
+
 STALE_SECONDS = 3600.0
 """A temporary file that has not been written to for so long belongs to no living process."""
 
@@ -34,15 +38,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, to be written as one file inside the `with` block.
 
     When the block succeeds, the file is synced to disk and replaces `path` in one step. When it
-    fails or is interrupted, the file is removed and `path` stays as it was. The temporary name
-    starts with ".tmp-", by which leftovers of a killed process are recognised, and ends with the
-    suffix of `path`, from which writers guess the format.
+    fails or is interrupted, the file is removed and `path` stays as it was. The temporary name is
+    one of `TEMPORARY`, by which the next process that writes to the folder recognises and removes
+    what a killed one has left. It ends with the suffix of `path`, from which writers guess the
+    format.
 
     Raises:
       OSError: The disk refuses, the folder does not exist, or the block wrote nothing. It names
         `path`.
     """
     path = Path(path)
+    _sweep(path.parent)
     # tempfile would make the file readable by its owner alone, and the rename would keep that.
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
     try:
@@ -125,14 +131,17 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
+@cache
+def _sweep(folder: Path) -> None:
     """Remove the temporary files that killed processes have left in `folder`, but not below it.
 
-    Those of the last hour stay, because another process may be writing them.
+    Those of the last hour stay, because another process may be writing them. Each process looks
+    once into a folder, since some hold hundreds of thousands of files.
     """
     for path in folder.glob(".tmp-*"):
         try:
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            age = time.time() - path.stat().st_mtime
+            if TEMPORARY.fullmatch(path.name) and age > STALE_SECONDS:
                 path.unlink()
         except OSError:
             continue  # Another process has removed it, or this one may not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -50,6 +51,29 @@ def cached_file(source: str, file: str) -> Path | None:
 
     path = try_to_load_from_cache(source, file)
     return Path(path) if isinstance(path, str) else None
+
+
+def published_digest(path: Path) -> str | None:
+    """Give the SHA-256 with which the Hub published a large file that was downloaded from it.
+
+    The Hub's cache names such files by it, and a download to a folder leaves a note beside them.
+    None is returned for files that came in another way.
+    """
+    is_digest = re.compile(r"[0-9a-f]{64}").fullmatch
+    stored = path.resolve()
+    if stored.parent.name == "blobs" and is_digest(stored.name):
+        return stored.name
+    for folder in path.absolute().parents:
+        inside = path.absolute().relative_to(folder)
+        note = folder / ".cache" / "huggingface" / "download" / f"{inside}.metadata"
+        try:
+            lines = note.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            continue
+        # The commit, the digest, and when it was downloaded.
+        if len(lines) > 1 and is_digest(lines[1]):
+            return lines[1]
+    return None
 
 
 def _is_hub_id(source: str) -> bool:

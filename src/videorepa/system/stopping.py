@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_NOTICE = b"\nStopping after this step, with a checkpoint. Another signal stops at once.\n"
+_NOTICE = b"\nStopping after this step, with a checkpoint. Ctrl-C stops at once.\n"
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,13 +21,28 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise Terminated where SIGTERM comes inside the `with` block."""
+    """Raise KeyboardInterrupt for Ctrl-C inside the `with` block, and Terminated for SIGTERM.
 
-    def stop(*_: object) -> None:
-        raise Terminated
+    If the code where it is raised makes another exception of it, as compiled code that calls Python
+    does, the block ends with the interrupt none the less.
+    """
+    request = StopRequest()
 
-    with _handled(stop, signal.SIGTERM):
-        yield
+    def stop(number: int, _: FrameType | None) -> None:
+        request.interrupt = _interrupt(number)
+        raise request.interrupt
+
+    with _handled(stop, signal.SIGINT, signal.SIGTERM):
+        try:
+            yield
+        except Exception as error:
+            if request.interrupt is None:
+                raise
+            raise request.interrupt from error
+
+
+def _interrupt(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 class StopRequest:
@@ -44,17 +59,21 @@ class StopRequest:
 def postponed(shown: bool = True) -> Iterator[StopRequest]:
     """Let Ctrl-C and SIGTERM wait until the `with` block ends, and raise their exception then.
 
-    The block is to end soon when it sees the request. A second signal is raised at once.
+    The block is to end soon when it sees the request. Ctrl-C is raised at once if it is the second
+    signal. SIGTERM then changes nothing: Slurm sends it to all processes of a job, and a launcher
+    such as torchrun passes on its own to those that it has started.
 
     Args:
-      shown: False if another process says that a signal has come.
+      shown: False if nothing is to be said of it here.
     """
     request = StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
         if request.interrupt is not None:
+            if number == signal.SIGTERM:
+                return
             raise request.interrupt
-        request.interrupt = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        request.interrupt = _interrupt(number)
         if shown:
             os.write(2, _NOTICE)  # print could be interrupted in the middle of another print.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,10 @@ from videorepa.recipe import Recipe
 from videorepa.settings.sections import Parallel
 from videorepa.system.device import pick_device
 from videorepa.system.progress import console
+
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the others. One that has no validation clip to make waits for those
+that have. Where a process dies, the launcher ends the others at once."""
 
 State = dict[str, Any]
 """An optimiser's state as torch has it: each parameter's state by its number, and the groups."""
@@ -30,6 +35,8 @@ class Alone:
     Attributes:
       rank: This process's number, from 0.
       count: The number of processes.
+      home: Where a whole model waits until it is shared: on the device, or in main memory where it
+        becomes shards.
       is_sharded: Whether the shared model's parameters are spread over the processes. All of them
         then have to run it together.
     """
@@ -38,7 +45,7 @@ class Alone:
     is_sharded = False
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device = self.home = device
 
     @property
     def is_first(self) -> bool:
@@ -58,6 +65,11 @@ class Alone:
     @contextmanager
     def accumulating(self, model: nn.Module, is_last: bool) -> Iterator[None]:
         """Wrap the passes of one micro-batch; only a step's last one averages the gradients."""
+        yield
+
+    @contextmanager
+    def sampling(self, model: nn.Module) -> Iterator[None]:
+        """Wrap forward passes of the shared model or of a part, without gradients."""
         yield
 
     def clip_gradients(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
@@ -147,7 +159,13 @@ class Sharded(Replicated):
 
     label: ClassVar = "FSDP2"
 
+    def __init__(self, accelerator: Any) -> None:
+        super().__init__(accelerator)
+        # Block by block, FSDP2 brings it to the device and keeps a shard there.
+        self.home = torch.device("cpu")
+
     def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
+        from torch.distributed.fsdp import register_fsdp_forward_method
         from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
         plugin = self._accelerator.state.fsdp_plugin
@@ -155,7 +173,23 @@ class Sharded(Replicated):
         plugin.transformer_cls_names_to_wrap = sorted(blocks)
         plugin.activation_checkpointing = False  # The recipe decides on it.
         self.is_sharded = True
-        return super().share(model, optimizer, blocks)
+        shared: Any = super().share(model, optimizer, blocks)
+        # FSDP2 sets itself up in the first forward pass, which has to be the whole model's. But
+        # validation runs the transformer alone before, so this passes for one.
+        shared.begin = lambda: None
+        register_fsdp_forward_method(shared, "begin")
+        shared.begin()
+        return shared
+
+    @contextmanager
+    def sampling(self, model: nn.Module) -> Iterator[None]:
+        from torch.distributed.fsdp import FSDPModule
+
+        yield
+        # Without a backward pass, gathered weights stay, and hide a checkpoint that is loaded.
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def clip_gradients(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
         return self.whole(super().clip_gradients(parameters, limit))
@@ -220,7 +254,7 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Any:
     Raises:
       UserError: Accelerate cannot do what it is asked for.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     if _is_set("ACCELERATE_USE_DEEPSPEED"):  # On a CPU, Accelerate would silently ignore it.
@@ -234,7 +268,8 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Any:
         gradient_as_bucket_view=True,  # Avoids a second copy of the gradients.
     )
     # The student computes in the recipe's precision, and its weights are float32.
-    options: dict[str, Any] = {"kwargs_handlers": [ddp], "mixed_precision": "no"}
+    group = InitProcessGroupKwargs(timeout=PATIENCE)
+    options: dict[str, Any] = {"kwargs_handlers": [ddp, group], "mixed_precision": "no"}
     parallel = recipe.parallel
     try:
         if parallel is not None and parallel.engine == "fsdp2":

@@ -33,19 +33,12 @@ class Training:
       recipe: Describes the training.
       workers: The processes that share it.
       student: With the base model's weights; its parameters can become shards.
-      resumed: The checkpoint to go on from, if any.
-
-    Raises:
-      UserError: The checkpoint is of another model.
     """
 
-    def __init__(
-        self, recipe: Recipe, workers: Alone, student: Student, resumed: Checkpoint | None
-    ) -> None:
+    def __init__(self, recipe: Recipe, workers: Alone, student: Student) -> None:
         self.recipe, self.workers, self.student = recipe, workers, student
-        if resumed is not None:
-            student.load(resumed)
-        optimizer = make_optimizer(recipe, [*student.trained.values(), *student.terms.parameters()])
+        parameters = [*student.trained.values(), *student.terms.parameters()]
+        optimizer = make_optimizer(recipe, parameters, workers.device)
         # From here on, parameters can be shards.
         self.model = workers.share(student, optimizer, student.block_classes())
         self.optimizer = optimizer
@@ -53,16 +46,16 @@ class Training:
         self.ema: dict[str, Tensor] | None = None
         if recipe.train.ema is not None:
             self.ema = {key: value.detach().clone() for key, value in self.trained.items()}
-        if resumed is not None:
-            self._resume(resumed)
 
-    def _resume(self, resumed: Checkpoint) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint. Raises UserError if it is of another model."""
+        terms, held_as = self.student.terms, self.workers.sharded_like
+        copy_into(checkpoint.trained, self.trained, held_as)
+        copy_into(checkpoint.projector, terms.state_dict(), held_as)
+        terms.load_stopping_state(checkpoint.stopping)
         if self.ema is not None:
-            averages = {key: self.workers.whole(value) for key, value in self.ema.items()}
-            copy_into(resumed.ema or {}, averages)
-            for key, value in averages.items():
-                self.ema[key].copy_(self.workers.sharded_like(value, self.ema[key]))
-        self.workers.load_optimizer_state(self.optimizer, resumed.optimizer)
+            copy_into(checkpoint.ema or {}, self.ema, held_as)
+        self.workers.load_optimizer_state(self.optimizer, checkpoint.optimizer)
 
     def clip_gradients(self) -> Tensor:
         """Scale gradients to the recipe's largest norm, and return the norm before that."""

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from videorepa.align.gradients import Aligned
 from videorepa.align.terms import Terms
-from videorepa.artifacts.checkpoint import Checkpoint, copy_into
 from videorepa.data.loader import Batch
 from videorepa.diffusion import Denoised
 from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
+from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.memory import load_transformer
+from videorepa.training.precision import limit_autocast
+from videorepa.training.speed import choose_attention, compile_blocks
 
 
 class Student(nn.Module):
@@ -26,22 +28,30 @@ class Student(nn.Module):
       recipe: Describes the training.
       device: On the meta device nothing is read, and weights have shapes alone.
       dtype: To compute in; by default as the recipe and the device decide.
+      home: Where the transformer waits until it runs or is shared; by default on the device.
 
     Raises:
       UserError: The weights cannot be loaded, or held as the recipe says.
     """
 
     def __init__(
-        self, recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        home: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.recipe, self.device = recipe, device
         self.dtype = dtype or compute_dtype(recipe.train.precision, device)
-        self.backbone = load_transformer(recipe, device, self.dtype)
+        home = home or device
+        self.backbone = load_transformer(recipe, device, self.dtype, home)
         self.transformer = transformer = self.backbone.transformer
         transformer.train()
         if recipe.memory.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+            checkpoint_blocks(self.backbone, recipe.memory, device)
+        if recipe.speed.attention is not None:
+            choose_attention(self.backbone, recipe.speed.attention, device, self.dtype)
 
         torch.manual_seed(step_seed(recipe.seed, -1))
         if recipe.train.lora is None:
@@ -50,7 +60,10 @@ class Student(nn.Module):
             recipe.backbone.add_lora(transformer, recipe.train.lora)
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
-                    parameter.data = parameter.data.to(device, torch.float32)
+                    parameter.data = parameter.data.to(home, torch.float32)
+        limit_autocast(transformer, self.dtype)
+        if recipe.speed.compile and device.type != "meta":
+            compile_blocks(self.backbone)
         self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
 
     def forward(self, step: int, batch: Batch) -> tuple[Denoised, Aligned]:
@@ -81,9 +94,3 @@ class Student(nn.Module):
         count = self.recipe.backbone.shapes(self.recipe.data).blocks
         blocks = {type(self.backbone.block(number + 1)).__name__ for number in range(count)}
         return blocks | {type(self.transformer).__name__}
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint's weights. Raises UserError if it is of another model."""
-        copy_into(checkpoint.trained, self.trained)
-        copy_into(checkpoint.projector, self.terms.state_dict())
-        self.terms.load_stopping_state(checkpoint.stopping)

@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+import torch
+
 from videorepa.artifacts.run import Run
+from videorepa.backbones import Text
 from videorepa.data.video import read_all, write_video
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
+from videorepa.system.device import compute_dtype
 from videorepa.system.progress import console
 from videorepa.training.drift import Appearance, Drift, appearance
 from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
 
 
+def encoded_prompts(recipe: Recipe, workers: Alone) -> dict[str, Text]:
+    """Encode the recipe's validation prompts, if any, into main memory.
+
+    Call it before the student is loaded, so that the device holds one of them at a time.
+    """
+    if recipe.validation is None:
+        return {}
+    from videorepa.backbones._sampler import encode_prompts
+
+    prompts = recipe.validation.prompts
+    dtype = compute_dtype(recipe.train.precision, workers.device)
+    coder = recipe.backbone.load(("text_encoder",), workers.device, dtype)
+    note = coder.cut_note("validation prompts", {prompt: prompt for prompt in prompts})
+    if note and workers.is_first:
+        console.print(note)
+    return encode_prompts(coder, prompts, recipe.generation)
+
+
 def validation(
-    recipe: Recipe, run: Run, student: Student, workers: Alone, resumed: bool
+    recipe: Recipe,
+    run: Run,
+    student: Student,
+    workers: Alone,
+    texts: Mapping[str, Text],
+    resumed: bool,
 ) -> Callable[[int], dict[str, float]]:
     """Generate the base model's clips, as those of step 0, unless a resumed run has them.
+
+    Between validations the autoencoder waits in main memory, as does a second transformer that the
+    pipeline needs, which stays there and is brought to the device layer by layer.
 
     Args:
       recipe: Its `validation` has the prompts; the seeds are fixed.
       run: Its `samples` folder gets the clips.
       student: Still the base model.
       workers: The processes that divide the clips among them.
+      texts: What `encoded_prompts` gives.
       resumed: Whether the run goes on from a checkpoint.
 
     Returns:
@@ -36,11 +67,11 @@ def validation(
     from videorepa.backbones._sampler import Sampler, noise_seed
 
     prompts = recipe.validation.prompts
-    coder = recipe.backbone.load(("vae", "text_encoder"), workers.device)
-    note = coder.cut_note("validation prompts", {prompt: prompt for prompt in prompts})
-    if note and workers.is_first:
-        console.print(note)
-    sampler = Sampler(coder, recipe.data, recipe.generation, student.transformer)
+    coder = recipe.backbone.load(("vae",), torch.device("cpu"), student.dtype)
+    coder.device = workers.device
+    offload = "none" if workers.device.type == "cpu" else "group"
+    size, settings = recipe.data, recipe.generation
+    sampler = Sampler(coder, size, settings, texts, student.transformer, offload)
 
     def measured(step: int) -> list[Appearance]:
         # From the files, so that a resumed run measures the base's clips in the same way.
@@ -48,17 +79,22 @@ def validation(
         return [appearance(read_all(path)[0]) for path in paths]
 
     def sample(step: int) -> None:
-        student.transformer.eval()
-        for number, prompt in enumerate(prompts):
-            is_own = number % workers.count == workers.rank
-            # No process can sample a sharded model by itself.
-            if is_own or workers.is_sharded:
-                clip = sampler.sample(prompt, noise_seed(prompt, 0))
-                if is_own:
-                    run.sample_path(step, number).parent.mkdir(parents=True, exist_ok=True)
-                    write_video(run.sample_path(step, number), clip, recipe.generation.fps)
-        student.transformer.train()
+        with workers.sampling(student):
+            sample_own(step)
         workers.wait()
+
+    def sample_own(step: int) -> None:
+        student.transformer.eval()
+        for first in range(0, len(prompts), workers.count):
+            number = first + workers.rank
+            if number < len(prompts):
+                clip = sampler.sample(prompts[number], noise_seed(prompts[number], 0))
+                run.sample_path(step, number).parent.mkdir(parents=True, exist_ok=True)
+                write_video(run.sample_path(step, number), clip, settings.fps)
+            elif workers.is_sharded:
+                # The others need this process's shards for their last clips.
+                sampler.accompany(prompts[first])
+        student.transformer.train()
 
     base: list[Appearance] = []
     if resumed and workers.is_first:

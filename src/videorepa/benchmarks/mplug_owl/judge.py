@@ -218,6 +218,20 @@ def digest(folder: Path) -> str:
     )
 
 
+def language_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the language model alone, under LLaMA's own names.
+
+    Raises:
+        UserError: The folder holds no weights.
+    """
+    prefix = "language_model."
+    return {
+        name.removeprefix(prefix): weight
+        for name, weight in _weights(folder).items()
+        if name.startswith(prefix)
+    }
+
+
 def _json(path: Path, missing: Any = None) -> dict[str, Any]:
     if missing is not None and not path.exists():
         return missing
