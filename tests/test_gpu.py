@@ -31,6 +31,7 @@ from videorepa.losses.relation import Relation
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
+from videorepa.system.device import peak_rate
 from videorepa.system.files import atomic_write
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
@@ -283,7 +284,7 @@ class Steps:
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         student = Student(recipe, device)
-        self.training = Training(recipe, Alone(device), student, None)
+        self.training = Training(recipe, Alone(device), student)
         self.device, self.recipe = device, recipe
         self.batch = batch(recipe, student, device)
 
@@ -320,13 +321,18 @@ def test_inspect_knows_what_a_step_takes(
     for _ in range(2):  # The optimiser's moments are made in the first.
         steps.take()
     seconds = min(steps.take() for _ in range(3))
-    found: dict[str, float] = {"predicted_gb": sum(cost.parts.values()) / 1e9}
-    found |= {"seconds": seconds, "tflops": cost.operations / seconds / 1e12}
+    # CUDA's own memory is not among what torch allocates.
+    predicted = sum(cost.parts.values()) - cost.parts.get("context", 0)
+    rate = cost.operations / seconds
+    found: dict[str, float] = {"predicted_gb": predicted / 1e9, "seconds": seconds}
+    found |= {"tflops": rate / 1e12}
+    if peak := peak_rate(device, cost.dtype):
+        found |= {"mfu": rate / peak}
     figures.setdefault("steps of published sizes", {})[case] = found
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
         found |= {"measured_gb": peak / 1e9, "loading_gb": loading / 1e9}
-        assert sum(cost.parts.values()) == pytest.approx(peak, rel=0.05)
+        assert predicted == pytest.approx(peak, rel=0.05)
 
 
 def test_5b_trains_in_24_gb(published: Callable[[str, str], Path], device: torch.device) -> None:
