@@ -14,8 +14,9 @@ demo: $(READY)
 test: $(READY) browser lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+# With the checks for GPUs, gone through on the CPU.
 test-slow: $(READY) browser
-	$(BIN)/pytest -m slow
+	GPU_REHEARSAL=1 GPU_FIGURES=build/rehearsal.json $(BIN)/pytest -m 'slow or gpu'
 
 # Ten minutes on one GPU; without one it says so. The figures go to build/gpu.json.
 test-gpu: $(READY)
