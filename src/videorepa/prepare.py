@@ -16,8 +16,9 @@ from videorepa.data.sampling import sampling_notes
 from videorepa.data.source import ClipSource, SourceClip, open_source
 from videorepa.data.video import Sampled, to_video
 from videorepa.encoders import Encoder, EncoderSpec
-from videorepa.errors import ClipError
+from videorepa.errors import ClipError, within_memory
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_encoding
 from videorepa.system.checks import check_shard
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import console, track
@@ -107,19 +108,20 @@ def prepare(
     complete = sum(not work.lacks for chunk in chunks for work in chunk)
     made = 0
     if todo or (complete and not cache.has_empty_caption()):
-        _encode_captions(recipe, cache, todo, where, dtype)
-        lacking = [work.lacks for chunk in todo for work in chunk]
-        backbone, encoders = _load(recipe, lacking, where, dtype)
-        for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
-            works = chunk
-            if any(work.lacks.latents or work.lacks.features for work in chunk):
-                works, sampled = _read(source, chunk, fail)
-                if works:
-                    _encode(cache, works, sampled, backbone, encoders)
-            for work in works:
-                if work.lacks:
-                    made += 1
-                    cache.clear_failure(work.clip)
+        with within_memory(in_encoding(recipe)):
+            _encode_captions(recipe, cache, todo, where, dtype)
+            lacking = [work.lacks for chunk in todo for work in chunk]
+            backbone, encoders = _load(recipe, lacking, where, dtype)
+            for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
+                works = chunk
+                if any(work.lacks.latents or work.lacks.features for work in chunk):
+                    works, sampled = _read(source, chunk, fail)
+                    if works:
+                        _encode(cache, works, sampled, backbone, encoders)
+                for work in works:
+                    if work.lacks:
+                        made += 1
+                        cache.clear_failure(work.clip)
     usable = [work for chunk in chunks for work in chunk if work.clip.id not in failed]
     _say({work.clip.id: work.record for work in usable if work.record}, recipe)
     return Prepared(made, complete, failed)
