@@ -30,10 +30,12 @@ from videorepa.system.device import peak_memory
 from videorepa.train import train
 from videorepa.training import cost as cost_module
 from videorepa.training import memory
-from videorepa.training.cost import predict
+from videorepa.training.cost import CONTEXT_BYTES, predict
+from videorepa.training.ledger import Ledger
 from videorepa.training.parallel import ENGINES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+RECIPES = Path(__file__).parents[1] / "recipes"
 LORA = "train.lora={rank: 2, alpha: 4}"
 CHECKPOINTED = "memory.gradient_checkpointing=true"
 NEEDS = {"adamw8bit": "bitsandbytes", "nf4": "bitsandbytes", "int8": "torchao"}
@@ -301,9 +303,11 @@ def deepened(recipe: Recipe, folder: Path, blocks: int) -> Recipe:
     ("device", "changes"),
     [
         ("cpu", (LORA, CHECKPOINTED, "memory.frozen=bfloat16")),
+        ("cpu", ("memory.gradient_checkpointing=6",)),
+        ("cuda", (LORA, CHECKPOINTED, "memory.offload_activations=true")),
         ("cuda", (CHECKPOINTED, "optim.accumulate=3", "train.ema=0.9", "align.block=6")),
     ],
-    ids=["lora", "cuda"],
+    ids=["lora", "partial", "offloaded", "cuda"],
 )
 @pytest.mark.slow
 def test_entering_like_blocks_again_equals_running_them(
@@ -361,10 +365,74 @@ def test_held_weights_take_what_their_form_takes(recipe: Recipe) -> None:
 
 def test_a_gpu_need_not_be_here_for_its_prediction(recipe: Recipe) -> None:
     recipe = recipe.override("train.precision=auto")
-    cost = predict(recipe, torch.device("cuda"))
+    cost = predict(recipe, CUDA)
     assert cost.dtype == torch.bfloat16 and "process" not in cost.parts
+    assert cost.parts["context"] == CONTEXT_BYTES
     text = str(inspect(recipe, device="cuda"))
     assert "peak memory, on one cuda in bfloat16" in text and "all 5 " in text
+    assert "fits             24 GB: yes, 48 GB: yes, 80 GB: yes" in text
+    assert "fits" not in str(inspect(recipe, device="cpu"))
+
+
+def on_the_device(recipe: Recipe) -> tuple[dict[str, int], float]:
+    """What the ledger counts of a step whose tensors are on the pretended device."""
+    cost = predict(recipe, CUDA, torch.device("cuda:0"))
+    return cost.parts, cost.operations
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        (CHECKPOINTED, "optim.accumulate=3", "train.ema=0.9"),
+        (LORA, "memory.frozen=float32"),
+        (LORA, CHECKPOINTED, "memory.frozen=bfloat16"),
+        (LORA, CHECKPOINTED, "memory.frozen=float8"),
+        (LORA, CHECKPOINTED, "memory.frozen=nf4"),
+    ],
+    ids=["all weights", "saved", "lora", "bfloat16", "float8", "nf4"],
+)
+def test_the_prediction_for_a_gpu_follows_its_rules(recipe: Recipe, fake_cuda, changes) -> None:
+    recipe = recipe.override("train.precision=auto", *changes)
+    predicted = predict(recipe, CUDA)
+    parts, operations = fake_cuda(on_the_device, recipe)
+    # Some operators of CUDA keep the state of a random generator.
+    assert predicted.parts == pytest.approx(parts, rel=1e-4, abs=500)
+    assert predicted.operations == operations
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "gigabytes", "fits"),
+    [
+        ("5b", ("memory.frozen=nf4",), 13.33, "24 GB: yes, 48 GB: yes, 80 GB: yes"),
+        ("2b", (), 33.01, "24 GB: no, 48 GB: yes, 80 GB: yes"),
+    ],
+)
+def test_published_sizes_take_what_the_device_counts(
+    fake_cuda, name: str, changes, gigabytes: float, fits: str
+) -> None:
+    recipe = Recipe.from_yaml(RECIPES / f"videorepa-{name}.yaml")
+    recipe = recipe.override("optim.batch_size=1", "optim.accumulate=32", *changes)
+    parts, _ = fake_cuda(on_the_device, recipe)
+    inspection = inspect(recipe, device="cuda")
+    assert inspection.cost.parts == pytest.approx(parts, abs=1000)
+    assert sum(parts.values()) / 1e9 == pytest.approx(gigabytes, abs=0.01)
+    assert f"fits             {fits}" in str(inspection)
+
+
+def test_an_update_takes_what_is_said(recipe: Recipe) -> None:
+    for device, expected in ((CPU, 2 * 400), (CUDA, 0)):
+        with FakeTensorMode(), Ledger() as ledger:
+            parameters = [torch.empty(size) for size in (100, 40)]
+            for parameter in parameters:
+                parameter.grad = torch.empty_like(parameter)
+            optimizer = memory.make_optimizer(recipe, parameters, device)
+            optimizer.step()
+            ledger.start()
+            before = ledger.at_peak.total()
+            optimizer.step()
+        assert ledger.at_peak.total() - before == pytest.approx(expected, abs=20)
+        assert memory.update_bytes(recipe, parameters, device) == expected
 
 
 @pytest.mark.slow

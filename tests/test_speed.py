@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch.autograd.graph import saved_tensors_hooks
 
 from conftest import recipe_values
 from twins import TWINS
@@ -21,8 +26,9 @@ from videorepa.recipe import Recipe
 from videorepa.system.device import PEAK_TFLOPS, peak_rate
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
+from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.cost import predict
-from videorepa.training.speed import choose_attention
+from videorepa.training.speed import choose_attention, compile_blocks
 from videorepa.training.student import Student
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -61,15 +67,26 @@ def drawn(recipe: Recipe, student: Student) -> Batch:
     return Batch(latents, text, noise, timestep, teachers)
 
 
-def gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
-    """The losses of a step, and the gradients of all that is trained, by name."""
+def gradients(recipe: Recipe, calls: list[int] | None = None) -> dict[str, torch.Tensor]:
+    """The losses of a step, and the gradients of all that is trained, by name.
+
+    calls: gets the number of each block that runs.
+    """
     student = Student(recipe, CPU)
+    for number, block in enumerate(student.backbone.blocks(), start=1):
+        if calls is not None:
+            block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
     with student.tapped():
         denoised, aligned = student(0, drawn(recipe, student))
         (denoised.loss.mean() + aligned.loss).backward()
     found = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     assert any("terms" in name for name in found) and any("blocks" in name for name in found)
     return {"denoise": denoised.loss.detach(), **aligned.losses, **found}
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -190,3 +207,97 @@ def test_attention_that_cannot_be_exchanged_is_refused_by_inspect_too(recipe: Re
     own = recipe.override("speed.attention=_native_math")
     with pytest.raises(UserError, match="CogVideoXTransformer3DModel always leaves the choice to"):
         predict(own, CPU)
+
+
+CHECKPOINTED = "memory.gradient_checkpointing=true"
+LORA = "train.lora={rank: 2, alpha: 4}"
+
+
+@pytest.fixture
+def compiled_by(monkeypatch):
+    """A function that makes a training compile with another backend than inductor, and gives what
+    counts the graphs."""
+
+    def choose(backend: str) -> CompileCounterWithBackend:
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend(backend)
+        compile_with: Any = partial(compile_blocks, backend=counter)
+        monkeypatch.setattr("videorepa.training.student.compile_blocks", compile_with)
+        return counter
+
+    yield choose
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param((), marks=pytest.mark.slow), (LORA, CHECKPOINTED)],
+    ids=["all-weights", "lora"],
+)
+def test_compiled_blocks_train_as_others_do(plain: Recipe, compiled_by, changes) -> None:
+    usual = gradients(plain.override(*changes))
+    counter = compiled_by("eager")
+    counters.clear()
+    own = gradients(plain.override("speed.compile=true", *changes))
+    assert_equal(own, usual)
+    # The three blocks share their graphs; checkpointed, one with a gradient and one without.
+    assert 1 <= counter.frame_count <= 2
+    assert not counters["graph_break"], "the tap is outside"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("changes", [(), (LORA, CHECKPOINTED)], ids=["all-weights", "lora"])
+def test_differentiated_and_generated_code_trains_nearly_alike(
+    plain: Recipe, compiled_by, changes, backend: str
+) -> None:
+    usual = gradients(plain.override(*changes))
+    compiled_by(backend)
+    assert_close(gradients(plain.override("speed.compile=true", *changes)), usual)
+
+
+def test_weights_that_are_exchanged_are_not_compiled(plain: Recipe) -> None:
+    own = plain.override("speed.compile=true", LORA, "memory.frozen=float8")
+    with pytest.raises(UserError, match="speed.compile does not go with .* memory.frozen float8"):
+        Student(own, CPU)
+
+
+def test_every_nth_block_is_computed_again(plain: Recipe) -> None:
+    usual, calls = gradients(plain), []
+    own = gradients(plain.override("memory.gradient_checkpointing=2"), calls)
+    assert calls == [1, 2, 3, 2]
+    assert_equal(own, usual)
+    sizes = [
+        predict(plain.override(f"memory.gradient_checkpointing={every}"), CPU).parts["activations"]
+        for every in ("false", "2", "1", "true")
+    ]
+    assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
+
+
+def test_inputs_of_blocks_can_wait_in_main_memory(plain: Recipe, monkeypatch) -> None:
+    """There is one kind of memory here, so what is tested is that nothing is lost on the way."""
+    moved = []
+
+    def copied(pin_memory: bool) -> saved_tensors_hooks:
+        assert pin_memory
+        return saved_tensors_hooks(lambda x: moved.append(x.shape) or x.clone(), lambda x: x)
+
+    own = plain.override(CHECKPOINTED, "memory.offload_activations=true")
+    with pytest.raises(UserError, match="nowhere else to keep them"):
+        Student(own, CPU)
+    with monkeypatch.context() as patched:
+        patched.setattr("videorepa.training.checkpointing.save_on_cpu", copied)
+        patched.setattr(
+            "videorepa.training.student.checkpoint_blocks",
+            lambda backbone, memory, device: checkpoint_blocks(backbone, memory, CUDA),
+        )
+        assert_equal(gradients(own), gradients(plain))
+    shapes = plain.backbone.shapes(plain.data)
+    tokens = (plain.optim.batch_size, *shapes.grid.tokens.flatten(1, 3).shape[1:])
+    assert moved.count(tokens) == shapes.blocks
+    # A GPU then holds the input of one block at a time.
+    kept, usual = (predict(r, CUDA) for r in (own, plain.override(CHECKPOINTED)))
+    saved = usual.parts["activations"] - kept.parts["activations"]
+    assert saved >= (shapes.blocks - 1) * math.prod(tokens) * 2
+    with pytest.raises(UserError, match="offload_activations: true needs gradient_checkpointing"):
+        plain.override("memory.offload_activations=true")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,13 +14,14 @@ from videorepa.align.contract import check
 from videorepa.backbones import Backbone, Text
 from videorepa.data.cache import Cache, Lacks, Record
 from videorepa.data.digests import Digests
-from videorepa.data.sampling import sampling_notes
+from videorepa.data.sampling import Sampling, sampling_notes
 from videorepa.data.source import ClipSource, SourceClip, open_source
 from videorepa.data.video import Sampled, to_video
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import ClipError, within_memory
 from videorepa.recipe import Recipe
 from videorepa.remedies import in_encoding
+from videorepa.system.background import ahead, behind
 from videorepa.system.checks import check_shard
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import console, track
@@ -27,8 +30,17 @@ from videorepa.system.wording import count
 KEEP_SECONDS = 60.0
 """How often digests are written down, so that a killed process loses no more of that work."""
 
+READERS = min(4, os.cpu_count() or 1)
+"""Videos that are read at a time, while the clips before them are encoded."""
+
+UNWRITTEN = 32
+"""Most writes that wait while clips are encoded. What they hold is small beside a clip's pixels."""
+
 Fail = Callable[[SourceClip, ClipError], None]
 """Notes that a clip cannot be used, and why."""
+
+Later = Callable[..., None]
+"""Calls a function with arguments in the background, in the order in which it is given them."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +121,22 @@ def prepare(
     made = 0
     if todo or (complete and not cache.has_empty_caption()):
         with within_memory(in_encoding(recipe)):
-            _encode_captions(recipe, cache, todo, where, dtype)
+            with behind(UNWRITTEN) as later:
+                _encode_captions(recipe, cache, todo, where, dtype, later)
             lacking = [work.lacks for chunk in todo for work in chunk]
             backbone, encoders = _load(recipe, lacking, where, dtype)
-            for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
-                works = chunk
-                if any(work.lacks.latents or work.lacks.features for work in chunk):
-                    works, sampled = _read(source, chunk, fail)
-                    if works:
-                        _encode(cache, works, sampled, backbone, encoders)
-                for work in works:
-                    if work.lacks:
-                        made += 1
-                        cache.clear_failure(work.clip)
+            with (
+                behind(UNWRITTEN) as later,
+                closing(_read(source, todo, size, fail)) as chunks_read,
+            ):
+                progress = track(chunks_read, "prepare", len(starts), len(starts) - len(todo))
+                for works, sampled in progress:
+                    if sampled:
+                        _encode(cache, works, sampled, backbone, encoders, where, later)
+                    for work in works:
+                        if work.lacks:
+                            made += 1
+                            later(cache.clear_failure, work.clip)
     usable = [work for chunk in chunks for work in chunk if work.clip.id not in failed]
     _say({work.clip.id: work.record for work in usable if work.record}, recipe)
     return Prepared(made, complete, failed)
@@ -133,6 +148,7 @@ def _encode_captions(
     chunks: Sequence[Sequence[_ClipWork]],
     where: torch.device,
     dtype: torch.dtype,
+    later: Later,
 ) -> None:
     """Make the text that clips and the empty caption lack, and drop the text encoders.
 
@@ -152,11 +168,11 @@ def _encode_captions(
                 continue
             clip, before = work.clip, work.record
             if work.lacks.latents:
-                cache.keep_caption(clip, tokens[row], _one(texts, row))
+                later(cache.keep_caption, clip, tokens[row], _one(texts, row))
             else:
                 assert before is not None  # Its caption alone has changed.
                 work.record = replace(before, caption=clip.caption, tokens=tokens[row])
-                cache.write_clip(work.record, cache.read_clip(clip)[0], _one(texts, row))
+                later(cache.write_clip, work.record, cache.read_clip(clip)[0], _one(texts, row))
 
 
 def _lacks_caption(cache: Cache, work: _ClipWork) -> bool:
@@ -183,17 +199,44 @@ def _load(
 
 
 def _read(
-    source: ClipSource, chunk: Sequence[_ClipWork], fail: Fail
-) -> tuple[list[_ClipWork], list[Sampled]]:
-    """Read the videos of a chunk; those that cannot be read are left out."""
-    works, sampled = [], []
-    for work in chunk:
+    source: ClipSource, chunks: Sequence[Sequence[_ClipWork]], size: int, fail: Fail
+) -> Generator[tuple[Sequence[_ClipWork], list[Sampled]]]:
+    """Read the videos of chunks, the next ones' while the caller works on one.
+
+    Args:
+      source: The clips.
+      chunks: What lacks.
+      size: Clips in a chunk, as many of which are read ahead.
+      fail: Is told of clips that cannot be read; they are left out.
+
+    Yields:
+      The usable clips of each chunk, and their frames: [] for a chunk that lacks captions alone.
+    """
+
+    def sample(work: _ClipWork) -> Sampled | ClipError:
         try:
-            sampled.append(source.sample(work.number))
-            works.append(work)
+            return source.sample(work.number)
         except ClipError as error:
-            fail(work.clip, error)
-    return works, sampled
+            return error
+
+    def wants_video(chunk: Sequence[_ClipWork]) -> bool:
+        return any(work.lacks.latents or work.lacks.features for work in chunk)
+
+    wanted = (work for chunk in chunks if wants_video(chunk) for work in chunk)
+    with closing(ahead(sample, wanted, READERS, most=size + READERS)) as results:
+        for chunk in chunks:
+            if not wants_video(chunk):
+                yield chunk, []
+                continue
+            works, sampled = [], []
+            for work in chunk:
+                result = next(results)
+                if isinstance(result, ClipError):
+                    fail(work.clip, result)
+                else:
+                    works.append(work)
+                    sampled.append(result)
+            yield works, sampled
 
 
 def _encode(
@@ -202,24 +245,30 @@ def _encode(
     sampled: Sequence[Sampled],
     backbone: Backbone | None,
     encoders: Mapping[EncoderSpec, Encoder],
+    where: torch.device,
+    later: Later,
 ) -> None:
-    """Make the latents and features that a chunk lacks."""
-    video = to_video(np.stack([clip.frames for clip in sampled]))
+    """Make the latents and features that a chunk lacks, and let them be written later."""
+    video = to_video(np.stack([clip.frames for clip in sampled]), where)
     for spec, encoder in encoders.items():
         if any(spec in work.lacks.features for work in works):
             grid = encoder(video)
             for row, work in enumerate(works):
                 if spec in work.lacks.features:
-                    cache.write_features(work.clip, work.source, spec, grid.sample(row))
+                    later(cache.write_features, work.clip, work.source, spec, grid.sample(row))
     if backbone is None or not any(work.lacks.latents for work in works):
         return
     latents = backbone.encode_video(video)
     for row, work in enumerate(works):
         if work.lacks.latents:
-            clip = work.clip
-            tokens, text = cache.read_caption(clip)
-            work.record = Record(clip.id, clip.caption, work.source, tokens, sampled[row].sampling)
-            cache.write_clip(work.record, latents[row], text)
+            later(_write_clip, cache, work, sampled[row].sampling, latents[row])
+
+
+def _write_clip(cache: Cache, work: _ClipWork, sampling: Sampling, moments: torch.Tensor) -> None:
+    clip = work.clip
+    tokens, text = cache.read_caption(clip)
+    work.record = Record(clip.id, clip.caption, work.source, tokens, sampling)
+    cache.write_clip(work.record, moments, text)
 
 
 def _say(records: Mapping[str, Record], recipe: Recipe) -> None:

@@ -29,11 +29,14 @@ from videorepa.system.wording import listed
 
 FREE_TO_CHANGE = (
     "about",
+    "memory.gradient_checkpointing",
+    "memory.offload_activations",
     "parallel",
     "parallel.engine",
     "parallel.offload",
     "parallel.reshard_after_forward",
     "speed.attention",
+    "speed.compile",
     "speed.peak_tflops",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -182,22 +182,38 @@ class Memory(Section):
 
     Attributes:
       gradient_checkpointing: Keeps only the inputs of the blocks, and computes the rest once more
-        in the backward pass.
+        in the backward pass. A number n does so with every n-th block, and keeps the others whole.
+      offload_activations: Keeps these inputs in main memory until the backward pass.
       frozen: Format of the weights that LoRA leaves unchanged. They are converted to the training's
         precision for computing. "int8" needs torchao and "nf4" bitsandbytes.
       optimizer: "adamw8bit" keeps AdamW's moments in 8 bits; it needs bitsandbytes.
       offload: "group" keeps frozen layers in main memory and moves each to the GPU when it runs.
     """
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Number = False
+    offload_activations: bool = False
     frozen: Literal["float32", "bfloat16", "float8", "int8", "nf4"] = "float32"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     offload: Literal["none", "group"] = "none"
+
+    def checkpoints(self, number: int) -> bool:
+        """Whether the block with this number, from 1, is computed again in the backward pass."""
+        every = int(self.gradient_checkpointing)  # True is every block.
+        return every > 0 and number % every == 0
 
     @property
     def is_quantised(self) -> bool:
         """Whether frozen weights are held as integers with scales."""
         return self.frozen in ("int8", "nf4")
+
+    @model_validator(mode="after")
+    def _offloaded_activations_are_inputs(self) -> Memory:
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_activations: true needs gradient_checkpointing; without it there are many "
+                "times as many activations, and the weights among them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offloaded_weights_come_back(self) -> Memory:
@@ -219,11 +235,13 @@ class Speed(Section):
     Attributes:
       attention: The backend of diffusers that computes attention, such as "flash" or "flex"; by
         default torch chooses.
+      compile: Compiles the transformer's blocks with torch.compile.
       peak_tflops: The device's peak rate in 10^12 operations a second, which the log's `mfu` is a
         share of. By default that of its data sheet, if `system/device.py` has it.
     """
 
     attention: str | None = Field(default=None, max_length=100)
+    compile: bool = False
     peak_tflops: float | None = Field(default=None, gt=0)
 
 

@@ -1,4 +1,4 @@
-"""Layers without content that take the memory of quantised ones, to predict it."""
+"""Stands in, without content, for what holds weights and activations in less memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.parametrize import register_parametrization
 
 
@@ -28,6 +29,17 @@ class _Cast(nn.Module):
         return held.to(self.dtype)
 
 
+def save_nowhere() -> saved_tensors_hooks:
+    """Let tensors that are kept for the backward pass take no bytes until then.
+
+    It stands for torch's `save_on_cpu`, where only another device's memory counts.
+    """
+    return saved_tensors_hooks(
+        lambda tensor: (tensor.device, tensor.to("meta")),
+        lambda kept: torch.empty_like(kept[1], device=kept[0]),
+    )
+
+
 class Held(nn.Linear):
     """A stand-in for a layer whose weight is held as integers with scales.
 
@@ -36,10 +48,12 @@ class Held(nn.Linear):
     Args:
       linear: The layer to stand for, on the meta device.
       frozen: "int8" or "nf4".
+      dtype: To compute in.
     """
 
-    def __init__(self, linear: nn.Linear, frozen: str) -> None:
+    def __init__(self, linear: nn.Linear, frozen: str, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
+        self.dtype = dtype
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias, self.frozen = linear.weight, linear.bias, frozen
         count = linear.weight.numel()
@@ -50,7 +64,9 @@ class Held(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.frozen == "nf4":
-            return _UnpackedTwice.apply(input, self.weight, self.bias, self.out_features)
+            x = input.to(self.dtype)
+            output = _UnpackedTwice.apply(x, self.weight, self.bias, self.out_features)
+            return output.to(input.dtype)  # As bitsandbytes does.
         weight = input.new_empty(self.out_features, self.in_features)
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return nn.functional.linear(input, weight, bias)

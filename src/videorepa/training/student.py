@@ -15,8 +15,10 @@ from videorepa.diffusion import Denoised
 from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
+from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.memory import load_transformer
-from videorepa.training.speed import choose_attention
+from videorepa.training.precision import limit_autocast
+from videorepa.training.speed import choose_attention, compile_blocks
 
 
 class Student(nn.Module):
@@ -47,7 +49,7 @@ class Student(nn.Module):
         self.transformer = transformer = self.backbone.transformer
         transformer.train()
         if recipe.memory.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+            checkpoint_blocks(self.backbone, recipe.memory, device)
         if recipe.speed.attention is not None:
             choose_attention(self.backbone, recipe.speed.attention, device, self.dtype)
 
@@ -59,6 +61,9 @@ class Student(nn.Module):
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(home, torch.float32)
+        limit_autocast(transformer, self.dtype)
+        if recipe.speed.compile and device.type != "meta":
+            compile_blocks(self.backbone)
         self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)
 
     def forward(self, step: int, batch: Batch) -> tuple[Denoised, Aligned]:
