@@ -30,6 +30,7 @@ from videorepa.data.source import open_source
 from videorepa.errors import UserError
 from videorepa.exchange import model_card
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
+from videorepa.exchange.stock import inputs, output
 from videorepa.exchange.usage import usage
 from videorepa.export import export
 from videorepa.generate import generate
@@ -531,6 +532,21 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     assert {key: about[key] for key in expected} == expected
     frames = sampled_by_card(product.parent, clips[0].with_suffix(".json"), monkeypatch)["frames"]
     assert abs(made[0] - frames * 255.0).max() < 1
+
+
+def test_an_export_is_compared_on_a_small_clip(twin: Twin, recipe: Recipe) -> None:
+    size = twin.spec.default_size()
+    published = recipe.override(
+        *(f"data.{name}={value}" for name, value in size.model_dump().items())
+    )
+    arguments = inputs(twin.live, published)
+    watched = []
+    hook = twin.live.block(1).register_forward_hook(lambda *given: watched.append(given[-1]))
+    output(twin.live.transformer, arguments)
+    hook.remove()
+    tokens = watched[0][0] if isinstance(watched[0], tuple) else watched[0]
+    text = arguments["encoder_hidden_states"].shape[1]
+    assert tokens.shape[1] in (8, 8 + text), "two in time, two down and two across"
 
 
 class InProcess:
