@@ -20,7 +20,7 @@ from videorepa.backbones._sampler import offload_layers
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.training.extras import extra_for
-from videorepa.training.precision import kept_in_float32
+from videorepa.training.precision import kept_in_float32, limit_autocast
 from videorepa.training.stand_ins import Held, cast_when_used
 
 
@@ -66,6 +66,7 @@ def load_transformer(
         storage = torch.float8_e4m3fn if memory.frozen == "float8" else loaded_in
         _hold_layerwise(transformer, storage, dtype, home)
     transformer.to(home)
+    limit_autocast(transformer, dtype)
     if loaded_in == torch.bfloat16:
         backbone.dtype = dtype
     if is_offloaded:
