@@ -22,7 +22,7 @@ def in_training(recipe: Recipe, device: torch.device, processes: int) -> list[st
         f"optim.batch_size: 1 with optim.accumulate: {optim.batch_size * optim.accumulate}, the "
         "same result to rounding": optim.batch_size > 1,
         f"memory.frozen: float8{quantised}, which rounds the frozen weights": (
-            lora is not None and memory.frozen in ("float32", "bfloat16")
+            lora is not None and memory.frozen in ("auto", "float32", "bfloat16")
         ),
         "memory.optimizer: adamw8bit, which rounds the moments": (
             memory.optimizer == "adamw" and not sharded

@@ -18,7 +18,7 @@ from videorepa.errors import UserError, within_memory
 from videorepa.recipe import Recipe
 from videorepa.remedies import in_training
 from videorepa.settings.sections import Optim
-from videorepa.system.device import peak_memory
+from videorepa.system.device import deterministic, peak_memory
 from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
@@ -58,7 +58,11 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None, profile: int 
     check_extras(recipe)
     workers = join_workers(recipe, device)
     remedies = in_training(recipe, workers.device, workers.count)
-    with sole_user(out) if workers.is_first else nullcontext(), within_memory(remedies):
+    with (
+        sole_user(out) if workers.is_first else nullcontext(),
+        within_memory(remedies),
+        deterministic(recipe.train.deterministic),
+    ):
         return _train(recipe, out, workers, profile)
 
 
@@ -75,6 +79,7 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     validate = validation(recipe, run, student, workers, texts, resumed is not None)
     if resumed:
         training.resume(resumed)
+        del resumed  # It is as large as all that is trained, three times over.
     loader = Loader(recipe, prepared, student.backbone, workers.device)
     write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim

@@ -32,11 +32,11 @@ def limit_autocast(transformer: Any, dtype: torch.dtype) -> None:
     if dtype == torch.float32:
         return
     kept = kept_in_float32(transformer)
-    layers: list[tuple[str, Any]] = list(transformer.named_modules())
-    for name, module in layers:
+    for name, module in transformer.named_modules():
         is_low = isinstance(module, NORMS) and _dtype(module, transformer) == dtype
         if is_low or name.rpartition(".")[2] in kept:
-            module.__class__ = _without_autocast(type(module))
+            layer: Any = module
+            layer.__class__ = _without_autocast(type(module))
 
 
 def convert_no_inputs(transformer: Any) -> None:
