@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,10 +65,14 @@ class TokenGrid:
         saliency = [grid.saliency for grid in grids if grid.saliency is not None]
         return replace(grids[0], tokens=tokens, saliency=torch.cat(saliency) if saliency else None)
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> TokenGrid:
+        """The grid with what `change` makes of its tensors."""
+        saliency = None if self.saliency is None else change(self.saliency)
+        return replace(self, tokens=change(self.tokens), saliency=saliency)
+
     def to(self, device: torch.device) -> TokenGrid:
         """The same grid, in float32 on a device."""
-        saliency = None if self.saliency is None else self.saliency.to(device, torch.float32)
-        return replace(self, tokens=self.tokens.to(device, torch.float32), saliency=saliency)
+        return self.mapped(lambda tensor: tensor.to(device, torch.float32))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -158,7 +162,10 @@ class TokenGrid:
             return self
         self._check_overlap(like)
         tokens = self.tokens
-        centres = like.start + (torch.arange(target, dtype=torch.float64) + 0.5) * like.stride
+        # Made on the device, which would wait for a copy; MPS alone has no float64.
+        home = "cpu" if tokens.device.type == "mps" else tokens.device
+        numbers = torch.arange(target, dtype=torch.float64, device=home)
+        centres = like.start + (numbers + 0.5) * like.stride
         position = ((centres - self.start) / self.stride - 0.5).clamp(0, steps - 1)
         low = position.floor().long()
         high = (low + 1).clamp(max=steps - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -47,20 +48,24 @@ class Aligned(NamedTuple):
         return {f"align{term.suffix}": term.loss for term in self.terms}
 
     @property
-    def counted(self) -> float:
-        """The weighted sum of the losses, without probes."""
-        return sum((term.weight * term.loss.item() for term in self.terms), 0.0)
+    def weights(self) -> dict[str, float]:
+        """The terms' weights by the names that the log gives them; 0 for probes."""
+        return {f"align_weight{term.suffix}": term.weight for term in self.terms}
 
-    def read(self) -> dict[str, float]:
-        """Give the values to log, after the backward pass."""
+    def weighted(self, values: Mapping[str, float]) -> float:
+        """Add up the loss of logged values: the diffusion loss and the weighted terms."""
+        terms = (term.weight * values[f"align{term.suffix}"] for term in self.terms)
+        return values["denoise"] + sum(terms, 0.0)
+
+    def measured(self) -> dict[str, Tensor]:
+        """Give the values to log, after the backward pass, as scalars on the device."""
         return {
-            key + term.suffix: value
+            key + term.suffix: value.detach()
             for term in self.terms
             for key, value in {
-                "align": term.loss.item(),
-                "align_weight": term.weight,
-                "similarity": term.similarity.item(),
-                **term.gradients.read(),
+                "align": term.loss,
+                "similarity": term.similarity,
+                **term.gradients.measured(),
             }.items()
         }
 
@@ -81,9 +86,9 @@ class Gradients:
     """
 
     def __init__(self, output: Any, detach: bool) -> None:
-        self._align = self._denoise = self._cosine = 0.0
         self._from_term: Tensor | None = None
         tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+        self._align = self._denoise = self._cosine = tokens.new_zeros(())
         branch = tokens.detach() if detach else tokens.view_as(tokens)
         if branch.requires_grad:
             branch.register_hook(self._at_branch)
@@ -99,13 +104,11 @@ class Gradients:
         if self._from_term is not None:
             of_term, self._from_term = self._from_term.float(), None
             rest = rest - of_term
-            self._align = of_term.norm().item()
-            self._cosine = nn.functional.cosine_similarity(
-                of_term.flatten(), rest.flatten(), dim=0
-            ).item()
-        self._denoise = rest.norm().item()
+            self._align = of_term.norm()
+            self._cosine = nn.functional.cosine_similarity(of_term.flatten(), rest.flatten(), dim=0)
+        self._denoise = rest.norm()
 
-    def read(self) -> dict[str, float]:
+    def measured(self) -> dict[str, Tensor]:
         """Give the norms of the term's gradient and of the rest, and the cosine of the two."""
         return {
             "grad_align": self._align,

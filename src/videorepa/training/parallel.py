@@ -74,7 +74,7 @@ class Alone:
         """Scale gradients to a joint norm of at most `limit`, and return the norm before that."""
         return nn.utils.clip_grad_norm_(parameters, limit)
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
+    def mean(self, values: Tensor) -> Tensor:
         """Average each value over the processes. All processes call it."""
         return values
 
@@ -138,10 +138,10 @@ class Replicated(Alone):
         with self._accelerator.no_sync(model):
             yield
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor)
-        return dict(zip(values, (tensor / self.count).tolist(), strict=True))
+    def mean(self, values: Tensor) -> Tensor:
+        total = values.double()
+        torch.distributed.all_reduce(total)
+        return total / self.count
 
     def broadcast(self, number: int) -> int:
         tensor = torch.tensor(number, device=self.device)
