@@ -6,13 +6,21 @@ import importlib.util
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
+import diffusers
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from videorepa.artifacts.run import Run
+from videorepa.backbones import Backbone
 from videorepa.errors import UserError
 from videorepa.export import export
 from videorepa.inspect import inspect
@@ -22,9 +30,12 @@ from videorepa.system.device import peak_memory
 from videorepa.train import train
 from videorepa.training import cost as cost_module
 from videorepa.training import memory
-from videorepa.training.cost import predict
+from videorepa.training.cost import CONTEXT_BYTES, predict
+from videorepa.training.ledger import Ledger
+from videorepa.training.parallel import ENGINES
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+RECIPES = Path(__file__).parents[1] / "recipes"
 LORA = "train.lora={rank: 2, alpha: 4}"
 CHECKPOINTED = "memory.gradient_checkpointing=true"
 NEEDS = {"adamw8bit": "bitsandbytes", "nf4": "bitsandbytes", "int8": "torchao"}
@@ -116,6 +127,113 @@ def test_offloaded_layers_train_as_others_do(recipe: Recipe, tmp_path: Path, mon
     found = train(plain, tmp_path / "offloaded").trained().trained
     for key, value in expected.trained().trained.items():
         assert torch.equal(value, found[key]), key
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Counts the bytes of tensors on the pretended device, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[int, Any]] = {}
+        self.most = 0
+
+    @property
+    def now(self) -> int:
+        return sum(size for size, _ in self.live.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and value.device.type == "cuda":
+                storage = value.untyped_storage()
+                gone = weakref.ref(storage, lambda _, key=storage._cdata: self.live.pop(key, None))
+                self.live.setdefault(storage._cdata, (storage.nbytes(), gone))
+        self.most = max(self.most, self.now)
+        return result
+
+
+def replacing(module: torch.nn.Module, convert: Any, recurse: bool = True) -> torch.nn.Module:
+    """`Module._apply` for tensors without content, which torch cannot swap."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and (found := convert(tensor)) is not tensor:
+                    is_buffer = tensors is part._buffers
+                    tensors[name] = found if is_buffer else torch.nn.Parameter(found, False)
+    return module
+
+
+def quantised_where_they_are(block: torch.nn.Module, form: None) -> None:
+    """Takes the place of torchao's: 8 bits a weight, made on the device."""
+    for layer in block.modules():
+        if isinstance(layer, torch.nn.Linear):
+            assert layer.weight.device.type == "cuda"
+            layer.weight.data = layer.weight.data.to(torch.int8)
+
+
+class FourBits:
+    """Takes the place of bitsandbytes': 4 bits a weight, made when they come to the device."""
+
+    def __init__(self, data: torch.Tensor, **_: Any) -> None:
+        self.data = data
+
+    def to(self, device: torch.device) -> torch.nn.Parameter:
+        packed = self.data.to(device).flatten()[::2].to(torch.uint8)
+        return torch.nn.Parameter(packed, requires_grad=False)
+
+
+PACKAGES = SimpleNamespace(
+    quantize_=quantised_where_they_are,
+    Int8WeightOnlyConfig=lambda: None,
+    Params4bit=FourBits,
+    Linear4bit=lambda rows, columns, compute_dtype, device: torch.nn.Linear(
+        rows, columns, device=device
+    ),
+)
+
+
+def loaded_onto_the_device(recipe: Recipe, home: torch.device) -> tuple[int, int, int]:
+    """The bytes there afterwards, at most meanwhile, and of the first block in bfloat16."""
+
+    def whole(self: Backbone, stock_class: str, part: str, dtype: torch.dtype) -> Any:
+        model = getattr(diffusers, stock_class).from_config(self.spec.config(part))
+        return model.to(dtype).to(self.home).requires_grad_(False)
+
+    with (
+        patch.object(Backbone, "whole", whole),
+        patch.object(torch.nn.Module, "_apply", replacing),
+        patch.object(memory, "extra_for", lambda setting: PACKAGES),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        OnTheDevice() as counted,
+    ):
+        backbone = memory.load_transformer(recipe, CUDA, torch.bfloat16, home)
+        assert {p.device for p in backbone.transformer.parameters()} == {home}
+        block = 2 * sum(p.numel() for p in plain_block(backbone).parameters())
+        return counted.now, counted.most, block
+
+
+def plain_block(backbone: Backbone) -> torch.nn.Module:
+    """A block as it was before it was converted."""
+    with torch.device("meta"):
+        plain = type(backbone.transformer).from_config(backbone.transformer.config)
+    return plain.transformer_blocks[0]
+
+
+@pytest.mark.parametrize("frozen", ["float8", "int8", "nf4"])
+def test_the_device_never_holds_more_than_a_block_in_full_precision(
+    recipe: Recipe, tmp_path: Path, fake_cuda, frozen: str
+) -> None:
+    own = deepened(recipe, tmp_path / "deep", blocks=12).override(LORA, f"memory.frozen={frozen}")
+    held, most, block = fake_cuda(loaded_onto_the_device, own, CUDA)
+    assert 0 < held <= most <= held + block
+
+
+def test_what_becomes_shards_waits_in_main_memory(recipe: Recipe, fake_cuda) -> None:
+    accelerator = SimpleNamespace(device=CUDA, process_index=0, num_processes=2)
+    homes = {engine(accelerator).label: engine(accelerator).home for engine in ENGINES.values()}
+    assert homes == {"DDP": CUDA, "FSDP2": CPU}
+    own = recipe.override(LORA, "memory.frozen=bfloat16")
+    assert fake_cuda(loaded_onto_the_device, own, CPU)[:2] == (0, 0)
 
 
 @pytest.mark.slow
@@ -247,10 +365,74 @@ def test_held_weights_take_what_their_form_takes(recipe: Recipe) -> None:
 
 def test_a_gpu_need_not_be_here_for_its_prediction(recipe: Recipe) -> None:
     recipe = recipe.override("train.precision=auto")
-    cost = predict(recipe, torch.device("cuda"))
+    cost = predict(recipe, CUDA)
     assert cost.dtype == torch.bfloat16 and "process" not in cost.parts
+    assert cost.parts["context"] == CONTEXT_BYTES
     text = str(inspect(recipe, device="cuda"))
     assert "peak memory, on one cuda in bfloat16" in text and "all 5 " in text
+    assert "fits             24 GB: yes, 48 GB: yes, 80 GB: yes" in text
+    assert "fits" not in str(inspect(recipe, device="cpu"))
+
+
+def on_the_device(recipe: Recipe) -> tuple[dict[str, int], float]:
+    """What the ledger counts of a step whose tensors are on the pretended device."""
+    cost = predict(recipe, CUDA, torch.device("cuda:0"))
+    return cost.parts, cost.operations
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        (CHECKPOINTED, "optim.accumulate=3", "train.ema=0.9"),
+        (LORA, "memory.frozen=float32"),
+        (LORA, CHECKPOINTED, "memory.frozen=bfloat16"),
+        (LORA, CHECKPOINTED, "memory.frozen=float8"),
+        (LORA, CHECKPOINTED, "memory.frozen=nf4"),
+    ],
+    ids=["all weights", "saved", "lora", "bfloat16", "float8", "nf4"],
+)
+def test_the_prediction_for_a_gpu_follows_its_rules(recipe: Recipe, fake_cuda, changes) -> None:
+    recipe = recipe.override("train.precision=auto", *changes)
+    predicted = predict(recipe, CUDA)
+    parts, operations = fake_cuda(on_the_device, recipe)
+    # Some operators of CUDA keep the state of a random generator.
+    assert predicted.parts == pytest.approx(parts, rel=1e-4, abs=500)
+    assert predicted.operations == operations
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "gigabytes", "fits"),
+    [
+        ("5b", ("memory.frozen=nf4",), 13.33, "24 GB: yes, 48 GB: yes, 80 GB: yes"),
+        ("2b", (), 33.01, "24 GB: no, 48 GB: yes, 80 GB: yes"),
+    ],
+)
+def test_published_sizes_take_what_the_device_counts(
+    fake_cuda, name: str, changes, gigabytes: float, fits: str
+) -> None:
+    recipe = Recipe.from_yaml(RECIPES / f"videorepa-{name}.yaml")
+    recipe = recipe.override("optim.batch_size=1", "optim.accumulate=32", *changes)
+    parts, _ = fake_cuda(on_the_device, recipe)
+    inspection = inspect(recipe, device="cuda")
+    assert inspection.cost.parts == pytest.approx(parts, abs=1000)
+    assert sum(parts.values()) / 1e9 == pytest.approx(gigabytes, abs=0.01)
+    assert f"fits             {fits}" in str(inspection)
+
+
+def test_an_update_takes_what_is_said(recipe: Recipe) -> None:
+    for device, expected in ((CPU, 2 * 400), (CUDA, 0)):
+        with FakeTensorMode(), Ledger() as ledger:
+            parameters = [torch.empty(size) for size in (100, 40)]
+            for parameter in parameters:
+                parameter.grad = torch.empty_like(parameter)
+            optimizer = memory.make_optimizer(recipe, parameters, device)
+            optimizer.step()
+            ledger.start()
+            before = ledger.at_peak.total()
+            optimizer.step()
+        assert ledger.at_peak.total() - before == pytest.approx(expected, abs=20)
+        assert memory.update_bytes(recipe, parameters, device) == expected
 
 
 @pytest.mark.slow

@@ -102,6 +102,27 @@ def test_preparing_again_does_nothing_and_shards_make_the_same(
     assert tree(prepared.data.cache) == tree(sharded.data.cache)
 
 
+def watch_loading(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Note which parts of pipelines are loaded, and how many text encoders are there by then."""
+    encoders: list[weakref.ref] = []
+    loaded: list[tuple[str, int]] = []
+    real = Backbone.whole
+
+    def whole(self: Backbone, stock_class: str, part: str, dtype: torch.dtype) -> Any:
+        loaded.append((part, sum(encoder() is not None for encoder in encoders)))
+        model = real(self, stock_class, part, dtype)
+        if part == "text_encoder":
+            encoders.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(Backbone, "whole", whole)
+    return loaded
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 class Spy:
     """Notes which models `prepare` loads and runs; each run is one chunk's."""
 
@@ -160,12 +181,46 @@ def test_only_what_the_cache_lacks_is_made_and_equals_what_is_made_in_one_go(
     cache._file(cache.clips, items[3]).unlink()
     made, found, loaded, ran = prepared_again()
     assert (made, found) == (2, 3)
-    assert loaded == ["pixels", "vae", "text_encoder"]
-    # The first chunk's colours, and the second chunk's latents and text.
-    assert ran == ["pixels", "encode_video", "encode_text"]
+    assert loaded == ["text_encoder", "pixels", "vae"]
+    # The second chunk's text, the first chunk's colours, and the second chunk's latents.
+    assert ran == ["encode_text", "pixels", "encode_video"]
     (both.data.cache / "empty-caption.safetensors").unlink()
     assert prepared_again() == (0, 5, ["text_encoder"], ["encode_text"])
     assert prepared_again() == (0, 5, [], [])
+
+
+def test_captions_are_encoded_before_the_rest_is_loaded_and_only_once(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    recipe = recipe.override("data.prepare_batch=2")
+    with monkeypatch.context() as patched:
+        loaded = watch_loading(patched)
+        patched.setattr(Backbone, "encode_video", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe)
+    assert loaded == [("text_encoder", 0), ("vae", 0)], "the text encoder has been dropped"
+    with monkeypatch.context() as patched:
+        spy = Spy(patched, recipe)
+        assert prepare(recipe).made == 5
+    assert spy.loaded == ["videomae", "vae"], "the text has waited for its latents"
+    check_as_if_prepared_at_once(recipe, tmp_path / "fresh")
+
+
+def test_tiling_is_part_of_what_a_cache_is_made_with(prepared: Recipe, monkeypatch) -> None:
+    from diffusers import AutoencoderKLCogVideoX
+
+    tiled: list[object] = []
+    monkeypatch.setattr(AutoencoderKLCogVideoX, "enable_tiling", lambda vae: tiled.append(vae))
+    with pytest.raises(UserError, match=r"was made otherwise.*backbone .*'tiling': True"):
+        prepare(prepared.override("backbone.tiling=true"))
+    own = prepared.override("backbone.tiling=true", f"data.cache={prepared.data.cache}-tiled")
+    prepare(own)
+    assert not tiled, "so small a clip is one tile"
+    monkeypatch.setattr("videorepa.backbones._live.ONE_TILE", 8)  # As if the clips were large.
+    prepare(own.override(f"data.cache={prepared.data.cache}-large"))
+    assert tiled
+    with pytest.raises(UserError, match="was made otherwise"):
+        Cache(prepared.override(f"data.cache={own.data.cache}"))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +396,7 @@ def break_model(monkeypatch: pytest.MonkeyPatch, model: type, method: str, chang
 
 
 def second_is_nan(given: torch.Tensor) -> torch.Tensor:
-    given[1, ..., 0] = torch.nan
+    given[1:, ..., 0] = torch.nan  # Not the first of the next chunk, which may be encoded by then.
     return given
 
 
@@ -778,18 +833,7 @@ def test_generated_files_depend_on_prompt_and_number_alone(
 def test_text_encoders_are_dropped_before_the_rest_is_loaded(
     prepared: Recipe, tmp_path: Path, monkeypatch
 ) -> None:
-    encoders: list[weakref.ref] = []
-    loaded: list[tuple[str, int]] = []
-    real = Backbone.whole
-
-    def whole(self: Backbone, stock_class: str, part: str, dtype: torch.dtype) -> Any:
-        loaded.append((part, sum(encoder() is not None for encoder in encoders)))
-        model = real(self, stock_class, part, dtype)
-        if part == "text_encoder":
-            encoders.append(weakref.ref(model))
-        return model
-
-    monkeypatch.setattr(Backbone, "whole", whole)
+    loaded = watch_loading(monkeypatch)
     one_after_the_other = [("text_encoder", 0), ("transformer", 0), ("vae", 0)]
     recipe = prepared.override("optim.steps=1", "validation={every: 1, prompts: [A ball falls.]}")
     run = train(recipe, tmp_path / "run")

@@ -28,6 +28,9 @@ BYTES_MOMENTS, BYTES_TEXT, BYTES_FEATURES, BYTES_SCALE, BYTES_SALIENCY = 2, 2, 1
 
 PROMPTS_SHOWN = 8
 
+CARDS = (24, 48, 80)
+"""Sizes of GPUs that a training may have to fit, in GB."""
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -131,6 +134,7 @@ class Inspection:
             *(f"  {part:<16} {_size(size)}" for part, size in cost.parts.items()),
             f"  together         {_size(sum(cost.parts.values()))}",
             *([f"  while loading    {_size(cost.loading)}"] if cost.loading else []),
+            *([f"  fits             {_fits(cost.peak)}"] if cost.device.type == "cuda" else []),
             "",
             f"operations, per step of {optim.batch_size * optim.accumulate} clips",
             f"  floating-point   {cost.operations / 1e12:.3g} trillion",
@@ -200,6 +204,12 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
         feature_bytes_per_clip=features,
         device=pick_device(device),
     )
+
+
+def _fits(peak: int) -> str:
+    """Say which cards have room. A card has up to 7 % more than its name says; what the allocator
+    cannot use has to go there."""
+    return ", ".join(f"{size} GB: {'yes' if peak <= size * 1e9 else 'no'}" for size in CARDS)
 
 
 def _times(*sizes: int) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from videorepa.align.contract import check
-from videorepa.backbones import Backbone, Part, Text
+from videorepa.backbones import Backbone, Text
 from videorepa.data.cache import Cache, Lacks, Record
 from videorepa.data.digests import Digests
-from videorepa.data.sampling import sampling_notes
+from videorepa.data.sampling import Sampling, sampling_notes
 from videorepa.data.source import ClipSource, SourceClip, open_source
 from videorepa.data.video import Sampled, to_video
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
+from videorepa.system.background import ahead, behind
 from videorepa.system.checks import check_shard
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import console, track
@@ -26,8 +29,17 @@ from videorepa.system.wording import count
 KEEP_SECONDS = 60.0
 """How often digests are written down, so that a killed process loses no more of that work."""
 
+READERS = min(4, os.cpu_count() or 1)
+"""Videos that are read at a time, while the clips before them are encoded."""
+
+UNWRITTEN = 32
+"""Most writes that wait while clips are encoded. What they hold is small beside a clip's pixels."""
+
 Fail = Callable[[SourceClip, ClipError], None]
 """Notes that a clip cannot be used, and why."""
+
+Later = Callable[..., None]
+"""Calls a function with arguments in the background, in the order in which it is given them."""
 
 
 @dataclass(frozen=True)
@@ -107,56 +119,119 @@ def prepare(
     complete = sum(not work.lacks for chunk in chunks for work in chunk)
     made = 0
     if todo or (complete and not cache.has_empty_caption()):
+        with behind(UNWRITTEN) as later:
+            _encode_captions(recipe, cache, todo, where, dtype, later)
         lacking = [work.lacks for chunk in todo for work in chunk]
-        backbone, encoders = _load(recipe, cache, lacking, where, dtype)
-        for chunk in track(todo, "prepare", total=len(starts), done=len(starts) - len(todo)):
-            works, sampled = chunk, []
-            if any(work.lacks.latents or work.lacks.features for work in chunk):
-                works, sampled = _read(source, chunk, fail)
-            _encode(cache, works, sampled, backbone, encoders)
-            for work in works:
-                if work.lacks:
-                    made += 1
-                    cache.clear_failure(work.clip)
+        backbone, encoders = _load(recipe, lacking, where, dtype)
+        with behind(UNWRITTEN) as later, closing(_read(source, todo, size, fail)) as chunks_read:
+            progress = track(chunks_read, "prepare", len(starts), len(starts) - len(todo))
+            for works, sampled in progress:
+                if sampled:
+                    _encode(cache, works, sampled, backbone, encoders, where, later)
+                for work in works:
+                    if work.lacks:
+                        made += 1
+                        later(cache.clear_failure, work.clip)
     usable = [work for chunk in chunks for work in chunk if work.clip.id not in failed]
     _say({work.clip.id: work.record for work in usable if work.record}, recipe)
     return Prepared(made, complete, failed)
 
 
-def _load(
+def _encode_captions(
     recipe: Recipe,
     cache: Cache,
+    chunks: Sequence[Sequence[_ClipWork]],
+    where: torch.device,
+    dtype: torch.dtype,
+    later: Later,
+) -> None:
+    """Make the text that clips and the empty caption lack, and drop the text encoders.
+
+    Where latents lack too, the text waits for them in the cache.
+    """
+    todo = [chunk for chunk in chunks if any(_lacks_caption(cache, work) for work in chunk)]
+    if not todo and cache.has_empty_caption():
+        return
+    backbone = recipe.backbone.preparing.load(("text_encoder",), where, dtype)
+    if not cache.has_empty_caption():
+        cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
+    for chunk in track(todo, "encode captions"):
+        captions = [work.clip.caption for work in chunk]
+        texts, tokens = backbone.encode_text(captions), backbone.count_tokens(captions)
+        for row, work in enumerate(chunk):
+            if not _lacks_caption(cache, work):
+                continue
+            clip, before = work.clip, work.record
+            if work.lacks.latents:
+                later(cache.keep_caption, clip, tokens[row], _one(texts, row))
+            else:
+                assert before is not None  # Its caption alone has changed.
+                work.record = replace(before, caption=clip.caption, tokens=tokens[row])
+                later(cache.write_clip, work.record, cache.read_clip(clip)[0], _one(texts, row))
+
+
+def _lacks_caption(cache: Cache, work: _ClipWork) -> bool:
+    is_kept = work.lacks.latents and cache.has_caption(work.clip)
+    return bool(work.lacks.text) and not is_kept
+
+
+def _load(
+    recipe: Recipe,
     lacking: Sequence[Lacks],
     where: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Backbone | None, dict[EncoderSpec, Encoder]]:
-    """Load the models that make what lacks, and make the empty caption if it does."""
+    """Load the models that make the latents and features that lack."""
     encoders = {
         spec: spec.load(where, dtype)
         for spec in recipe.stored_encoders
         if any(spec in lacks.features for lacks in lacking)
     }
-    parts: list[Part] = ["vae"] if any(lacks.latents for lacks in lacking) else []
-    if any(lacks.text for lacks in lacking) or not cache.has_empty_caption():
-        parts.append("text_encoder")
-    backbone = recipe.backbone.preparing.load(parts, where, dtype) if parts else None
-    if backbone is not None and not cache.has_empty_caption():
-        cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
+    backbone = None
+    if any(lacks.latents for lacks in lacking):
+        backbone = recipe.backbone.preparing.load(("vae",), where, dtype)
     return backbone, encoders
 
 
 def _read(
-    source: ClipSource, chunk: Sequence[_ClipWork], fail: Fail
-) -> tuple[list[_ClipWork], list[Sampled]]:
-    """Read the videos of a chunk; those that cannot be read are left out."""
-    works, sampled = [], []
-    for work in chunk:
+    source: ClipSource, chunks: Sequence[Sequence[_ClipWork]], size: int, fail: Fail
+) -> Generator[tuple[Sequence[_ClipWork], list[Sampled]]]:
+    """Read the videos of chunks, the next ones' while the caller works on one.
+
+    Args:
+      source: The clips.
+      chunks: What lacks.
+      size: Clips in a chunk, as many of which are read ahead.
+      fail: Is told of clips that cannot be read; they are left out.
+
+    Yields:
+      The usable clips of each chunk, and their frames: [] for a chunk that lacks captions alone.
+    """
+
+    def sample(work: _ClipWork) -> Sampled | ClipError:
         try:
-            sampled.append(source.sample(work.number))
-            works.append(work)
+            return source.sample(work.number)
         except ClipError as error:
-            fail(work.clip, error)
-    return works, sampled
+            return error
+
+    def wants_video(chunk: Sequence[_ClipWork]) -> bool:
+        return any(work.lacks.latents or work.lacks.features for work in chunk)
+
+    wanted = (work for chunk in chunks if wants_video(chunk) for work in chunk)
+    with closing(ahead(sample, wanted, READERS, most=size + READERS)) as results:
+        for chunk in chunks:
+            if not wants_video(chunk):
+                yield chunk, []
+                continue
+            works, sampled = [], []
+            for work in chunk:
+                result = next(results)
+                if isinstance(result, ClipError):
+                    fail(work.clip, result)
+                else:
+                    works.append(work)
+                    sampled.append(result)
+            yield works, sampled
 
 
 def _encode(
@@ -165,32 +240,30 @@ def _encode(
     sampled: Sequence[Sampled],
     backbone: Backbone | None,
     encoders: Mapping[EncoderSpec, Encoder],
+    where: torch.device,
+    later: Later,
 ) -> None:
-    """Make what a chunk lacks. sampled: empty if texts alone are to be made."""
-    video = to_video(np.stack([clip.frames for clip in sampled])) if sampled else None
+    """Make the latents and features that a chunk lacks, and let them be written later."""
+    video = to_video(np.stack([clip.frames for clip in sampled]), where)
     for spec, encoder in encoders.items():
         if any(spec in work.lacks.features for work in works):
             grid = encoder(video)
             for row, work in enumerate(works):
                 if spec in work.lacks.features:
-                    cache.write_features(work.clip, work.source, spec, grid.sample(row))
-    if backbone is None or not any(work.lacks.text for work in works):
+                    later(cache.write_features, work.clip, work.source, spec, grid.sample(row))
+    if backbone is None or not any(work.lacks.latents for work in works):
         return
-    latents = None
-    if video is not None and any(work.lacks.latents for work in works):
-        latents = backbone.encode_video(video)
-    captions = [work.clip.caption for work in works]
-    texts, tokens = backbone.encode_text(captions), backbone.count_tokens(captions)
+    latents = backbone.encode_video(video)
     for row, work in enumerate(works):
-        if work.lacks.text:
-            clip, before = work.clip, work.record
-            if latents is not None and work.lacks.latents:
-                moments, sampling = latents[row], sampled[row].sampling
-            else:
-                assert before is not None  # Its caption alone has changed.
-                moments, sampling = cache.read_clip(clip)[0], before.sampling
-            work.record = Record(clip.id, clip.caption, work.source, tokens[row], sampling)
-            cache.write_clip(work.record, moments, _one(texts, row))
+        if work.lacks.latents:
+            later(_write_clip, cache, work, sampled[row].sampling, latents[row])
+
+
+def _write_clip(cache: Cache, work: _ClipWork, sampling: Sampling, moments: torch.Tensor) -> None:
+    clip = work.clip
+    tokens, text = cache.read_caption(clip)
+    work.record = Record(clip.id, clip.caption, work.source, tokens, sampling)
+    cache.write_clip(work.record, moments, text)
 
 
 def _say(records: Mapping[str, Record], recipe: Recipe) -> None:

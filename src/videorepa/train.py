@@ -68,7 +68,7 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     steps = range(start, recipe.optim.steps)
     check_profiled(profile, steps)
     texts = encoded_prompts(recipe, workers)
-    student = Student(recipe, workers.device)
+    student = Student(recipe, workers.device, home=workers.home)
     training = Training(recipe, workers, student)
     # It samples the base model's clips, so it comes before the checkpoint is loaded.
     validate = validation(recipe, run, student, workers, texts, resumed is not None)

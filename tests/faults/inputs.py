@@ -361,6 +361,7 @@ def recipes(draw: Any, ground: Ground) -> Laid:
         Command(["scan", file, "--out", "out/scan", "--clips", "2", "--noise", "0.5"]),
         Command(["head", file, "--kind", "motion", "--out", "out/head.safetensors"]),
         Command(["probe", file, "--data", ground / "none", "--out", "out/probe"]),
+        Command(["verify", file, "--out", "out/verified.json"]),
         Command(["lab", draw(st.sampled_from(lab_parts)), file]),
         Command(["lab", "study", file, "--out", "out/study"]),
     ]
@@ -506,10 +507,12 @@ def readers(ground: Ground, what: str) -> list[Command]:
             (["prepare", recipe, *own_models[0], "--data.cache", "out/cache"], False),
             (["generate", "backbone", *prompts, "--out", "out/made", "--steps", "1"], False),
             (["scan", recipe, *own_models[0], "--out", "out/scan", "--clips", "2"], False),
+            (["verify", recipe, *own_models[0], "--out", "out/verified.json"], False),
         ],
         "teacher": [
             (["inspect", recipe, *own_models[1]], False),
             (["prepare", recipe, *own_models[1], "--data.cache", "out/cache"], False),
+            (["verify", recipe, *own_models[1], "--out", "out/verified.json"], False),
         ],
         "head.safetensors": [
             (
@@ -578,6 +581,10 @@ def options(draw: Any, ground: Ground) -> Laid:
             + ["--align.hidden", "--align.block", "--encoder.frames", "--encoder.height", "--set"]
             + ["--data.fps", "--seed", "--align.weight", "--optim.betas", "--train.lora.rank"]
             + ["--encoder.group", "--encoder.crop", "--backbone.weights", "--data.lab.clips"],
+        ),
+        (
+            ["verify", recipe, "--out", "out/verified.json"],
+            ["--judge", "--against", "--skip", "--device", "--data.frames", "--backbone.weights"],
         ),
         (["prepare", recipe, *small], ["--shard", "--data.manifest", "--data.root", "--set"]),
         (["prepare", recipe], ["--data.cache", "--data.frames", "--data.prepare_batch"]),

@@ -39,6 +39,7 @@ def jobs(ground: Ground) -> list[Job]:
         Job(
             "report", ["report", g / "run", "--clips", g / "lab", g / "lab2", "--out", "page.html"]
         ),
+        Job("verify", ["verify", recipe, "--skip", "step", "--out", "verified.json"]),
         Job("compare", ["compare", *seeds, "--make", "normal.json"]),
         Job("demo", ["demo", "--quick", *out], 0.2),
         Job("lab study", ["lab", "study", g / "study.yaml", *out], 0.4),

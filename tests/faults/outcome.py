@@ -31,6 +31,7 @@ EXCLUDED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "*scores/seconds.json": (lambda _: b"", "how long each clip's score took"),
     "*scan.json": (_without_commit, "the project's commit may move while the campaign runs"),
     "*probe.json": (_without_commit, "likewise"),
+    "*verified.json": (_without_commit, "likewise"),
     "*environment.json": (_without_commit, "likewise"),
     "*.html": (_without_commit, "likewise"),
     "*log.jsonl": (_without_times, "speed and memory of each step are measured"),

@@ -265,6 +265,8 @@ class Backbone:
     @torch.no_grad()
     def encode_video(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b m t h w"]:
         """The posterior's moments (mean, then log-variance, along the channels), unscaled."""
+        if self.spec.tiling:
+            self.tile(ClipSize(frames=video.shape[1], height=video.shape[3], width=video.shape[4]))
         pixels = (video.to(self.device, self.vae_dtype) * 2 - 1).permute(0, 2, 1, 3, 4)
         return self.vae.encode(pixels).latent_dist.parameters
 

@@ -83,6 +83,9 @@ class BackboneSpec(Section):
       prepared_with: Weights whose autoencoder and text encoders `prepare` uses in place of the
         model's own. Checkpoints whose autoencoders differ only in rounding, such as CogVideoX-2B
         and 5B, share a cache this way.
+      tiling: Encodes videos of more than 256 pixels a side in overlapping tiles, as diffusers does:
+        in a fraction of the memory, with small differences around the seams. Caches are of one
+        kind or the other.
       live: The class of the live model.
       pipeline_class: The stock pipeline.
       also_of: Other stock pipelines whose folders hold the same parts.
@@ -135,6 +138,7 @@ class BackboneSpec(Section):
     name: str
     weights: Weights
     prepared_with: Weights | None = None
+    tiling: bool = False
 
     @property
     @abstractmethod

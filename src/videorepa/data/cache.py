@@ -127,6 +127,8 @@ class Cache:
             "clip": data.model_dump(include={"frames", "height", "width", "fps"}),
             "backbone": {"name": recipe.backbone.name} | recipe.backbone.preparing.fingerprint(),
         }
+        if recipe.backbone.tiling:
+            made_with["backbone"]["tiling"] = True
         if encoded_in is not None:
             made_with["precision"] = str(encoded_in).removeprefix("torch.")
         elif precision != "auto":
@@ -134,6 +136,7 @@ class Cache:
         create = encoded_in is not None
         self._check(made_with, create)
         self.clips, self.failures = self.root / "clips", self.root / "failures"
+        self.captions = self.root / "captions"
         self.digests = self.root / "digests.json"
         self.features = {
             encoder: self.root / f"features8-{encoder.name}-{json_digest(encoder.fingerprint())}"
@@ -142,10 +145,13 @@ class Cache:
         self.grids = {encoder: encoder.shape(data.frames) for encoder in self.features}
         backbone = recipe.backbone.preparing
         self.text_shapes = {f"{TEXT}{key}": (*like.shape,) for key, like in backbone.text().items()}
-        self.shapes = {self.clips: {"moments": backbone.moments(data)} | self.text_shapes}
+        self.shapes = {
+            self.captions: self.text_shapes,
+            self.clips: {"moments": backbone.moments(data)} | self.text_shapes,
+        }
         for encoder, folder in self.features.items():
             self.shapes[folder] = _feature_shapes(self.grids[encoder])
-        folders = [self.clips, self.failures, *self.features.values()]
+        folders = [self.clips, self.captions, self.failures, *self.features.values()]
         if create:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -231,6 +237,34 @@ class Cache:
         except (KeyError, TypeError) as error:
             raise _damaged(self._file(self.clips, clip), error) from None
 
+    def keep_caption(self, clip: SourceClip, tokens: int, text: Text) -> None:
+        """Keep a clip's text until `write_clip` has its latents.
+
+        Args:
+          clip: The clip.
+          tokens: How many tokens the caption has, as in `Record`.
+          text: Its caption's tensors.
+
+        Raises:
+          UserError: As `write_clip` does.
+        """
+        tensors, what = _stored(text), f"The text embeddings of the clip {clip.id!r}"
+        _check_made(what, tensors, self.text_shapes)
+        about = {"id": clip.id, "caption": clip.caption, "tokens": tokens}
+        _write(self._file(self.captions, clip), tensors, about)
+
+    def has_caption(self, clip: SourceClip) -> bool:
+        """Whether the text of the clip's caption is kept."""
+        about = self._about(self.captions, clip)
+        return about is not None and about.get("caption") == clip.caption
+
+    def read_caption(self, clip: SourceClip) -> tuple[int, Text]:
+        """Read what `keep_caption` has kept. Raises UserError as `read_clip` does."""
+        tensors, about = self._read_clip(self.captions, clip, "text embeddings")
+        if not isinstance(tokens := about.get("tokens"), int):
+            raise _damaged(self._file(self.captions, clip), KeyError("tokens"))
+        return tokens, _text(tensors)
+
     def write_clip(self, record: Record, moments: Tensor, text: Text) -> None:
         """Write a clip's latent moments and its text.
 
@@ -249,6 +283,7 @@ class Cache:
         what = f"The latents or text embeddings of the clip {record.id!r}"
         _check_made(what, tensors, self.shapes[self.clips])
         _write(self._file(self.clips, record), tensors, asdict(record))
+        self._file(self.captions, record).unlink(missing_ok=True)
 
     def read_clip(self, clip: SourceClip) -> tuple[Tensor, Text]:
         """Read a clip's moments and text.
@@ -256,7 +291,7 @@ class Cache:
         Raises:
           UserError: They are absent, damaged, not finite, of other shapes or another clip's.
         """
-        tensors = self._read_clip(self.clips, clip, "latents or text embeddings")
+        tensors, _ = self._read_clip(self.clips, clip, "latents or text embeddings")
         return tensors["moments"], _text(tensors)
 
     def write_features(
@@ -290,7 +325,7 @@ class Cache:
     def read_features(self, clip: SourceClip, encoder: EncoderSpec) -> TokenGrid:
         """Read an encoder's features of one clip. Raises UserError as `read_clip` does."""
         what = f"features of {encoder.name}"
-        tensors = self._read_clip(self.features[encoder], clip, what)
+        tensors, _ = self._read_clip(self.features[encoder], clip, what)
         tokens = dequantised(tensors["tokens"], tensors["scale"])[None]
         saliency = tensors["saliency"][None].float() if "saliency" in tensors else None
         return replace(self.grids[encoder], tokens=tokens, saliency=saliency)
@@ -336,7 +371,9 @@ class Cache:
         path = self._file(folder, clip)
         return _own(path, clip, _read(path, tensors=False)[1]) if path.exists() else None
 
-    def _read_clip(self, folder: Path, clip: SourceClip, what: str) -> dict[str, Tensor]:
+    def _read_clip(
+        self, folder: Path, clip: SourceClip, what: str
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path = self._file(folder, clip)
         if not path.exists():
             raise UserError(f"The clip {clip.id!r} is not in the cache. Run `videorepa prepare`.")
@@ -344,7 +381,7 @@ class Cache:
         _own(path, clip, about)
         of = f"The {what} of the clip {clip.id!r} in {path}"
         _check_read(of, tensors, self.shapes[folder])
-        return tensors
+        return tensors, about
 
 
 def _feature_shapes(grid: TokenGrid) -> dict[str, tuple[int, ...]]:

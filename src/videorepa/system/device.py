@@ -76,8 +76,12 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Run matrix products and convolutions in `dtype`; float32 changes nothing."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    """Run matrix products and convolutions in `dtype`; float32 changes nothing.
+
+    Autocast's cache would keep a copy of every weight in `dtype` until the end of a forward pass.
+    """
+    is_enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype, enabled=is_enabled, cache_enabled=False)
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> float | None:

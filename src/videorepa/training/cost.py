@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, groupby
@@ -25,15 +26,22 @@ from videorepa.data.batches import Batch
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype
 from videorepa.tokens import TokenGrid
+from videorepa.training.cuda_rules import cuda_rules
 from videorepa.training.ledger import BETWEEN, PARTS, Ledger
-from videorepa.training.memory import moment_bytes
+from videorepa.training.memory import moment_bytes, update_bytes
 from videorepa.training.student import Student
+
+CPU = torch.device("cpu")
 
 WORKING_BYTES = 32e6
 """The bytes, besides tensors, by which a process grows while it trains.
 
 Fitted to the measurements of timings/memory.py.
 """
+
+
+CONTEXT_BYTES = 0.6e9
+"""The bytes that CUDA takes for itself: an assumption, which no measurement stands behind yet."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Cost:
         return max(sum(self.parts.values()), self.loading)
 
 
-def predict(recipe: Recipe, device: torch.device) -> Cost:
+def predict(recipe: Recipe, device: torch.device, place: torch.device = CPU) -> Cost:
     """Predict the cost of one step by running it on shapes.
 
     It leaves out online teachers, validation clips and, with FSDP2, the sharding.
@@ -69,6 +77,8 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
       recipe: The training.
       device: The device to predict for; it need not exist here. On the CPU, the process is a part
         of the peak, as it is for the operating system; its size is that of this process now.
+      place: Where the tensors claim to be. This matters to autocast, whose rules are made to be
+        those of `device`.
     """
     dtype = compute_dtype(recipe.train.precision, device)
     if device.type == "cuda" and recipe.train.precision == "auto":
@@ -76,16 +86,16 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
     with torch.device("meta"):
         student = Student(recipe, torch.device("meta"), dtype)
     process = psutil.Process().memory_info().rss
-    ledger = Ledger()
+    stands_in = device.type == "cuda" != place.type
+    ledger = Ledger(like_cuda=stands_in)
     skipped = _skip_repeats(student, ledger)
-    with FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        # Tensors claim to be on the CPU from here on, since autocast looks at their device.
-        cpu = torch.device("cpu")
+    rules = cuda_rules() if stands_in else nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger, rules:
         left_out = {module for block in skipped for module in block.modules()}
         for module in student.modules():
             if module not in left_out:
-                module.to_empty(device=cpu, recurse=False)
-        student.device = student.backbone.device = cpu
+                module.to_empty(device=place, recurse=False)
+        student.device = student.backbone.device = place
         trained, terms = list(student.trained.values()), list(student.terms.parameters())
         frozen = [p for p in student.transformer.parameters() if not p.requires_grad]
         ledger.enter("weights", *frozen)
@@ -111,10 +121,15 @@ def predict(recipe: Recipe, device: torch.device) -> Cost:
             ledger.enter("gradients", *(p.grad for p in trained))
         ledger.start()
         with student.tapped():
-            denoised, aligned = student(0, _batch(recipe, student.backbone, ledger))
+            with place:
+                batch = _batch(recipe, student.backbone, ledger)
+            denoised, aligned = student(0, batch)
             (denoised.loss.mean() + aligned.loss).backward()
+        ledger.add("optimiser", update_bytes(recipe, [*trained, *terms], device))
     parts = {part: ledger.at_peak[part] for part in PARTS if ledger.at_peak[part]}
     loading = 0
+    if device.type == "cuda":
+        parts["context"] = int(CONTEXT_BYTES)
     if device.type == "cpu":
         parts["process"] = process + int(WORKING_BYTES)
         # Adapters are made after loading.
@@ -229,7 +244,9 @@ def _batch(recipe: Recipe, backbone: Backbone, ledger: Ledger) -> Batch:
     latents = torch.empty(count, *shapes.latents)
     ledger.within("alignment")
     teachers = {
-        term.encoder: TokenGrid.batch([_on_cpu(term.encoder.shape(recipe.data.frames))] * count)
+        term.encoder: TokenGrid.batch(
+            [_without_content(term.encoder.shape(recipe.data.frames))] * count
+        )
         for term in recipe.terms.values()
         if term.encoder is not None
     }
@@ -238,7 +255,7 @@ def _batch(recipe: Recipe, backbone: Backbone, ledger: Ledger) -> Batch:
     return Batch(latents, _text(shapes, count), torch.empty_like(latents), timestep, teachers)
 
 
-def _on_cpu(grid: TokenGrid) -> TokenGrid:
+def _without_content(grid: TokenGrid) -> TokenGrid:
     saliency = None if grid.saliency is None else torch.empty(grid.saliency.shape)
     return replace(grid, tokens=torch.empty(grid.tokens.shape), saliency=saliency)
 

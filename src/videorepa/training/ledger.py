@@ -33,10 +33,14 @@ class Ledger(TorchDispatchMode):
       now: Bytes by part, at present.
       at_peak: Bytes by part, when their sum was largest since `start`.
       operations: Floating-point operations since `start`.
+
+    Args:
+      like_cuda: Whether tensors on the CPU stand for tensors on a GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, like_cuda: bool = False) -> None:
         super().__init__()
+        self._like_cuda = like_cuda
         self.live: dict[int, tuple[int, str, Any, Any]] = {}
         self.now: Counter[str] = Counter()
         self.operations = 0.0
@@ -87,6 +91,7 @@ class Ledger(TorchDispatchMode):
     def add(self, part: str, size: int) -> None:
         """Record bytes that no tensor accounts for."""
         self.now[part] += size
+        self._note(self.now)
 
     def enter(self, part: str, *tensors: Tensor | None) -> None:
         """Record tensors under a part, or move them to it."""
@@ -122,7 +127,9 @@ class Ledger(TorchDispatchMode):
             return torch.empty(_selected(args[0]), args[0].dim(), dtype=torch.long)
         if func is torch.ops.aten.index.Tensor:
             args = args[0], _as_numbers(args[1])
-        result = func(*args, **kwargs)
+        result: Any = func(*args, **kwargs)
+        if func is torch.ops.aten.native_layer_norm.default and self._like_cuda:
+            result = result[0], *(statistic.float() for statistic in result[1:])
         if func is torch.ops.aten.bitwise_not.default:
             result.is_false = not getattr(args[0], "is_false", False)
         count = OPERATIONS.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,16 +20,23 @@ from videorepa.backbones._sampler import offload_layers
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.training.extras import extra_for
+from videorepa.training.precision import kept_in_float32
 from videorepa.training.stand_ins import Held, cast_when_used
 
 
-def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Backbone:
+def load_transformer(
+    recipe: Recipe, device: torch.device, dtype: torch.dtype, home: torch.device
+) -> Backbone:
     """Load the transformer of the recipe's backbone, with frozen weights held as `memory.frozen`.
+
+    It is loaded into main memory and goes home in the form in which it is held, part by part, so
+    that the device never has to hold more.
 
     Args:
       recipe: Its `memory` says how frozen weights are held.
       device: Where the transformer runs. On the meta device nothing is read.
       dtype: To compute in.
+      home: Where its weights wait until it runs.
 
     Raises:
       UserError: A package that the recipe needs is not installed, or the device cannot offload.
@@ -41,20 +49,23 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
             "to keep weights. Set it to none."
         )
     loaded_in = torch.float32 if memory.frozen == "float32" else torch.bfloat16
-    home = torch.device("cpu") if is_offloaded else device
-    backbone = recipe.backbone.load(("transformer",), home, loaded_in)
+    at_first = device if device.type == "meta" else torch.device("cpu")
+    home = at_first if is_offloaded else home
+    backbone = recipe.backbone.load(("transformer",), at_first, loaded_in)
     backbone.device = device
     transformer = backbone.transformer
     # A file stays mapped until all of its weights have been converted, so they are converted in the
     # order in which they lie there.
+    kept = kept_in_float32(transformer)
     if memory.is_quantised:
         for number in range(recipe.backbone.shapes(recipe.data).blocks):
-            _quantise(backbone.block(number + 1), memory.frozen, dtype)
-            _cast(backbone.block(number + 1), dtype)
-        _cast(transformer, dtype)
+            _quantise(backbone.block(number + 1), memory.frozen, dtype, kept, home)
+            _cast(backbone.block(number + 1), dtype, kept)
+        _cast(transformer, dtype, kept)
     elif memory.frozen == "float8" or loaded_in == torch.bfloat16 != dtype:
         storage = torch.float8_e4m3fn if memory.frozen == "float8" else loaded_in
-        _hold_layerwise(transformer, storage, dtype)
+        _hold_layerwise(transformer, storage, dtype, home)
+    transformer.to(home)
     if loaded_in == torch.bfloat16:
         backbone.dtype = dtype
     if is_offloaded:
@@ -62,23 +73,26 @@ def load_transformer(recipe: Recipe, device: torch.device, dtype: torch.dtype) -
     return backbone
 
 
-def make_optimizer(recipe: Recipe, parameters: list[Tensor]) -> Optimizer:
+def make_optimizer(recipe: Recipe, parameters: list[Tensor], device: torch.device) -> Optimizer:
     """Make AdamW over the parameters, with its moments in `memory.optimizer`.
+
+    Args:
+      recipe: Its `optim` and `memory` describe the optimiser.
+      parameters: What is trained.
+      device: Where the training runs. On CUDA, one kernel updates all parameters without temporary
+        copies of them.
 
     Raises:
       UserError: bitsandbytes is needed and not installed.
     """
     optim = recipe.optim
-    kind = torch.optim.AdamW
+    options: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps}
+    options |= {"weight_decay": optim.weight_decay}
     if recipe.memory.optimizer == "adamw8bit":
         kind = extra_for("memory.optimizer adamw8bit").AdamW8bit
-    return kind(
-        parameters,
-        optim.learning_rate,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
+        return kind(parameters, optim.learning_rate, **options)
+    is_cuda = device.type == "cuda"
+    return torch.optim.AdamW(parameters, optim.learning_rate, fused=is_cuda, **options)
 
 
 def moment_bytes(recipe: Recipe, parameter: Tensor) -> int:
@@ -90,14 +104,26 @@ def moment_bytes(recipe: Recipe, parameter: Tensor) -> int:
     return 2 * (count + 4 * math.ceil(count / 256))
 
 
-def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
-    """Convert the weights of a block's linear layers to integers with scales."""
+def update_bytes(recipe: Recipe, parameters: list[Tensor], device: torch.device) -> int:
+    """Count the temporary bytes of an update.
+
+    On a CPU, AdamW goes from parameter to parameter and takes two tensors of its size for each.
+    """
+    if recipe.memory.optimizer == "adamw8bit" or device.type == "cuda":
+        return 0
+    return 2 * max((parameter.nbytes for parameter in parameters), default=0)
+
+
+def _quantise(
+    block: nn.Module, frozen: str, dtype: torch.dtype, kept: frozenset[str], home: torch.device
+) -> None:
+    """Convert the weights of a block's linear layers to integers with scales, at home."""
     if next(block.parameters()).is_meta:
-        _swap_linear(block, lambda linear: Held(linear, frozen))
+        _swap_linear(block, lambda linear: Held(linear, frozen, dtype))
     elif frozen == "int8":
         quantization = extra_for("memory.frozen int8")
         # torchao multiplies in the dtype that the weights have here.
-        block.to(dtype)
+        _cast(block.to(home), dtype, kept)
         quantization.quantize_(block, quantization.Int8WeightOnlyConfig())
     else:
         layers = extra_for("memory.frozen nf4")
@@ -109,7 +135,7 @@ def _quantise(block: nn.Module, frozen: str, dtype: torch.dtype) -> None:
             weight = layers.Params4bit(
                 linear.weight.data, requires_grad=False, quant_type="nf4", module=layer
             )
-            layer.weight, layer.bias = weight.to(linear.weight.device), linear.bias
+            layer.weight, layer.bias = weight.to(home), linear.bias
             return layer
 
         _swap_linear(block, packed)
@@ -123,33 +149,35 @@ def _swap_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> N
             _swap_linear(child, make)
 
 
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a module's floating-point tensors to the dtype to compute in."""
-    for part in module.modules():
-        if not isinstance(part, Held):
-            for tensor in _own(part):
-                if tensor.is_floating_point() and tensor.dtype != dtype:
-                    tensor.data = tensor.data.to(dtype)
+def _cast(module: nn.Module, dtype: torch.dtype, kept: frozenset[str]) -> None:
+    """Convert a module's floating-point tensors to the dtype to compute in, but those kept."""
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        is_kept = not kept.isdisjoint(name.split("."))
+        if tensor.is_floating_point() and tensor.dtype != dtype and not is_kept:
+            tensor.data = tensor.data.to(dtype)
 
 
-def _hold_layerwise(transformer: Any, storage: torch.dtype, dtype: torch.dtype) -> None:
-    """Hold layers in `storage`, and convert each to `dtype` when it runs.
+def _hold_layerwise(
+    transformer: Any, storage: torch.dtype, dtype: torch.dtype, home: torch.device
+) -> None:
+    """Hold layers at home in `storage`, and convert each to `dtype` when it runs.
 
     The few that diffusers leaves out (norms, embeddings, the last projection) become `dtype`.
     """
     # In the dtype of the files at first, so that hooking reads none of the weights.
     transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=dtype)
-    for module in list(transformer.modules()):
+    kept = kept_in_float32(transformer)
+    for name, module in list(transformer.named_modules()):
         hooks = getattr(module, "_diffusers_hook", None)
         if hooks is not None:
             hooks.get_hook("layerwise_casting").storage_dtype = storage
-        for tensor in _own(module):
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for part, tensor in own:
             if tensor.is_floating_point():
+                held = dtype if hooks is None else storage
+                if not kept.isdisjoint((*name.split("."), part)):
+                    held = tensor.dtype
                 # Copied even if the dtype stays, to leave the mapped file.
-                tensor.data = tensor.data.to(dtype if hooks is None else storage, copy=True)
-        if hooks is not None and any(tensor.is_meta for tensor in _own(module)):
+                tensor.data = tensor.data.to(held, copy=True).to(home)
+        if hooks is not None and any(tensor.is_meta for _, tensor in own):
             cast_when_used(module, dtype)
-
-
-def _own(module: nn.Module) -> tuple[Tensor, ...]:
-    return *module.parameters(recurse=False), *module.buffers(recurse=False)

@@ -35,6 +35,8 @@ class Alone:
     Attributes:
       rank: This process's number, from 0.
       count: The number of processes.
+      home: Where a whole model waits until it is shared: on the device, or in main memory where it
+        becomes shards.
       is_sharded: Whether the shared model's parameters are spread over the processes. All of them
         then have to run it together.
     """
@@ -43,7 +45,7 @@ class Alone:
     is_sharded = False
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device = self.home = device
 
     @property
     def is_first(self) -> bool:
@@ -156,6 +158,11 @@ class Sharded(Replicated):
     """FSDP2: each process holds a shard of every parameter, gradient and moment."""
 
     label: ClassVar = "FSDP2"
+
+    def __init__(self, accelerator: Any) -> None:
+        super().__init__(accelerator)
+        # Block by block, FSDP2 brings it to the device and keeps a shard there.
+        self.home = torch.device("cpu")
 
     def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
         from torch.distributed.fsdp import register_fsdp_forward_method

@@ -48,10 +48,12 @@ class Held(nn.Linear):
     Args:
       linear: The layer to stand for, on the meta device.
       frozen: "int8" or "nf4".
+      dtype: To compute in.
     """
 
-    def __init__(self, linear: nn.Linear, frozen: str) -> None:
+    def __init__(self, linear: nn.Linear, frozen: str, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
+        self.dtype = dtype
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias, self.frozen = linear.weight, linear.bias, frozen
         count = linear.weight.numel()
@@ -62,7 +64,9 @@ class Held(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.frozen == "nf4":
-            return _UnpackedTwice.apply(input, self.weight, self.bias, self.out_features)
+            x = input.to(self.dtype)
+            output = _UnpackedTwice.apply(x, self.weight, self.bias, self.out_features)
+            return output.to(input.dtype)  # As bitsandbytes does.
         weight = input.new_empty(self.out_features, self.in_features)
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return nn.functional.linear(input, weight, bias)

@@ -37,7 +37,8 @@ class Training:
 
     def __init__(self, recipe: Recipe, workers: Alone, student: Student) -> None:
         self.recipe, self.workers, self.student = recipe, workers, student
-        optimizer = make_optimizer(recipe, [*student.trained.values(), *student.terms.parameters()])
+        parameters = [*student.trained.values(), *student.terms.parameters()]
+        optimizer = make_optimizer(recipe, parameters, workers.device)
         # From here on, parameters can be shards.
         self.model = workers.share(student, optimizer, student.block_classes())
         self.optimizer = optimizer

@@ -17,6 +17,7 @@ from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
 from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.memory import load_transformer
+from videorepa.training.precision import limit_autocast
 from videorepa.training.speed import choose_attention, compile_blocks
 
 
@@ -27,18 +28,24 @@ class Student(nn.Module):
       recipe: Describes the training.
       device: On the meta device nothing is read, and weights have shapes alone.
       dtype: To compute in; by default as the recipe and the device decide.
+      home: Where the transformer waits until it runs or is shared; by default on the device.
 
     Raises:
       UserError: The weights cannot be loaded, or held as the recipe says.
     """
 
     def __init__(
-        self, recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        home: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.recipe, self.device = recipe, device
         self.dtype = dtype or compute_dtype(recipe.train.precision, device)
-        self.backbone = load_transformer(recipe, device, self.dtype)
+        home = home or device
+        self.backbone = load_transformer(recipe, device, self.dtype, home)
         self.transformer = transformer = self.backbone.transformer
         transformer.train()
         if recipe.memory.gradient_checkpointing:
@@ -53,7 +60,8 @@ class Student(nn.Module):
             recipe.backbone.add_lora(transformer, recipe.train.lora)
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
-                    parameter.data = parameter.data.to(device, torch.float32)
+                    parameter.data = parameter.data.to(home, torch.float32)
+        limit_autocast(transformer, self.dtype)
         if recipe.speed.compile and device.type != "meta":
             compile_blocks(self.backbone)
         self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)

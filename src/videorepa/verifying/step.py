@@ -26,12 +26,14 @@ def measure_step(record: Verification, recipe: Recipe, device: torch.device) -> 
 
     On the CPU the memory is the process's, whose peak so far is known and no later one.
     """
-    predicted = predict(recipe, device).peak
+    cost = predict(recipe, device)
+    # What CUDA takes for itself is not measured.
+    predicted = cost.peak - cost.parts.get("context", 0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     before = peak_memory(device)
     student = Student(recipe, device)
-    training = Training(recipe, Alone(device), student, None)
+    training = Training(recipe, Alone(device), student)
     batch = _batch(recipe, student, device)
     optim, seconds, loss = recipe.optim, 0.0, torch.zeros(())
     with student.tapped():
@@ -40,7 +42,7 @@ def measure_step(record: Verification, recipe: Recipe, device: torch.device) -> 
             # A third micro-batch takes what a second one does.
             micros = min(2, optim.accumulate)
             for _ in range(micros):
-                denoised, aligned = student(step, batch)
+                denoised, aligned = training.model(step, batch)
                 loss = denoised.loss.mean()
                 ((loss + aligned.loss) / optim.accumulate).backward()
             norm = training.clip_gradients()
