@@ -343,7 +343,7 @@ def waits_in_a_step(recipe: Recipe) -> list[str]:
         student.device = student.backbone.device = CUDA
         batch = drawn(recipe, student).mapped(lambda tensor: torch.empty_like(tensor, device=CUDA))
         parameters = [p for p in student.parameters() if p.requires_grad]
-        optimizer = make_optimizer(recipe, parameters)
+        optimizer = make_optimizer(recipe, parameters, CUDA)
         for _ in range(2):
             waits.found.clear()
             with student.tapped():
