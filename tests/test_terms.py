@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from conftest import make_head
+from videorepa.align.gathering import Gathering
 from videorepa.align.gradients import Gradients
 from videorepa.align.resampling import common_grid, resample
 from videorepa.align.terms import Grids, Term
@@ -280,7 +281,7 @@ def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
     block = nn.Linear(6, 6)
 
     def losses(output):
-        gradients = Gradients(output, detach=False)
+        gradients = Gradients(output, detach=False, gathering=Gathering())
         return output.square().sum(), (gradients.branch**3).sum(), gradients
 
     output = block(tokens)

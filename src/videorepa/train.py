@@ -23,6 +23,7 @@ from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
 from videorepa.system.stopping import Terminated, postponed
+from videorepa.training.context import check_context
 from videorepa.training.extras import check_extras
 from videorepa.training.pace import Pace
 from videorepa.training.parallel import Alone, join_workers
@@ -56,6 +57,7 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None, profile: int 
     """
     check(recipe)  # Both refuse what cannot work, before anything is made.
     check_extras(recipe)
+    check_context(recipe)
     workers = join_workers(recipe, device)
     with sole_user(out) if workers.is_first else nullcontext():
         return _train(recipe, out, workers, profile)
@@ -81,10 +83,10 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     pace = Pace(recipe, workers, start)
 
     with postponed(workers.is_first) as request, student.tapped(), profiling as profile_step:
-        batches = loader.batches(start, workers.rank, workers.count)
+        batches = loader.batches(start, workers.part, workers.parts)
         for step in track(steps, "train", done=start, shown=workers.is_first):
             pace.begin_step()
-            torch.manual_seed(step_seed(recipe.seed, step, workers.rank))
+            torch.manual_seed(step_seed(recipe.seed, step, workers.part))
             measured: list[dict[str, Tensor]] = []
             for micro in range(optim.accumulate):
                 batch = next(batches)
@@ -157,7 +159,7 @@ def _begin(
 
 
 def _check_batch(optim: Optim, resumed: Checkpoint, workers: Alone) -> None:
-    batch = optim.clips(workers.count)
+    batch = optim.clips(workers.parts)
     if resumed.batch not in (None, batch):
         raise UserError(
             f"The run's steps have {resumed.batch} clips, and {workers.count} processes with "

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from videorepa.align.gathering import Gathering
+
 
 class TermResult(NamedTuple):
     """The result of one alignment term for one batch.
@@ -80,16 +82,18 @@ class Gradients:
     Args:
       output: A block's output: the video's tokens, or a tuple that begins with them.
       detach: Cut the branch off, so that no gradient of the term reaches the tokens.
+      gathering: The processes that share the tokens; the term reads those of all.
 
     Attributes:
       branch: The output that the term reads.
     """
 
-    def __init__(self, output: Any, detach: bool) -> None:
+    def __init__(self, output: Any, detach: bool, gathering: Gathering) -> None:
+        self._gathering = gathering
         self._from_term: Tensor | None = None
         tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         self._align = self._denoise = self._cosine = tokens.new_zeros(())
-        branch = tokens.detach() if detach else tokens.view_as(tokens)
+        branch = gathering.whole(tokens.detach() if detach else tokens.view_as(tokens))
         if branch.requires_grad:
             branch.register_hook(self._at_branch)
         if tokens.requires_grad:
@@ -100,7 +104,7 @@ class Gradients:
         self._from_term = gradient
 
     def _at_tokens(self, gradient: Tensor) -> None:
-        rest = gradient.float()
+        rest = self._gathering.gradient(gradient.float())
         if self._from_term is not None:
             of_term, self._from_term = self._from_term.float(), None
             rest = rest - of_term
