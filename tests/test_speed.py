@@ -75,12 +75,14 @@ def drawn(recipe: Recipe, student: Student) -> Batch:
     return Batch(latents, text, noise, timestep, teachers)
 
 
-def gradients(recipe: Recipe, calls: list[int] | None = None) -> dict[str, torch.Tensor]:
+def gradients(
+    recipe: Recipe, calls: list[int] | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """The losses of a step, and the gradients of all that is trained, by name.
 
     calls: gets the number of each block that runs.
     """
-    student = Student(recipe, CPU)
+    student = Student(recipe, CPU, dtype)
     for number, block in enumerate(student.backbone.blocks(), start=1):
         if calls is not None:
             block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
@@ -239,14 +241,19 @@ def compiled_by(monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param((), marks=pytest.mark.slow), (LORA, CHECKPOINTED)],
-    ids=["all-weights", "lora"],
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        (LORA, CHECKPOINTED),
+        (LORA, CHECKPOINTED, "memory.frozen=bfloat16"),
+    ],
+    ids=["all-weights", "lora", "bfloat16"],
 )
 def test_compiled_blocks_train_as_others_do(plain: Recipe, compiled_by, changes) -> None:
-    usual = gradients(plain.override(*changes))
+    dtype = torch.bfloat16 if "memory.frozen=bfloat16" in changes else torch.float32
+    usual = gradients(plain.override(*changes), dtype=dtype)
     counter = compiled_by("eager")
     counters.clear()
-    own = gradients(plain.override("speed.compile=true", *changes))
+    own = gradients(plain.override("speed.compile=true", *changes), dtype=dtype)
     assert_equal(own, usual)
     # The three blocks share their graphs; checkpointed, one with a gradient and one without.
     assert 1 <= counter.frame_count <= 2

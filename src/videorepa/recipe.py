@@ -174,6 +174,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _memory_fits_the_training(self) -> Recipe:
         memory = self.memory
+        if self.train.lora is None and memory.frozen == "auto":
+            memory = memory.model_copy(update={"frozen": "float32"})
+            object.__setattr__(self, "memory", memory)
         if self.train.lora is None and (memory.frozen != "float32" or memory.offload != "none"):
             raise ValueError(
                 "memory.frozen and memory.offload are for the frozen weights under `train.lora`; "

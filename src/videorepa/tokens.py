@@ -161,17 +161,18 @@ class TokenGrid:
         if (self.start, self.stride, steps) == (like.start, like.stride, target):
             return self
         self._check_overlap(like)
-        tokens = self.tokens
         # Made on the device, which would wait for a copy; MPS alone has no float64.
-        home = "cpu" if tokens.device.type == "mps" else tokens.device
+        home = "cpu" if self.tokens.device.type == "mps" else self.tokens.device
         numbers = torch.arange(target, dtype=torch.float64, device=home)
         centres = like.start + (numbers + 0.5) * like.stride
         position = ((centres - self.start) / self.stride - 0.5).clamp(0, steps - 1)
-        low = position.floor().long()
-        high = (low + 1).clamp(max=steps - 1)
-        weight = (position - low).to(tokens.device, tokens.dtype)[None, :, None, None, None]
-        low, high = low.to(tokens.device), high.to(tokens.device)
-        mixed = torch.lerp(tokens.index_select(1, low), tokens.index_select(1, high), weight)
+        # A matrix product, since its backward pass is deterministic on CUDA.
+        distance = (position[:, None] - torch.arange(steps, device=home)).abs()
+        weights = (1 - distance).clamp(min=0).to(self.tokens.device, self.tokens.dtype)
+        kind = "cpu" if weights.is_meta else weights.device.type
+        with torch.autocast(kind, enabled=False):  # It would round to bfloat16.
+            flat = torch.bmm(weights.expand(len(self.tokens), -1, -1), self.tokens.flatten(2))
+        mixed = flat.unflatten(2, self.tokens.shape[2:])
         return TokenGrid(mixed, like.start, like.stride)
 
     def standardised(self, share: float) -> TokenGrid:

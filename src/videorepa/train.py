@@ -18,7 +18,7 @@ from videorepa.data.loader import Loader, PreparedClips
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
-from videorepa.system.device import peak_memory
+from videorepa.system.device import deterministic, peak_memory
 from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
@@ -59,7 +59,10 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None, profile: int 
     check_extras(recipe)
     check_context(recipe)
     workers = join_workers(recipe, device)
-    with sole_user(out) if workers.is_first else nullcontext():
+    with (
+        sole_user(out) if workers.is_first else nullcontext(),
+        deterministic(recipe.train.deterministic),
+    ):
         return _train(recipe, out, workers, profile)
 
 
@@ -76,6 +79,7 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     validate = validation(recipe, run, student, workers, texts, resumed is not None)
     if resumed:
         training.resume(resumed)
+        del resumed  # It is as large as all that is trained, three times over.
     loader = Loader(recipe, prepared, student.backbone, workers.device)
     write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim

@@ -24,11 +24,14 @@ class Gathering:
         self.group, self.count = group, count
 
     def whole(self, part: Any) -> Any:
-        """Give the tokens of all processes, (B, N, D), for a part of them, (B, N / count, D)."""
+        """Give the tokens of all processes, (B, N, D), for a part of them, (B, N / count, D).
+
+        What a single process has is given back, whatever it is.
+        """
         return part if self.count == 1 else _Whole.apply(part, self)
 
-    def gradient(self, part: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
-        """Give one loss's gradient at the whole tokens, for the gradient at a part of them."""
+    def gradient(self, part: Tensor) -> Tensor:
+        """Give one loss's gradient at what `whole` gave, for the gradient at what it was given."""
         return part if self.count == 1 else self.joined(part) / self.count
 
     def joined(self, part: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
