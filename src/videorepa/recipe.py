@@ -192,6 +192,12 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _compiled_blocks_have_all_tokens(self) -> Recipe:
+        if self.speed.compile and self.parallel is not None and self.parallel.context > 1:
+            raise ValueError("speed.compile does not go with a parallel.context of more than 1")
+        return self
+
     @property
     def _listed(self) -> tuple[Align, ...]:
         if self.align is None:

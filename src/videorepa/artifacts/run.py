@@ -32,6 +32,7 @@ FREE_TO_CHANGE = (
     "memory.gradient_checkpointing",
     "memory.offload_activations",
     "parallel",
+    "parallel.context",
     "parallel.engine",
     "parallel.offload",
     "parallel.reshard_after_forward",

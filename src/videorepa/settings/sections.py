@@ -256,6 +256,8 @@ class Parallel(Section):
 
     Attributes:
       engine: "ddp" keeps the whole training in each process, "fsdp2" a shard of it.
+      context: How many processes share the tokens of each clip, for clips that are too long for
+        one (Ulysses). They count as one process in what `optim` says of a step's clips.
       offload: Keeps FSDP2's shards in main memory and not in the GPU's.
       reshard_after_forward: Frees the gathered parameters after the forward pass and gathers them
         again for the backward pass. False keeps them in between, which is the sharding of ZeRO-2:
@@ -263,6 +265,7 @@ class Parallel(Section):
     """
 
     engine: Literal["ddp", "fsdp2"]
+    context: AtOnce = 1
     offload: bool = False
     reshard_after_forward: bool = True
 

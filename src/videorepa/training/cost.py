@@ -22,7 +22,7 @@ from torch._subclasses import FakeTensorMode
 
 from videorepa.align.taps import in_backward
 from videorepa.backbones import Backbone, BackboneShapes, Text
-from videorepa.data.loader import Batch
+from videorepa.data.batches import Batch
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype
 from videorepa.tokens import TokenGrid

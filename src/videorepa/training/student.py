@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from videorepa.align.gradients import Aligned
 from videorepa.align.terms import Terms
-from videorepa.data.loader import Batch
+from videorepa.data.batches import Batch
 from videorepa.diffusion import Denoised
 from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
