@@ -107,8 +107,12 @@ def test_what_is_right_passes_and_is_kept_in_a_small_file(
     assert any("agree" in said for said in compared)
 
 
-@pytest.mark.parametrize("name", TWINS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float32) for name in TWINS]
+    + [(name, torch.bfloat16) for name in ("cogvideox", "wan-2.1", "mochi")],
+    ids=str,
+)
 def test_every_backbone_does_what_its_stock_pipeline_does(
     name: str, dtype: torch.dtype, recipe: Recipe, tmp_path_factory, monkeypatch
 ) -> None:
