@@ -350,6 +350,24 @@ def test_the_prediction_scales_as_it_must(recipe: Recipe) -> None:
     assert lora.operations < one.operations
 
 
+def test_frozen_weights_are_held_in_the_precision_of_the_training(recipe: Recipe) -> None:
+    assert recipe.memory.frozen == "float32", "nothing is frozen"
+    values = recipe.model_dump(mode="json")
+    values["train"] |= {"lora": {"rank": 2, "alpha": 4}, "precision": "auto"}
+    named = Recipe.parse(values)
+    del values["memory"]["frozen"]
+    usual = Recipe.parse(values)
+    assert (named.memory.frozen, usual.memory.frozen) == ("float32", "auto")
+    low = usual.override("memory.frozen=bfloat16")
+
+    def held(recipe: Recipe, device: torch.device) -> int:
+        return predict(recipe, device).parts["weights"]
+
+    assert held(usual, CUDA) == held(low, CUDA) < held(named, CUDA)
+    usual, named = (each.override("train.precision=float32") for each in (usual, named))
+    assert held(usual, CUDA) == held(named, CUDA)
+
+
 def test_held_weights_take_what_their_form_takes(recipe: Recipe) -> None:
     sizes = {
         frozen: predict(recipe.override(LORA, f"memory.frozen={frozen}"), CPU).parts["weights"]

@@ -27,8 +27,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from conftest import tree
+from conftest import recipe_values, tree
+from test_memory import CHECKPOINTED, LORA
 from test_pipeline import assert_equal_bit_for_bit
+from test_speed import drawn
+from twins import TWINS
 from videorepa.artifacts import checkpoint
 from videorepa.artifacts.run import Run
 from videorepa.errors import UserError
@@ -44,7 +47,10 @@ from videorepa.training.parallel import (
     join_workers,
     make_accelerator,
 )
+from videorepa.training.state import Training
+from videorepa.training.student import Student
 
+CPU = torch.device("cpu")
 # The whole batch is the same 4 clips: 2 in each of two processes, or 4 in one.
 ONE = ("optim.batch_size=4", "optim.accumulate=2")
 TWO = ("optim.batch_size=2", "optim.accumulate=2")
@@ -252,6 +258,32 @@ def check_engine(recipe: Recipe) -> None:
     workers.wait()
 
 
+class Adapted(nn.Module):
+    """A layer that is trained beside one that is not, and that no process may touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained, self.frozen = nn.Linear(3, 3), nn.Linear(3, 3, device="meta")
+        self.frozen.requires_grad_(False)
+        self.register_buffer("table", torch.empty(3, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trained(x).square().mean()
+
+
+def check_left_alone(recipe: Recipe) -> None:
+    workers, model = join_workers(recipe, "cpu"), Adapted()
+    optimizer = torch.optim.AdamW(model.trained.parameters())
+    shared = workers.share(model, optimizer, {"Linear"})
+    for _ in range(2):
+        shared(torch.randn(2, 3)).backward()
+    assert model.frozen.weight.is_meta and model.trained.weight.grad is not None
+
+
+def test_ddp_leaves_frozen_weights_where_they_are_offloaded(recipe: Recipe, tmp_path: Path) -> None:
+    Together(tmp_path, check_left_alone, recipe.override(DDP)).finish()
+
+
 @engines
 def test_an_engine_takes_a_training_over_and_hands_it_back(
     recipe: Recipe, tmp_path: Path, parallel: str
@@ -259,6 +291,100 @@ def test_an_engine_takes_a_training_over_and_hands_it_back(
     # DDP has to know that there can be parameters without a gradient.
     own = recipe.override(parallel, "align.when.until=3")
     Together(tmp_path, check_engine, own).finish()
+
+
+@pytest.fixture
+def wan(twins: dict[str, Path], clips: Path, tmp_path: Path) -> Recipe:
+    """A training of the one family whose tokens diffusers shares: clips of 12 tokens, 2 heads."""
+    values = recipe_values(twins, clips, tmp_path / "cache")
+    folder = TWINS["wan-2.1"][1](tmp_path / "wan")
+    values["backbone"] = {"name": "wan", "weights": str(folder)}
+    values["data"] |= {"height": 32, "width": 32}
+    values["align"] = [values["align"], {"block": 3, "target": 1, "weight": 0.2, "name": "self"}]
+    return Recipe.parse(values)
+
+
+def gradients_and_values(recipe: Recipe, workers: Alone) -> tuple[dict[str, Tensor], dict]:
+    student = Student(recipe, CPU)
+    training = Training(recipe, workers, student)
+    batch = drawn(recipe, student)
+    with student.tapped():
+        denoised, aligned = training.model(0, batch)
+        (denoised.loss.mean() + aligned.loss).backward()
+    values = {"denoise": denoised.loss.mean(), **aligned.measured()}
+    parameters = {name: p for name, p in student.named_parameters() if p.grad is not None}
+    return (
+        {
+            name: workers.whole(p.grad).clone()
+            for name, p in parameters.items()
+            if p.grad is not None
+        },
+        {name: value.item() for name, value in values.items()},
+    )
+
+
+def check_shared_tokens(recipe: Recipe, gradients: dict[str, Tensor], values: dict) -> None:
+    """Two processes with half of the tokens each compute what one with all of them does."""
+    torch.accelerator.device_count = lambda: 1  # Of CPUs, diffusers says that there are none.
+    workers = join_workers(recipe, "cpu")
+    assert (workers.context, workers.part, workers.parts) == (2, 0, 1)
+    ours, found = gradients_and_values(recipe, workers)
+    assert found == pytest.approx(values, rel=1e-4, abs=1e-6)
+    assert ours.keys() == gradients.keys()
+    for name, expected in gradients.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=1e-6, msg=name)
+    workers.wait()
+
+
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("changes", [(), (LORA, CHECKPOINTED)], ids=["all-weights", "lora"])
+def test_two_processes_that_share_tokens_compute_what_one_does(
+    wan: Recipe, tmp_path: Path, engine: str, changes: tuple[str, ...]
+) -> None:
+    wan = wan.override(*changes)
+    alone = gradients_and_values(wan, Alone(CPU))
+    assert alone[1]["grad_align.relation"] > 0 and alone[1]["grad_cosine.relation"] != 0
+    own = wan.override(f"parallel={{engine: {engine}, context: 2}}")
+    Together(tmp_path, check_shared_tokens, own, *alone).finish()
+
+
+def train_sharing(recipe: Recipe, out: Path) -> None:
+    torch.accelerator.device_count = lambda: 1
+    train(recipe, out, device="cpu")
+
+
+@pytest.mark.slow
+def test_a_run_with_shared_tokens_is_one_processs_run(wan: Recipe, tmp_path: Path) -> None:
+    prepare(wan)
+    own = wan.override("optim.steps=4", "validation={every: 4, prompts: [A ball falls., A cup.]}")
+    alone = train(own, tmp_path / "alone", device="cpu")
+    shared = own.override("parallel={engine: ddp, context: 2}", "optim.steps=4")
+    Together(tmp_path / "err", train_sharing, shared, tmp_path / "shared").finish()
+    found = Run.open(tmp_path / "shared")
+    assert losses(found) == pytest.approx(losses(alone), rel=1e-5)
+    assert_close(alone.trained().trained, found.trained().trained)
+    assert len(list(found.samples.rglob("*.mp4"))) == 4
+    # One process goes on where two stopped.
+    shutil.rmtree(found.checkpoints / "step-00000004")
+    assert train(own, found.path, device="cpu").trained().step == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("cogvideox", (), "cannot share the tokens of CogVideoXTransformer3DModel .* those of Wan"),
+        ("wan", ("parallel.context=5",), "must divide the 12 tokens of a clip and the 2 heads"),
+        ("wan", ("parallel.context=4",), "must divide the 12 tokens of a clip and the 2 heads"),
+    ],
+)
+def test_tokens_that_cannot_be_shared_are_refused(
+    recipe: Recipe, wan: Recipe, tmp_path: Path, model: str, changes: tuple[str, ...], message: str
+) -> None:
+    own = (recipe if model == "cogvideox" else wan).override("parallel={engine: ddp, context: 2}")
+    with pytest.raises(UserError, match=message):
+        train(own.override(*changes), tmp_path / "run")
+    with pytest.raises(UserError, match=r"speed\.compile does not go with a parallel\.context"):
+        own.override("speed.compile=true")
 
 
 def test_one_process_refuses_what_needs_several(prepared: Recipe, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import sampled_by_card, tree, write_clips
 from videorepa.align.contract import check
+from videorepa.artifacts.checkpoint import Checkpoint
 from videorepa.artifacts.clips import Sidecar, clips_of, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone
@@ -38,6 +39,7 @@ from videorepa.recipe import Recipe
 from videorepa.system.stopping import Terminated
 from videorepa.train import train
 from videorepa.training.parallel import Alone
+from videorepa.training.state import Training
 from videorepa.training.student import Student
 from videorepa.training.validation import encoded_prompts, validation
 
@@ -786,6 +788,34 @@ def test_a_truncated_checkpoint_is_noticed_and_the_one_before_used(
         run.trained()
     assert_equal_bit_for_bit(train(prepared, tmp_path / "run"), undisturbed)
     assert "step-00000006 is damaged" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_what_was_resumed_does_not_stay_in_memory(
+    prepared: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    run, append, resume = tmp_path / "run", Run.append, Training.resume
+    held: list[weakref.ref] = []
+
+    def stop(self: Run, values: dict) -> None:
+        append(self, values)
+        if values["step"] == 3:
+            raise KeyboardInterrupt
+
+    def noted(self: Training, resumed: Checkpoint) -> None:
+        held.append(weakref.ref(resumed))
+        resume(self, resumed)
+
+    def checked(self: Run, values: dict) -> None:
+        assert held[0]() is None
+        append(self, values)
+
+    monkeypatch.setattr(Run, "append", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, run)
+    monkeypatch.setattr(Training, "resume", noted)
+    monkeypatch.setattr(Run, "append", checked)
+    train(prepared, run)
+    assert held
 
 
 def test_a_run_of_another_recipe_or_model_is_refused(

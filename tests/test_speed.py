@@ -5,33 +5,41 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import threading
 from functools import partial
 from pathlib import Path
+from traceback import extract_stack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conftest import recipe_values
 from twins import TWINS
 from videorepa.artifacts.run import Run
-from videorepa.data.loader import Batch
+from videorepa.data.batches import Batch, ahead
 from videorepa.errors import UserError
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.system.device import PEAK_TFLOPS, peak_rate
 from videorepa.tokens import TokenGrid
-from videorepa.train import train
+from videorepa.train import _read, train
 from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.cost import predict
+from videorepa.training.memory import make_optimizer
+from videorepa.training.parallel import Alone
 from videorepa.training.speed import choose_attention, compile_blocks
 from videorepa.training.student import Student
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
 def log_of(run: Run) -> list[dict]:
@@ -67,12 +75,14 @@ def drawn(recipe: Recipe, student: Student) -> Batch:
     return Batch(latents, text, noise, timestep, teachers)
 
 
-def gradients(recipe: Recipe, calls: list[int] | None = None) -> dict[str, torch.Tensor]:
+def gradients(
+    recipe: Recipe, calls: list[int] | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """The losses of a step, and the gradients of all that is trained, by name.
 
     calls: gets the number of each block that runs.
     """
-    student = Student(recipe, CPU)
+    student = Student(recipe, CPU, dtype)
     for number, block in enumerate(student.backbone.blocks(), start=1):
         if calls is not None:
             block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
@@ -231,14 +241,19 @@ def compiled_by(monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param((), marks=pytest.mark.slow), (LORA, CHECKPOINTED)],
-    ids=["all-weights", "lora"],
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        (LORA, CHECKPOINTED),
+        (LORA, CHECKPOINTED, "memory.frozen=bfloat16"),
+    ],
+    ids=["all-weights", "lora", "bfloat16"],
 )
 def test_compiled_blocks_train_as_others_do(plain: Recipe, compiled_by, changes) -> None:
-    usual = gradients(plain.override(*changes))
+    dtype = torch.bfloat16 if "memory.frozen=bfloat16" in changes else torch.float32
+    usual = gradients(plain.override(*changes), dtype=dtype)
     counter = compiled_by("eager")
     counters.clear()
-    own = gradients(plain.override("speed.compile=true", *changes))
+    own = gradients(plain.override("speed.compile=true", *changes), dtype=dtype)
     assert_equal(own, usual)
     # The three blocks share their graphs; checkpointed, one with a gradient and one without.
     assert 1 <= counter.frame_count <= 2
@@ -301,3 +316,102 @@ def test_inputs_of_blocks_can_wait_in_main_memory(plain: Recipe, monkeypatch) ->
     assert saved >= (shapes.blocks - 1) * math.prod(tokens) * 2
     with pytest.raises(UserError, match="offload_activations: true needs gradient_checkpointing"):
         plain.override("memory.offload_activations=true")
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operators after which a GPU and the processor wait for each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
+        aten = torch.ops.aten
+        result = 1 if func is aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+        places = {
+            value.device.type for value in tree_leaves((args, result)) if isinstance(value, Tensor)
+        }
+        is_read = func is aten._local_scalar_dense.default and args[0].device == CUDA
+        if is_read or (len(places) > 1 and func in (aten._to_copy.default, aten.copy_.default)):
+            stack = [frame for frame in extract_stack()[:-1] if "/torch/" not in frame.filename]
+            self.found.append(f"{func} in {Path(stack[-1].filename).name}: {stack[-1].line}")
+        return result
+
+
+def waits_in_a_step(recipe: Recipe) -> list[str]:
+    """What a second step waits for, up to where its values are read."""
+    with torch.device("meta"):
+        student = Student(recipe, torch.device("meta"), torch.bfloat16)
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+        for module in student.modules():
+            module.to_empty(device=CUDA, recurse=False)
+        student.device = student.backbone.device = CUDA
+        batch = drawn(recipe, student).mapped(lambda tensor: torch.empty_like(tensor, device=CUDA))
+        parameters = [p for p in student.parameters() if p.requires_grad]
+        optimizer = make_optimizer(recipe, parameters, CUDA)
+        for _ in range(2):
+            waits.found.clear()
+            with student.tapped():
+                denoised, aligned = student(0, batch)
+                (denoised.loss.mean() + aligned.loss).backward()
+            norm = Alone(CUDA).clip_gradients(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            before = list(waits.found)
+            measured = {"denoise": denoised.loss.mean(), **aligned.measured()}
+            _read(Alone(CUDA), [measured], {"grad_norm": norm})
+    (reading,) = set(waits.found[len(before) :])  # FakeTensorMode reads a list one by one.
+    assert ".tolist()" in reading
+    return before
+
+
+@pytest.mark.parametrize("model", ["cogvideox", "wan"])
+def test_a_step_waits_for_the_gpu_once(
+    fake_cuda, plain: Recipe, recipe: Recipe, model: str
+) -> None:
+    own = plain if model == "wan" else recipe
+    assert fake_cuda(waits_in_a_step, own) == []
+
+
+def test_batches_come_to_a_gpu_beside_its_work(plain: Recipe, monkeypatch) -> None:
+    """No GPU is here: what is tested is who waits for whom."""
+    happened: list[str] = []
+    where = threading.local()
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            happened.append("made")
+
+        def __enter__(self) -> None:
+            where.beside = True
+
+        def __exit__(self, *_: object) -> None:
+            where.beside = False
+
+        def record_event(self) -> str:
+            assert where.beside
+            return "event"
+
+        def wait_event(self, event: str) -> None:
+            assert not getattr(where, "beside", False)
+            happened.append(f"waits for the {event}")
+
+    def sent(tensor: Tensor, device: torch.device, *_: object, **how: bool) -> Tensor:
+        if how:  # The others are there, and become float32.
+            assert device == CUDA and how == {"non_blocking": True} and where.beside
+            happened.append("sent")
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device))
+    student = Student(plain, CPU)
+    made = drawn(plain, student)
+    with monkeypatch.context() as patched:
+        patched.setattr(Tensor, "pin_memory", lambda tensor: happened.append("pinned") or tensor)
+        patched.setattr(Tensor, "to", sent)
+        taken = list(ahead((made.to(CUDA) for _ in range(2)), CUDA))
+    assert len(taken) == 2 and happened.count("waits for the event") == 2
+    assert happened.count("sent") == happened.count("pinned") == 2 * 5

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from conftest import make_head
+from videorepa.align.gathering import Gathering
 from videorepa.align.gradients import Gradients
 from videorepa.align.resampling import common_grid, resample
 from videorepa.align.terms import Grids, Term
@@ -280,14 +281,15 @@ def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
     block = nn.Linear(6, 6)
 
     def losses(output):
-        gradients = Gradients(output, detach=False)
+        gradients = Gradients(output, detach=False, gathering=Gathering())
         return output.square().sum(), (gradients.branch**3).sum(), gradients
 
     output = block(tokens)
     denoise, align, gradients = losses(output)
     (denoise + 0.5 * align).backward()
     ours, theirs = 1.5 * output.detach() ** 2, 2 * output.detach()
-    assert gradients.read() == pytest.approx(
+    found = {name: value.item() for name, value in gradients.measured().items()}
+    assert found == pytest.approx(
         {
             "grad_align": ours.norm().item(),
             "grad_denoise": theirs.norm().item(),

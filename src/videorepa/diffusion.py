@@ -40,6 +40,8 @@ class VPrediction:
 
     def __init__(self, alphas_cumprod: Float[Tensor, " steps"]) -> None:
         self.alphas_cumprod = alphas_cumprod.double()
+        self._signal = self.alphas_cumprod.sqrt().float()
+        self._spread = (1 - self.alphas_cumprod).sqrt().float()
 
     def sample_timesteps(self, count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
         """Draw timesteps uniformly."""
@@ -70,11 +72,11 @@ class VPrediction:
         return Denoised(loss, predicted, spread.flatten())
 
     def _scales(self, timestep: Int[Tensor, " b"], like: Latents) -> tuple[Tensor, Tensor]:
-        a = self.alphas_cumprod[timestep.cpu()].view(-1, *[1] * (like.dim() - 1))
-        return (
-            a.sqrt().to(like.device, torch.float32),
-            (1 - a).sqrt().to(like.device, torch.float32),
-        )
+        # They stay on the device, so that a step does not wait for them.
+        self._signal, self._spread = self._signal.to(like.device), self._spread.to(like.device)
+        timestep = timestep.to(like.device)
+        shape = -1, *[1] * (like.dim() - 1)
+        return self._signal[timestep].view(shape), self._spread[timestep].view(shape)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _write(product: Path, run: Run, step: int, dtype: torch.dtype, fuse: bool) -
             "export. Nothing was written. Did the run train at all?"
         )
     trained = set(checkpoint.trained)
-    del checkpoint  # Most of it is the optimiser's state.
+    del checkpoint
     if fuse:
         transformer.fuse_lora()
         transformer.unload_lora()

@@ -174,6 +174,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _memory_fits_the_training(self) -> Recipe:
         memory = self.memory
+        if self.train.lora is None and memory.frozen == "auto":
+            memory = memory.model_copy(update={"frozen": "float32"})
+            object.__setattr__(self, "memory", memory)
         if self.train.lora is None and (memory.frozen != "float32" or memory.offload != "none"):
             raise ValueError(
                 "memory.frozen and memory.offload are for the frozen weights under `train.lora`; "
@@ -187,6 +190,12 @@ class Recipe(Section):
                 f"{self.parallel.engine} shards plain tensors alone: memory.frozen int8 and nf4, "
                 "memory.optimizer adamw8bit and memory.offload need ddp or one process"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_blocks_have_all_tokens(self) -> Recipe:
+        if self.speed.compile and self.parallel is not None and self.parallel.context > 1:
+            raise ValueError("speed.compile does not go with a parallel.context of more than 1")
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,10 +65,14 @@ class TokenGrid:
         saliency = [grid.saliency for grid in grids if grid.saliency is not None]
         return replace(grids[0], tokens=tokens, saliency=torch.cat(saliency) if saliency else None)
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> TokenGrid:
+        """The grid with what `change` makes of its tensors."""
+        saliency = None if self.saliency is None else change(self.saliency)
+        return replace(self, tokens=change(self.tokens), saliency=saliency)
+
     def to(self, device: torch.device) -> TokenGrid:
         """The same grid, in float32 on a device."""
-        saliency = None if self.saliency is None else self.saliency.to(device, torch.float32)
-        return replace(self, tokens=self.tokens.to(device, torch.float32), saliency=saliency)
+        return self.mapped(lambda tensor: tensor.to(device, torch.float32))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -157,14 +161,18 @@ class TokenGrid:
         if (self.start, self.stride, steps) == (like.start, like.stride, target):
             return self
         self._check_overlap(like)
-        tokens = self.tokens
-        centres = like.start + (torch.arange(target, dtype=torch.float64) + 0.5) * like.stride
+        # Made on the device, which would wait for a copy; MPS alone has no float64.
+        home = "cpu" if self.tokens.device.type == "mps" else self.tokens.device
+        numbers = torch.arange(target, dtype=torch.float64, device=home)
+        centres = like.start + (numbers + 0.5) * like.stride
         position = ((centres - self.start) / self.stride - 0.5).clamp(0, steps - 1)
-        low = position.floor().long()
-        high = (low + 1).clamp(max=steps - 1)
-        weight = (position - low).to(tokens.device, tokens.dtype)[None, :, None, None, None]
-        low, high = low.to(tokens.device), high.to(tokens.device)
-        mixed = torch.lerp(tokens.index_select(1, low), tokens.index_select(1, high), weight)
+        # A matrix product, since its backward pass is deterministic on CUDA.
+        distance = (position[:, None] - torch.arange(steps, device=home)).abs()
+        weights = (1 - distance).clamp(min=0).to(self.tokens.device, self.tokens.dtype)
+        kind = "cpu" if weights.is_meta else weights.device.type
+        with torch.autocast(kind, enabled=False):  # It would round to bfloat16.
+            flat = torch.bmm(weights.expand(len(self.tokens), -1, -1), self.tokens.flatten(2))
+        mixed = flat.unflatten(2, self.tokens.shape[2:])
         return TokenGrid(mixed, like.start, like.stride)
 
     def standardised(self, share: float) -> TokenGrid:

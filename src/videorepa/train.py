@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
@@ -14,14 +15,16 @@ from videorepa.artifacts import checkpoint
 from videorepa.artifacts.checkpoint import Checkpoint
 from videorepa.artifacts.run import Run
 from videorepa.data.loader import Loader, PreparedClips
-from videorepa.errors import UserError
+from videorepa.errors import UserError, within_memory
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_training
 from videorepa.settings.sections import Optim
-from videorepa.system.device import peak_memory
+from videorepa.system.device import deterministic, peak_memory
 from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
 from videorepa.system.stopping import Terminated, postponed
+from videorepa.training.context import check_context
 from videorepa.training.extras import check_extras
 from videorepa.training.pace import Pace
 from videorepa.training.parallel import Alone, join_workers
@@ -55,8 +58,14 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None, profile: int 
     """
     check(recipe)  # Both refuse what cannot work, before anything is made.
     check_extras(recipe)
+    check_context(recipe)
     workers = join_workers(recipe, device)
-    with sole_user(out) if workers.is_first else nullcontext():
+    remedies = in_training(recipe, workers.device, workers.count)
+    with (
+        sole_user(out) if workers.is_first else nullcontext(),
+        within_memory(remedies),
+        deterministic(recipe.train.deterministic),
+    ):
         return _train(recipe, out, workers, profile)
 
 
@@ -73,6 +82,7 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     validate = validation(recipe, run, student, workers, texts, resumed is not None)
     if resumed:
         training.resume(resumed)
+        del resumed  # It is as large as all that is trained, three times over.
     loader = Loader(recipe, prepared, student.backbone, workers.device)
     write_log = [run.append, *trackers(recipe, run, start)] if workers.is_first else []
     optim = recipe.optim
@@ -80,35 +90,33 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     pace = Pace(recipe, workers, start)
 
     with postponed(workers.is_first) as request, student.tapped(), profiling as profile_step:
-        batches = loader.batches(start, workers.rank, workers.count)
+        batches = loader.batches(start, workers.part, workers.parts)
         for step in track(steps, "train", done=start, shown=workers.is_first):
             pace.begin_step()
-            torch.manual_seed(step_seed(recipe.seed, step, workers.rank))
-            measured: list[dict[str, float]] = []
+            torch.manual_seed(step_seed(recipe.seed, step, workers.part))
+            measured: list[dict[str, Tensor]] = []
             for micro in range(optim.accumulate):
                 batch = next(batches)
                 with workers.accumulating(training.model, is_last=micro + 1 == optim.accumulate):
                     denoised, aligned = training.model(step, batch)
                     denoise = denoised.loss.mean()
-                    _check_finite(step, run, denoise=denoise, **aligned.losses)
                     ((denoise + aligned.loss) / optim.accumulate).backward()
-                loss = denoise.item() + aligned.counted
-                measured.append({"loss": loss, "denoise": denoise.item(), **aligned.read()})
+                measured.append({"denoise": denoise.detach(), **aligned.measured()})
             norm = training.clip_gradients()
-            _check_finite(step, run, gradient=norm)
             rate = optim.learning_rate * schedule(optim, step)
             training.update(rate)
 
             done, is_last = step + 1, step + 1 == optim.steps
-            means = {key: fmean(m[key] for m in measured) for key in measured[0]}
-            means[_STOP] = float(request.interrupt is not None)
-            means = workers.mean(means)
+            stop = torch.full_like(denoise, float(request.interrupt is not None))
+            means = _read(workers, measured, {"grad_norm": norm, _STOP: stop})
             is_stopped = means.pop(_STOP) > 0  # All processes see it after the same step.
+            _check_finite(step, run, means)
             student.terms.watch(means)
             record = {
                 "step": done,
+                "loss": aligned.weighted(means),
                 **means,
-                "grad_norm": norm.item(),
+                **aligned.weights,
                 "lr": rate,
                 **pace.of_step(done),
                 "memory_gb": peak_memory(workers.device) / 1e9,
@@ -158,7 +166,7 @@ def _begin(
 
 
 def _check_batch(optim: Optim, resumed: Checkpoint, workers: Alone) -> None:
-    batch = optim.clips(workers.count)
+    batch = optim.clips(workers.parts)
     if resumed.batch not in (None, batch):
         raise UserError(
             f"The run's steps have {resumed.batch} clips, and {workers.count} processes with "
@@ -167,10 +175,35 @@ def _check_batch(optim: Optim, resumed: Checkpoint, workers: Alone) -> None:
         )
 
 
-def _check_finite(step: int, run: Run, **values: Tensor) -> None:
-    names = [name for name, value in values.items() if not torch.isfinite(value)]
+def _read(
+    workers: Alone, measured: list[dict[str, Tensor]], once: dict[str, Tensor]
+) -> dict[str, float]:
+    """Average a step's values over its micro-batches and over the processes.
+
+    The device is waited for here, and nowhere else in a step.
+
+    Args:
+      workers: The processes.
+      measured: The scalars of each micro-batch.
+      once: Scalars that a step has once.
+    """
+    # Norms of shards that are kept in main memory are there too.
+    scalars = [
+        value.to(workers.device, torch.float32)
+        for each in (*measured, once)
+        for value in each.values()
+    ]
+    values = iter(workers.mean(torch.stack(scalars)).tolist())
+    rows = [[next(values) for _ in each] for each in measured]
+    means = dict(zip(measured[0], map(fmean, zip(*rows, strict=True)), strict=True))
+    return means | dict(zip(once, values, strict=True))
+
+
+def _check_finite(step: int, run: Run, means: dict[str, float]) -> None:
+    losses = {k: v for k, v in means.items() if k.startswith(("denoise", "align", "grad_norm"))}
+    names = [name for name, value in losses.items() if not math.isfinite(value)]
     if names:
-        listing = ", ".join(f"{name} {value.item()}" for name, value in values.items())
+        listing = ", ".join(f"{name} {value}" for name, value in losses.items())
         raise UserError(
             f"Step {step + 1}: {' and '.join(names)} not finite ({listing}). The training has "
             f"stopped; the checkpoints in {run.checkpoints} are from earlier steps. Lower "

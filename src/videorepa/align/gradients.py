@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from videorepa.align.gathering import Gathering
 
 
 class TermResult(NamedTuple):
@@ -47,20 +50,24 @@ class Aligned(NamedTuple):
         return {f"align{term.suffix}": term.loss for term in self.terms}
 
     @property
-    def counted(self) -> float:
-        """The weighted sum of the losses, without probes."""
-        return sum((term.weight * term.loss.item() for term in self.terms), 0.0)
+    def weights(self) -> dict[str, float]:
+        """The terms' weights by the names that the log gives them; 0 for probes."""
+        return {f"align_weight{term.suffix}": term.weight for term in self.terms}
 
-    def read(self) -> dict[str, float]:
-        """Give the values to log, after the backward pass."""
+    def weighted(self, values: Mapping[str, float]) -> float:
+        """Add up the loss of logged values: the diffusion loss and the weighted terms."""
+        terms = (term.weight * values[f"align{term.suffix}"] for term in self.terms)
+        return values["denoise"] + sum(terms, 0.0)
+
+    def measured(self) -> dict[str, Tensor]:
+        """Give the values to log, after the backward pass, as scalars on the device."""
         return {
-            key + term.suffix: value
+            key + term.suffix: value.detach()
             for term in self.terms
             for key, value in {
-                "align": term.loss.item(),
-                "align_weight": term.weight,
-                "similarity": term.similarity.item(),
-                **term.gradients.read(),
+                "align": term.loss,
+                "similarity": term.similarity,
+                **term.gradients.measured(),
             }.items()
         }
 
@@ -75,16 +82,18 @@ class Gradients:
     Args:
       output: A block's output: the video's tokens, or a tuple that begins with them.
       detach: Cut the branch off, so that no gradient of the term reaches the tokens.
+      gathering: The processes that share the tokens; the term reads those of all.
 
     Attributes:
       branch: The output that the term reads.
     """
 
-    def __init__(self, output: Any, detach: bool) -> None:
-        self._align = self._denoise = self._cosine = 0.0
+    def __init__(self, output: Any, detach: bool, gathering: Gathering) -> None:
+        self._gathering = gathering
         self._from_term: Tensor | None = None
         tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-        branch = tokens.detach() if detach else tokens.view_as(tokens)
+        self._align = self._denoise = self._cosine = tokens.new_zeros(())
+        branch = gathering.whole(tokens.detach() if detach else tokens.view_as(tokens))
         if branch.requires_grad:
             branch.register_hook(self._at_branch)
         if tokens.requires_grad:
@@ -95,17 +104,15 @@ class Gradients:
         self._from_term = gradient
 
     def _at_tokens(self, gradient: Tensor) -> None:
-        rest = gradient.float()
+        rest = self._gathering.gradient(gradient.float())
         if self._from_term is not None:
             of_term, self._from_term = self._from_term.float(), None
             rest = rest - of_term
-            self._align = of_term.norm().item()
-            self._cosine = nn.functional.cosine_similarity(
-                of_term.flatten(), rest.flatten(), dim=0
-            ).item()
-        self._denoise = rest.norm().item()
+            self._align = of_term.norm()
+            self._cosine = nn.functional.cosine_similarity(of_term.flatten(), rest.flatten(), dim=0)
+        self._denoise = rest.norm()
 
-    def read(self) -> dict[str, float]:
+    def measured(self) -> dict[str, Tensor]:
         """Give the norms of the term's gradient and of the rest, and the cosine of the two."""
         return {
             "grad_align": self._align,

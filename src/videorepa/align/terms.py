@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from videorepa.align.gathering import Gathering
 from videorepa.align.gradients import Aligned, Gradients, TermResult
 from videorepa.align.projector import projector_between
 from videorepa.align.resampling import centred_similarity, common_grid, resample
@@ -137,6 +138,9 @@ class Terms(nn.Module):
     Args:
       recipe: Names the terms.
       shapes: The backbone's shapes for the recipe's clips.
+
+    Attributes:
+      gathering: The processes that share the tokens of the tapped blocks.
     """
 
     def __init__(self, recipe: Recipe, shapes: BackboneShapes) -> None:
@@ -145,6 +149,7 @@ class Terms(nn.Module):
         self.each = nn.ModuleList(
             Term(align, grids(align, shapes, recipe.data.frames)) for align in recipe.terms.values()
         )
+        self.gathering = Gathering()
         self._taps: dict[int, Tapped] = {}
 
     def named(self) -> Iterator[tuple[str, Term]]:
@@ -201,12 +206,18 @@ class Terms(nn.Module):
             if not term.runs(step):
                 continue
             align = term.align
-            gradients = Gradients(outputs[align.block], detach=align.is_probe)
+            # Of tapped tokens each process can have a part; latents are whole.
+            is_tapped = isinstance(align.block, int)
+            gathering = self.gathering if is_tapped else Gathering()
+            gradients = Gradients(outputs[align.block], align.is_probe, gathering)
             student = grid(align.block, gradients.branch)
             if align.encoder is not None:
                 target = teachers[align.encoder]
             else:
-                target = grid(align.target, outputs[align.target]).detach()
+                output = outputs[align.target]
+                if isinstance(align.target, int):
+                    output = self.gathering.whole(output)
+                target = grid(align.target, output).detach()
             loss, similarity = term(student, target, denoised.sigma)
             results.append(TermResult(suffix, term.weight(step), loss, similarity, gradients))
         return Aligned(results)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from videorepa.system.hub import plain_weights
 from videorepa.system.progress import console
 from videorepa.system.weights import Misfit, shapes
 
-STATE = "state.json"
+STATE, MOMENTS = "state.json", "optimizer.pt"
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """Errors of reading a damaged checkpoint."""
@@ -40,7 +40,7 @@ class Checkpoint:
         step: The number of optimiser steps done.
         trained: The transformer's trained tensors, by name.
         projector: The alignment's own weights, by name.
-        optimizer: The optimiser's state.
+        optimizer: The optimiser's state; {} where it was not wanted.
         ema: Averages of the trained tensors, if the recipe asks for them.
         stopping: The state of the alignment's rules to stop, as plain values.
         batch: Clips per step over all processes; None if it was not recorded.
@@ -77,7 +77,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, between: bool = False)
         temporary.mkdir(parents=True)
         save_file(_flat(checkpoint.trained), temporary / "trained.safetensors")
         save_file(_flat(checkpoint.projector), temporary / "projector.safetensors")
-        torch.save(checkpoint.optimizer, temporary / "optimizer.pt")
+        torch.save(checkpoint.optimizer, temporary / MOMENTS)
         if checkpoint.ema is not None:
             save_file(_flat(checkpoint.ema), temporary / "ema.safetensors")
         state = {
@@ -165,8 +165,17 @@ def last_step(folder: Path) -> int | None:
     return steps[-1] if steps else None
 
 
-def at(folder: Path, step: int) -> Checkpoint:
-    """Read the checkpoint of a step. Raises UserError if it is missing or damaged."""
+def at(folder: Path, step: int, with_moments: bool = True) -> Checkpoint:
+    """Read the checkpoint of a step.
+
+    Args:
+        folder: The folder of all checkpoints.
+        step: The step.
+        with_moments: Whether to read the optimiser's state, which is twice as large as the rest.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
     path = step_folder(folder, step)
     if not path.is_dir():
         steps = ", ".join(map(str, _steps(folder)))
@@ -176,7 +185,7 @@ def at(folder: Path, step: int) -> Checkpoint:
             "files."
         )
     try:
-        return _load(path)
+        return _load(path, with_moments)
     except _DAMAGE as error:
         earlier = [number for number in _steps(folder) if number < step]
         advice = "Run `videorepa train` again; it starts over."
@@ -223,13 +232,14 @@ def _steps(folder: Path) -> list[int]:
     return [int(path.name.removeprefix("step-")) for path in _step_folders(folder)]
 
 
-def _load(path: Path) -> Checkpoint:
+def _load(path: Path, with_moments: bool = True) -> Checkpoint:
     state = parse_json((path / STATE).read_text())
-    _verify(path, state)
+    _verify(path, state, () if with_moments else (MOMENTS,))
     try:
-        optimizer, ema = path / "optimizer.pt", path / "ema.safetensors"
-        with plain_weights(optimizer):
-            moments = torch.load(optimizer, map_location="cpu", weights_only=True)
+        optimizer, ema, moments = path / MOMENTS, path / "ema.safetensors", {}
+        if with_moments:
+            with plain_weights(optimizer):
+                moments = torch.load(optimizer, map_location="cpu", weights_only=True)
         return Checkpoint(
             state["step"],
             load_file(path / "trained.safetensors"),
@@ -243,8 +253,11 @@ def _load(path: Path) -> Checkpoint:
         raise ValueError(str(error)) from None
 
 
-def _verify(path: Path, state: dict[str, Any]) -> None:
-    """Raise ValueError or OSError if a file is not the one that was written."""
+def _verify(path: Path, state: dict[str, Any], unread: Container[str]) -> None:
+    """Raise ValueError or OSError if a file is not the one that was written.
+
+    Of the files that are not read, only the sizes are compared.
+    """
     for name, size in state["sizes"].items():
         actual = (path / name).stat().st_size
         if actual != size:
@@ -258,7 +271,8 @@ def _verify(path: Path, state: dict[str, Any]) -> None:
     rest = {key: value for key, value in state.items() if key != "digest"}
     if _digest(rest) != state["digest"]:
         raise ValueError(f"{STATE} has other content than was written")
-    for name, digest in _digests(path, state["digests"]).items():
+    read = [name for name in state["digests"] if name not in unread]
+    for name, digest in _digests(path, read).items():
         if digest != state["digests"][name]:
             raise ValueError(f"{name} has other content than was written")
     if path != step_folder(path.parent, state["step"]):

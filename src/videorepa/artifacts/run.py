@@ -32,6 +32,7 @@ FREE_TO_CHANGE = (
     "memory.gradient_checkpointing",
     "memory.offload_activations",
     "parallel",
+    "parallel.context",
     "parallel.engine",
     "parallel.offload",
     "parallel.reshard_after_forward",
@@ -39,6 +40,7 @@ FREE_TO_CHANGE = (
     "speed.compile",
     "speed.peak_tflops",
     "train.checkpoint_every",
+    "train.deterministic",
     "train.keep_checkpoints",
     "train.trackers",
     "validation.drift",
@@ -250,12 +252,13 @@ class Run:
         return checkpoint.newest(self.checkpoints)
 
     def trained(self, step: int | None = None) -> Checkpoint:
-        """Read the checkpoint of a step, by default the newest.
+        """Read the weights of a step's checkpoint, by default the newest.
 
         Raises:
             UserError: There is none, or it is damaged. An earlier one would be another model.
         """
-        return checkpoint.at(self.checkpoints, self.trained_step if step is None else step)
+        step = self.trained_step if step is None else step
+        return checkpoint.at(self.checkpoints, step, with_moments=False)
 
     @property
     def trained_step(self) -> int:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Num
-from torch import Tensor
 
-from videorepa.backbones import Backbone, Text
+from videorepa.backbones import Backbone
+from videorepa.data.batches import Batch, ahead
 from videorepa.data.cache import Cache
 from videorepa.data.digests import Digests
 from videorepa.data.order import clip_index, sample_numbers
@@ -25,25 +22,6 @@ from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
-
-
-@dataclass(frozen=True)
-class Batch:
-    """All that one micro-batch needs, on the training device.
-
-    Attributes:
-      latents: Clean latents at the transformer's scale.
-      text: The captions' tensors; a dropped caption's are the empty caption's.
-      noise: Standard normal.
-      timestep: One for each clip.
-      teachers: The clips' features by encoder.
-    """
-
-    latents: Float[Tensor, "b f c h w"]
-    text: Text
-    noise: Float[Tensor, "b f c h w"]
-    timestep: Num[Tensor, " b"]
-    teachers: dict[EncoderSpec, TokenGrid]
 
 
 class PreparedClips:
@@ -152,11 +130,7 @@ class Loader:
             for step in range(start, optim.steps)
             for micro in range(optim.accumulate)
         )
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(next, batches, None)
-            while (batch := coming.result()) is not None:
-                coming = pool.submit(next, batches, None)
-                yield batch
+        yield from ahead(batches, self.device)
 
     def batch(self, numbers: range) -> Batch:
         """Make a batch of the samples with these numbers, which count over the whole training."""
@@ -173,16 +147,12 @@ class Loader:
             latents.append(clean)
             texts.append(self.empty_caption if dropped else text)
             grids.append(self._features(clip))
-        return Batch(
-            torch.cat(latents).to(self.device),
-            {name: torch.stack([t[name] for t in texts]).to(self.device) for name in texts[0]},
-            torch.cat(noises).to(self.device),
-            torch.cat(times).to(self.device),
-            {
-                encoder: TokenGrid.batch([grid[encoder] for grid in grids]).to(self.device)
-                for encoder in grids[0]
-            },
-        )
+        teachers = {
+            encoder: TokenGrid.batch([grid[encoder] for grid in grids]) for encoder in grids[0]
+        }
+        text = {name: torch.stack([t[name] for t in texts]) for name in texts[0]}
+        batch = Batch(torch.cat(latents), text, torch.cat(noises), torch.cat(times), teachers)
+        return batch.to(self.device)
 
     def _features(self, clip: SourceClip) -> dict[EncoderSpec, TokenGrid]:
         """Read or compute each teacher's features of a clip."""

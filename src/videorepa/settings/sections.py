@@ -162,6 +162,8 @@ class Train(Section):
       lora: None trains all of the transformer's weights.
       precision: "auto" computes in bfloat16 if the hardware supports it, or else in float32.
         Trained weights are always held in float32.
+      deterministic: Takes kernels that give the same bits each time. A CPU does so anyway; on a
+        GPU they are slower, and resuming is exact with them alone.
       ema: Decay of a moving average of the trained weights, which then replaces them in exports.
       caption_dropout: Share of samples trained on an empty caption, for classifier-free guidance.
       checkpoint_every: Steps between two checkpoints.
@@ -170,6 +172,7 @@ class Train(Section):
 
     lora: Lora | None = None
     precision: Literal["auto", "float32"] = "auto"
+    deterministic: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
     caption_dropout: Share = 0.0
     checkpoint_every: Number = 500
@@ -185,14 +188,15 @@ class Memory(Section):
         in the backward pass. A number n does so with every n-th block, and keeps the others whole.
       offload_activations: Keeps these inputs in main memory until the backward pass.
       frozen: Format of the weights that LoRA leaves unchanged. They are converted to the training's
-        precision for computing. "int8" needs torchao and "nf4" bitsandbytes.
+        precision for computing, which is the format that "auto" takes. "int8" needs torchao and
+        "nf4" bitsandbytes.
       optimizer: "adamw8bit" keeps AdamW's moments in 8 bits; it needs bitsandbytes.
       offload: "group" keeps frozen layers in main memory and moves each to the GPU when it runs.
     """
 
     gradient_checkpointing: bool | Number = False
     offload_activations: bool = False
-    frozen: Literal["float32", "bfloat16", "float8", "int8", "nf4"] = "float32"
+    frozen: Literal["auto", "float32", "bfloat16", "float8", "int8", "nf4"] = "auto"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     offload: Literal["none", "group"] = "none"
 
@@ -252,6 +256,8 @@ class Parallel(Section):
 
     Attributes:
       engine: "ddp" keeps the whole training in each process, "fsdp2" a shard of it.
+      context: How many processes share the tokens of each clip, for clips that are too long for
+        one (Ulysses). They count as one process in what `optim` says of a step's clips.
       offload: Keeps FSDP2's shards in main memory and not in the GPU's.
       reshard_after_forward: Frees the gathered parameters after the forward pass and gathers them
         again for the backward pass. False keeps them in between, which is the sharding of ZeRO-2:
@@ -259,6 +265,7 @@ class Parallel(Section):
     """
 
     engine: Literal["ddp", "fsdp2"]
+    context: AtOnce = 1
     offload: bool = False
     reshard_after_forward: bool = True
 

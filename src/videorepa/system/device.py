@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import psutil
@@ -91,6 +94,31 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> float | None:
         return None
     peak = PEAK_TFLOPS.get(torch.cuda.get_device_name(device))
     return None if peak is None else peak * 1e12
+
+
+@contextmanager
+def deterministic(is_wanted: bool) -> Iterator[None]:
+    """Take kernels that give the same bits each time, while the context is open.
+
+    On CUDA they are slower. Call it before the first operation there: cuBLAS reads once how much
+    memory it may use.
+
+    Args:
+      is_wanted: Whether anything is changed at all.
+    """
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    fills: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    fills.fill_uninitialized_memory = False  # It would only show faults, at a price.
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        fills.fill_uninitialized_memory = before[1]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -22,13 +22,13 @@ from torch._subclasses import FakeTensorMode
 
 from videorepa.align.taps import in_backward
 from videorepa.backbones import Backbone, BackboneShapes, Text
-from videorepa.data.loader import Batch
+from videorepa.data.batches import Batch
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype
 from videorepa.tokens import TokenGrid
 from videorepa.training.cuda_rules import cuda_rules
 from videorepa.training.ledger import BETWEEN, PARTS, Ledger
-from videorepa.training.memory import moment_bytes, update_bytes
+from videorepa.training.memory import frozen_form, moment_bytes, update_bytes
 from videorepa.training.student import Student
 
 CPU = torch.device("cpu")
@@ -134,20 +134,21 @@ def predict(recipe: Recipe, device: torch.device, place: torch.device = CPU) -> 
         parts["process"] = process + int(WORKING_BYTES)
         # Adapters are made after loading.
         held = frozen if recipe.train.lora is not None else trained
-        worst = _while_loading(recipe, sum(p.nbytes for p in held))
+        is_mapped = frozen_form(recipe, dtype) == "float32"
+        worst = _while_loading(recipe, sum(p.nbytes for p in held), is_mapped)
         loading = worst and worst + parts["process"]
     return Cost(device, dtype, parts, loading, ledger.operations * recipe.optim.accumulate)
 
 
-def _while_loading(recipe: Recipe, held: int) -> int:
+def _while_loading(recipe: Recipe, held: int, is_mapped: bool) -> int:
     """Count the bytes of weights at the worst moment of loading `held` bytes of them.
 
     A file counts until the last of its weights has been taken out.
     """
     files = [path.stat().st_size for path in recipe.backbone.weight_files()]
     whole = sum(files)
-    if recipe.memory.frozen == "float32" and whole >= held:
-        return held  # The weights stay in the files, mapped.
+    if is_mapped and whole >= held:
+        return held  # The weights stay in the files.
     worst = (
         held * done // whole + size for done, size in zip(accumulate(files), files, strict=True)
     )

@@ -20,8 +20,15 @@ from videorepa.backbones._sampler import offload_layers
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.training.extras import extra_for
-from videorepa.training.precision import kept_in_float32
+from videorepa.training.precision import kept_in_float32, limit_autocast
 from videorepa.training.stand_ins import Held, cast_when_used
+
+
+def frozen_form(recipe: Recipe, dtype: torch.dtype) -> str:
+    """Name the format of the frozen weights of a training that computes in `dtype`."""
+    if recipe.memory.frozen != "auto":
+        return recipe.memory.frozen
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def load_transformer(
@@ -48,7 +55,8 @@ def load_transformer(
             "memory.offload is group, and the training is on the CPU, where there is nowhere else "
             "to keep weights. Set it to none."
         )
-    loaded_in = torch.float32 if memory.frozen == "float32" else torch.bfloat16
+    form = frozen_form(recipe, dtype)
+    loaded_in = torch.float32 if form == "float32" else torch.bfloat16
     at_first = device if device.type == "meta" else torch.device("cpu")
     home = at_first if is_offloaded else home
     backbone = recipe.backbone.load(("transformer",), at_first, loaded_in)
@@ -59,13 +67,14 @@ def load_transformer(
     kept = kept_in_float32(transformer)
     if memory.is_quantised:
         for number in range(recipe.backbone.shapes(recipe.data).blocks):
-            _quantise(backbone.block(number + 1), memory.frozen, dtype, kept, home)
+            _quantise(backbone.block(number + 1), form, dtype, kept, home)
             _cast(backbone.block(number + 1), dtype, kept)
         _cast(transformer, dtype, kept)
-    elif memory.frozen == "float8" or loaded_in == torch.bfloat16 != dtype:
-        storage = torch.float8_e4m3fn if memory.frozen == "float8" else loaded_in
+    elif form == "float8" or loaded_in == torch.bfloat16 != dtype:
+        storage = torch.float8_e4m3fn if form == "float8" else loaded_in
         _hold_layerwise(transformer, storage, dtype, home)
     transformer.to(home)
+    limit_autocast(transformer, dtype)
     if loaded_in == torch.bfloat16:
         backbone.dtype = dtype
     if is_offloaded:

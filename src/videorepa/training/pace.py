@@ -25,7 +25,7 @@ class Pace:
     """
 
     def __init__(self, recipe: Recipe, workers: Alone, start: int) -> None:
-        self._clips = recipe.optim.clips(workers.count)
+        self._clips = recipe.optim.clips(workers.parts)
         self._start = start
         self._operations = 0.0
         given = recipe.speed.peak_tflops
@@ -34,7 +34,8 @@ class Pace:
         if self._peak is not None:
             # What else `memory` says changes no operation that is needed.
             once = recipe.override("memory={}")
-            self._operations = predict(once, workers.device).operations
+            whole = predict(once, workers.device).operations
+            self._operations = whole / workers.context
         self._begun = self._step_begun = time.monotonic()
 
     def begin_step(self) -> None:

@@ -35,13 +35,14 @@ class Alone:
     Attributes:
       rank: This process's number, from 0.
       count: The number of processes.
+      context: How many neighbouring processes share the tokens of each clip.
       home: Where a whole model waits until it is shared: on the device, or in main memory where it
         becomes shards.
       is_sharded: Whether the shared model's parameters are spread over the processes. All of them
         then have to run it together.
     """
 
-    rank, count = 0, 1
+    rank, count, context = 0, 1, 1
     is_sharded = False
 
     def __init__(self, device: torch.device) -> None:
@@ -51,6 +52,16 @@ class Alone:
     def is_first(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
+
+    @property
+    def part(self) -> int:
+        """The part of each step's clips that this process sees, from 0."""
+        return self.rank // self.context
+
+    @property
+    def parts(self) -> int:
+        """How many parts a step's clips are divided into among the processes."""
+        return self.count // self.context
 
     def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
         """Give the module to call in place of `model`, whose backward pass averages gradients.
@@ -76,7 +87,7 @@ class Alone:
         """Scale gradients to a joint norm of at most `limit`, and return the norm before that."""
         return nn.utils.clip_grad_norm_(parameters, limit)
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
+    def mean(self, values: Tensor) -> Tensor:
         """Average each value over the processes. All processes call it."""
         return values
 
@@ -130,7 +141,14 @@ class Replicated(Alone):
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
 
     def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
-        return self._accelerator.prepare(model, optimizer)[0]
+        # What is not trained is the same in all processes. It must neither be compared nor moved,
+        # since it may be offloaded.
+        alike = [name for name, p in model.named_parameters() if not p.requires_grad]
+        alike += [name for name, _ in model.named_buffers()]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            model, alike
+        )
+        return self._accelerator.prepare(model, optimizer, device_placement=[False, False])[0]
 
     @contextmanager
     def accumulating(self, model: nn.Module, is_last: bool) -> Iterator[None]:
@@ -140,10 +158,10 @@ class Replicated(Alone):
         with self._accelerator.no_sync(model):
             yield
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor)
-        return dict(zip(values, (tensor / self.count).tolist(), strict=True))
+    def mean(self, values: Tensor) -> Tensor:
+        total = values.double()
+        torch.distributed.all_reduce(total)
+        return total / self.count
 
     def broadcast(self, number: int) -> int:
         tensor = torch.tensor(number, device=self.device)
@@ -173,7 +191,7 @@ class Sharded(Replicated):
         plugin.transformer_cls_names_to_wrap = sorted(blocks)
         plugin.activation_checkpointing = False  # The recipe decides on it.
         self.is_sharded = True
-        shared: Any = super().share(model, optimizer, blocks)
+        shared: Any = self._accelerator.prepare(model, optimizer)[0]
         # FSDP2 sets itself up in the first forward pass, which has to be the whole model's. But
         # validation runs the transformer alone before, so this passes for one.
         shared.begin = lambda: None
@@ -237,6 +255,13 @@ def join_workers(recipe: Recipe, device: str | None) -> Alone:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         accelerator = make_accelerator(recipe, device)
         workers = _engine(accelerator, recipe.parallel)(accelerator)
+        if recipe.parallel is not None:
+            workers.context = recipe.parallel.context
+        if workers.count % workers.context:
+            raise UserError(
+                f"parallel.context is {workers.context}, and there are {workers.count} processes. "
+                "Start a multiple of it."
+            )
         if workers.is_first:
             console.print(f"{workers.count} processes share the training with {workers.label}.")
         return workers

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -22,25 +22,28 @@ def limit_autocast(transformer: Any, dtype: torch.dtype) -> None:
 
     On CUDA, autocast runs norms in float32. The next layer converts the result back, after all that
     lies in between took twice the memory. Norms compute in float32 inside, so those whose weights
-    have the dtype to compute in go without, as they do in stock pipelines. Modules that the stock
-    class keeps in float32, such as Wan's time embedder, would be run in bfloat16. And peft converts
-    the inputs of adapters to float32, which autocast undoes.
+    have the dtype to compute in go without, as they do in stock pipelines. And modules that the
+    stock class keeps in float32, such as Wan's time embedder, would be run in bfloat16.
 
     Args:
-      transformer: A stock transformer, with its adapters if there are any.
+      transformer: A stock transformer, before layers are offloaded.
       dtype: To compute in.
     """
     if dtype == torch.float32:
         return
     kept = kept_in_float32(transformer)
-    adapted: list[Any] = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
-    for layer in adapted:
-        layer.cast_input_dtype_enabled = False
     for name, module in transformer.named_modules():
         is_low = isinstance(module, NORMS) and _dtype(module, transformer) == dtype
         if is_low or name.rpartition(".")[2] in kept:
-            registry = HookRegistry.check_if_exists_or_initialize(module)
-            registry.register_hook(_WithoutAutocast(), "without_autocast")
+            layer: Any = module
+            layer.__class__ = _without_autocast(type(module))
+
+
+def convert_no_inputs(transformer: Any) -> None:
+    """Keep peft from converting the inputs of adapters to float32, which autocast would undo."""
+    adapted: list[Any] = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in adapted:
+        layer.cast_input_dtype_enabled = False
 
 
 def _dtype(norm: nn.Module, transformer: Any) -> torch.dtype:
@@ -48,8 +51,15 @@ def _dtype(norm: nn.Module, transformer: Any) -> torch.dtype:
     return transformer.dtype if weight is None else weight.dtype
 
 
-class _WithoutAutocast(ModelHook):
-    def new_forward(self, module: nn.Module, input: Tensor, *arguments: Any, **named: Any) -> Any:
+@cache
+def _without_autocast(kind: type[nn.Module]) -> type[nn.Module]:
+    """A class that does what another does, without autocast.
+
+    A hook would do as well, but torch.compile would compile every block that has one anew.
+    """
+
+    def forward(self: nn.Module, input: Tensor, *arguments: Any, **named: Any) -> Any:
         with torch.autocast(input.device.type, enabled=False):
-            run: Any = self.fn_ref.original_forward
-            return run(input, *arguments, **named)
+            return kind.forward(self, input, *arguments, **named)
+
+    return type(kind.__name__, (kind,), {"forward": forward})

@@ -9,6 +9,7 @@ from torch import Tensor
 from videorepa.artifacts.checkpoint import Checkpoint, copy_into
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
+from videorepa.training.context import share_tokens
 from videorepa.training.memory import make_optimizer
 from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
@@ -37,6 +38,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, workers: Alone, student: Student) -> None:
         self.recipe, self.workers, self.student = recipe, workers, student
+        share_tokens(student, workers)
         parameters = [*student.trained.values(), *student.terms.parameters()]
         optimizer = make_optimizer(recipe, parameters, workers.device)
         # From here on, parameters can be shards.
@@ -86,5 +88,5 @@ class Training:
             self.workers.optimizer_state(self.optimizer),
             None if self.ema is None else collected(self.ema),
             self.student.terms.stopping_state(),
-            self.recipe.optim.clips(self.workers.count),
+            self.recipe.optim.clips(self.workers.parts),
         )

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from videorepa.align.gradients import Aligned
 from videorepa.align.terms import Terms
-from videorepa.data.loader import Batch
+from videorepa.data.batches import Batch
 from videorepa.diffusion import Denoised
 from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
 from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.memory import load_transformer
-from videorepa.training.precision import limit_autocast
+from videorepa.training.precision import convert_no_inputs
 from videorepa.training.speed import choose_attention, compile_blocks
 
 
@@ -61,7 +61,7 @@ class Student(nn.Module):
             for parameter in transformer.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(home, torch.float32)
-        limit_autocast(transformer, self.dtype)
+            convert_no_inputs(transformer)
         if recipe.speed.compile and device.type != "meta":
             compile_blocks(self.backbone)
         self.terms = Terms(recipe, recipe.backbone.shapes(recipe.data)).to(device)

@@ -85,12 +85,13 @@ def validation(
 
     def sample_own(step: int) -> None:
         student.transformer.eval()
-        for first in range(0, len(prompts), workers.count):
-            number = first + workers.rank
+        for first in range(0, len(prompts), workers.parts):
+            number = first + workers.part
             if number < len(prompts):
                 clip = sampler.sample(prompts[number], noise_seed(prompts[number], 0))
-                run.sample_path(step, number).parent.mkdir(parents=True, exist_ok=True)
-                write_video(run.sample_path(step, number), clip, settings.fps)
+                if workers.rank % workers.context == 0:
+                    run.sample_path(step, number).parent.mkdir(parents=True, exist_ok=True)
+                    write_video(run.sample_path(step, number), clip, settings.fps)
             elif workers.is_sharded:
                 # The others need this process's shards for their last clips.
                 sampler.accompany(prompts[first])

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from videorepa.data.loader import Batch
+from videorepa.data.batches import Batch
 from videorepa.recipe import Recipe
 from videorepa.system.device import peak_memory
 from videorepa.tokens import TokenGrid
