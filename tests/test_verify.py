@@ -457,5 +457,7 @@ def test_the_command_fails_by_name_and_writes_its_record(
     assert "FAILS     files of transformer" in said.out
     assert "1 check failed.\n  files of transformer: " in said.err
     assert Verification.read(Path("bad.json")).failed
+    assert cli.main([*call, "--out", "bad.json", "--against", "bad.json"]) == 1
+    assert "would replace bad.json" in capsys.readouterr().err
     assert cli.main([*call, "--against", "recipe.yaml"]) == 1
     assert "recipe.yaml is no record of `videorepa verify`" in capsys.readouterr().err
