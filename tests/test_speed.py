@@ -27,6 +27,7 @@ from twins import TWINS
 from videorepa.artifacts.run import Run
 from videorepa.data.batches import Batch, ahead
 from videorepa.errors import UserError
+from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.system.device import PEAK_TFLOPS, peak_rate
@@ -211,6 +212,12 @@ def test_attention_that_drops_the_texts_mask_is_refused(plain: Recipe, monkeypat
     backbone.spec = SimpleNamespace(text_mask=True)
     with pytest.raises(UserError, match="it computes something else than torch does"):
         choose_attention(backbone, "native", CPU, torch.float32)
+
+
+def test_inspect_says_what_it_does_not_count(plain: Recipe) -> None:
+    own = plain.override("speed={attention: flash, compile: true}")
+    assert "not counted      what speed.attention, speed.compile changes" in str(inspect(own))
+    assert "not counted" not in str(inspect(plain))
 
 
 def test_attention_that_cannot_be_exchanged_is_refused_by_inspect_too(recipe: Recipe) -> None:
