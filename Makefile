@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two busy processes slow each other fivefold while idle threads spin.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-slow test-faults lint bench clean
+.PHONY: demo test test-slow test-gpu test-faults lint bench clean
 
 demo: $(READY)
 	$(BIN)/videorepa demo --out demo
@@ -14,8 +14,13 @@ demo: $(READY)
 test: $(READY) browser lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+# With the checks for GPUs, gone through on the CPU.
 test-slow: $(READY) browser
-	$(BIN)/pytest -m slow
+	GPU_REHEARSAL=1 GPU_FIGURES=build/rehearsal.json $(BIN)/pytest -m 'slow or gpu'
+
+# Ten minutes on one GPU; without one it says so. The figures go to build/gpu.json.
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu -rs
 
 # Kills, bad inputs and pairs of processes; tests/faults/__main__.py says how it is driven.
 test-faults: $(READY)

@@ -7,29 +7,34 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 import yaml
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import sampled_by_card, write_clips
-from test_memory import check_shortcut, deepened
+from test_memory import check_shortcut, deepened, replacing
 from twins import TWINS
 from videorepa.align.taps import tap
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone, BackboneSpec
-from videorepa.backbones._sampler import Sampler, encode_prompts
+from videorepa.backbones._sampler import Offload, Sampler, encode_prompts
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
 from videorepa.errors import UserError
 from videorepa.exchange import model_card
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
+from videorepa.exchange.stock import inputs, output
 from videorepa.exchange.usage import usage
 from videorepa.export import export
 from videorepa.generate import generate
@@ -466,6 +471,77 @@ def test_like_blocks_are_predicted_exactly(
     check_shortcut(deep.override(*changes), CPU, monkeypatch)
 
 
+class Ones(TorchDispatchMode):
+    """Reads 1 from tensors without content: schedulers ask for their timesteps."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1
+        return func(*args, **(kwargs or {}))
+
+
+def sampled_on_a_gpu(
+    spec: BackboneSpec, size: ClipSize, offload: Offload, is_training: bool
+) -> list[set[str]]:
+    """Where the transformer and the autoencoder are while a clip is decoded, and the autoencoder
+    afterwards."""
+    gpu, seen = torch.device("cuda", 0), []
+    settings = Generation(**spec.generation).changed(steps=2)
+
+    def whole(self: Backbone, stock_class: str, part: str, dtype: torch.dtype) -> Any:
+        model = getattr(diffusers, stock_class)
+        model = model.from_config(model.load_config(Path(spec.source) / part))
+        return model.to(dtype).to(self.home).eval().requires_grad_(False)
+
+    def places(module: torch.nn.Module) -> set[str]:
+        return {parameter.device.type for parameter in module.parameters()}
+
+    with (
+        patch.object(Backbone, "whole", whole),
+        patch.object(torch.nn.Module, "_apply", replacing),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        Ones(),
+    ):
+        one = {
+            name: torch.empty(
+                1, *like.shape, dtype=torch.bfloat16 if like.is_floating_point() else None
+            )
+            for name, like in spec.text().items()
+        }
+        home = gpu if offload == "none" and not is_training else CPU
+        backbone = spec.load(("transformer", "vae"), home, torch.bfloat16)
+        backbone.device = gpu
+        trained = backbone.transformer.to(gpu, torch.float32) if is_training else None
+        texts = {prompt: one for prompt in ("a", settings.negative_prompt)}
+        sampler = Sampler(backbone, size, settings, texts, trained, offload)
+
+        def decoded(video: torch.Tensor, output_type: str) -> list[np.ndarray]:
+            assert video.device == gpu
+            seen.extend([places(backbone.transformer), places(backbone.vae)])
+            return [np.zeros((1, 8, 8, 3))]
+
+        sampler.pipeline.video_processor.postprocess_video = decoded
+        sampler.sample("a", 0)
+        return [*seen, places(backbone.vae)]
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        "hunyuan_video",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("cogvideox", "wan-2.1")),
+    ],
+    indirect=True,
+)
+def test_sampling_has_each_part_on_the_gpu_when_it_runs(twin: Twin, fake_cuda) -> None:
+    """Of the others, the stock pipelines ask for the content of tensors."""
+    cpu, gpu = {"cpu"}, {"cuda"}
+    sampled = partial(fake_cuda, sampled_on_a_gpu, twin.spec, twin.size)
+    assert sampled("none", False) == [gpu, gpu, gpu]
+    assert sampled("model", False) == [cpu, gpu, cpu]
+    assert sampled("group", True) == [gpu, gpu, cpu], "as validation does"
+
+
 @pytest.mark.parametrize("frozen", ["bfloat16", "float8"])
 def test_validation_computes_as_a_training_in_bfloat16(
     twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch, frozen: str
@@ -531,6 +607,21 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     assert {key: about[key] for key in expected} == expected
     frames = sampled_by_card(product.parent, clips[0].with_suffix(".json"), monkeypatch)["frames"]
     assert abs(made[0] - frames * 255.0).max() < 1
+
+
+def test_an_export_is_compared_on_a_small_clip(twin: Twin, recipe: Recipe) -> None:
+    size = twin.spec.default_size()
+    published = recipe.override(
+        *(f"data.{name}={value}" for name, value in size.model_dump().items())
+    )
+    arguments = inputs(twin.live, published)
+    watched = []
+    hook = twin.live.block(1).register_forward_hook(lambda *given: watched.append(given[-1]))
+    output(twin.live.transformer, arguments)
+    hook.remove()
+    tokens = watched[0][0] if isinstance(watched[0], tuple) else watched[0]
+    text = arguments["encoder_hidden_states"].shape[1]
+    assert tokens.shape[1] in (8, 8 + text), "two in time, two down and two across"
 
 
 class InProcess:

@@ -28,12 +28,19 @@ from safetensors.torch import load_file, save_file
 from conftest import recipe_values, write_clips
 from videorepa.artifacts import checkpoint
 from videorepa.cli import VERBS, main
+from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
+from videorepa.evaluate import evaluate
+from videorepa.generate import generate
+from videorepa.head import train_head
+from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.scan import scan
 from videorepa.settings import plugins
 from videorepa.system import environment
 from videorepa.system.files import atomic_folder, parse_json
+from videorepa.train import train
 
 with tempfile.NamedTemporaryFile() as _locked:
     os.chmod(_locked.name, 0)
@@ -1559,3 +1566,62 @@ def test_the_errors_are_for_users_and_bugs_keep_their_traceback(
     monkeypatch.setattr(module, "inspect", raising(UserError("Do this.")))
     assert main(["inspect", ready.recipe]) == 1
     assert "error: Do this." in capsys.readouterr().err
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the docs.")
+
+
+LACKS = (
+    r"not enough memory \(CUDA out of memory. Tried to allocate 2.00 GiB\). What helps, .*first: "
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedies"),
+    [
+        ((), ["gradient_checkpointing: true", "batch_size: 1 with optim.accumulate: 4", "8bit"]),
+        (
+            ("train.lora={rank: 2}", "optim.batch_size=1"),
+            ["checkpointing", "float8 or nf4", "8bit"],
+        ),
+        (
+            (
+                "train.lora={rank: 2}",
+                "memory={gradient_checkpointing: true, frozen: nf4, optimizer: adamw8bit}",
+            ),
+            ["batch_size: 1", "data.frames: 9"],
+        ),
+    ],
+)
+def test_a_training_without_enough_memory_says_what_it_does_not_save_yet(
+    recipe: Recipe, tmp_path: Path, monkeypatch, changes: tuple[str, ...], remedies: list[str]
+) -> None:
+    prepare(recipe)
+    module = importlib.import_module("videorepa.train")
+    monkeypatch.setattr(module, "check_extras", lambda recipe: None)
+    monkeypatch.setattr(module, "Student", out_of_memory)
+    listed = ".*".join(rf"\({n}\) [^;]*{remedy}" for n, remedy in enumerate(remedies, 1))
+    with pytest.raises(UserError, match=LACKS + listed):
+        train(recipe.override(*changes), tmp_path / "run")
+
+
+def test_every_verb_that_lacks_memory_says_what_to_change(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    # Loading turns all other errors of the libraries into one about the folder.
+    monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", out_of_memory)
+    with pytest.raises(UserError, match=LACKS + r"\(1\) backbone.tiling: true.*data.frames: 9"):
+        prepare(recipe)
+    prompts = [Prompt("a", "A ball falls.")]
+    recipe.to_yaml(tmp_path / "base.yaml")
+    with pytest.raises(UserError, match=LACKS + r"\(1\) --offload model.*--offload group"):
+        generate(tmp_path / "base.yaml", prompts, tmp_path / "clips")
+    with pytest.raises(UserError, match=LACKS + r"\(1\) backbone.tiling: true.*fewer --clips"):
+        scan(recipe, tmp_path / "scan", clips=2, noise_levels=[0.5])
+    monkeypatch.setattr(importlib.import_module("videorepa.head"), "open_source", out_of_memory)
+    with pytest.raises(UserError, match=LACKS + r"\(1\) fewer --clips"):
+        train_head(recipe, "motion", tmp_path / "head.safetensors")
+    monkeypatch.setattr(importlib.import_module("videorepa.evaluate"), "_score", out_of_memory)
+    with pytest.raises(UserError, match=LACKS + r"\(1\) no other process"):
+        evaluate("lab", tmp_path / "clips")

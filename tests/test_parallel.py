@@ -260,6 +260,32 @@ def check_engine(recipe: Recipe) -> None:
     workers.wait()
 
 
+class Adapted(nn.Module):
+    """A layer that is trained beside one that is not, and that no process may touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained, self.frozen = nn.Linear(3, 3), nn.Linear(3, 3, device="meta")
+        self.frozen.requires_grad_(False)
+        self.register_buffer("table", torch.empty(3, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trained(x).square().mean()
+
+
+def check_left_alone(recipe: Recipe) -> None:
+    workers, model = join_workers(recipe, "cpu"), Adapted()
+    optimizer = torch.optim.AdamW(model.trained.parameters())
+    shared = workers.share(model, optimizer, {"Linear"})
+    for _ in range(2):
+        shared(torch.randn(2, 3)).backward()
+    assert model.frozen.weight.is_meta and model.trained.weight.grad is not None
+
+
+def test_ddp_leaves_frozen_weights_where_they_are_offloaded(recipe: Recipe, tmp_path: Path) -> None:
+    Together(tmp_path, check_left_alone, recipe.override(DDP)).finish()
+
+
 @engines
 def test_an_engine_takes_a_training_over_and_hands_it_back(
     recipe: Recipe, tmp_path: Path, parallel: str

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,36 @@ def test_every_backbone_does_what_its_stock_pipeline_does(
         *("transformer's argument", "block", "clean latents", "loss", "latents' scale"),
         "tokens' places",
     }
+
+
+def test_one_model_is_in_memory_at_a_time(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
+    import diffusers
+
+    loaded: list[weakref.ref] = []
+    for kind in (diffusers.CogVideoXTransformer3DModel, diffusers.AutoencoderKLCogVideoX):
+
+        def load(*arguments: Any, real: Any = kind.from_pretrained, **options: Any) -> Any:
+            result = real(*arguments, **options)
+            model = result[0] if isinstance(result, tuple) else result
+            assert not [ref for ref in loaded if type(ref()) is type(model)]
+            loaded.append(weakref.ref(model))
+            return result
+
+        monkeypatch.setattr(kind, "from_pretrained", load)
+    verify(recipe, tmp_path / "record.json", skip=("files", "export"))
+    assert len(loaded) >= 5
+
+
+def test_a_part_that_does_not_fit_the_memory_is_named(
+    recipe: Recipe, tmp_path, monkeypatch
+) -> None:
+    def too_large(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(importlib.import_module("videorepa.verify"), "measure_step", too_large)
+    bad = verify(recipe, tmp_path / "bad.json", skip=("files", "text", "autoencoder", "export"))
+    assert "not enough memory: CUDA out of memory" in failing(bad)["step"]
+    assert "block" in str(bad)
 
 
 # What is wrong with the weights, told by an earlier record.

@@ -22,8 +22,9 @@ from videorepa.artifacts.scores import (
     write_rows,
 )
 from videorepa.benchmarks import Benchmark
-from videorepa.errors import ClipError, UserError
+from videorepa.errors import ClipError, UserError, within_memory
 from videorepa.evaluation.pairs import adjust
+from videorepa.remedies import in_scoring
 from videorepa.settings import plugins
 from videorepa.system.checks import check_shard
 from videorepa.system.files import short_name
@@ -49,6 +50,7 @@ class _Scored:
     left_over: list[dict[str, Any]]
 
 
+@within_memory(in_scoring())
 def evaluate(
     benchmark: str,
     videos: Path,

@@ -13,7 +13,8 @@ from videorepa.artifacts.model import Model
 from videorepa.backbones._sampler import Offload, Sampler, encode_prompts, noise_seed
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
-from videorepa.errors import UserError
+from videorepa.errors import UserError, within_memory
+from videorepa.remedies import in_sampling
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.checks import check_shard
 from videorepa.system.device import pick_device
@@ -102,13 +103,15 @@ def generate(
     clips = every[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
     if todo:
-        sampler = _sampler(source, todo, size, settings, where, offload)
-        for clip in track(todo, "generate", done=len(clips) - len(todo)):
-            assert clip.seed is not None
-            # A sidecar whose video is gone may be of another prompt. It must not stand beside this.
-            clip.sidecar.unlink(missing_ok=True)
-            write_video(clip.path, sampler.sample(clip.prompt, clip.seed), settings.fps)
-            clip.write()
+        with within_memory(in_sampling(settings, offload)):
+            sampler = _sampler(source, todo, size, settings, where, offload)
+            for clip in track(todo, "generate", done=len(clips) - len(todo)):
+                assert clip.seed is not None
+                # A sidecar whose video is gone may be of another prompt, and must not stand beside
+                # this.
+                clip.sidecar.unlink(missing_ok=True)
+                write_video(clip.path, sampler.sample(clip.prompt, clip.seed), settings.fps)
+                clip.write()
     return [clip.path for clip in clips]
 
 

@@ -20,8 +20,9 @@ from videorepa.data.source import ClipSource, open_source
 from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.encoders.headed import MOTION_WIDTH, Head, Headed, Kind, read_about, save_head
-from videorepa.errors import ClipError, UserError
+from videorepa.errors import ClipError, UserError, within_memory
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_teaching
 from videorepa.system.checks import check_finite
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.fingerprint import json_digest
@@ -94,6 +95,7 @@ class TrainedHead:
         return text
 
 
+@within_memory(in_teaching())
 def train_head(
     recipe: Recipe, kind: Kind, out: Path, *, clips: int = 200, device: str | None = None
 ) -> TrainedHead:

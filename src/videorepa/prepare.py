@@ -18,8 +18,9 @@ from videorepa.data.sampling import Sampling, sampling_notes
 from videorepa.data.source import ClipSource, SourceClip, open_source
 from videorepa.data.video import Sampled, to_video
 from videorepa.encoders import Encoder, EncoderSpec
-from videorepa.errors import ClipError
+from videorepa.errors import ClipError, within_memory
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_encoding
 from videorepa.system.background import ahead, behind
 from videorepa.system.checks import check_shard
 from videorepa.system.device import compute_dtype, pick_device
@@ -119,19 +120,23 @@ def prepare(
     complete = sum(not work.lacks for chunk in chunks for work in chunk)
     made = 0
     if todo or (complete and not cache.has_empty_caption()):
-        with behind(UNWRITTEN) as later:
-            _encode_captions(recipe, cache, todo, where, dtype, later)
-        lacking = [work.lacks for chunk in todo for work in chunk]
-        backbone, encoders = _load(recipe, lacking, where, dtype)
-        with behind(UNWRITTEN) as later, closing(_read(source, todo, size, fail)) as chunks_read:
-            progress = track(chunks_read, "prepare", len(starts), len(starts) - len(todo))
-            for works, sampled in progress:
-                if sampled:
-                    _encode(cache, works, sampled, backbone, encoders, where, later)
-                for work in works:
-                    if work.lacks:
-                        made += 1
-                        later(cache.clear_failure, work.clip)
+        with within_memory(in_encoding(recipe)):
+            with behind(UNWRITTEN) as later:
+                _encode_captions(recipe, cache, todo, where, dtype, later)
+            lacking = [work.lacks for chunk in todo for work in chunk]
+            backbone, encoders = _load(recipe, lacking, where, dtype)
+            with (
+                behind(UNWRITTEN) as later,
+                closing(_read(source, todo, size, fail)) as chunks_read,
+            ):
+                progress = track(chunks_read, "prepare", len(starts), len(starts) - len(todo))
+                for works, sampled in progress:
+                    if sampled:
+                        _encode(cache, works, sampled, backbone, encoders, where, later)
+                    for work in works:
+                        if work.lacks:
+                            made += 1
+                            later(cache.clear_failure, work.clip)
     usable = [work for chunk in chunks for work in chunk if work.clip.id not in failed]
     _say({work.clip.id: work.record for work in usable if work.record}, recipe)
     return Prepared(made, complete, failed)

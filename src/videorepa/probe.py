@@ -14,7 +14,7 @@ from typing import Any, Literal
 from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
 from videorepa.diffusion import STEPS
 from videorepa.encoders import EncoderSpec
-from videorepa.errors import UserError
+from videorepa.errors import UserError, within_memory
 from videorepa.probing.clips import ShownFrames
 from videorepa.probing.comparison import (
     Decisions,
@@ -36,6 +36,7 @@ from videorepa.probing.sources import (
     probed_sources,
 )
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_encoding
 from videorepa.settings.sections import ClipSize
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.environment import environment
@@ -159,7 +160,8 @@ def probe(
     # The cheapest sources come last in the table and first here, since only reading the clips tells
     # how many there are to fit to.
     for store in reversed(stores.values()):
-        store.extract(chunks, shown_frames, where, dtype)
+        with within_memory(in_encoding(recipe)):
+            store.extract(chunks, shown_frames, where, dtype)
         lost = store.failures(chunks)
         kind.check(*split([s for s in stimuli if s.id not in lost], left_out), lost)
 

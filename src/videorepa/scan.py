@@ -15,7 +15,7 @@ import torch
 from videorepa.align.resampling import resample
 from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
 from videorepa.encoders import Encoder, EncoderSpec
-from videorepa.errors import UserError
+from videorepa.errors import UserError, within_memory
 from videorepa.probing.blocks import Blocks, encode
 from videorepa.probing.clips import Clips, first_readable_clips
 from videorepa.probing.closeness import closeness, mean_over_clips
@@ -23,6 +23,7 @@ from videorepa.probing.records import Measurement, Scan
 from videorepa.probing.scan_table import sentences
 from videorepa.probing.sources import all_teachers, check_blocks, straw_men
 from videorepa.recipe import Recipe
+from videorepa.remedies import FEWER_CLIPS, in_encoding
 from videorepa.report import report
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.environment import environment
@@ -95,7 +96,8 @@ def scan(
     parts = _parts(recipe, out / PARTS, specs, levels, numbers, digest, dtype)
     claim_folder(out, PARTS, "scan")
     missing = [part for part in parts if part.read() is None]
-    _measure(recipe, missing, specs, numbers, shown, where, dtype)
+    with within_memory([*in_encoding(recipe), FEWER_CLIPS]):
+        _measure(recipe, missing, specs, numbers, shown, where, dtype)
     measurements = [each for part in parts for each in part.read() or ()]
     measured = Scan(
         teachers=list(specs),

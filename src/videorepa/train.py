@@ -15,8 +15,9 @@ from videorepa.artifacts import checkpoint
 from videorepa.artifacts.checkpoint import Checkpoint
 from videorepa.artifacts.run import Run
 from videorepa.data.loader import Loader, PreparedClips
-from videorepa.errors import UserError
+from videorepa.errors import UserError, within_memory
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_training
 from videorepa.settings.sections import Optim
 from videorepa.system.device import deterministic, peak_memory
 from videorepa.system.lock import sole_user
@@ -59,8 +60,10 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None, profile: int 
     check_extras(recipe)
     check_context(recipe)
     workers = join_workers(recipe, device)
+    remedies = in_training(recipe, workers.device, workers.count)
     with (
         sole_user(out) if workers.is_first else nullcontext(),
+        within_memory(remedies),
         deterministic(recipe.train.deterministic),
     ):
         return _train(recipe, out, workers, profile)

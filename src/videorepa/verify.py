@@ -6,10 +6,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
+
 from videorepa.align.contract import check
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
-from videorepa.system.device import compute_dtype, pick_device
+from videorepa.system.device import compute_dtype, pick_device, release
 from videorepa.system.environment import environment
 from videorepa.system.hub import quieten_libraries
 from videorepa.system.progress import console
@@ -96,6 +98,7 @@ def verify(
     def transformer() -> None:
         drawn = drawn_text(recipe.backbone, dtype)
         watched = watch(recipe, size, drawn, where, dtype)
+        release(where)
         backbone = recipe.backbone.load(("transformer",), where, dtype)
         compare_with_stock(record, recipe, backbone, watched, size)
         if moments is not None and text is not None:
@@ -125,6 +128,10 @@ def verify(
             part()
         except UserError as error:
             record.add(subject, "fails", str(error))
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition("\n")[0][:200]
+            record.add(subject, "fails", f"there is not enough memory: {reason}")
+        release(where)
         record.write(out)
         for each in record.checks[told:]:
             print(each, flush=True)

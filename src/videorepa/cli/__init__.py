@@ -17,7 +17,7 @@ from videorepa.cli.exchange import export, import_
 from videorepa.cli.lab import demo, lab
 from videorepa.cli.probing import probe, scan
 from videorepa.cli.training import compare, head, inspect, prepare, train, verify
-from videorepa.errors import UserError
+from videorepa.errors import UserError, lacks_memory
 from videorepa.system.files import from_home
 from videorepa.system.stopping import Terminated, terminable
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
+        if not lacks_memory(error):
             raise
         reason = str(error).partition("\n")[0][:200]
         print(
@@ -79,15 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     return 0
-
-
-def _lacks_memory(error: MemoryError | RuntimeError) -> bool:
-    # torch is not imported here, since the help would wait for it.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
 
 
 def _run(arguments: list[str]) -> None:

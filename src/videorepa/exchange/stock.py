@@ -15,6 +15,7 @@ from torch import Tensor
 
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
+from videorepa.settings.sections import ClipSize
 
 # Runs in a process that does not import videorepa, as a user of the export would write it. A LoRA
 # for ComfyUI is added to diffusers' layers in the way in which ComfyUI adds it to its own.
@@ -52,8 +53,15 @@ assert "videorepa" not in sys.modules
 
 
 def inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
-    """Draw arguments for the recipe's transformer, the same ones every time."""
-    shapes = recipe.backbone.shapes(recipe.data)
+    """Draw arguments for the recipe's transformer, the same ones every time.
+
+    They are of a clip of two tokens in time, two down and two across: every weight is used on it,
+    and the published size would take a large model an hour on a CPU.
+    """
+    geometry = recipe.backbone.geometry()
+    side = 2 * geometry.pixels * geometry.patch
+    size = ClipSize(frames=1 + geometry.stride, height=side, width=side)
+    shapes = recipe.backbone.shapes(size)
     draw = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, *shapes.latents, generator=draw)
     text = {

@@ -141,7 +141,14 @@ class Replicated(Alone):
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
 
     def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
-        return self._accelerator.prepare(model, optimizer)[0]
+        # What is not trained is the same in all processes. It must neither be compared nor moved,
+        # since it may be offloaded.
+        alike = [name for name, p in model.named_parameters() if not p.requires_grad]
+        alike += [name for name, _ in model.named_buffers()]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            model, alike
+        )
+        return self._accelerator.prepare(model, optimizer, device_placement=[False, False])[0]
 
     @contextmanager
     def accumulating(self, model: nn.Module, is_last: bool) -> Iterator[None]:
@@ -184,7 +191,7 @@ class Sharded(Replicated):
         plugin.transformer_cls_names_to_wrap = sorted(blocks)
         plugin.activation_checkpointing = False  # The recipe decides on it.
         self.is_sharded = True
-        shared: Any = super().share(model, optimizer, blocks)
+        shared: Any = self._accelerator.prepare(model, optimizer)[0]
         # FSDP2 sets itself up in the first forward pass, which has to be the whole model's. But
         # validation runs the transformer alone before, so this passes for one.
         shared.begin = lambda: None
