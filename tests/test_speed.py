@@ -30,6 +30,7 @@ from videorepa.errors import UserError
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_training
 from videorepa.system.device import PEAK_TFLOPS, peak_rate
 from videorepa.tokens import TokenGrid
 from videorepa.train import _read, train
@@ -321,6 +322,8 @@ def test_inputs_of_blocks_can_wait_in_main_memory(plain: Recipe, monkeypatch) ->
     kept, usual = (predict(r, CUDA) for r in (own, plain.override(CHECKPOINTED)))
     saved = usual.parts["activations"] - kept.parts["activations"]
     assert saved >= (shapes.blocks - 1) * math.prod(tokens) * 2
+    first, second, *_ = in_training(own.override("memory.offload_activations=false"), CUDA, 1)
+    assert "batch_size: 1" in first and "offload_activations: true" in second
     with pytest.raises(UserError, match="offload_activations: true needs gradient_checkpointing"):
         plain.override("memory.offload_activations=true")
 
