@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import recipe_values, write_clips
-from videorepa.backbones import Backbone
+from videorepa.backbones import Backbone, timestep_of_noise
 from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.cli import main
 from videorepa.encoders._video import VideoViT
@@ -161,7 +161,7 @@ LATENTS = torch.zeros(3, 4, 4, 4)
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_a_noise_level_is_a_share_of_variance(recipe: Recipe, level: float) -> None:
     backbone = recipe.backbone.load((), CPU)
-    timestep = Blocks(backbone, [1])._timestep(level, LATENTS)
+    timestep = timestep_of_noise(backbone, level, LATENTS)
     assert 1 - backbone.diffusion.alphas_cumprod[timestep] == pytest.approx(level, abs=0.01)
 
 
@@ -180,10 +180,9 @@ class _Flow:
 
 
 def test_noise_levels_hold_for_other_diffusions_and_may_be_out_of_reach() -> None:
-    student = Blocks(_Flow(), [1])
-    assert student._timestep(0.5, LATENTS).item() == pytest.approx(0.5, abs=1e-3)
+    assert timestep_of_noise(_Flow(), 0.5, LATENTS).item() == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(UserError, match=r"nearest is 0\.69"):
-        student._timestep(0.9, LATENTS)
+        timestep_of_noise(_Flow(), 0.9, LATENTS)
 
 
 # The blocks.

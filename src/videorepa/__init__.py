@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _VERBS = (
     *("prepare", "train", "generate", "evaluate", "export", "import_weights", "inspect"),
-    *("scan", "probe", "refine", "report", "compare", "verify", "demo"),
+    *("scan", "probe", "likelihood", "refine", "report", "compare", "verify", "demo"),
 )
 
 _HOMES = {verb: verb for verb in _VERBS} | {
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from videorepa.head import train_head
     from videorepa.import_weights import import_weights
     from videorepa.inspect import inspect
+    from videorepa.likelihood import likelihood
     from videorepa.prepare import prepare
     from videorepa.probe import probe
     from videorepa.recipe import Recipe

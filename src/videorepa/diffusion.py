@@ -71,6 +71,10 @@ class VPrediction:
         loss = ((predicted - clean) ** 2 / spread**2).flatten(1).mean(1)
         return Denoised(loss, predicted, spread.flatten())
 
+    def noise_error(self, denoised: Denoised) -> Float[Tensor, " b"]:
+        """The mean of (noise - predicted noise)^2 of each sample: a_t times the loss."""
+        return (1 - denoised.sigma**2) * denoised.loss
+
     def _scales(self, timestep: Int[Tensor, " b"], like: Latents) -> tuple[Tensor, Tensor]:
         # They stay on the device, so that a step does not wait for them.
         self._signal, self._spread = self._signal.to(like.device), self._spread.to(like.device)
@@ -135,6 +139,10 @@ class FlowMatching:
         predicted = self.add_noise(clean, noise, timestep) - sigma * velocity
         loss = ((velocity - (noise - clean)) ** 2).flatten(1).mean(1)
         return Denoised(loss, predicted, sigma.flatten())
+
+    def noise_error(self, denoised: Denoised) -> Float[Tensor, " b"]:
+        """The loss itself: a flow's prediction is the velocity, and no noise is predicted."""
+        return denoised.loss
 
     def _sigma(self, timestep: Num[Tensor, " b"], like: Latents) -> Tensor:
         sigma = timestep.to(like.device, torch.float32) / STEPS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 from videorepa.artifacts.clips import CaptionedClip, clip_digest, clips_of
 from videorepa.artifacts.scores import (
-    Comparison,
     Row,
     Scores,
     Summary,
@@ -23,12 +22,11 @@ from videorepa.artifacts.scores import (
 )
 from videorepa.benchmarks import Benchmark
 from videorepa.errors import ClipError, UserError, within_memory
-from videorepa.evaluation.pairs import adjust
+from videorepa.evaluation.pairs import by_scenario, compared
 from videorepa.remedies import in_scoring
 from videorepa.settings import plugins
 from videorepa.system.checks import check_shard
 from videorepa.system.files import short_name
-from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import console, track
 from videorepa.system.wording import count
 
@@ -103,7 +101,7 @@ def evaluate(
             "n": len(scored.rows),
             "metrics": bench.aggregate(scored.rows),
             "by_scenario": {
-                name: bench.aggregate(rows) for name, rows in _by_scenario(scored.rows).items()
+                name: bench.aggregate(rows) for name, rows in by_scenario(scored.rows).items()
             },
             "failures": scored.failures,
             "missing": scored.missing,
@@ -114,41 +112,10 @@ def evaluate(
         return Scores(out, summary, scored.rows)
     comparison = None
     if against is not None and theirs is not None:
-        comparison = _compare(bench, short_name(against), theirs.rows, scored.rows)
+        comparison = compared(bench.compare, short_name(against), theirs.rows, scored.rows)
     scores = Scores(out, summary, scored.rows, comparison)
     scores.write()
     return scores
-
-
-def _compare(bench: Benchmark, against: str, rows_a: list[Row], rows_b: list[Row]) -> Comparison:
-    metrics = bench.compare(rows_a, rows_b)
-    unpaired = metrics.pop("unpaired")
-    theirs = _by_scenario(rows_a)
-    by_scenario = {}
-    for name, rows in _by_scenario(rows_b).items():
-        clips = set(map(clip_key, rows))
-        if any(clip_key(row) in clips for row in theirs.get(name, ())):
-            by_scenario[name] = bench.compare(theirs[name], rows)
-            del by_scenario[name]["unpaired"]
-    comparison = Comparison.model_validate(
-        {
-            "against": against,
-            "unpaired": unpaired,
-            "metrics": metrics,
-            "by_scenario": by_scenario,
-            "against_rows": json_digest(rows_a),
-        }
-    )
-    adjust(comparison)
-    return comparison
-
-
-def _by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    grouped: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["scenario"]:
-            grouped[row["scenario"]].append(row)
-    return dict(sorted(grouped.items()))
 
 
 def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[CaptionedClip]]:

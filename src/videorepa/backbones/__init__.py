@@ -5,6 +5,7 @@ configuration files and loads no weights. Its `Backbone` is the live model.
 """
 
 from videorepa.backbones._live import ONE_TILE, Backbone, Config, Part, Text
+from videorepa.backbones._noise import timestep_of_noise
 from videorepa.backbones._spec import TWO_STREAMS, BackboneShapes, BackboneSpec, Geometry
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "Geometry",
     "Part",
     "Text",
+    "timestep_of_noise",
 ]

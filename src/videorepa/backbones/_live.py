@@ -271,18 +271,20 @@ class Backbone:
         return self.vae.encode(pixels).latent_dist.parameters
 
     def latents(
-        self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator
+        self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator | None
     ) -> Float[Tensor, "b f c h w"]:
         """Draw from the posterior, and scale as this checkpoint's transformer expects.
 
         Args:
           moments: What `encode_video` returns.
-          generator: A generator on the CPU, so that draws do not depend on the device.
+          generator: A generator on the CPU, so that draws do not depend on the device; None takes
+            the posterior's mode.
         """
-        mean, log_variance = moments.float().chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-        sample = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
-        centre, factor = (value.view(1, -1, 1, 1, 1).to(mean.device) for value in self._scaling)
+        sample, log_variance = moments.float().chunk(2, dim=1)
+        if generator is not None:
+            noise = torch.randn(sample.shape, generator=generator).to(sample.device)
+            sample = sample + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+        centre, factor = (value.view(1, -1, 1, 1, 1).to(sample.device) for value in self._scaling)
         return ((sample - centre) * factor).permute(0, 2, 1, 3, 4)
 
     @cached_property

@@ -32,7 +32,7 @@ class CogVideoXBackbone(Backbone):
         return "CogVideoXDPMScheduler", {"timestep_spacing": "trailing"}
 
     def latents(
-        self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator
+        self, moments: Float[Tensor, "b m t h w"], generator: torch.Generator | None
     ) -> Float[Tensor, "b f c h w"]:
         latents = super().latents(moments, generator)
         # Tokens of 1.5 span two latents. As in the authors' training, the first latent is repeated

@@ -15,7 +15,7 @@ import videorepa
 from videorepa.cli.clips import evaluate, generate, refine, report
 from videorepa.cli.exchange import export, import_
 from videorepa.cli.lab import demo, lab
-from videorepa.cli.probing import probe, scan
+from videorepa.cli.probing import likelihood, probe, scan
 from videorepa.cli.training import compare, head, inspect, prepare, train, verify
 from videorepa.errors import UserError, lacks_memory
 from videorepa.system.files import from_home
@@ -25,7 +25,7 @@ VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
     for verb in (
         *(prepare, head, train, refine, generate, evaluate, export, import_),
-        *(inspect, verify, scan, probe, compare, report, demo, lab),
+        *(inspect, verify, scan, probe, likelihood, compare, report, demo, lab),
     )
 }
 

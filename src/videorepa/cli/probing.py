@@ -117,3 +117,52 @@ def probe(
     print(table(measured))
     print(f"probe: {out}")
     refuse(measured.failures, "clip", "could not be read; the tables are of the others.")
+
+
+def likelihood(
+    recipe: RecipeFile,
+    pairs: Path,
+    out: Path,
+    models: tuple[Path, ...] = (),
+    noise: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    against: str = "base",
+    straw_man: bool = True,
+    set: Overrides = (),
+) -> None:
+    """Ask models which of two clips they find likelier, the real one or one that breaks a law.
+
+    The likelier clip is the one with the smaller denoising loss under the same noise, timesteps and
+    caption (LikePhys). Nothing is generated and nothing is trained. A second call resumes where the
+    first one stopped.
+
+    For example:
+      videorepa likelihood recipes/videorepa-2b.yaml --pairs LikePhys-Benchmark --out likely
+      videorepa likelihood recipes/videorepa-2b.yaml --pairs pairs.csv --out l --models runs/aligned
+
+    Args:
+      pairs: A .csv file with the columns real, broken and caption, and perhaps id, law and degree;
+        or the folder of LikePhys's clips.
+      out: Folder of the scores, `likelihood/MODEL` for each model.
+      models: Further models: runs, recipes or diffusers folders, named like their folder or file.
+      noise: Noise levels: the share of the noisy latents' variance that is noise.
+      against: The model that the others are compared with.
+      straw_man: Ask an untrained copy of the base model too.
+    """
+    from videorepa.evaluation.tables import table
+    from videorepa.likelihood import likelihood
+    from videorepa.probing.sources import models_by_name
+    from videorepa.recipe import Recipe
+
+    results = likelihood(
+        Recipe.from_yaml(recipe, set),
+        pairs,
+        out,
+        models=models_by_name(models),
+        noise_levels=noise,
+        against=against,
+        straw_man=straw_man,
+    )
+    print(table(results, by_scenario=True))
+    print(f"likelihood: {out}")
+    failed = {f.prompt_id: f.reason for scores in results.values() for f in scores.summary.failures}
+    refuse(failed, "pair", "could not be scored; the tables are of the others.")

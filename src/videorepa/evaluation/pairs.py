@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from videorepa.evaluation.statistics import (
     sign_flip,
     wilson_of_clusters,
 )
+from videorepa.system.fingerprint import json_digest
 
 
 def subject(row: Row) -> str:
@@ -200,3 +201,48 @@ def adjust(comparison: Comparison) -> None:
     tested = comparison.tested
     for one, p in zip(tested, holm([one.p for one in tested if one.p is not None]), strict=True):
         one.p_holm = p
+
+
+def compared(
+    compare: Callable[[list[Row], list[Row]], dict[str, Any]],
+    against: str,
+    rows_a: list[Row],
+    rows_b: list[Row],
+) -> Comparison:
+    """Compare two models over all their clips and over those of each scenario, as one family.
+
+    Args:
+        compare: Gives the differences, B minus A, by metric, and "unpaired".
+        against: The name of A.
+        rows_a: The rows of the model to compare with.
+        rows_b: The rows of the model that is compared.
+    """
+    metrics = compare(rows_a, rows_b)
+    unpaired = metrics.pop("unpaired")
+    theirs = by_scenario(rows_a)
+    of_scenarios = {}
+    for name, rows in by_scenario(rows_b).items():
+        clips = set(map(clip_key, rows))
+        if any(clip_key(row) in clips for row in theirs.get(name, ())):
+            of_scenarios[name] = compare(theirs[name], rows)
+            del of_scenarios[name]["unpaired"]
+    comparison = Comparison.model_validate(
+        {
+            "against": against,
+            "unpaired": unpaired,
+            "metrics": metrics,
+            "by_scenario": of_scenarios,
+            "against_rows": json_digest(rows_a),
+        }
+    )
+    adjust(comparison)
+    return comparison
+
+
+def by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each scenario, in alphabetical order, without those that have none."""
+    grouped: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["scenario"]:
+            grouped[row["scenario"]].append(row)
+    return dict(sorted(grouped.items()))

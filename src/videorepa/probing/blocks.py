@@ -13,18 +13,13 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from videorepa.align.taps import tap
-from videorepa.backbones import Backbone, Text
-from videorepa.errors import UserError
+from videorepa.backbones import Backbone, Text, timestep_of_noise
 from videorepa.probing.clips import Clips
 from videorepa.probing.closeness import closeness, mean_over_clips
 from videorepa.probing.records import Measurement
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
-
-TIMESTEPS_TRIED = 4096
-
-LEVEL_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Blocks:
             teachers: Features of the same clips, by the teacher's name.
         """
         values: dict[tuple[str, int, str], list[float]] = defaultdict(list)
-        timestep = self._timestep(level, encoded.latents[0])
+        timestep = timestep_of_noise(self.backbone, level, encoded.latents[0])
         for which, block, grid in self.outputs(encoded, timestep, f"noise {level:g}"):
             for teacher, features in teachers.items():
                 theirs = features.with_tokens(features.tokens[which])
@@ -137,23 +132,3 @@ class Blocks:
                 self.backbone.transformer(**inputs, return_dict=False)
                 for number, tapped in taps.items():
                     yield which, number, self.backbone.grid(tapped.take(), latents)
-
-    def _timestep(self, level: float, latents: Float[Tensor, "f c h w"]) -> Num[Tensor, " 1"]:
-        """The timestep at which the noise's share of the variance is nearest to the level.
-
-        The shares are measured by adding noise to ones and zeros at many timesteps, which works
-        for any kind of diffusion.
-        """
-        many = latents.expand(TIMESTEPS_TRIED, *latents.shape)
-        drawn = self.backbone.sample_timesteps(many, generator(0, "scan timesteps")).unique()
-        one = torch.ones(len(drawn), 1, device=drawn.device)
-        add_noise = self.backbone.diffusion.add_noise
-        signal, spread = add_noise(one, 0 * one, drawn), add_noise(0 * one, one, drawn)
-        share = (spread**2 / (signal**2 + spread**2))[:, 0]
-        best = (share - level).abs().argmin()
-        if abs(share[best] - level) > LEVEL_TOLERANCE:
-            raise UserError(
-                f"No timestep of the base model has the noise level {level:g}; the nearest is "
-                f"{share[best]:.3f}, of {share.min():.3f} to {share.max():.3f}."
-            )
-        return drawn[best][None]

@@ -1,0 +1,218 @@
+"""Which of two clips does a model find likelier? Compares its denoising losses (arXiv 2510.11512).
+
+Both clips of a pair get the same noise, timesteps and caption. The one that the model denoises with
+the smaller loss is the likelier one to it. Nothing is generated and there is no judge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from videorepa.artifacts.scores import Row
+from videorepa.backbones import Backbone, Text, timestep_of_noise
+from videorepa.errors import ClipError
+from videorepa.evaluation.pairs import Pairs, mean, share, subject
+from videorepa.evaluation.statistics import bootstrap, clopper_pearson
+from videorepa.system.randomness import generator
+
+NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""The noise's share of the noisy latents' variance."""
+
+
+class Losses(NamedTuple):
+    """What clips cost at each noise level.
+
+    Args:
+      loss: The model's own training loss.
+      noise_error: The error of the predicted noise, or of a flow's velocity; LikePhys ranks by it.
+    """
+
+    loss: Float[Tensor, "n levels"]
+    noise_error: Float[Tensor, "n levels"]
+
+
+@dataclass
+class Denoising:
+    """The denoising losses of clips in the model's own schedule and prediction type.
+
+    Attributes:
+        backbone: The live model, with its transformer.
+        levels: Noise levels: the noise's share of the noisy latents' variance.
+        seed: Seed of the noise.
+        batch: How many clips go through the model at once.
+    """
+
+    backbone: Backbone
+    levels: Sequence[float] = NOISE_LEVELS
+    seed: int = 0
+    batch: int = 1
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the noise levels in rows and tables."""
+        return [f"{level:g}" for level in self.levels]
+
+    @torch.no_grad()
+    def __call__(self, latents: Float[Tensor, "n f c h w"], text: Text, group: str) -> Losses:
+        """The losses of clips that have the caption and the noise in common.
+
+        Args:
+            latents: The clips' latents, without noise.
+            text: Their caption, encoded: a batch of one.
+            group: Its name seeds the noise, so that it is the same for every model.
+        """
+        errors = []
+        for level, label in zip(self.levels, self.labels, strict=True):
+            timestep = timestep_of_noise(self.backbone, level, latents[0])
+            draw = generator(self.seed, "likelihood noise", group, label)
+            noise = torch.randn(latents[0].shape, generator=draw).to(latents)
+            for clips in latents.split(self.batch):
+                n = len(clips)
+                denoised = self.backbone.denoising_loss(
+                    clips, repeated(text, n), noise.expand_as(clips), timestep.expand(n)
+                )
+                error = self.backbone.diffusion.noise_error(denoised)
+                errors.append(torch.stack([denoised.loss, error]).double().cpu())
+        by_level = torch.cat(errors, 1).unflatten(1, (len(self.levels), -1))
+        return Losses(*by_level.transpose(1, 2))
+
+
+def repeated(text: Text, n: int) -> Text:
+    """An encoded caption as a batch of n clips that have it in common."""
+    return {name: value.expand(n, *value.shape[1:]) for name, value in text.items()}
+
+
+def untrained(backbone: Backbone, seed: int) -> Backbone:
+    """Give the backbone fresh random weights, as a straw man: it knows no physics."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "untrained").initial_seed())
+        model = backbone.transformer
+        fresh = type(model).from_config(model.config)
+    backbone.transformer = fresh.to(backbone.device, model.dtype).eval().requires_grad_(False)
+    return backbone
+
+
+def scored(
+    labels: Sequence[str],
+    real: tuple[Sequence[float], Sequence[float]],
+    broken: tuple[Sequence[float], Sequence[float]],
+    energies: tuple[float, float],
+) -> Row:
+    """The columns of a pair's row.
+
+    At a level, `log_ratio` is ln(loss of the broken clip / loss of the real one), and `likelier`
+    says whether it is above 0: whether the real clip is likelier. A tie is no preference: None.
+    Over all levels it is the mean of the log ratios, so that each level counts alike. `noise_error`
+    is the mean over the levels, as LikePhys takes it. `smaller` asks the same of the mean square of
+    the latents alone: a preference that this gives too is none of the model's.
+
+    Args:
+        labels: The names of the noise levels.
+        real: Losses and noise errors of the real clip, by level.
+        broken: The same of the broken clip.
+        energies: The mean square of the real clip's latents and of the broken one's.
+
+    Raises:
+        ClipError: A loss is not a finite number above 0.
+    """
+    for which, values in (("real", (*real[0], *real[1])), ("broken", (*broken[0], *broken[1]))):
+        if not all(math.isfinite(value) for value in values):
+            raise ClipError(f"the loss of the {which} clip is not a finite number")
+    if not all(value > 0 for value in (*real[0], *broken[0])):
+        raise ClipError("a loss is 0, so there is no ratio of the two")
+    ratios = [math.log(b / a) for a, b in zip(real[0], broken[0], strict=True)]
+    compared = {"": float(np.mean(ratios))}
+    compared |= {f" at {label}": ratio for label, ratio in zip(labels, ratios, strict=True)}
+    row: Row = {f"likelier{at}": _above_0(ratio) for at, ratio in compared.items()}
+    row |= {f"log_ratio{at}": ratio for at, ratio in compared.items()}
+    row["smaller"] = _above_0(energies[1] - energies[0])
+    row["invalid"] = {name: "a tie" for name, value in row.items() if value is None}
+    for which, (losses, errors) in (("real", real), ("broken", broken)):
+        row |= {f"loss_{which} at {x}": loss for x, loss in zip(labels, losses, strict=True)}
+        row[f"noise_error_{which}"] = float(np.mean(errors))
+    return row
+
+
+def _above_0(value: float) -> bool | None:
+    return value > 0 if value else None
+
+
+def aggregate(rows: Sequence[Row], labels: Sequence[str], published: bool) -> dict[str, Any]:
+    """Shares of pairs in which the real clip is likelier, and the mean log ratio.
+
+    Args:
+        rows: What `scored` returned, with "asked", the real clip that pairs have in common.
+        labels: The names of the noise levels.
+        published: Whether to add LikePhys's metric, `ppe`.
+    """
+    ats = ["", *(f" at {label}" for label in labels)]
+    metrics = {f"likelier{at}": preference(rows, f"likelier{at}") for at in ats}
+    metrics |= {"smaller": preference(rows, "smaller"), "log_ratio": mean(rows, "log_ratio")}
+    return metrics | ({"ppe": preference_error(rows)} if published else {})
+
+
+def preference(rows: Sequence[Row], key: str) -> dict[str, Any]:
+    """The share of pairs without a tie in which a flag is set.
+
+    The interval is exact (Clopper and Pearson) where no two pairs have a real clip in common, and
+    otherwise that of `share`.
+    """
+    found = share(rows, key)
+    if 0 < found["n"] == found["prompts"]:
+        low, high = clopper_pearson(sum(bool(row[key]) for row in rows), found["n"])
+        found |= {"low": 100 * low, "high": 100 * high}
+    return found
+
+
+def compare(rows_a: Sequence[Row], rows_b: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
+    """B minus A over the same pairs and noise. See `Pairs.compare`."""
+    flags = ["likelier", *(f"likelier at {label}" for label in labels)]
+    return Pairs.of(rows_a, rows_b).compare(flags, ["log_ratio"])
+
+
+def preference_error(rows: Sequence[Row]) -> dict[str, Any]:
+    """LikePhys's Plausibility Preference Error: the share of pairs with the larger error when real.
+
+    It is the mean over each law's real clips, then over all laws. 50 % is chance, and lower is
+    better. A tie is no error. The interval is by bootstrap over the real clips.
+    """
+    laws = sorted({row["law"] for row in rows})
+    errors: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        wrong = row["noise_error_real"] > row["noise_error_broken"]
+        errors[subject(row)][row["law"]].append(wrong)
+    # For each real clip and law the share of errors, and whether the clip has the law at all.
+    table = np.array(
+        [
+            [(np.mean(of[law]) if law in of else 0.0, law in of) for law in laws]
+            for of in errors.values()
+        ],
+        float,
+    ).reshape(len(errors), -1)
+
+    def overall(means: np.ndarray) -> np.ndarray:
+        shares, present = means[..., 0::2], means[..., 1::2]
+        with np.errstate(invalid="ignore"):
+            return 100 * np.nanmean(shares / present, -1)
+
+    if not rows:
+        return {"percent": None, "n": 0, "prompts": 0, "invalid": 0}
+    low, high = bootstrap(table, overall)
+    value = float(overall(table.mean(0)))
+    return {
+        "percent": value,
+        "low": low,
+        "high": high,
+        "n": len(rows),
+        "prompts": len(errors),
+        "invalid": 0,
+    }

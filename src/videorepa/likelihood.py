@@ -1,0 +1,290 @@
+"""Asks models which of two clips they find likelier, the real one or one that breaks a law."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from videorepa.artifacts.clips import clip_digest
+from videorepa.artifacts.finished import claim_folder
+from videorepa.artifacts.model import Model
+from videorepa.artifacts.scores import Row, Scores, Summary, earlier_rows, row_line, write_rows
+from videorepa.backbones import Backbone, Text
+from videorepa.data.video import to_video
+from videorepa.errors import ClipError, UserError, within_memory
+from videorepa.evaluation.likelihood import (
+    NOISE_LEVELS,
+    Denoising,
+    aggregate,
+    compare,
+    scored,
+    untrained,
+)
+from videorepa.evaluation.paired_clips import (
+    Pair,
+    PairList,
+    groups,
+    left_out_note,
+    read_clip,
+    read_pairs,
+)
+from videorepa.evaluation.pairs import by_scenario, compared
+from videorepa.probing.sources import BASE, UNTRAINED
+from videorepa.recipe import Recipe
+from videorepa.remedies import in_encoding
+from videorepa.system.device import pick_device
+from videorepa.system.progress import console, track
+
+BENCHMARK, VERSION = "likelihood", "1"
+"""The version changes whenever the same pair and model could get other losses."""
+
+PARTS = "likelihood"
+"""The folder that holds each model's scores. A folder that has it is recognised."""
+
+ABOUT = (
+    "“likelier” is the share of pairs in which the model's denoising loss is smaller for the real "
+    "clip than for the one that breaks a law, with the same noise and caption; 50 % is chance. "
+    "A tie is no preference and counts as invalid. “smaller” is the share in which the real clip's "
+    "latents have the smaller mean square, which any model could go by. “log ratio” is the mean of "
+    "ln(loss of the broken clip / loss of the real one)."
+)
+
+
+def likelihood(
+    recipe: Recipe,
+    pairs: Path,
+    out: Path,
+    *,
+    models: Mapping[str, Path] | None = None,
+    noise_levels: Sequence[float] = NOISE_LEVELS,
+    against: str = BASE,
+    straw_man: bool = True,
+    device: str | None = None,
+) -> dict[str, Scores]:
+    """Compare the denoising losses of clips that differ in one broken law.
+
+    Each model sees both clips of a pair with the same noise, timesteps and caption, without
+    guidance, in its own schedule and prediction type. Every model sees the same noise, so models
+    are compared pair by pair. The folder `likelihood` in `out` gets a score folder for each model;
+    rows that are there, of the same clips and the same model, are kept.
+
+    Args:
+        recipe: Its untouched base model comes first, and sets size, precision and seed.
+        pairs: A .csv file with the columns real, broken and caption, and perhaps id, law and
+            degree; or a folder in LikePhys's layout.
+        out: Folder of the scores.
+        models: Further models by name: runs, recipes or diffusers folders.
+        noise_levels: The noise's share of the noisy latents' variance, above 0 and up to 1; the
+            nearest timestep is taken.
+        against: The source that the others are compared with.
+        straw_man: Whether to ask an untrained copy of the base model too.
+        device: Where to compute; by default the first GPU, or the CPU.
+
+    Returns:
+        The scores by the model's name.
+
+    Raises:
+        UserError: `out` holds something else, a number is out of range, a model cannot be opened,
+            or no pair can be scored.
+    """
+    levels = sorted(set(noise_levels))
+    if not levels or not all(0 < level <= 1 for level in levels):
+        raise UserError(f"Noise levels are shares above 0 and up to 1, one or more; got {levels}.")
+    sources = _sources(recipe, models or {}, straw_man)
+    if against not in sources:
+        raise UserError(f"There is no source {against!r} to compare with: {', '.join(sources)}.")
+    found = read_pairs(pairs)
+    if note := left_out_note(found):
+        console.print(note)
+    claim_folder(out, PARTS, "likelihood")
+    where = pick_device(device)
+    results: dict[str, Scores] = {}
+    for name, model in sources.items():
+        asked = _Asked(name, model, recipe, found, out / PARTS / name, levels)
+        with within_memory(in_encoding(recipe)):
+            results[name] = asked.scores(where)
+    theirs = results[against]
+    differ = partial(compare, labels=[f"{level:g}" for level in levels])
+    for name, scores in results.items():
+        if name != against:
+            comparison = compared(differ, against, [*theirs.rows], [*scores.rows])
+            results[name] = replace(scores, comparison=comparison)
+        results[name].write()
+    return results
+
+
+def _sources(recipe: Recipe, models: Mapping[str, Path], straw_man: bool) -> dict[str, Model]:
+    precision = recipe.train.precision
+    base = Model(recipe.name, recipe.backbone, recipe.data, recipe.generation, precision)
+    sources = {BASE: base}
+    for name, path in models.items():
+        if name in (BASE, UNTRAINED):
+            raise UserError(f"A model cannot be called {name}, which is a source of its own.")
+        model = Model.of(path)
+        model.spec.check_clip(recipe.data)
+        sources[name] = replace(model, precision=precision)
+    return sources | ({UNTRAINED: base} if straw_man else {})
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One model, and the pairs that it is asked about."""
+
+    name: str
+    model: Model
+    recipe: Recipe
+    found: PairList
+    folder: Path
+    levels: Sequence[float]
+
+    def scores(self, where: torch.device) -> Scores:
+        """Score all pairs that are not scored yet. Raises UserError if none can be."""
+        labels = [f"{level:g}" for level in self.levels]
+        failures = dict(self.found.failures)
+        rows = {row["prompt_id"]: row for row in self._rows(where, failures)}
+        # In the order of the list, whichever were scored first.
+        ordered = [rows[pair.id] for pair in self.found.pairs if pair.id in rows]
+        if not ordered:
+            first, reason = next(iter(failures.items()))
+            raise UserError(f"None of the pairs can be scored; the first, {first!r}: {reason}.")
+        count = partial(aggregate, labels=labels, published=self.found.published)
+        summary = Summary.model_validate(
+            {
+                "benchmark": BENCHMARK,
+                "version": VERSION,
+                "about": ABOUT,
+                "noise_levels": labels,
+                "n": len(ordered),
+                "metrics": count(ordered),
+                "by_scenario": {name: count(of) for name, of in by_scenario(ordered).items()},
+                "failures": [
+                    {"prompt_id": name, "k": 0, "reason": reason}
+                    for name, reason in failures.items()
+                ],
+                "left_out": self.found.left_out,
+            }
+        )
+        return Scores(self.folder, summary, ordered)
+
+    def _rows(self, where: torch.device, failures: dict[str, str]) -> Iterator[Row]:
+        """The rows that are kept, then those of the other pairs, each written when it is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made_with = self._made_with(where)
+        begun = {pair.id: _about(pair) | made_with for pair in self.found.pairs}
+        kept = {
+            row["prompt_id"]: row
+            for row in earlier_rows(self.folder)
+            if row["prompt_id"] in begun and row | begun[row["prompt_id"]] == row
+        }
+        table = self.folder / "scores.jsonl"
+        write_rows(table, kept.values())
+        yield from kept.values()
+        missing = groups([pair for pair in self.found.pairs if pair.id not in kept])
+        if not missing:
+            return
+        ask = self._loaded(where, missing)
+        with table.open("a", encoding="utf-8") as file:
+            for pairs in track(missing, self.name):
+                for pair, columns in ask(pairs, failures):
+                    row = begun[pair.id] | columns
+                    file.write(row_line(row))
+                    yield row
+                file.flush()
+
+    def _made_with(self, where: torch.device) -> Row:
+        """What the losses depend on beside the pair."""
+        digest = self.model.digest
+        size = self.recipe.data
+        return {
+            "benchmark": f"{BENCHMARK} {VERSION}",
+            "model_digest": f"untrained copy of {digest}" if self.name == UNTRAINED else digest,
+            "size": [size.frames, size.height, size.width],
+            "noise_levels": list(self.levels),
+            "seed": self.recipe.seed,
+            "precision": str(self.model.dtype(where)),
+        }
+
+    def _loaded(self, where: torch.device, missing: Sequence[Sequence[Pair]]) -> _Ask:
+        dtype = self.model.dtype(where)
+        coder = self.model.spec.load(("text_encoder",), where, dtype)
+        captions = dict.fromkeys(pair.caption for pairs in missing for pair in pairs)
+        texts = {caption: coder.encode_text([caption]) for caption in captions}
+        del coder
+        backbone = self.model.load(where, dtype, ("transformer", "vae"))
+        if self.name == UNTRAINED:
+            backbone = untrained(backbone, self.recipe.seed)
+        batch = self.recipe.data.prepare_batch
+        denoising = Denoising(backbone, self.levels, self.recipe.seed, batch)
+        return _Ask(backbone, denoising, texts, self.recipe)
+
+
+def _about(pair: Pair) -> Row:
+    return {
+        "prompt_id": pair.id,
+        "k": 0,
+        "scenario": pair.scenario,
+        "law": pair.law,
+        "degree": pair.degree,
+        "caption": pair.caption,
+        "asked": pair.group,
+        "clips": [clip_digest(pair.real), clip_digest(pair.broken)],
+    }
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """A loaded model, which gives the columns of the pairs of one real clip."""
+
+    backbone: Backbone
+    denoising: Denoising
+    texts: Mapping[str, Text]
+    recipe: Recipe
+
+    def __call__(
+        self, pairs: Sequence[Pair], failures: dict[str, str]
+    ) -> Iterator[tuple[Pair, dict[str, Any]]]:
+        try:
+            real, length = read_clip(pairs[0].real, self.recipe.data)
+        except ClipError as error:
+            failures |= {pair.id: f"its real clip cannot be used: {error}" for pair in pairs}
+            return
+        readable, frames = [], [real]
+        for pair in pairs:
+            try:
+                broken, its_length = read_clip(pair.broken, self.recipe.data)
+                if its_length != length:
+                    raise ClipError(
+                        f"the broken clip has {its_length} frames and the real one {length}"
+                    )
+            except ClipError as error:
+                failures[pair.id] = str(error)
+                continue
+            readable.append(pair)
+            frames.append(broken)
+        if not readable:
+            return
+        latents = self._encode(np.stack(frames))
+        losses = self.denoising(latents, self.texts[pairs[0].caption], pairs[0].group)
+        energies = latents.double().square().flatten(1).mean(1).tolist()
+        columns = [(a.tolist(), b.tolist()) for a, b in zip(*losses, strict=True)]
+        for place, pair in enumerate(readable, 1):
+            try:
+                pairwise = (energies[0], energies[place])
+                yield pair, scored(self.denoising.labels, columns[0], columns[place], pairwise)
+            except ClipError as error:
+                failures[pair.id] = str(error)
+
+    @torch.no_grad()
+    def _encode(self, frames: np.ndarray) -> torch.Tensor:
+        batch = self.recipe.data.prepare_batch
+        parts = [
+            self.backbone.latents(self.backbone.encode_video(to_video(part)), None)
+            for part in np.split(frames, range(batch, len(frames), batch))
+        ]
+        return torch.cat(parts)

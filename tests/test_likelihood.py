@@ -1,0 +1,349 @@
+"""Likelihood: losses by hand, mirrored labels, chance, pairing, data sets and their faults."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import recipe_values
+from videorepa.artifacts.scores import Scores
+from videorepa.cli import main
+from videorepa.data.video import read_all, write_video
+from videorepa.errors import ClipError, UserError
+from videorepa.evaluation.likelihood import (
+    Denoising,
+    aggregate,
+    compare,
+    preference,
+    preference_error,
+    scored,
+    untrained,
+)
+from videorepa.likelihood import likelihood
+from videorepa.recipe import Recipe
+from videorepa.system.randomness import generator
+
+CPU = torch.device("cpu")
+LEVELS = (0.2, 0.8)
+LABELS = ["0.2", "0.8"]
+
+
+def film(path: Path, seed: int, frames: int = 9) -> str:
+    draw = np.random.default_rng(seed)
+    write_video(path, draw.integers(0, 255, (frames, 16, 16, 3), "uint8"), 8)
+    return path.name
+
+
+def listing(folder: Path, lines: list[str]) -> Path:
+    path = folder / "pairs.csv"
+    path.write_text("\n".join(["id,real,broken,caption,law,degree", *lines]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pairs of two real clips, one of them with two broken clips."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for seed, name in enumerate(("a", "a1", "a2", "b", "b1")):
+        film(folder / f"{name}.mp4", seed)
+    return listing(
+        folder,
+        [
+            "one,a.mp4,a1.mp4,A ball.,teleporting,2",
+            "two,a.mp4,a2.mp4,A ball.,teleporting,8",
+            "three,b.mp4,b1.mp4,A box.,frozen,4",
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(twins: dict[str, Path], clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return Recipe.parse(recipe_values(twins, clips, tmp_path_factory.mktemp("likely") / "cache"))
+
+
+@pytest.fixture(scope="module")
+def once(
+    tiny: Recipe, pairs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Scores]]:
+    out = tmp_path_factory.mktemp("scored")
+    return out, likelihood(tiny, pairs, out, noise_levels=LEVELS)
+
+
+# The core.
+
+
+def test_losses_are_the_models_own_by_hand(tiny: Recipe) -> None:
+    """v-prediction from the schedule's numbers, with the noise that clips have in common."""
+    backbone = tiny.backbone.load(("transformer", "text_encoder"), CPU)
+    text = backbone.encode_text(["A ball."])
+    clips = torch.randn(3, 3, 4, 4, 4)
+    found = Denoising(backbone, LEVELS, seed=5, batch=2)(clips, text, "a.mp4")
+    for place, level in enumerate(LEVELS):
+        share = 1 - backbone.scheduler.alphas_cumprod
+        timestep = (share - level).abs().argmin()
+        signal, spread = (1 - share[timestep]).sqrt(), share[timestep].sqrt()
+        draw = generator(5, "likelihood noise", "a.mp4", f"{level:g}")
+        noise = torch.randn(3, 4, 4, 4, generator=draw)
+        for number, clip in enumerate(clips):
+            noisy = (signal * clip + spread * noise)[None]
+            with torch.no_grad():
+                v = backbone.transformer(
+                    noisy, text["encoder_hidden_states"], timestep[None], return_dict=False
+                )[0]
+            loss = (v - (signal * noise - spread * clip)).square().mean().item()
+            assert found.loss[number, place].item() == pytest.approx(loss, rel=1e-4)
+            error = (spread * noisy + signal * v - noise).square().mean().item()
+            assert found.noise_error[number, place].item() == pytest.approx(error, rel=1e-4)
+
+
+def test_a_pairs_columns_by_hand() -> None:
+    row = scored(LABELS, ([1, 2], [3, 5]), ([math.e, 2], [1, 1]), (0.5, 0.7))
+    assert (row["likelier at 0.2"], row["likelier at 0.8"]) == (True, None)
+    assert (row["log_ratio at 0.2"], row["log_ratio"]) == (pytest.approx(1), pytest.approx(0.5))
+    assert (row["likelier"], row["smaller"], row["noise_error_real"]) == (True, True, 4)
+    assert row["invalid"] == {"likelier at 0.8": "a tie"}
+
+
+def test_a_tie_is_no_preference_and_not_a_loss() -> None:
+    same = ([1.0, 2.0], [1.0, 2.0])
+    rows = [scored(LABELS, same, same, (1, 1)) | {"asked": str(n), "law": "x"} for n in range(4)]
+    found = aggregate(rows, LABELS, published=True)
+    assert (found["likelier"]["percent"], found["likelier"]["invalid"]) == (None, 4)
+    assert (found["log_ratio"]["mean"], found["ppe"]["percent"]) == (0, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+def test_a_loss_that_is_no_number_is_an_error_and_not_a_score(bad: float) -> None:
+    with pytest.raises(ClipError, match="loss"):
+        scored(["0.2"], ([1.0], [1.0]), ([bad], [bad]), (1, 1))
+
+
+def random_rows(n: int, seed: int, swapped: bool = False, skew: float = 0.0) -> list[dict]:
+    draw = np.random.default_rng(seed)
+    rows = []
+    for number in range(n):
+        a, b = (tuple(x) for x in draw.uniform(0.5, 1.5, (2, 2)))
+        b = tuple(x + skew for x in b)
+        energies = tuple(draw.uniform(size=2))
+        real, broken = ((b, b), (a, a)) if swapped else ((a, a), (b, b))
+        about = {"prompt_id": str(number), "k": 0, "asked": str(number % 30), "law": "x"}
+        rows.append(scored(LABELS, real, broken, energies[::-1] if swapped else energies) | about)
+    return rows
+
+
+def test_swapped_labels_mirror_everything() -> None:
+    plain, swapped = (
+        aggregate(random_rows(60, 0, way, skew=0.2), LABELS, True) for way in (False, True)
+    )
+    for name, metric in plain.items():
+        mirror, whole = swapped[name], 0 if name == "log_ratio" else 100
+        value = "mean" if name == "log_ratio" else "percent"
+        assert mirror[value] == pytest.approx(whole - metric[value])
+        assert mirror["low"] == pytest.approx(whole - metric["high"], abs=1.5)
+    assert plain["likelier"]["percent"] > 60 and plain["ppe"]["percent"] < 40
+
+
+def test_intervals_are_exact_for_pairs_of_their_own_and_wider_for_shared_clips() -> None:
+    rows = [{"asked": str(n), "likelier": n < 9} for n in range(10)]
+    found = preference(rows, "likelier")
+    assert (found["low"], found["high"]) == (
+        pytest.approx(55.50, abs=0.01),
+        pytest.approx(99.75, abs=0.01),
+    )
+    alike = [{"asked": str(n % 4), "likelier": n % 4 > 0} for n in range(20)]
+    apart = [{**row, "asked": str(n)} for n, row in enumerate(alike)]
+    assert preference(alike, "likelier")["low"] < preference(apart, "likelier")["low"] - 10
+
+
+def test_the_published_metric_by_hand() -> None:
+    """Mean over each variation's subgroups, then over variations: not the mean over files."""
+
+    def row(subgroup: str, law: str, wrong: bool) -> dict[str, Any]:
+        return {
+            "asked": subgroup,
+            "law": law,
+            "noise_error_real": 2.0 if wrong else 1.0,
+            "noise_error_broken": 1.0 if wrong else 1.0 + (law == "a"),
+        }
+
+    rows = [row("0", "a", True), row("0", "a", False), row("1", "a", False), row("1", "b", True)]
+    # a: subgroups 1/2 and 0; b: subgroup 1 alone. Equal errors are no error.
+    assert preference_error(rows)["percent"] == pytest.approx(100 * (0.25 + 1) / 2)
+    assert preference_error([row("0", "b", False)])["percent"] == 0
+
+
+def test_models_are_paired_by_pair() -> None:
+    ours, theirs = random_rows(60, 0, skew=0.2), random_rows(60, 0)
+    found = compare(theirs, ours[:50], LABELS)
+    assert found["unpaired"] == 10
+    gained = sum(b["likelier"] - a["likelier"] for a, b in zip(theirs, ours[:50], strict=False))
+    assert found["likelier"]["difference"] == pytest.approx(100 * gained / 50)
+    same = compare(ours, ours, LABELS)
+    assert (same["log_ratio"]["difference"], same["likelier"]["p"]) == (0, 1)
+
+
+def test_an_untrained_copy_does_not_tell_clips_apart(tiny: Recipe) -> None:
+    backbone = tiny.backbone.load(("transformer", "text_encoder"), CPU)
+    text = backbone.encode_text(["A ball."])
+    before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
+    asked = Denoising(untrained(backbone, 0), [0.5], batch=64)
+    after = backbone.transformer.state_dict()
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["proj_out.weight"], after["proj_out.weight"])
+    again = untrained(tiny.backbone.load(("transformer",), CPU), 0).transformer.state_dict()
+    assert all(torch.equal(again[name], after[name]) for name in after)
+    wins = [
+        bool(loss[1] > loss[0])
+        for n in range(100)
+        for loss in [asked(torch.randn(2, 3, 4, 4, 4), text, str(n)).loss]
+    ]
+    found = preference([{"asked": str(n), "x": win} for n, win in enumerate(wins)], "x")
+    assert found["low"] < 50 < found["high"]
+
+
+# The verb.
+
+
+def test_rows_hold_what_their_losses_come_from(tiny: Recipe, once, pairs: Path) -> None:
+    out, results = once
+    assert list(results) == ["base", "untrained"]
+    base = Scores.read(out / "likelihood" / "base")
+    assert [row["prompt_id"] for row in base.rows] == ["one", "two", "three"]
+    backbone = tiny.backbone.load(("transformer", "text_encoder", "vae"), CPU)
+    videos = [read_all(pairs.parent / name)[0] for name in ("b.mp4", "b1.mp4")]
+    moments = backbone.encode_video(
+        torch.from_numpy(np.stack(videos)).permute(0, 1, 4, 2, 3).float() / 255
+    )
+    latents = backbone.latents(moments, None)
+    mean = moments.chunk(2, 1)[0].permute(0, 2, 1, 3, 4) * 0.9
+    torch.testing.assert_close(latents, mean)
+    ask = Denoising(backbone, LEVELS, tiny.seed, tiny.data.prepare_batch)
+    losses = ask(latents, backbone.encode_text(["A box."]), "b.mp4").loss
+    row = base.rows[2]
+    for place, label in enumerate(LABELS):
+        found = row[f"loss_real at {label}"], row[f"loss_broken at {label}"]
+        assert found == pytest.approx(tuple(losses[:, place].tolist()), rel=1e-5)
+    assert base.summary.metrics["likelier"].n == 3
+    assert base.summary.by_scenario["frozen"]["likelier at 0.8"].n == 1
+    assert results["untrained"].comparison is not None
+    tested = results["untrained"].comparison.tested
+    assert tested and all(one.p_holm is not None for one in tested)
+
+
+def test_a_second_call_keeps_rows_of_the_same_clips_and_model(
+    tiny: Recipe, pairs: Path, tmp_path: Path, monkeypatch
+) -> None:
+    asked: list[str] = []
+    whole = Denoising.__call__
+
+    def counted(self: Denoising, latents: Any, text: Any, group: str) -> Any:
+        asked.append(group)
+        return whole(self, latents, text, group)
+
+    monkeypatch.setattr(Denoising, "__call__", counted)
+    options: dict[str, Any] = {"noise_levels": [0.5], "straw_man": False}
+    first = likelihood(tiny, pairs, tmp_path / "out", **options)["base"].rows
+    table = tmp_path / "out" / "likelihood" / "base" / "scores.jsonl"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[1:]) + lines[0][:40])
+    again = likelihood(tiny, pairs, tmp_path / "out", **options)["base"].rows
+    assert asked == ["a.mp4", "b.mp4", "a.mp4"]
+    assert [row["prompt_id"] for row in again] == [row["prompt_id"] for row in first]
+    assert again[0]["log_ratio"] == pytest.approx(first[0]["log_ratio"], abs=1e-5)
+    likelihood(replace_seed(tiny), pairs, tmp_path / "out", **options)
+    assert len(asked) == 5
+
+
+def replace_seed(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"seed": recipe.seed + 1})
+
+
+def test_faulty_pairs_are_named_and_counted(tiny: Recipe, tmp_path: Path, capsys) -> None:
+    for seed, name in enumerate(("a", "a1", "b", "b1", "c", "c1", "d", "d1", "e", "e1")):
+        film(tmp_path / f"{name}.mp4", seed)
+    film(tmp_path / "long.mp4", 1, frames=12)
+    film(tmp_path / "short.mp4", 1, frames=5)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    path = listing(
+        tmp_path,
+        [
+            "good,a.mp4,a1.mp4,A ball.,x,1",
+            "alone,b.mp4,,A ball.,x,1",
+            "gone,b.mp4,nowhere.mp4,A ball.,x,1",
+            "twice,c.mp4,c1.mp4,A ball.,x,1",
+            "thrice,d.mp4,c1.mp4,A ball.,x,1",
+            "both,d.mp4,e.mp4,A ball.,x,1",
+            "roles,e.mp4,e1.mp4,A ball.,x,1",
+            "longer,a.mp4,long.mp4,A ball.,x,1",
+            "shorter,a.mp4,short.mp4,A ball.,x,1",
+            "damaged,a.mp4,broken.mp4,A ball.,x,1",
+            "degree,a.mp4,d1.mp4,A ball.,x,much",
+            "good,b.mp4,b1.mp4,A ball.,x,1",
+        ],
+    )
+    result = likelihood(tiny, path, tmp_path / "out", noise_levels=[0.5], straw_man=False)["base"]
+    assert [row["prompt_id"] for row in result.rows] == ["good", "roles"]
+    reasons = {name: reason for (name, _), reason in result.failures.items()}
+    expected = {
+        "alone": "no partner",
+        "gone": "no partner",
+        "twice": "in two pairs",
+        "thrice": "in two pairs",
+        "both": "real in another",
+        "longer": "12 frames and the real one 9",
+        "shorter": "5 frames",
+        "damaged": "broken.mp4",
+        "degree": "much",
+        "good, line 13": "another pair's",
+    }
+    assert reasons.keys() == expected.keys()
+    assert all(part in reasons[name] for name, part in expected.items())
+    assert result.summary.metrics["likelier"].n == 2
+
+
+def test_losses_that_are_not_finite_are_failures(tiny: Recipe, pairs: Path, tmp_path, monkeypatch):
+    whole = Denoising.__call__
+
+    def spoilt(self: Denoising, latents: Any, text: Any, group: str) -> Any:
+        losses = whole(self, latents, text, group)
+        losses.loss[1] = math.nan
+        return losses
+
+    monkeypatch.setattr(Denoising, "__call__", spoilt)
+    options: dict[str, Any] = {"noise_levels": [0.5], "straw_man": False}
+    found = likelihood(tiny, pairs, tmp_path / "out", **options)["base"]
+    assert [row["prompt_id"] for row in found.rows] == ["two"]
+    assert set(found.failures) == {("one", 0), ("three", 0)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise_levels": [0.0]}, "above 0"),
+        ({"noise_levels": []}, "one or more"),
+        ({"against": "control"}, "no source 'control'"),
+        ({"models": {"base": Path("x")}}, "cannot be called base"),
+    ],
+)
+def test_impossible_requests_are_refused(tiny, pairs, tmp_path, change, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        likelihood(tiny, pairs, tmp_path / "out", **change)
+
+
+def test_the_command_prints_tables_and_fails_for_faulty_pairs(
+    tiny: Recipe, pairs: Path, tmp_path: Path, capsys
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny.text())
+    listed = pairs.parent / "more.csv"
+    listed.write_text(pairs.read_text() + "four,b.mp4,none.mp4,A box.,frozen,4\n")
+    arguments = ["likelihood", str(recipe), "--pairs", str(listed), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--noise", "0.5"]) == 1
+    printed = capsys.readouterr()
+    assert "likelier at 0.5" in printed.out and "untrained" in printed.out
+    assert "'four'" in printed.err and "none.mp4" in printed.err
