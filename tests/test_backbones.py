@@ -32,6 +32,7 @@ from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
 from videorepa.errors import UserError
+from videorepa.evaluation.likelihood import Denoising
 from videorepa.exchange import model_card
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
 from videorepa.exchange.stock import inputs, output
@@ -101,6 +102,18 @@ def twin(request, tmp_path_factory: pytest.TempPathFactory) -> Twin:
 
 def draw(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def test_a_likelihood_is_the_models_own_loss_under_noise_in_common(twin: Twin) -> None:
+    text = twin.live.encode_text(CAPTIONS[:1])
+    mode = twin.live.latents(twin.live.encode_video(twin.video), None)
+    assert mode.shape == twin.latents.shape
+    clips = mode[[0, 1, 0]]
+    found = Denoising(twin.live, [0.3, 0.7], batch=3)(clips, text, "a").loss
+    assert found.isfinite().all() and (found > 0).all()
+    torch.testing.assert_close(found[0], found[2])
+    alone = Denoising(twin.live, [0.7])(clips[1:2], text, "a").loss
+    torch.testing.assert_close(alone[0, 0], found[1, 1], rtol=1e-4, atol=0)
 
 
 def test_every_backbone_has_a_twin() -> None:

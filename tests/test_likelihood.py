@@ -16,6 +16,8 @@ from videorepa.cli import main
 from videorepa.data.video import read_all, write_video
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.likelihood import (
+    NEGATIVE_PROMPT,
+    AsPublished,
     Denoising,
     aggregate,
     compare,
@@ -24,8 +26,10 @@ from videorepa.evaluation.likelihood import (
     scored,
     untrained,
 )
+from videorepa.evaluation.paired_clips import read_clip, read_pairs
 from videorepa.likelihood import likelihood
 from videorepa.recipe import Recipe
+from videorepa.settings.sections import ClipSize
 from videorepa.system.randomness import generator
 
 CPU = torch.device("cpu")
@@ -204,6 +208,105 @@ def test_an_untrained_copy_does_not_tell_clips_apart(tiny: Recipe) -> None:
     ]
     found = preference([{"asked": str(n), "x": win} for n, win in enumerate(wins)], "x")
     assert found["low"] < 50 < found["high"]
+
+
+# What is published.
+
+
+def published_layout(root: Path) -> Path:
+    """Two subgroups of one scenario and one of another, with a variation that is left out."""
+    for seed, name in enumerate(
+        (
+            "ball_drop_videos/subgroup_000/valid_00",
+            "ball_drop_videos/subgroup_000/over_bounce_00",
+            "ball_drop_videos/subgroup_000/over_bounce_01",
+            "ball_drop_videos/subgroup_001/valid_00",
+            "ball_drop_videos/subgroup_001/over_bounce_00",
+            "pendulum_videos/subgroup_000/valid_00",
+            "pendulum_videos/subgroup_000/reverse_gravity_00",
+            "pendulum_videos/subgroup_000/invalid_stop_00",
+            "river_videos/subgroup_003/antigravity_fluid_00",
+            "flag_videos/subgroup_003/valid_00",
+            "juggling_videos/subgroup_000/valid_00",
+            "juggling_videos/subgroup_000/slow_00",
+        )
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        film(root / f"{name}.mp4", seed, frames=11)
+    return root
+
+
+def test_the_published_layout(tiny: Recipe, tmp_path: Path, capsys) -> None:
+    folder = published_layout(tmp_path / "LikePhys")
+    found = read_pairs(folder)
+    assert [(pair.group, pair.law) for pair in found.pairs] == [
+        *[("ball_drop_videos/subgroup_000", "ball_drop/over_bounce")] * 2,
+        ("ball_drop_videos/subgroup_001", "ball_drop/over_bounce"),
+        ("pendulum_videos/subgroup_000", "pendulum/invalid_stop"),
+    ]
+    assert found.pairs[0].caption.startswith("ball dropping and colliding")
+    assert found.left_out == ["pendulum_videos/subgroup_000/reverse_gravity_00.mp4"]
+    reasons = {name.split("_videos")[0]: reason for name, reason in found.failures.items()}
+    assert reasons.keys() == {"river", "flag", "juggling"}
+    assert "no valid_00" in reasons["river"] and "no partner" in reasons["flag"]
+    options: dict[str, Any] = {"noise_levels": [0.5], "straw_man": False}
+    scores = likelihood(tiny, folder, tmp_path / "out", **options)["base"]
+    assert scores.summary.n == 4 and set(scores.summary.by_scenario) == {"ball_drop", "pendulum"}
+    wrong = [row["noise_error_real"] > row["noise_error_broken"] for row in scores.rows]
+    by_hand = ((wrong[0] + wrong[1]) / 2 + wrong[2]) / 2, wrong[3]
+    assert scores.summary.metrics["ppe"].percent == pytest.approx(100 * sum(by_hand) / 2)
+    assert scores.summary.metrics["ppe"].prompts == 3
+
+
+def test_frames_are_taken_as_published(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", 0, frames=12)
+    frames, total = read_clip(tmp_path / "a.mp4", ClipSize(frames=5, height=16, width=16))
+    whole = read_all(tmp_path / "a.mp4")[0]
+    assert total == 12
+    assert np.array_equal(frames, whole[[0, 3, 6, 8, 11]])  # round(5.5) is 6: to even, as NumPy's.
+
+
+def test_the_published_steps_of_cogvideox(tiny: Recipe) -> None:
+    """The noise of CogVideoX's schedule without its shift, as Euler's scheduler has it."""
+    backbone = tiny.backbone.load(("transformer", "text_encoder"), CPU)
+    asked = AsPublished(backbone, backbone.encode_text([""]), 6.0)
+    expected = [4096, 18.1, 7.4, 4.1, 2.6, 1.8, 1.2, 0.9, 0.6, 0.4]
+    assert asked.sigmas.tolist() == pytest.approx(expected, abs=0.06)
+    assert asked.timesteps.tolist() == list(range(999, 0, -100))
+
+
+def test_as_published_by_hand(tiny: Recipe) -> None:
+    backbone = tiny.backbone.load(("transformer", "text_encoder"), CPU)
+    text, negative = backbone.encode_text(["A ball."]), backbone.encode_text([NEGATIVE_PROMPT])
+    asked = AsPublished(backbone, negative, 6.0, seed=5)
+    clip = torch.randn(1, 3, 4, 4, 4)
+    found = asked(clip, text, "a")
+    for place in (0, 1, 9):
+        s, t = asked.sigmas[place], asked.timesteps[place]
+        noise = torch.randn(
+            3, 4, 4, 4, generator=generator(5, "likelihood noise", "a", f"step {100 * place}")
+        )
+        shown = (clip + s * noise) / (4096**2 + 1) ** 0.5
+        with torch.no_grad():
+            v, u = (
+                backbone.transformer(
+                    shown, each["encoder_hidden_states"], t[None], return_dict=False
+                )[0]
+                for each in (text, negative)
+            )
+        guided = u + 6 * (v - u)
+        predicted = clip * s / (s**2 + 1) + guided / (s**2 + 1) ** 0.5
+        error = (predicted - noise).square().mean().item()
+        assert found.loss[0, place].item() == pytest.approx(error, rel=1e-4)
+
+
+def test_as_published_is_said_to_be_that(tiny: Recipe, pairs: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"straw_man": False, "as_published": True}
+    found = likelihood(tiny, pairs, tmp_path / "out", **options)["base"]
+    assert found.summary.benchmark == "likelihood-as-published"
+    assert found.summary.about and "not denoising losses" in found.summary.about
+    assert "likelier at step 900" in found.summary.metrics
+    assert found.rows[0]["guidance_scale"] == tiny.generation.guidance_scale
 
 
 # The verb.

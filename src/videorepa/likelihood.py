@@ -19,7 +19,9 @@ from videorepa.backbones import Backbone, Text
 from videorepa.data.video import to_video
 from videorepa.errors import ClipError, UserError, within_memory
 from videorepa.evaluation.likelihood import (
+    NEGATIVE_PROMPT,
     NOISE_LEVELS,
+    AsPublished,
     Denoising,
     aggregate,
     compare,
@@ -44,6 +46,9 @@ from videorepa.system.progress import console, track
 BENCHMARK, VERSION = "likelihood", "1"
 """The version changes whenever the same pair and model could get other losses."""
 
+AS_PUBLISHED = "likelihood-as-published"
+"""The name of what LikePhys's released code seems to compute, which is another quantity."""
+
 PARTS = "likelihood"
 """The folder that holds each model's scores. A folder that has it is recognised."""
 
@@ -52,7 +57,15 @@ ABOUT = (
     "clip than for the one that breaks a law, with the same noise and caption; 50 % is chance. "
     "A tie is no preference and counts as invalid. “smaller” is the share in which the real clip's "
     "latents have the smaller mean square, which any model could go by. “log ratio” is the mean of "
-    "ln(loss of the broken clip / loss of the real one)."
+    "ln(loss of the broken clip / loss of the real one). “ppe”, on LikePhys's clips, is its "
+    "Plausibility Preference Error: the share in which the real clip has the larger error of the "
+    "noise, over each variation's subgroups and then over variations; lower is better."
+)
+
+ABOUT_PUBLISHED = (
+    "These are not denoising losses, but what LikePhys's released code seems to compute, from "
+    "reading it: inputs scaled by the noisiest step at all steps, the clean clip in the place of "
+    "the noisy one, another schedule. They cannot be compared with likelihoods. "
 )
 
 
@@ -65,6 +78,7 @@ def likelihood(
     noise_levels: Sequence[float] = NOISE_LEVELS,
     against: str = BASE,
     straw_man: bool = True,
+    as_published: bool = False,
     device: str | None = None,
 ) -> dict[str, Scores]:
     """Compare the denoising losses of clips that differ in one broken law.
@@ -84,6 +98,8 @@ def likelihood(
             nearest timestep is taken.
         against: The source that the others are compared with.
         straw_man: Whether to ask an untrained copy of the base model too.
+        as_published: Compute what LikePhys's released code seems to, guided, at ten steps of its
+            own in place of `noise_levels`; only for models with v-prediction.
         device: Where to compute; by default the first GPU, or the CPU.
 
     Returns:
@@ -106,11 +122,11 @@ def likelihood(
     where = pick_device(device)
     results: dict[str, Scores] = {}
     for name, model in sources.items():
-        asked = _Asked(name, model, recipe, found, out / PARTS / name, levels)
+        asked = _Asked(name, model, recipe, found, out / PARTS / name, levels, as_published)
         with within_memory(in_encoding(recipe)):
             results[name] = asked.scores(where)
     theirs = results[against]
-    differ = partial(compare, labels=[f"{level:g}" for level in levels])
+    differ = partial(compare, labels=theirs.summary.model_dump()["noise_levels"])
     for name, scores in results.items():
         if name != against:
             comparison = compared(differ, against, [*theirs.rows], [*scores.rows])
@@ -142,10 +158,20 @@ class _Asked:
     found: PairList
     folder: Path
     levels: Sequence[float]
+    as_published: bool
+
+    @property
+    def benchmark(self) -> str:
+        return AS_PUBLISHED if self.as_published else BENCHMARK
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the noise levels in rows and tables."""
+        own = [f"{level:g}" for level in self.levels]
+        return list(AsPublished.labels) if self.as_published else own
 
     def scores(self, where: torch.device) -> Scores:
         """Score all pairs that are not scored yet. Raises UserError if none can be."""
-        labels = [f"{level:g}" for level in self.levels]
         failures = dict(self.found.failures)
         rows = {row["prompt_id"]: row for row in self._rows(where, failures)}
         # In the order of the list, whichever were scored first.
@@ -153,13 +179,13 @@ class _Asked:
         if not ordered:
             first, reason = next(iter(failures.items()))
             raise UserError(f"None of the pairs can be scored; the first, {first!r}: {reason}.")
-        count = partial(aggregate, labels=labels, published=self.found.published)
+        count = partial(aggregate, labels=self.labels, published=self.found.published)
         summary = Summary.model_validate(
             {
-                "benchmark": BENCHMARK,
+                "benchmark": self.benchmark,
                 "version": VERSION,
-                "about": ABOUT,
-                "noise_levels": labels,
+                "about": (ABOUT_PUBLISHED if self.as_published else "") + ABOUT,
+                "noise_levels": self.labels,
                 "n": len(ordered),
                 "metrics": count(ordered),
                 "by_scenario": {name: count(of) for name, of in by_scenario(ordered).items()},
@@ -197,30 +223,39 @@ class _Asked:
                     yield row
                 file.flush()
 
+    @property
+    def _guidance(self) -> float:
+        return self.model.settings.guidance_scale
+
     def _made_with(self, where: torch.device) -> Row:
         """What the losses depend on beside the pair."""
         digest = self.model.digest
         size = self.recipe.data
         return {
-            "benchmark": f"{BENCHMARK} {VERSION}",
+            "benchmark": f"{self.benchmark} {VERSION}",
             "model_digest": f"untrained copy of {digest}" if self.name == UNTRAINED else digest,
             "size": [size.frames, size.height, size.width],
-            "noise_levels": list(self.levels),
+            "noise_levels": self.labels,
             "seed": self.recipe.seed,
             "precision": str(self.model.dtype(where)),
-        }
+        } | ({"guidance_scale": self._guidance} if self.as_published else {})
 
     def _loaded(self, where: torch.device, missing: Sequence[Sequence[Pair]]) -> _Ask:
         dtype = self.model.dtype(where)
         coder = self.model.spec.load(("text_encoder",), where, dtype)
-        captions = dict.fromkeys(pair.caption for pairs in missing for pair in pairs)
-        texts = {caption: coder.encode_text([caption]) for caption in captions}
+        captions = [NEGATIVE_PROMPT, *(pair.caption for pairs in missing for pair in pairs)]
+        texts = {caption: coder.encode_text([caption]) for caption in dict.fromkeys(captions)}
         del coder
         backbone = self.model.load(where, dtype, ("transformer", "vae"))
         if self.name == UNTRAINED:
             backbone = untrained(backbone, self.recipe.seed)
         batch = self.recipe.data.prepare_batch
-        denoising = Denoising(backbone, self.levels, self.recipe.seed, batch)
+        seed = self.recipe.seed
+        denoising = (
+            AsPublished(backbone, texts[NEGATIVE_PROMPT], self._guidance, seed, batch)
+            if self.as_published
+            else Denoising(backbone, self.levels, seed, batch)
+        )
         return _Ask(backbone, denoising, texts, self.recipe)
 
 
@@ -242,7 +277,7 @@ class _Ask:
     """A loaded model, which gives the columns of the pairs of one real clip."""
 
     backbone: Backbone
-    denoising: Denoising
+    denoising: Denoising | AsPublished
     texts: Mapping[str, Text]
     recipe: Recipe
 

@@ -127,6 +127,7 @@ def likelihood(
     noise: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
     against: str = "base",
     straw_man: bool = True,
+    as_published: bool = False,
     set: Overrides = (),
 ) -> None:
     """Ask models which of two clips they find likelier, the real one or one that breaks a law.
@@ -147,6 +148,7 @@ def likelihood(
       noise: Noise levels: the share of the noisy latents' variance that is noise.
       against: The model that the others are compared with.
       straw_man: Ask an untrained copy of the base model too.
+      as_published: Compute what LikePhys's released code seems to, in place of the denoising loss.
     """
     from videorepa.evaluation.tables import table
     from videorepa.likelihood import likelihood
@@ -161,6 +163,7 @@ def likelihood(
         noise_levels=noise,
         against=against,
         straw_man=straw_man,
+        as_published=as_published,
     )
     print(table(results, by_scenario=True))
     print(f"likelihood: {out}")

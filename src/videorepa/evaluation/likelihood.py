@@ -19,7 +19,8 @@ from torch import Tensor
 
 from videorepa.artifacts.scores import Row
 from videorepa.backbones import Backbone, Text, timestep_of_noise
-from videorepa.errors import ClipError
+from videorepa.diffusion import VPrediction
+from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs, mean, share, subject
 from videorepa.evaluation.statistics import bootstrap, clopper_pearson
 from videorepa.system.randomness import generator
@@ -84,6 +85,80 @@ class Denoising:
                 errors.append(torch.stack([denoised.loss, error]).double().cpu())
         by_level = torch.cat(errors, 1).unflatten(1, (len(self.levels), -1))
         return Losses(*by_level.transpose(1, 2))
+
+
+PUBLISHED_STEPS = tuple(range(0, 1000, 100))
+"""The steps of 1,000 at which LikePhys's code takes losses, the noisiest first."""
+
+NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
+"""LikePhys's negative prompt."""
+
+
+@dataclass
+class AsPublished:
+    """What LikePhys's released code seems to compute, from reading it; it was never run beside it.
+
+    It differs from the denoising loss in three ways. Inputs at all steps are divided by the
+    noisiest step's scale, so that nearly all are close to zero. The noise is predicted from the
+    clean latents, where the noisy ones belong. The schedule is the one before the shift of its
+    signal-to-noise ratio. The prediction is guided. Compare it with nothing but itself.
+
+    Attributes:
+        backbone: A live model of the diffusion kind, with its transformer.
+        negative: The negative prompt, encoded: a batch of one.
+        guidance: The guidance scale.
+        seed: Seed of the noise.
+        batch: How many clips go through the model at once.
+    """
+
+    backbone: Backbone
+    negative: Text
+    guidance: float
+    seed: int = 0
+    batch: int = 1
+
+    labels = tuple(f"step {step}" for step in PUBLISHED_STEPS)
+
+    def __post_init__(self) -> None:
+        from diffusers import EulerDiscreteScheduler
+
+        if not isinstance(self.backbone.diffusion, VPrediction):
+            raise UserError(
+                f"What LikePhys's code does with {self.backbone.spec.name} is not known: "
+                "as-published losses are for models with v-prediction, such as CogVideoX."
+            )
+        euler: Any = EulerDiscreteScheduler.from_config(self.backbone.scheduler.config)
+        euler.set_timesteps(1000)
+        chosen = list(PUBLISHED_STEPS)
+        self.sigmas, self.timesteps = euler.sigmas[chosen].float(), euler.timesteps[chosen]
+
+    @torch.no_grad()
+    def __call__(self, latents: Float[Tensor, "n f c h w"], text: Text, group: str) -> Losses:
+        """As `Denoising`'s. Loss and error are the same here."""
+        errors = []
+        scale = (self.sigmas[0] ** 2 + 1).sqrt()
+        for label, sigma, timestep in zip(self.labels, self.sigmas, self.timesteps, strict=True):
+            draw = generator(self.seed, "likelihood noise", group, label)
+            noise = torch.randn(latents[0].shape, generator=draw).to(latents)
+            for clips in latents.split(self.batch):
+                velocity = self._guided((clips + sigma * noise) / scale, text, timestep)
+                predicted = clips * sigma / (sigma**2 + 1) + velocity / (sigma**2 + 1).sqrt()
+                errors.append((predicted - noise).square().flatten(1).mean(1).double().cpu())
+        error = torch.cat(errors).unflatten(0, (len(self.labels), -1)).T
+        return Losses(error, error)
+
+    def _guided(self, shown: Tensor, text: Text, timestep: Tensor) -> Tensor:
+        at = timestep.expand(len(shown)).to(shown.device)
+        with_text, without = (
+            self.backbone.velocity(
+                self.backbone.transformer(
+                    **self.backbone.inputs(shown, repeated(each, len(shown)), at), return_dict=False
+                )[0],
+                shown,
+            ).float()
+            for each in (text, self.negative)
+        )
+        return without + self.guidance * (with_text - without)
 
 
 def repeated(text: Text, n: int) -> Text:
