@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from conftest import recipe_values
 from videorepa.artifacts.scores import Scores
@@ -26,7 +27,8 @@ from videorepa.evaluation.likelihood import (
     scored,
     untrained,
 )
-from videorepa.evaluation.paired_clips import read_clip, read_pairs
+from videorepa.evaluation.paired_clips import groups, read_clip, read_pairs
+from videorepa.lab.datasets import PairsRecipe, draw_pairs
 from videorepa.likelihood import likelihood
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import ClipSize
@@ -450,3 +452,34 @@ def test_the_command_prints_tables_and_fails_for_faulty_pairs(
     printed = capsys.readouterr()
     assert "likelier at 0.5" in printed.out and "untrained" in printed.out
     assert "'four'" in printed.err and "none.mp4" in printed.err
+
+
+# The lab's pairs.
+
+
+def test_the_labs_pairs_break_one_law_by_degrees(tmp_path: Path) -> None:
+    recipe = PairsRecipe(
+        out=tmp_path / "pairs", pairs=2, laws=("teleporting", "sunken", "shuffled")
+    )
+    assert draw_pairs(recipe) == {"pairs": 2 * (4 + 4 + 3)}
+    found = read_pairs(tmp_path / "pairs" / "pairs.csv")
+    assert not found.failures and not found.published
+    degrees = {(pair.law, pair.degree) for pair in found.pairs}
+    assert {degree for law, degree in degrees if law == "teleporting"} == {2, 4, 8, 12}
+    by_law = {law: {p.group for p in found.pairs if p.law == law} for law, _ in degrees}
+    assert all(len(clips) == 2 for clips in by_law.values())
+    assert all(len({p.caption for p in of}) == 1 for of in groups(found.pairs))
+    pair = next(pair for pair in found.pairs if (pair.law, pair.degree) == ("shuffled", 17))
+    real, broken = (read_all(path)[0].astype(int) for path in (pair.real, pair.broken))
+    # The same frames in another order, and no loss beyond that of colours.
+    distances = np.abs(real[:, None] - broken[None]).mean((2, 3, 4))
+    assert sorted(distances.argmin(0)) == list(range(len(real)))
+    assert distances.min(0).max() < 0.5 < np.abs(real - broken).mean()
+    before = pair.real.stat().st_mtime_ns
+    draw_pairs(recipe)
+    assert pair.real.stat().st_mtime_ns == before
+
+
+def test_a_law_that_the_lab_does_not_know_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="no law is called flying"):
+        PairsRecipe(out=tmp_path, pairs=2, laws=("flying",))

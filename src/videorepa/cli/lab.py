@@ -43,6 +43,7 @@ def lab(
             "laws",
             "phyworld",
             "contact",
+            "pairs",
         ]
     ],
     recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None,
@@ -57,8 +58,9 @@ def lab(
     second call resumes where the first one stopped, and several processes can share the work. The
     options --out, --rows, --shard and --set are for it alone.
 
-    The parts `phyworld` and `contact` draw clips: of PhyWorld's tasks, for models that continue
-    clips, and of two objects that touch or not, for `videorepa probe --protocol lab`.
+    The parts `phyworld`, `contact` and `pairs` draw clips: of PhyWorld's tasks, for models that
+    continue clips; of two objects that touch or not, for `videorepa probe --protocol lab`; and each
+    beside itself with a law broken, for `videorepa likelihood`.
 
     For example:
       videorepa lab study --out study

@@ -1,4 +1,4 @@
-"""Draws datasets from a recipe: clips for contact prediction and clips of PhyWorld's tasks."""
+"""Draws datasets from a recipe: clips for contact prediction, of PhyWorld's tasks, and pairs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import json
 from pathlib import Path
 from typing import get_args
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, field_validator
 
 from videorepa.benchmarks._phyworld import FPS as PHYWORLD_FPS
 from videorepa.benchmarks._phyworld import Group, drawn, names, render
 from videorepa.data.video import write_video
+from videorepa.lab.calibration.corruptions import CORRUPTIONS, Corruption
 from videorepa.probing.physion import LABELS
 from videorepa.settings.bounds import Clips, Seed, Side
 from videorepa.settings.section import Section
 from videorepa.system import progress
 from videorepa.system.files import atomic_write, csv_text
 from videorepa.world.contact import contact_clip
+from videorepa.world.render import Clip, make_clip
+from videorepa.world.scenarios import HELD_OUT_SEED
 from videorepa.world.simulator import FPS
 
 
@@ -82,3 +86,82 @@ def draw_clips(recipe: PhyWorldRecipe) -> dict[str, float]:
     rows = ({"video": f"{name}.mp4", "caption": name, "id": name} for name in wanted)
     atomic_write(recipe.out / "clips.csv", csv_text(("video", "caption", "id"), rows))
     return {"clips": len(wanted)}
+
+
+class PairsRecipe(Section):
+    """Pairs of a clip and the same clip with one law broken, for `videorepa likelihood`.
+
+    Attributes:
+        out: The folder for the videos and for pairs.csv.
+        pairs: Number of pairs for each law and degree.
+        laws: The ways to break a clip; each is applied by all its degrees.
+        seed: Chooses among series of clips that no model was trained on.
+    """
+
+    out: Path
+    pairs: Clips
+    laws: tuple[str, ...] = Field(tuple(CORRUPTIONS), min_length=1)
+    seed: Seed = 0
+
+    @field_validator("laws")
+    @classmethod
+    def _known(cls, laws: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [law for law in laws if law not in CORRUPTIONS]:
+            raise ValueError(f"no law is called {', '.join(unknown)}: {', '.join(CORRUPTIONS)}")
+        return laws
+
+
+def draw_pairs(recipe: PairsRecipe) -> dict[str, float]:
+    """Write the clips, except those that exist already, and count the pairs.
+
+    The degrees of a law break the same clips in the same places, so that a curve is about the same
+    clips. Clips that a law cannot break at every degree are passed over.
+    """
+    series = HELD_OUT_SEED + 1 + recipe.seed
+    rows = []
+    for law in progress.track(recipe.laws, "draw"):
+        corruption, found, index = CORRUPTIONS[law], 0, -1
+        while found < recipe.pairs:
+            index += 1
+            clip = make_clip(series, index)
+            broken = _by_degree(clip, corruption, (series, index))
+            if broken is None:
+                continue
+            found += 1
+            real = f"real/{index:05d}.mp4"
+            _write_once(recipe.out / real, clip.frames)
+            for degree, frames in broken.items():
+                name = f"{law}-{degree:g}/{index:05d}.mp4"
+                _write_once(recipe.out / name, frames)
+                rows.append(
+                    {
+                        "id": f"{law}-{degree:g}-{index:05d}",
+                        "real": real,
+                        "broken": name,
+                        "caption": clip.caption,
+                        "law": law,
+                        "degree": degree,
+                    }
+                )
+    atomic_write(recipe.out / "pairs.csv", csv_text(tuple(rows[0]), rows))
+    return {"pairs": len(rows)}
+
+
+def _by_degree(
+    clip: Clip, corruption: Corruption, seed: tuple[int, int]
+) -> dict[float, np.ndarray] | None:
+    """The broken clip by degree; None if a degree does not apply or changes nothing."""
+    broken = {}
+    for degree in corruption.strengths:
+        frames = corruption.apply(clip, np.random.default_rng(seed), degree)
+        if frames is None or np.array_equal(frames, clip.frames):
+            return None
+        broken[degree] = frames
+    return broken
+
+
+def _write_once(path: Path, frames: np.ndarray) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without loss, so that no pair differs in how well its frames could be compressed.
+        write_video(path, frames, FPS, crf=0)

@@ -20,6 +20,7 @@ PARTS = {
     "ship": ("models.assemble", "ShipRecipe", "ship"),
     "phyworld": ("datasets", "PhyWorldRecipe", "draw_clips"),
     "contact": ("datasets", "ContactRecipe", "draw_contact"),
+    "pairs": ("datasets", "PairsRecipe", "draw_pairs"),
     "laws": ("calibration.tolerances", "LawsRecipe", "calibrate_laws"),
 }
 """For each part: its module, imported only when needed, its recipe's class and its function."""
