@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from conftest import recipe_values
+from test_pipeline import assert_equal_bit_for_bit, log_of
 from videorepa.artifacts.scores import Scores
 from videorepa.cli import main
 from videorepa.data.video import read_all, write_video
@@ -30,9 +31,12 @@ from videorepa.evaluation.likelihood import (
 from videorepa.evaluation.paired_clips import groups, read_clip, read_pairs
 from videorepa.lab.datasets import PairsRecipe, draw_pairs
 from videorepa.likelihood import likelihood
+from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.report import report
 from videorepa.settings.sections import ClipSize
 from videorepa.system.randomness import generator
+from videorepa.train import train
 
 CPU = torch.device("cpu")
 LEVELS = (0.2, 0.8)
@@ -483,3 +487,44 @@ def test_the_labs_pairs_break_one_law_by_degrees(tmp_path: Path) -> None:
 def test_a_law_that_the_lab_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="no law is called flying"):
         PairsRecipe(out=tmp_path, pairs=2, laws=("flying",))
+
+
+# During a training.
+
+
+def test_a_training_asks_about_pairs_and_stays_as_it_is(
+    tiny: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    prepare(tiny)
+    plain = train(tiny, tmp_path / "plain")
+    asking = tiny.override(f"validation={{every: 4, pairs: {pairs}}}")
+    asked = train(asking, tmp_path / "asked")
+    assert_equal_bit_for_bit(asked, plain, but_for=("likelier", "log_ratio"))
+    logged = [row for row in log_of(asked) if "likelier" in row]
+    assert [row["step"] for row in logged] == [4, 6]
+    # The verb finds the same of the same weights and noise: base, and the run's last step.
+    models = {"asked": asked.path}
+    found = likelihood(asking, pairs, tmp_path / "out", models=models, straw_man=False)
+    last, mean = logged[-1], {name: of.summary.metrics["log_ratio"] for name, of in found.items()}
+    assert last["likelier"] == found["asked"].summary.metrics["likelier"].percent
+    assert last["log_ratio"] == pytest.approx(mean["asked"].mean, rel=1e-3, abs=1e-6)
+    assert mean["asked"].mean is not None and mean["base"].mean is not None
+    gain = mean["asked"].mean - mean["base"].mean
+    assert last["log_ratio_gain"] == pytest.approx(gain, rel=1e-2, abs=1e-6)
+    assert last["likelier_failed"] == 0 and not list(asked.samples.glob("*"))
+    assert "Likelier: the real clip" in report([asked.path], tmp_path / "r.html").read_text()
+
+
+def test_a_training_does_not_begin_with_faulty_pairs(
+    tiny: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    listed = pairs.parent / "faulty.csv"
+    listed.write_text(pairs.read_text() + "four,b.mp4,none.mp4,A box.,frozen,4\n")
+    prepare(tiny)
+    with pytest.raises(UserError, match="1 pair of validation.pairs.*'four'.*none.mp4"):
+        train(tiny.override(f"validation={{every: 4, pairs: {listed}}}"), tmp_path / "run")
+
+
+def test_a_validation_looks_at_something(tiny: Recipe) -> None:
+    with pytest.raises(UserError, match="`prompts`, `pairs` or both"):
+        tiny.override("validation={every: 4}")

@@ -124,6 +124,8 @@ class Inspection:
             lines += [f"    {shown(prompt)}" for prompt in validation.prompts[:PROMPTS_SHOWN]]
             if more := validation.prompts[PROMPTS_SHOWN:]:
                 lines += [f"    and {len(more)} more"]
+            if validation.pairs is not None:
+                lines += [f"  pairs            {validation.pairs}"]
         return "\n".join([*lines, *self._cost()])
 
     def _cost(self) -> list[str]:

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from videorepa.artifacts.clips import clip_digest
@@ -16,8 +14,7 @@ from videorepa.artifacts.finished import claim_folder
 from videorepa.artifacts.model import Model
 from videorepa.artifacts.scores import Row, Scores, Summary, earlier_rows, row_line, write_rows
 from videorepa.backbones import Backbone, Text
-from videorepa.data.video import to_video
-from videorepa.errors import ClipError, UserError, within_memory
+from videorepa.errors import UserError, within_memory
 from videorepa.evaluation.likelihood import (
     NEGATIVE_PROMPT,
     NOISE_LEVELS,
@@ -25,7 +22,8 @@ from videorepa.evaluation.likelihood import (
     Denoising,
     aggregate,
     compare,
-    scored,
+    encode,
+    rows_of,
     untrained,
 )
 from videorepa.evaluation.paired_clips import (
@@ -33,7 +31,7 @@ from videorepa.evaluation.paired_clips import (
     PairList,
     groups,
     left_out_note,
-    read_clip,
+    read_group,
     read_pairs,
 )
 from videorepa.evaluation.pairs import by_scenario, compared
@@ -283,43 +281,9 @@ class _Ask:
 
     def __call__(
         self, pairs: Sequence[Pair], failures: dict[str, str]
-    ) -> Iterator[tuple[Pair, dict[str, Any]]]:
-        try:
-            real, length = read_clip(pairs[0].real, self.recipe.data)
-        except ClipError as error:
-            failures |= {pair.id: f"its real clip cannot be used: {error}" for pair in pairs}
-            return
-        readable, frames = [], [real]
-        for pair in pairs:
-            try:
-                broken, its_length = read_clip(pair.broken, self.recipe.data)
-                if its_length != length:
-                    raise ClipError(
-                        f"the broken clip has {its_length} frames and the real one {length}"
-                    )
-            except ClipError as error:
-                failures[pair.id] = str(error)
-                continue
-            readable.append(pair)
-            frames.append(broken)
-        if not readable:
-            return
-        latents = self._encode(np.stack(frames))
-        losses = self.denoising(latents, self.texts[pairs[0].caption], pairs[0].group)
-        energies = latents.double().square().flatten(1).mean(1).tolist()
-        columns = [(a.tolist(), b.tolist()) for a, b in zip(*losses, strict=True)]
-        for place, pair in enumerate(readable, 1):
-            try:
-                pairwise = (energies[0], energies[place])
-                yield pair, scored(self.denoising.labels, columns[0], columns[place], pairwise)
-            except ClipError as error:
-                failures[pair.id] = str(error)
-
-    @torch.no_grad()
-    def _encode(self, frames: np.ndarray) -> torch.Tensor:
-        batch = self.recipe.data.prepare_batch
-        parts = [
-            self.backbone.latents(self.backbone.encode_video(to_video(part)), None)
-            for part in np.split(frames, range(batch, len(frames), batch))
-        ]
-        return torch.cat(parts)
+    ) -> Iterator[tuple[Pair, Row]]:
+        readable, frames = read_group(pairs, self.recipe.data, failures)
+        if readable:
+            latents = encode(self.backbone, frames, self.recipe.data.prepare_batch)
+            text = self.texts[pairs[0].caption]
+            yield from rows_of(self.denoising, latents, text, readable, failures)

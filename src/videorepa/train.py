@@ -28,6 +28,7 @@ from videorepa.training.context import check_context
 from videorepa.training.extras import check_extras
 from videorepa.training.pace import Pace
 from videorepa.training.parallel import Alone, join_workers
+from videorepa.training.plausibility import encoded_pairs, plausibility
 from videorepa.training.profiling import check_profiled, profiled
 from videorepa.training.state import Training, schedule
 from videorepa.training.student import Student
@@ -76,10 +77,12 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     steps = range(start, recipe.optim.steps)
     check_profiled(profile, steps)
     texts = encoded_prompts(recipe, workers)
+    pairs = encoded_pairs(recipe, workers)
     student = Student(recipe, workers.device, home=workers.home)
     training = Training(recipe, workers, student)
-    # It samples the base model's clips, so it comes before the checkpoint is loaded.
+    # Both ask the base model first, so they come before the checkpoint is loaded.
     validate = validation(recipe, run, student, workers, texts, resumed is not None)
+    ask = plausibility(recipe, student, workers, pairs)
     if resumed:
         training.resume(resumed)
         del resumed  # It is as large as all that is trained, three times over.
@@ -122,7 +125,7 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
                 "memory_gb": peak_memory(workers.device) / 1e9,
             }
             if recipe.validation and (is_last or done % recipe.validation.every == 0):
-                record |= validate(done)
+                record |= validate(done) | ask()
             for write in write_log:
                 write(record)
             is_regular = is_last or done % recipe.train.checkpoint_every == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from videorepa.artifacts.scores import Row
 from videorepa.backbones import Backbone, Text, timestep_of_noise
+from videorepa.data.video import to_video
 from videorepa.diffusion import VPrediction
 from videorepa.errors import ClipError, UserError
+from videorepa.evaluation.paired_clips import Pair
 from videorepa.evaluation.pairs import Pairs, mean, share, subject
 from videorepa.evaluation.statistics import bootstrap, clopper_pearson
 from videorepa.system.randomness import generator
@@ -174,6 +176,49 @@ def untrained(backbone: Backbone, seed: int) -> Backbone:
         fresh = type(model).from_config(model.config)
     backbone.transformer = fresh.to(backbone.device, model.dtype).eval().requires_grad_(False)
     return backbone
+
+
+@torch.no_grad()
+def encode(
+    backbone: Backbone, frames: Sequence[np.ndarray], batch: int
+) -> Float[Tensor, "n f c h w"]:
+    """The latents of clips, each the mode of its posterior.
+
+    Args:
+        backbone: The live model, with its autoencoder.
+        frames: Each (f, h, w, 3) uint8.
+        batch: How many to encode at once.
+    """
+    parts = (np.stack(frames[first : first + batch]) for first in range(0, len(frames), batch))
+    latents = [backbone.latents(backbone.encode_video(to_video(part)), None) for part in parts]
+    return torch.cat(latents)
+
+
+def rows_of(
+    denoising: Denoising | AsPublished,
+    latents: Float[Tensor, "n f c h w"],
+    text: Text,
+    pairs: Sequence[Pair],
+    failures: dict[str, str],
+) -> Iterator[tuple[Pair, Row]]:
+    """Score the pairs of one real clip, and yield the columns of each one's row.
+
+    Args:
+        denoising: Gives the losses.
+        latents: Those of the real clip, then of each pair's broken one.
+        text: Their caption, encoded.
+        pairs: The pairs.
+        failures: Gets the reason why a pair has no score, by its id.
+    """
+    losses = denoising(latents, text, pairs[0].group)
+    columns = [(a.tolist(), b.tolist()) for a, b in zip(*losses, strict=True)]
+    energies = latents.double().square().flatten(1).mean(1).tolist()
+    for place, pair in enumerate(pairs, 1):
+        both = energies[0], energies[place]
+        try:
+            yield pair, scored(denoising.labels, columns[0], columns[place], both)
+        except ClipError as error:
+            failures[pair.id] = str(error)
 
 
 def scored(

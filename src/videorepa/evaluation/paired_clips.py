@@ -194,6 +194,38 @@ def read_clip(path: Path, size: ClipSize) -> tuple[np.ndarray, int]:
     return read_chosen(path, numbers, size.height, size.width), total
 
 
+def read_group(
+    pairs: Sequence[Pair], size: ClipSize, failures: dict[str, str]
+) -> tuple[list[Pair], list[np.ndarray]]:
+    """Read the real clip that pairs have in common, and their broken clips.
+
+    Args:
+        failures: Gets the reason why a pair cannot be used, by its id.
+
+    Returns:
+        The pairs that can be used, and the frames of the real clip and of each one's broken clip.
+    """
+    try:
+        real, length = read_clip(pairs[0].real, size)
+    except ClipError as error:
+        failures |= {pair.id: f"its real clip cannot be used: {error}" for pair in pairs}
+        return [], []
+    readable, frames = [], [real]
+    for pair in pairs:
+        try:
+            broken, its_length = read_clip(pair.broken, size)
+            if its_length != length:
+                raise ClipError(
+                    f"the broken clip has {its_length} frames and the real one {length}"
+                )
+        except ClipError as error:
+            failures[pair.id] = str(error)
+            continue
+        readable.append(pair)
+        frames.append(broken)
+    return readable, frames
+
+
 def groups(pairs: Sequence[Pair]) -> list[list[Pair]]:
     """The pairs of each real clip."""
     by_real: dict[Path, list[Pair]] = defaultdict(list)

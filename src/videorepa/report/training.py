@@ -83,6 +83,13 @@ PANELS = (
         ("mfu",),
         "Of the device's peak rate, without what checkpointing computes again (MFU).",
     ),
+    Panel(
+        "Likelier: the real clip",
+        "pairs with the real clip likelier (%)",
+        ("likelier", "likelier_low", "likelier_high"),
+        "Share of the validation pairs in which the real clip has the smaller denoising loss under "
+        "the same noise; 50 % is chance. Dashed: the 95 % interval.",
+    ),
     *(_drift(quantity) for quantity in Appearance._fields),
 )
 

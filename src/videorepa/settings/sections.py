@@ -314,15 +314,24 @@ class Generation(Section):
 
 
 class Validation(Section):
-    """Clips that are generated during the training, with fixed seeds.
+    """What is looked at during the training: clips that are generated, pairs that are asked about.
 
     Attributes:
       every: Steps from one validation to the next.
-      prompts: One clip is generated for each.
+      prompts: One clip is generated for each, with a fixed seed.
+      pairs: A list of pairs of clips, as for `videorepa likelihood`: which does the model find
+        likelier?
       drift: How far the clips' saturation, contrast, sharpness and motion may move away from the
         base model's before a warning, as a share of the base model's.
     """
 
     every: Number
-    prompts: tuple[str, ...] = Field(min_length=1)
+    prompts: tuple[str, ...] = ()
+    pairs: Path | None = None
     drift: float = Field(default=0.3, gt=0)
+
+    @model_validator(mode="after")
+    def _looks_at_something(self) -> Validation:
+        if not self.prompts and self.pairs is None:
+            raise ValueError("give `prompts`, `pairs` or both")
+        return self

@@ -89,7 +89,7 @@ def predict(recipe: Recipe, device: torch.device, place: torch.device = CPU) -> 
     with torch.device("meta"):
         student = Student(recipe, torch.device("meta"), dtype)
         vae = None
-        if recipe.validation is not None and device.type == "cuda":
+        if recipe.validation is not None and recipe.validation.prompts and device.type == "cuda":
             vae = recipe.backbone.vae_skeleton(student.backbone.vae_dtype)
     process = psutil.Process().memory_info().rss
     stands_in = device.type == "cuda" != place.type

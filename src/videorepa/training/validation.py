@@ -24,7 +24,7 @@ def encoded_prompts(recipe: Recipe, workers: Alone) -> dict[str, Text]:
 
     Call it before the student is loaded, so that the device holds one of them at a time.
     """
-    if recipe.validation is None:
+    if recipe.validation is None or not recipe.validation.prompts:
         return {}
     from videorepa.backbones._sampler import encode_prompts
 
@@ -60,9 +60,9 @@ def validation(
 
     Returns:
       A function that generates a step's clips and gives their drift for the log. All processes call
-      it. Where the recipe has no validation it does nothing.
+      it. Where the recipe has no validation prompts it does nothing.
     """
-    if recipe.validation is None:
+    if recipe.validation is None or not recipe.validation.prompts:
         return lambda step: {}
     from videorepa.backbones._sampler import Sampler, noise_seed
 
