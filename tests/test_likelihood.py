@@ -34,6 +34,7 @@ from videorepa.likelihood import likelihood
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.report import report
+from videorepa.report.likelihoods import preferences
 from videorepa.settings.sections import ClipSize
 from videorepa.system.randomness import generator
 from videorepa.train import train
@@ -528,3 +529,29 @@ def test_a_training_does_not_begin_with_faulty_pairs(
 def test_a_validation_looks_at_something(tiny: Recipe) -> None:
     with pytest.raises(UserError, match="`prompts`, `pairs` or both"):
         tiny.override("validation={every: 4}")
+
+
+# The page.
+
+
+def test_the_page_draws_every_law_by_degree_and_by_noise(once, tmp_path: Path) -> None:
+    out, results = once
+    page = report([], tmp_path / "page.html", likelihoods=[out])
+    text = page.read_text()
+    for title in ("teleporting, by degree", "frozen, by noise level", "all laws, by noise level"):
+        assert title in text
+    assert "likelihood, version 1" in text and "likelihood/untrained/comparison.json" in text
+    assert report([], tmp_path / "again.html", likelihoods=[out]).read_text() == text
+    lines = preferences(results)
+    one = next(x for x in lines if (x.law, x.degree, x.model) == ("teleporting", 8, "base"))
+    assert one.metric["percent"] == 100 * results["base"].rows[1]["likelier"]
+    ends = one.metric["low"], one.metric["high"]
+    assert ends in (pytest.approx((2.5, 100)), pytest.approx((0, 97.5)))
+    noisy = next(x for x in lines if (x.law, x.noise, x.model) == ("all laws", "0.8", "untrained"))
+    flags = [row["likelier at 0.8"] for row in results["untrained"].rows]
+    assert noisy.metric["percent"] == pytest.approx(100 * sum(flags) / 3)
+
+
+def test_a_page_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not what `videorepa likelihood` wrote"):
+        report([], tmp_path / "page.html", likelihoods=[tmp_path])

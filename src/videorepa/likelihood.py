@@ -16,6 +16,7 @@ from videorepa.artifacts.scores import Row, Scores, Summary, earlier_rows, row_l
 from videorepa.backbones import Backbone, Text
 from videorepa.errors import UserError, within_memory
 from videorepa.evaluation.likelihood import (
+    FOLDER,
     NEGATIVE_PROMPT,
     NOISE_LEVELS,
     AsPublished,
@@ -46,9 +47,6 @@ BENCHMARK, VERSION = "likelihood", "1"
 
 AS_PUBLISHED = "likelihood-as-published"
 """The name of what LikePhys's released code seems to compute, which is another quantity."""
-
-PARTS = "likelihood"
-"""The folder that holds each model's scores. A folder that has it is recognised."""
 
 ABOUT = (
     "“likelier” is the share of pairs in which the model's denoising loss is smaller for the real "
@@ -116,11 +114,11 @@ def likelihood(
     found = read_pairs(pairs)
     if note := left_out_note(found):
         console.print(note)
-    claim_folder(out, PARTS, "likelihood")
+    claim_folder(out, FOLDER, "likelihood")
     where = pick_device(device)
     results: dict[str, Scores] = {}
     for name, model in sources.items():
-        asked = _Asked(name, model, recipe, found, out / PARTS / name, levels, as_published)
+        asked = _Asked(name, model, recipe, found, out / FOLDER / name, levels, as_published)
         with within_memory(in_encoding(recipe)):
             results[name] = asked.scores(where)
     theirs = results[against]

@@ -157,6 +157,7 @@ def report(
     clips: tuple[Path, ...] = (),
     scan: tuple[Path, ...] = (),
     probe: tuple[Path, ...] = (),
+    likelihood: tuple[Path, ...] = (),
 ) -> None:
     """Write one HTML page with tables, curves, clips side by side, and a blind rating of them.
 
@@ -173,6 +174,7 @@ def report(
         If `evaluate` has scored them, the page shows the scores too.
       scan: Folders that `scan` wrote.
       probe: Folders that `probe` wrote.
+      likelihood: Folders that `likelihood` wrote.
     """
     from videorepa.artifacts.scores import score_folders
     from videorepa.report import report
@@ -182,5 +184,13 @@ def report(
     if len(folders) < len(clips):
         folders = {str(folder): folder for folder in clips}
     scores = {name: score_folders(folder) for name, folder in folders.items()}
-    page = report(runs, out, generations=folders, scores=scores, scans=scan, probes=probe)
+    page = report(
+        runs,
+        out,
+        generations=folders,
+        scores=scores,
+        scans=scan,
+        probes=probe,
+        likelihoods=likelihood,
+    )
     print(f"report: {page}")

@@ -31,6 +31,10 @@ NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The noise's share of the noisy latents' variance."""
 
 
+FOLDER = "likelihood"
+"""The folder of a measurement that holds each model's scores. By it a measurement is recognised."""
+
+
 class Losses(NamedTuple):
     """What clips cost at each noise level.
 

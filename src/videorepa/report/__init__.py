@@ -1,4 +1,4 @@
-"""Writes one HTML page of runs, clips, scores, scans and probes, which needs only a browser."""
+"""Writes one HTML page of runs, clips, scores and measurements, which needs only a browser."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from videorepa.artifacts.clips import Key, Sidecar, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Scores
 from videorepa.errors import UserError
+from videorepa.evaluation.likelihood import FOLDER as LIKELIHOOD
 from videorepa.evaluation.ratings import FORMAT, QUESTIONS
 from videorepa.probing.records import Probe, Scan
 from videorepa.report.gallery import clip_gallery, validation_rows
+from videorepa.report.likelihoods import draw_likelihood
 from videorepa.report.media import Media
 from videorepa.report.plots import COLOURS, SHOWN_SHARE, SMOOTHED_SHARE
 from videorepa.report.probes import draw_probe
@@ -44,6 +46,7 @@ def report(
     scores: Mapping[str, Sequence[Path]] = {},
     scans: Sequence[Path] = (),
     probes: Sequence[Path] = (),
+    likelihoods: Sequence[Path] = (),
     title: str = "VideoREPA report",
     command: str | None = None,
     prompts: int | None = None,
@@ -62,6 +65,7 @@ def report(
             same model here and in `generations`.
         scans: Folders that `scan` wrote.
         probes: Folders that `probe` wrote.
+        likelihoods: Folders that `likelihood` wrote.
         title: Heading of the page.
         command: The command line that makes the page again, for the page to show.
         prompts: Largest number of prompts whose clips are shown, evenly spaced by id, and of
@@ -74,10 +78,10 @@ def report(
         UserError: There is nothing to report on, a folder does not hold what it should, or scores
             are of other clips than those beside them.
     """
-    if not (runs or generations or scans or probes):
+    if not (runs or generations or scans or probes or likelihoods):
         raise UserError(
-            "There is nothing to report on: no run, no generated clips, no scan and no probe. Name "
-            "at least one folder of these."
+            "There is nothing to report on: no run, no generated clips, no scan, no probe and no "
+            "likelihood. Name at least one folder of these."
         )
     if prompts is not None and prompts < 1:
         raise UserError(f"prompts is {prompts}; expected 1 or more.")
@@ -94,6 +98,10 @@ def report(
     for name in clips:
         for scores_of_model in scored.get(name, ()):
             scores_of_model.check(clips[name])
+    likely = {name: _likelihood(folder) for name, folder in _by_name(likelihoods).items()}
+    for of_models in likely.values():
+        for name, of_model in of_models.items():
+            scored.setdefault(name, []).append(of_model)
     _check_comparisons(scored)
     scan_folders, probe_folders = _by_name(scans), _by_name(probes)
     scanned = {name: Scan.read(folder) for name, folder in scan_folders.items()}
@@ -140,6 +148,10 @@ def report(
             name: draw_probe(f"probe-{place}", probe, colours)
             for place, (name, probe) in enumerate(probed.items())
         },
+        likelihoods={
+            name: draw_likelihood(f"likelihood-{place}", of_models, colours)
+            for place, (name, of_models) in enumerate(likely.items())
+        },
         smoothed=100 * SMOOTHED_SHARE,
         shown=100 * SHOWN_SHARE,
         recipe_differences=recipe_differences(opened),
@@ -160,6 +172,14 @@ def report(
     atomic_write(out, html.encode("utf-8", errors="replace"))
     media.sweep()
     return out
+
+
+def _likelihood(folder: Path) -> dict[str, Scores]:
+    """What `likelihood` wrote, by the model's name. Raises UserError if it is none."""
+    parts = sorted((folder / LIKELIHOOD).glob("*/summary.json"))
+    if not parts:
+        raise UserError(f"{folder} is not what `videorepa likelihood` wrote.")
+    return {path.parent.name: Scores.read(path.parent) for path in parts}
 
 
 def _check_comparisons(scored: Mapping[str, Sequence[Scores]]) -> None:
