@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,7 @@ def test_a_pairs_columns_by_hand() -> None:
     assert (row["log_ratio at 0.2"], row["log_ratio"]) == (pytest.approx(1), pytest.approx(0.5))
     assert (row["likelier"], row["smaller"], row["noise_error_real"]) == (True, True, 4)
     assert row["invalid"] == {"likelier at 0.8": "a tie"}
+    assert (row["mean_square_real"], row["mean_square_broken"]) == (0.5, 0.7)
 
 
 def test_a_tie_is_no_preference_and_not_a_loss() -> None:
@@ -215,6 +218,16 @@ def test_an_untrained_copy_does_not_tell_clips_apart(tiny: Recipe) -> None:
     ]
     found = preference([{"asked": str(n), "x": win} for n, win in enumerate(wins)], "x")
     assert found["low"] < 50 < found["high"]
+
+
+def test_a_model_that_predicts_nothing_prefers_smaller_latents(tiny: Recipe) -> None:
+    """So the untrained copy is at 50 % only where real and broken clips are of one size."""
+    backbone = tiny.backbone.load(("transformer", "text_encoder"), CPU)
+    for name in ("proj_out.weight", "proj_out.bias"):
+        backbone.transformer.get_parameter(name).data.zero_()
+    clips = torch.randn(8, 3, 4, 4, 4) * torch.linspace(0.5, 2, 8).view(-1, 1, 1, 1, 1)
+    found = Denoising(backbone, [1.0], batch=8)(clips, backbone.encode_text([""]), "a").loss[:, 0]
+    torch.testing.assert_close(found, clips.square().flatten(1).mean(1).double(), rtol=1e-4, atol=0)
 
 
 # What is published.
@@ -555,3 +568,32 @@ def test_the_page_draws_every_law_by_degree_and_by_noise(once, tmp_path: Path) -
 def test_a_page_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not what `videorepa likelihood` wrote"):
         report([], tmp_path / "page.html", likelihoods=[tmp_path])
+
+
+@pytest.fixture(scope="module")
+def figures() -> Any:
+    path = Path(__file__).parents[1] / "dev" / "plausibility.py"
+    spec = importlib.util.spec_from_file_location("plausibility", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_docs_figures_follow_from_what_is_kept(figures: Any) -> None:
+    page = figures.PAGE.read_text()
+    assert figures.filled(page) == page
+    changed = page.replace("| teleporting | 2 | ", "| teleporting | 2 | 9")
+    assert changed != page and figures.filled(changed) == page
+
+
+def test_what_the_docs_keep_is_what_the_rows_say(once, figures: Any) -> None:
+    out, results = once
+    rows = json.loads(figures.kept(out))["rows"]
+    place = ["teleporting", 8, None]
+    found = {row[3]: row[4] for row in rows if row[:3] == place}
+    row = results["base"].rows[1]
+    assert (
+        found["base"] == 100 * row["likelier"] and found["smaller latents"] == 100 * row["smaller"]
+    )
+    assert found.keys() == {"base", "untrained", "smaller latents"}

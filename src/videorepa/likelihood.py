@@ -50,9 +50,10 @@ AS_PUBLISHED = "likelihood-as-published"
 
 ABOUT = (
     "“likelier” is the share of pairs in which the model's denoising loss is smaller for the real "
-    "clip than for the one that breaks a law, with the same noise and caption; 50 % is chance. "
-    "A tie is no preference and counts as invalid. “smaller” is the share in which the real clip's "
-    "latents have the smaller mean square, which any model could go by. “log ratio” is the mean of "
+    "clip than for the one that breaks a law, with the same noise and caption. A tie is no "
+    "preference and counts as invalid. “smaller” is the share in which the real clip's latents "
+    "have the smaller mean square. An untrained model goes by that, so read a share against the "
+    "untrained copy's on the same pairs, not against 50 %. “log ratio” is the mean of "
     "ln(loss of the broken clip / loss of the real one). “ppe”, on LikePhys's clips, is its "
     "Plausibility Preference Error: the share in which the real clip has the larger error of the "
     "noise, over each variation's subgroups and then over variations; lower is better."

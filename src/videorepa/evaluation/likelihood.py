@@ -173,7 +173,11 @@ def repeated(text: Text, n: int) -> Text:
 
 
 def untrained(backbone: Backbone, seed: int) -> Backbone:
-    """Give the backbone fresh random weights, as a straw man: it knows no physics."""
+    """Give the backbone fresh random weights, as a straw man: it knows no physics.
+
+    It predicts next to nothing, so it prefers the clip whose latents are smaller, and is at 50 %
+    only where real and broken clips do not differ in that.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "untrained").initial_seed())
         model = backbone.transformer
@@ -237,7 +241,7 @@ def scored(
     says whether it is above 0: whether the real clip is likelier. A tie is no preference: None.
     Over all levels it is the mean of the log ratios, so that each level counts alike. `noise_error`
     is the mean over the levels, as LikePhys takes it. `smaller` asks the same of the mean square of
-    the latents alone: a preference that this gives too is none of the model's.
+    the latents alone (`mean_square`): a preference that this gives too is none of the model's.
 
     Args:
         labels: The names of the noise levels.
@@ -263,7 +267,7 @@ def scored(
     for which, (losses, errors) in (("real", real), ("broken", broken)):
         row |= {f"loss_{which} at {x}": loss for x, loss in zip(labels, losses, strict=True)}
         row[f"noise_error_{which}"] = float(np.mean(errors))
-    return row
+    return row | {"mean_square_real": energies[0], "mean_square_broken": energies[1]}
 
 
 def _above_0(value: float) -> bool | None:

@@ -46,7 +46,7 @@ class DrawnLikelihood:
 
 
 def preferences(scored: Mapping[str, Scores]) -> list[Preference]:
-    """How often each model prefers the real clip: by law and degree, and by law and noise level."""
+    """How often each model prefers the real clip, by law, degree and noise level."""
     levels = next(iter(scored.values())).summary.model_dump()["noise_levels"]
     laws = sorted({row["law"] for scores in scored.values() for row in scores.rows})
     found = []
@@ -56,13 +56,11 @@ def preferences(scored: Mapping[str, Scores]) -> list[Preference]:
             for model, scores in scored.items()
         }
         degrees = sorted({row["degree"] for rows in of_law.values() for row in rows} - {None})
-        for degree in degrees if law != ALL else ():
-            for model, rows in of_law.items():
-                some = [row for row in rows if row["degree"] == degree]
-                found.append(_preference(law, degree, None, model, some))
-        for noise in (*levels, None):
-            for model, rows in of_law.items():
-                found.append(_preference(law, None, noise, model, rows))
+        for degree in (*(degrees if law != ALL else ()), None):
+            for noise in (*levels, None):
+                for model, rows in of_law.items():
+                    some = [row for row in rows if degree in (None, row["degree"])]
+                    found.append(_preference(law, degree, noise, model, some))
     return found
 
 
@@ -81,7 +79,7 @@ def draw_likelihood(
     plots = []
     for law in dict.fromkeys(line.law for line in lines):
         of_law = [line for line in lines if line.law == law]
-        by_degree = [line for line in of_law if line.degree is not None]
+        by_degree = [line for line in of_law if line.degree is not None and line.noise is None]
         by_noise = [line for line in of_law if line.degree is None]
         if by_degree:
             note = f"{_pairs(by_degree)} at each degree, over all noise levels."
