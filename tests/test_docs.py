@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_there_are_commands_to_test() -> None:
 
 def unpredicted(recipe: Recipe, device: torch.device) -> Cost:
     """In place of seconds of prediction, where a page does not speak of memory."""
-    return Cost(device, torch.float32, {"weights": 1}, loading=0, operations=1.0)
+    return Cost(device, torch.float32, {"weights": 1}, loading=0, validation=0, operations=1.0)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +155,11 @@ def test_the_extension_guides_plugins_work_from_outside(
     run = train(own, tmp_path / "run")
     assert run.trained().step == own.optim.steps
     assert Recipe.from_yaml(run.path / "recipe.yaml") == own
+
+
+@pytest.mark.slow
+def test_what_trainings_take_on_a_gpu_is_what_the_command_prints(capsys) -> None:
+    runpy.run_path(str(ROOT / "timings" / "gpu_memory.py"), run_name="__main__")
+    page = (ROOT / "docs" / "running.md").read_text()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(lines) > 10 and not [line for line in lines if line not in page]

@@ -438,6 +438,26 @@ def test_published_sizes_take_what_the_device_counts(
     assert f"fits             {fits}" in str(inspection)
 
 
+def while_validating(recipe: Recipe, place: torch.device) -> int:
+    return predict(recipe, CUDA, place).validation
+
+
+def test_what_a_validation_takes_is_predicted(recipe: Recipe, fake_cuda) -> None:
+    recipe = recipe.override(LORA, "train.precision=auto", "train.ema=0.9")
+    assert while_validating(recipe, CPU) == 0
+    sampled = recipe.override("validation={every: 2, prompts: [A ball rolls.]}")
+    predicted = while_validating(sampled, CPU)
+    found = fake_cuda(while_validating, sampled, torch.device("cuda:0"))
+    assert predicted == pytest.approx(found, abs=500)
+    cost = predict(sampled, CUDA)
+    held = sum(cost.parts[part] for part in ("weights", "optimiser", "averages", "context"))
+    decoded = 2 * 9 * 3 * 16 * 16  # A clip in bfloat16.
+    assert cost.validation > held + decoded
+    assert f"in a validation  {cost.validation / 1e6:.2f} MB" in str(
+        inspect(sampled, device="cuda")
+    )
+
+
 def test_an_update_takes_what_is_said(recipe: Recipe) -> None:
     for device, expected in ((CPU, 2 * 400), (CUDA, 0)):
         with FakeTensorMode(), Ledger() as ledger:
@@ -468,6 +488,15 @@ def test_the_micro_models_prediction_is_what_is_measured(tmp_path: Path, changes
     predicted, _ = json.loads(benchmark.run(benchmark.PREDICT, str(path)))
     peak = benchmark.measured(path, tmp_path / "run", **benchmark.GIVE_BACK)
     assert predicted == pytest.approx(peak, rel=0.15)
+
+
+def test_peak_memory_is_counted_in_bytes_on_macos(monkeypatch) -> None:
+    usage = SimpleNamespace(ru_maxrss=2**20)
+    monkeypatch.setattr("resource.getrusage", lambda who: usage)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert peak_memory(CPU) == 2**30
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_memory(CPU) == 2**20
 
 
 def test_peak_memory_is_known_where_there_is_no_resource_module(monkeypatch) -> None:

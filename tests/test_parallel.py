@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,9 @@ from test_speed import drawn
 from twins import TWINS
 from videorepa.artifacts import checkpoint
 from videorepa.artifacts.run import Run
+from videorepa.data.loader import Loader, PreparedClips
 from videorepa.errors import UserError
+from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Parallel
@@ -52,6 +55,7 @@ from videorepa.training.student import Student
 
 CPU = torch.device("cpu")
 # The whole batch is the same 4 clips: 2 in each of two processes, or 4 in one.
+
 ONE = ("optim.batch_size=4", "optim.accumulate=2")
 TWO = ("optim.batch_size=2", "optim.accumulate=2")
 LIMIT = 5.0
@@ -381,8 +385,9 @@ def test_tokens_that_cannot_be_shared_are_refused(
     recipe: Recipe, wan: Recipe, tmp_path: Path, model: str, changes: tuple[str, ...], message: str
 ) -> None:
     own = (recipe if model == "cogvideox" else wan).override("parallel={engine: ddp, context: 2}")
-    with pytest.raises(UserError, match=message):
-        train(own.override(*changes), tmp_path / "run")
+    for refusing in (partial(train, out=tmp_path / "run"), inspect):
+        with pytest.raises(UserError, match=message):
+            refusing(own.override(*changes))
     with pytest.raises(UserError, match=r"speed\.compile does not go with a parallel\.context"):
         own.override("speed.compile=true")
 
@@ -416,6 +421,37 @@ def test_two_processes_train_what_one_does(
     ours, theirs = alone.trained(), shared.trained()
     assert_close(ours.trained, theirs.trained)
     assert_close(ours.projector, theirs.projector)
+
+
+def check_shards(recipe: Recipe) -> None:
+    """Weights are gathered in bfloat16, and gradients are shards between micro-batches."""
+    workers = join_workers(recipe, "cpu")
+    student = Student(recipe, workers.device)
+    training = Training(recipe, workers, student)
+    batch = next(
+        Loader(recipe, PreparedClips(recipe), student.backbone, workers.device).batches(0, 0, 1)
+    )
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    block = student.backbone.block(1)
+    block.register_forward_pre_hook(
+        lambda part, _: seen.append((part.attn1.to_q.weight.dtype, part.norm1.norm.weight.dtype))
+    )
+    with student.tapped(), workers.accumulating(training.model, is_last=False):
+        denoised, aligned = training.model(0, batch)
+        (denoised.loss.mean() + aligned.loss).backward()
+    assert seen == [(torch.bfloat16, torch.bfloat16)]
+    for name, parameter in student.trained.items():
+        gradient = parameter.grad
+        assert isinstance(gradient, DTensor) and gradient.dtype == torch.float32, name
+    workers.wait()
+
+
+def test_shards_are_gathered_in_bfloat16_and_gradients_stay_shards(
+    prepared: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("videorepa.system.device.has_fast_bfloat16", lambda device: True)
+    low = prepared.override(*TWO, FSDP2, "train.precision=auto")
+    Together(tmp_path, check_shards, low).finish()
 
 
 @pytest.mark.slow

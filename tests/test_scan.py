@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gc
 import itertools
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import recipe_values, write_clips
+from videorepa.backbones import Backbone
 from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.cli import main
+from videorepa.encoders._video import VideoViT
 from videorepa.encoders.pixels import Pixels
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
@@ -458,3 +463,30 @@ def test_a_browser_shows_it_in_light_dark_and_on_a_phone(folder: Path, browser) 
     assert all((plots.nth(place).bounding_box() or {})["height"] > 100 for place in range(2))
     page.close()
     assert complaints == []
+
+
+def test_one_model_is_in_memory_at_once(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
+    """No model is part of a cycle, which would keep it until the collector comes by."""
+    models: list[weakref.ref] = []
+
+    def watched(kind: type) -> None:
+        begin = kind.__init__
+
+        def __init__(self: Any, *given: Any, **named: Any) -> None:
+            assert not [each for each in models if each() is not None]
+            begin(self, *given, **named)
+            parts = [vars(self).get("vae"), vars(self).get("transformer")]
+            parts += vars(self).get("text_parts", {}).values()
+            models.extend(weakref.ref(each) for each in (self, *parts) if each is not None)
+
+        monkeypatch.setattr(kind, "__init__", __init__)
+
+    watched(Backbone)
+    watched(VideoViT)
+    gc.collect()
+    gc.disable()
+    try:
+        scan(recipe, tmp_path / "scan", clips=2, noise_levels=(0.5,), blocks=(1,))
+    finally:
+        gc.enable()
+    assert len(models) >= 5

@@ -382,6 +382,13 @@ class BackboneSpec(Section):
                 tensor.data = tensor.data.to(dtype)
         return model
 
+    def vae_skeleton(self, dtype: torch.dtype) -> Any:
+        """The frozen autoencoder as it would be loaded, but on the meta device."""
+        model = _on_meta(self.vae_class, self.config("vae")).eval().requires_grad_(False)
+        for tensor in model.parameters():
+            tensor.data = tensor.data.to(dtype)
+        return model
+
     def add_lora(self, transformer: Any, lora: Lora) -> None:
         """Inject LoRA adapters into a transformer.
 

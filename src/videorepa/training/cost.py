@@ -24,7 +24,7 @@ from videorepa.align.taps import in_backward
 from videorepa.backbones import Backbone, BackboneShapes, Text
 from videorepa.data.batches import Batch
 from videorepa.recipe import Recipe
-from videorepa.system.device import compute_dtype
+from videorepa.system.device import autocast, compute_dtype
 from videorepa.tokens import TokenGrid
 from videorepa.training.cuda_rules import cuda_rules
 from videorepa.training.ledger import BETWEEN, PARTS, Ledger
@@ -52,7 +52,9 @@ class Cost:
       device: The device of the prediction.
       dtype: The dtype that the step computes in.
       parts: Bytes at the step's peak, by what they are for.
-      loading: Bytes at the worst moment of loading; 0 if it is not predicted.
+      loading: Bytes at the worst moment of loading; 0 if it is not predicted. On a GPU it never
+        takes more than the step, since weights go there in the form in which they are held.
+      validation: Bytes at the worst moment of sampling a validation clip on a GPU; 0 without.
       operations: Floating-point operations of the whole step; a multiply-add counts as two.
     """
 
@@ -60,18 +62,19 @@ class Cost:
     dtype: torch.dtype
     parts: dict[str, int]
     loading: int
+    validation: int
     operations: float
 
     @property
     def peak(self) -> int:
-        """Bytes at the step's peak or while loading, whichever are more."""
-        return max(sum(self.parts.values()), self.loading)
+        """Bytes at the step's peak, while loading or while validating, whichever are most."""
+        return max(sum(self.parts.values()), self.loading, self.validation)
 
 
 def predict(recipe: Recipe, device: torch.device, place: torch.device = CPU) -> Cost:
     """Predict the cost of one step by running it on shapes.
 
-    It leaves out online teachers, validation clips and, with FSDP2, the sharding.
+    It leaves out online teachers and, with FSDP2, the sharding.
 
     Args:
       recipe: The training.
@@ -85,6 +88,9 @@ def predict(recipe: Recipe, device: torch.device, place: torch.device = CPU) -> 
         dtype = torch.bfloat16
     with torch.device("meta"):
         student = Student(recipe, torch.device("meta"), dtype)
+        vae = None
+        if recipe.validation is not None and device.type == "cuda":
+            vae = recipe.backbone.vae_skeleton(student.backbone.vae_dtype)
     process = psutil.Process().memory_info().rss
     stands_in = device.type == "cuda" != place.type
     ledger = Ledger(like_cuda=stands_in)
@@ -108,6 +114,7 @@ def predict(recipe: Recipe, device: torch.device, place: torch.device = CPU) -> 
             ledger.add(part, sum(moment_bytes(recipe, p) for p in parameters))
         if recipe.train.ema is not None:
             ledger.add("averages", sum(p.nbytes for p in trained))
+        always = ledger.now.copy()
         for part, parameters in (("gradients", trained), ("alignment", terms)):
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(
@@ -126,8 +133,14 @@ def predict(recipe: Recipe, device: torch.device, place: torch.device = CPU) -> 
             denoised, aligned = student(0, batch)
             (denoised.loss.mean() + aligned.loss).backward()
         ledger.add("optimiser", update_bytes(recipe, [*trained, *terms], device))
-    parts = {part: ledger.at_peak[part] for part in PARTS if ledger.at_peak[part]}
-    loading = 0
+        parts = {part: ledger.at_peak[part] for part in PARTS if ledger.at_peak[part]}
+        operations = ledger.operations * recipe.optim.accumulate
+        loading = validation = 0
+        if vae is not None:
+            del batch, denoised, aligned
+            student.zero_grad()
+            ledger.now = always
+            validation = _while_validating(student, vae, place, ledger) + int(CONTEXT_BYTES)
     if device.type == "cuda":
         parts["context"] = int(CONTEXT_BYTES)
     if device.type == "cpu":
@@ -137,7 +150,36 @@ def predict(recipe: Recipe, device: torch.device, place: torch.device = CPU) -> 
         is_mapped = frozen_form(recipe, dtype) == "float32"
         worst = _while_loading(recipe, sum(p.nbytes for p in held), is_mapped)
         loading = worst and worst + parts["process"]
-    return Cost(device, dtype, parts, loading, ledger.operations * recipe.optim.accumulate)
+    return Cost(device, dtype, parts, loading, validation, operations)
+
+
+def _while_validating(student: Student, vae: Any, place: torch.device, ledger: Ledger) -> int:
+    """Count the bytes at the worst moment of sampling a validation clip.
+
+    The transformer is run on the prompt and the negative prompt at once, as most pipelines do.
+    """
+    recipe, backbone = student.recipe, student.backbone
+    shapes = recipe.backbone.shapes(recipe.data)
+    frames, channels, height, width = shapes.latents
+    ledger.start()
+    student.transformer.eval()
+    with torch.no_grad(), place:
+        count = 1 + (recipe.generation.guidance_scale > 1)
+        latents, text = torch.empty(count, *shapes.latents), _text(shapes, count)
+        inputs = backbone.inputs(
+            latents, text, backbone.sample_timesteps(latents, torch.Generator())
+        )
+        with autocast(place, student.dtype):
+            backbone.transformer(**inputs, return_dict=False)
+        del latents, text, inputs
+        for module in vae.modules():
+            module.to_empty(device=place, recurse=False)
+        ledger.enter("weights", *vae.parameters())
+        backbone.vae = vae
+        if recipe.generation.tiling:
+            backbone.tile(recipe.data)
+        vae.decode(torch.empty(1, channels, frames, height, width, dtype=backbone.vae_dtype))
+    return ledger.at_peak.total()
 
 
 def _while_loading(recipe: Recipe, held: int, is_mapped: bool) -> int:

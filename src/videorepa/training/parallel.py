@@ -63,19 +63,26 @@ class Alone:
         """How many parts a step's clips are divided into among the processes."""
         return self.count // self.context
 
-    def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
+    def share(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        blocks: set[str],
+        gathered_in: torch.dtype | None = None,
+    ) -> nn.Module:
         """Give the module to call in place of `model`, whose backward pass averages gradients.
 
         Args:
           model: The module that is trained; its parameters become shards where it is sharded.
           optimizer: Updates the model's parameters, also after they have become shards.
           blocks: Names of the classes of modules whose parameters are gathered together.
+          gathered_in: The dtype to gather parameters in; by default the one that they have.
         """
         return model
 
     @contextmanager
     def accumulating(self, model: nn.Module, is_last: bool) -> Iterator[None]:
-        """Wrap the passes of one micro-batch; only a step's last one averages the gradients."""
+        """Wrap the passes of one micro-batch; the last one of a step averages gradients."""
         yield
 
     @contextmanager
@@ -140,7 +147,13 @@ class Replicated(Alone):
         self._accelerator = accelerator
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
 
-    def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
+    def share(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        blocks: set[str],
+        gathered_in: torch.dtype | None = None,
+    ) -> nn.Module:
         # What is not trained is the same in all processes. It must neither be compared nor moved,
         # since it may be offloaded.
         alike = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -182,14 +195,25 @@ class Sharded(Replicated):
         # Block by block, FSDP2 brings it to the device and keeps a shard there.
         self.home = torch.device("cpu")
 
-    def share(self, model: nn.Module, optimizer: Optimizer, blocks: set[str]) -> nn.Module:
-        from torch.distributed.fsdp import register_fsdp_forward_method
+    def share(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        blocks: set[str],
+        gathered_in: torch.dtype | None = None,
+    ) -> nn.Module:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
         from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
         plugin = self._accelerator.state.fsdp_plugin
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = sorted(blocks)
         plugin.activation_checkpointing = False  # The recipe decides on it.
+        if gathered_in is not None:
+            # Autocast decides on what is computed, such as positions, which stay in float32.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                gathered_in, torch.float32, cast_forward_inputs=False
+            )
         self.is_sharded = True
         shared: Any = self._accelerator.prepare(model, optimizer)[0]
         # FSDP2 sets itself up in the first forward pass, which has to be the whole model's. But
@@ -208,6 +232,11 @@ class Sharded(Replicated):
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    @contextmanager
+    def accumulating(self, model: nn.Module, is_last: bool) -> Iterator[None]:
+        # Gradients that are not averaged at once would be whole in each process until then.
+        yield
 
     def clip_gradients(self, parameters: Iterable[Tensor], limit: float) -> Tensor:
         return self.whole(super().clip_gradients(parameters, limit))

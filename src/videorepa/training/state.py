@@ -42,7 +42,8 @@ class Training:
         parameters = [*student.trained.values(), *student.terms.parameters()]
         optimizer = make_optimizer(recipe, parameters, workers.device)
         # From here on, parameters can be shards.
-        self.model = workers.share(student, optimizer, student.block_classes())
+        classes, dtype = student.block_classes(), student.gathered_in
+        self.model = workers.share(student, optimizer, classes, dtype)
         self.optimizer = optimizer
         self.trained = student.trained
         self.ema: dict[str, Tensor] | None = None

@@ -17,7 +17,7 @@ from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
 from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.memory import load_transformer
-from videorepa.training.precision import convert_no_inputs
+from videorepa.training.precision import convert_no_inputs, kept_in_float32
 from videorepa.training.speed import choose_attention, compile_blocks
 
 
@@ -88,6 +88,16 @@ class Student(nn.Module):
     def trained(self) -> dict[str, Tensor]:
         """The transformer's trained parameters by name."""
         return {k: p for k, p in self.transformer.named_parameters() if p.requires_grad}
+
+    @property
+    def gathered_in(self) -> torch.dtype | None:
+        """The dtype that shards are gathered in, or None for their own.
+
+        Autocast would convert weights to it anyway. Where the stock class keeps some in float32,
+        all stay so. Beside an adapter's, most are in a smaller one already.
+        """
+        is_plain = self.recipe.train.lora is None and not kept_in_float32(self.transformer)
+        return self.dtype if is_plain and self.dtype != torch.float32 else None
 
     def block_classes(self) -> set[str]:
         """Name the classes of the transformer and of its blocks."""
