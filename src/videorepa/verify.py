@@ -6,10 +6,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from videorepa.align.contract import check
-from videorepa.errors import UserError
+from videorepa.errors import UserError, lacks_memory
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype, pick_device, release
 from videorepa.system.environment import environment
@@ -132,7 +130,9 @@ def verify(
             part()
         except UserError as error:
             record.add(subject, "fails", str(error))
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
             reason = str(error).partition("\n")[0][:200]
             record.add(subject, "fails", f"there is not enough memory: {reason}")
         release(where)
