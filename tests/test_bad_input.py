@@ -1568,6 +1568,29 @@ def test_the_errors_are_for_users_and_bugs_keep_their_traceback(
     assert "error: Do this." in capsys.readouterr().err
 
 
+def test_windows_syncs_files_that_it_may_write_and_no_folders(tmp_path: Path, monkeypatch) -> None:
+    module, opened = importlib.import_module("videorepa.system.files"), []
+
+    class Windows:
+        """Refuses to open a folder, and to sync what cannot be written."""
+
+        name = "nt"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+        def open(self, path: Path, flags: int) -> int:
+            assert path.is_file() and flags & os.O_RDWR
+            opened.append(path)
+            return os.open(path, flags)
+
+    monkeypatch.setattr(module, "os", Windows())
+    (tmp_path / "a").write_text("a")
+    module.sync(tmp_path / "a")
+    module.sync(tmp_path)
+    assert opened == [tmp_path / "a"]
+
+
 def out_of_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the docs.")
 

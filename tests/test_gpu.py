@@ -26,7 +26,7 @@ from conftest import recipe_values, write_clips
 from test_backbones import Twin
 from test_parallel import free_port
 from twins import TWINS
-from videorepa.data.loader import Batch
+from videorepa.data.batches import Batch
 from videorepa.losses.relation import Relation
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe

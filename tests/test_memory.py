@@ -516,6 +516,15 @@ def test_the_micro_models_prediction_is_what_is_measured(tmp_path: Path, changes
     assert predicted == pytest.approx(peak, rel=0.15)
 
 
+def test_peak_memory_is_counted_in_bytes_on_macos(monkeypatch) -> None:
+    usage = SimpleNamespace(ru_maxrss=2**20)
+    monkeypatch.setattr("resource.getrusage", lambda who: usage)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert peak_memory(CPU) == 2**30
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_memory(CPU) == 2**20
+
+
 def test_peak_memory_is_known_where_there_is_no_resource_module(monkeypatch) -> None:
     assert 1e8 < peak_memory(CPU) < 1e11
     monkeypatch.setitem(sys.modules, "resource", None)  # As on Windows.

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,7 @@ from videorepa.artifacts import checkpoint
 from videorepa.artifacts.run import Run
 from videorepa.data.loader import Loader, PreparedClips
 from videorepa.errors import UserError
+from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Parallel
@@ -383,8 +385,9 @@ def test_tokens_that_cannot_be_shared_are_refused(
     recipe: Recipe, wan: Recipe, tmp_path: Path, model: str, changes: tuple[str, ...], message: str
 ) -> None:
     own = (recipe if model == "cogvideox" else wan).override("parallel={engine: ddp, context: 2}")
-    with pytest.raises(UserError, match=message):
-        train(own.override(*changes), tmp_path / "run")
+    for refusing in (partial(train, out=tmp_path / "run"), inspect):
+        with pytest.raises(UserError, match=message):
+            refusing(own.override(*changes))
     with pytest.raises(UserError, match=r"speed\.compile does not go with a parallel\.context"):
         own.override("speed.compile=true")
 

@@ -65,7 +65,8 @@ def test_the_cache_is_that_of_one_thread_to_the_last_bit(
 def test_frames_become_the_numbers_that_a_cpu_gives() -> None:
     frames = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     expected = torch.from_numpy(frames).movedim(-1, -3).float() / 255.0
-    video = to_video(frames, "cpu")
+    video = to_video(torch.from_numpy(frames))
+    assert torch.equal(video, to_video(frames))
     assert torch.equal(video, expected) and video.stride() == expected.stride()
 
 

@@ -27,8 +27,10 @@ from twins import TWINS
 from videorepa.artifacts.run import Run
 from videorepa.data.batches import Batch, ahead
 from videorepa.errors import UserError
+from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_training
 from videorepa.system.device import PEAK_TFLOPS, peak_rate
 from videorepa.tokens import TokenGrid
 from videorepa.train import _read, train
@@ -213,6 +215,12 @@ def test_attention_that_drops_the_texts_mask_is_refused(plain: Recipe, monkeypat
         choose_attention(backbone, "native", CPU, torch.float32)
 
 
+def test_inspect_says_what_it_does_not_count(plain: Recipe) -> None:
+    own = plain.override("speed={attention: flash, compile: true}")
+    assert "not counted      what speed.attention, speed.compile changes" in str(inspect(own))
+    assert "not counted" not in str(inspect(plain))
+
+
 def test_attention_that_cannot_be_exchanged_is_refused_by_inspect_too(recipe: Recipe) -> None:
     own = recipe.override("speed.attention=_native_math")
     with pytest.raises(UserError, match="CogVideoXTransformer3DModel always leaves the choice to"):
@@ -314,6 +322,8 @@ def test_inputs_of_blocks_can_wait_in_main_memory(plain: Recipe, monkeypatch) ->
     kept, usual = (predict(r, CUDA) for r in (own, plain.override(CHECKPOINTED)))
     saved = usual.parts["activations"] - kept.parts["activations"]
     assert saved >= (shapes.blocks - 1) * math.prod(tokens) * 2
+    first, second, *_ = in_training(own.override("memory.offload_activations=false"), CUDA, 1)
+    assert "batch_size: 1" in first and "offload_activations: true" in second
     with pytest.raises(UserError, match="offload_activations: true needs gradient_checkpointing"):
         plain.override("memory.offload_activations=true")
 

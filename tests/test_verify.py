@@ -107,8 +107,12 @@ def test_what_is_right_passes_and_is_kept_in_a_small_file(
     assert any("agree" in said for said in compared)
 
 
-@pytest.mark.parametrize("name", TWINS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float32) for name in TWINS]
+    + [(name, torch.bfloat16) for name in ("cogvideox", "wan-2.1", "mochi")],
+    ids=str,
+)
 def test_every_backbone_does_what_its_stock_pipeline_does(
     name: str, dtype: torch.dtype, recipe: Recipe, tmp_path_factory, monkeypatch
 ) -> None:
@@ -453,5 +457,7 @@ def test_the_command_fails_by_name_and_writes_its_record(
     assert "FAILS     files of transformer" in said.out
     assert "1 check failed.\n  files of transformer: " in said.err
     assert Verification.read(Path("bad.json")).failed
+    assert cli.main([*call, "--out", "bad.json", "--against", "bad.json"]) == 1
+    assert "would replace bad.json" in capsys.readouterr().err
     assert cli.main([*call, "--against", "recipe.yaml"]) == 1
     assert "recipe.yaml is no record of `videorepa verify`" in capsys.readouterr().err

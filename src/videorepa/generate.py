@@ -128,7 +128,8 @@ def _sampler(
     coder = source.spec.load(("text_encoder",), where, dtype)
     if note := coder.cut_note("prompts", {clip.prompt_id: clip.prompt for clip in clips}):
         console.print(note)
-    texts = encode_prompts(coder, (clip.prompt for clip in clips), settings)
+    prompts = list(dict.fromkeys(clip.prompt for clip in clips))
+    texts = encode_prompts(coder, track(prompts, "encode prompts"), settings)
     del coder
     home = where if offload == "none" else torch.device("cpu")
     backbone = source.load(home, dtype, ("transformer", "vae"))

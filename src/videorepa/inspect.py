@@ -19,6 +19,7 @@ from videorepa.settings.sections import ClipSize
 from videorepa.system.device import pick_device
 from videorepa.system.wording import count, shown
 from videorepa.tokens import TokenGrid
+from videorepa.training.context import check_context
 from videorepa.training.cost import Cost, predict
 
 LOOKED_AT = 100
@@ -128,6 +129,13 @@ class Inspection:
     def _cost(self) -> list[str]:
         cost, optim = self.cost, self.recipe.optim
         dtype = str(cost.dtype).removeprefix("torch.")
+        speed, parallel = self.recipe.speed, self.recipe.parallel
+        ignored = {
+            "speed.attention": speed.attention is not None,
+            "speed.compile": speed.compile,
+            "parallel.context": parallel is not None and parallel.context > 1,
+        }
+        names = ", ".join(name for name, is_set in ignored.items() if is_set)
         return [
             "",
             f"peak memory, on one {cost.device.type} in {dtype}",
@@ -136,6 +144,7 @@ class Inspection:
             *([f"  while loading    {_size(cost.loading)}"] if cost.loading else []),
             *([f"  in a validation  {_size(cost.validation)}"] if cost.validation else []),
             *([f"  fits             {_fits(cost.peak)}"] if cost.device.type == "cuda" else []),
+            *([f"  not counted      what {names} changes"] if names else []),
             "",
             f"operations, per step of {optim.batch_size * optim.accumulate} clips",
             f"  floating-point   {cost.operations / 1e12:.3g} trillion",
@@ -179,9 +188,11 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
         By default the one that a training would run on.
 
     Raises:
-      UserError: The two sides of a term cannot be compared; the message names both grids.
+      UserError: The two sides of a term cannot be compared; the message names both grids. Or the
+        tokens cannot be shared as `parallel.context` says.
     """
     contract = check(recipe)
+    check_context(recipe)
     shapes = contract.shapes
     stored = [encoder.shape(recipe.data.frames) for encoder in recipe.stored_encoders]
     features = sum(

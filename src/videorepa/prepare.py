@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 
 from videorepa.align.contract import check
@@ -33,8 +32,8 @@ KEEP_SECONDS = 60.0
 READERS = min(4, os.cpu_count() or 1)
 """Videos that are read at a time, while the clips before them are encoded."""
 
-UNWRITTEN = 32
-"""Most writes that wait while clips are encoded. What they hold is small beside a clip's pixels."""
+UNWRITTEN = 8
+"""Most writes that wait while clips are encoded. What they hold is still on the device."""
 
 Fail = Callable[[SourceClip, ClipError], None]
 """Notes that a clip cannot be used, and why."""
@@ -249,7 +248,8 @@ def _encode(
     later: Later,
 ) -> None:
     """Make the latents and features that a chunk lacks, and let them be written later."""
-    video = to_video(np.stack([clip.frames for clip in sampled]), where)
+    # As bytes, which are a quarter of the floats that they become there.
+    video = to_video(torch.stack([torch.from_numpy(clip.frames).to(where) for clip in sampled]))
     for spec, encoder in encoders.items():
         if any(spec in work.lacks.features for work in works):
             grid = encoder(video)

@@ -17,10 +17,15 @@ def in_training(recipe: Recipe, device: torch.device, processes: int) -> list[st
     quantised = "" if sharded else " or nf4"
     every = {
         "memory.gradient_checkpointing: true, a third more work for the same result": (
-            not memory.gradient_checkpointing
+            not memory.checkpoints(1)
         ),
         f"optim.batch_size: 1 with optim.accumulate: {optim.batch_size * optim.accumulate}, the "
         "same result to rounding": optim.batch_size > 1,
+        "memory.offload_activations: true, the same result, which waits for main memory": (
+            bool(memory.gradient_checkpointing)
+            and not memory.offload_activations
+            and device.type != "cpu"
+        ),
         f"memory.frozen: float8{quantised}, which rounds the frozen weights": (
             lora is not None and memory.frozen in ("auto", "float32", "bfloat16")
         ),

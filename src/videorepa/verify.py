@@ -61,13 +61,17 @@ def verify(
       device: Where the models run; by default the first GPU, or the CPU.
 
     Raises:
-      UserError: The recipe cannot work, or `against` is no record. What is wrong with weights is
-        in the result.
+      UserError: The recipe cannot work, or `against` is no record or would be replaced. What is
+        wrong with weights is in the result.
     """
     if unknown := set(skip) - set(get_args(Subject)):
         raise UserError(
             f"There is no part {', '.join(sorted(unknown))} to skip; expected "
             f"{', '.join(get_args(Subject))}."
+        )
+    if against is not None and against.resolve() == out.resolve():
+        raise UserError(
+            f"The record would replace {against}, to be compared with; give another out."
         )
     check(recipe)
     check_extras(recipe)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -47,11 +48,13 @@ def encode_prompts(
       prompts: What will be sampled.
       settings: The sampling settings.
     """
-    every = [settings.negative_prompt] if backbone.spec.takes_negative_prompt else []
-    return {
-        prompt: {name: tensor.cpu() for name, tensor in backbone.encode_text([prompt]).items()}
-        for prompt in dict.fromkeys([*prompts, *every])
-    }
+    negative = [settings.negative_prompt] if backbone.spec.takes_negative_prompt else []
+    texts: dict[str, Text] = {}
+    for prompt in chain(prompts, negative):
+        if prompt not in texts:
+            text = backbone.encode_text([prompt])
+            texts[prompt] = {name: tensor.cpu() for name, tensor in text.items()}
+    return texts
 
 
 def offload_layers(transformer: Any, device: torch.device) -> None:

@@ -30,7 +30,6 @@ from videorepa.errors import ClipError
 from videorepa.system.files import atomic_path, check_is_file
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 READER = 2
@@ -478,18 +477,15 @@ def read_all(path: Path) -> tuple[np.ndarray, float]:
 
 
 def to_video(
-    frames: UInt8[np.ndarray, "*b h w 3"], device: str | torch.device = "cpu"
+    frames: UInt8[np.ndarray, "*b h w 3"] | UInt8[Tensor, "*b h w 3"],
 ) -> Float[Tensor, "*b 3 h w"]:
-    """Convert frames to a float32 video in [0, 1], which encoders and backbones take.
-
-    They go to the device as they are, which are a quarter of the bytes, and are converted there.
-    """
+    """Convert frames, where they are, to a float32 video in [0, 1], as encoders take it."""
     import torch
 
-    pixels = torch.from_numpy(frames).to(device).movedim(-1, -3).float()
+    pixels = torch.as_tensor(frames).movedim(-1, -3).float()
     # A tensor, since CUDA would multiply by the rounded reciprocal of a number, and give other bits
     # than the CPU.
-    return pixels / torch.tensor(255.0, device=device)
+    return pixels / torch.tensor(255.0, device=pixels.device)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int | float | Fraction, crf: int = 12) -> None:
