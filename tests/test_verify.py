@@ -64,7 +64,7 @@ def record() -> Verification:
 
 
 def failing(verification: Verification) -> dict[str, str]:
-    return {check.name: check.said for check in verification.failed}
+    return {check.name: check.words for check in verification.failed}
 
 
 def change(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -106,7 +106,7 @@ def test_what_is_right_passes_and_is_kept_in_a_small_file(
         lora, tmp_path / "again.json", against=tmp_path / "first.json", skip=("step", "export")
     )
     assert not failing(again)
-    compared = [check.said for check in again.checks if check.name.startswith("reference")]
+    compared = [check.words for check in again.checks if check.name.startswith("reference")]
     assert "every tensor equals the reference's" in compared
     assert any("agree" in said for said in compared)
 
