@@ -26,6 +26,7 @@ from videorepa.export import export
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.settings import plugins
 from videorepa.system.device import peak_memory
 from videorepa.train import train
 from videorepa.training import cost as cost_module
@@ -436,6 +437,31 @@ def test_published_sizes_take_what_the_device_counts(
     assert inspection.cost.parts == pytest.approx(parts, abs=1000)
     assert sum(parts.values()) / 1e9 == pytest.approx(gigabytes, abs=0.01)
     assert f"fits             {fits}" in str(inspection)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plugins.names("backbones"))
+def test_every_published_model_takes_a_step_on_the_device(fake_cuda, name: str) -> None:
+    kind = plugins.description("backbones", name)
+    weights = next(iter(kind.published))
+    size = kind(weights=weights).default_size()
+    height, width = (side // 64 * 32 for side in (size.height, size.width))
+    recipe = Recipe.parse(
+        {
+            "name": "step",
+            "backbone": {"name": name, "weights": weights},
+            "align": {"block": 2, "target": "latents"},
+            "data": {"manifest": "clips.csv", "cache": "cache"}
+            | {"frames": 25, "height": height, "width": width},
+            "optim": {"steps": 1, "learning_rate": 1e-3},
+            "train": {"lora": {"rank": 8}},
+            "memory": {"gradient_checkpointing": True},
+        }
+    )
+    parts, operations = fake_cuda(on_the_device, recipe)
+    predicted = predict(recipe, CUDA)
+    assert predicted.parts == pytest.approx(parts, abs=5000)
+    assert predicted.operations == operations
 
 
 def while_validating(recipe: Recipe, place: torch.device) -> int:

@@ -6,10 +6,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from videorepa.align.contract import check
-from videorepa.errors import UserError
+from videorepa.errors import UserError, lacks_memory
 from videorepa.recipe import Recipe
 from videorepa.system.device import compute_dtype, pick_device, release
 from videorepa.system.environment import environment
@@ -114,8 +112,8 @@ def verify(
             compare_teacher(record, spec, where, dtype)
 
     def judged() -> None:
-        if benchmark is not None:
-            compare_judge(record, benchmark, where, dtype)
+        assert benchmark is not None
+        compare_judge(record, benchmark, where, dtype)
 
     def export() -> None:
         check_export(record, recipe, size, out)
@@ -124,7 +122,7 @@ def verify(
     work = (files, step, encode_text, encode_video, transformer, teachers, judged, export)
     parts: dict[Subject, Callable[[], None]] = dict(zip(get_args(Subject), work, strict=True))
     for subject, part in parts.items():
-        if subject in skip:
+        if subject in skip or (subject == "judge" and benchmark is None):
             continue
         console.print(f"{subject} ...")
         told = len(record.checks)
@@ -132,7 +130,9 @@ def verify(
             part()
         except UserError as error:
             record.add(subject, "fails", str(error))
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
             reason = str(error).partition("\n")[0][:200]
             record.add(subject, "fails", f"there is not enough memory: {reason}")
         release(where)

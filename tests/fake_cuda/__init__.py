@@ -108,7 +108,11 @@ def _begin() -> None:
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.nn.functional.scaled_dot_product_attention = _attention
+    # Without a kernel for the device, torch would take this one apart, and keep the pieces.
+    KERNELS.impl("silu_backward", lambda gradient, x: torch.empty_like(x), "CUDA")
 
+
+KERNELS = torch.library.Library("aten", "IMPL")
 
 _on_the_cpu = torch.nn.functional.scaled_dot_product_attention
 

@@ -143,7 +143,7 @@ def verify(
     record = verify(parsed, path, against=against, judge=judge, skip=skip, device=device)
     print(f"record: {path}")
     if record.failed:
-        failing = "".join(f"\n  {check.name}: {check.said}" for check in record.failed)
+        failing = "".join(f"\n  {check.name}: {check.words}" for check in record.failed)
         raise UserError(f"{count(len(record.failed), 'check')} failed.{failing}")
 
 

@@ -37,7 +37,7 @@ FLOATS = {
 
 
 @dataclass
-class Weights:
+class ReadWeights:
     """The files of one part of a model, read whole.
 
     Attributes:
@@ -87,7 +87,7 @@ class Kept:
     tensors: str
     config: dict[str, Any]
 
-    def others(self, weights: Weights) -> list[str] | None:
+    def others(self, weights: ReadWeights) -> list[str] | None:
         """Names of the tensors that differ in `weights`; None if those have other names."""
         own = weights.kept()
         if own.names != self.names:
@@ -100,14 +100,14 @@ class Kept:
         return differing or ["one whose digest begins alike"]
 
 
-def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
+def read_weights(folder: Path, config: dict[str, Any]) -> ReadWeights:
     """Read a folder's weights, or one file of weights, to the last byte.
 
     Raises:
       UserError: There are no weights, or a file is no file of weights.
       OSError: A file cannot be read.
     """
-    weights = Weights(str(folder), config)
+    weights = ReadWeights(str(folder), config)
     files = [folder] if folder.is_file() else _files(folder, weights)
     for path in files:
         if path.suffix == ".safetensors":
@@ -125,7 +125,7 @@ def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
     return weights
 
 
-def _files(folder: Path, weights: Weights) -> list[Path]:
+def _files(folder: Path, weights: ReadWeights) -> list[Path]:
     """The weights that a stock class loads from a folder; what an index misses becomes a fault."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         if index.name.count(".") > 3:
@@ -145,7 +145,7 @@ def _files(folder: Path, weights: Weights) -> list[Path]:
     return files
 
 
-def _read_safetensors(path: Path, weights: Weights) -> None:
+def _read_safetensors(path: Path, weights: ReadWeights) -> None:
     whole = hashlib.sha256()
     with open_file(path) as stream:
         size = path.stat().st_size
@@ -196,7 +196,7 @@ def _chunks(stream: Any, size: int) -> Iterator[bytearray]:
         yield chunk
 
 
-def _read_pickle(path: Path, weights: Weights) -> None:
+def _read_pickle(path: Path, weights: ReadWeights) -> None:
     """Read a file of torch's without running any code in it."""
     with plain_weights(path):
         content = torch.load(
@@ -224,7 +224,12 @@ def _tensor_digest(dtype: str, shape: list[int]) -> Any:
 
 
 def _enter(
-    weights: Weights, path: Path, name: str, shape: tuple[int, ...], digest: str, is_finite: bool
+    weights: ReadWeights,
+    path: Path,
+    name: str,
+    shape: tuple[int, ...],
+    digest: str,
+    is_finite: bool,
 ) -> None:
     if name in weights.tensors:
         weights.faults.append(f"{name} is in {path.name} and in another file")

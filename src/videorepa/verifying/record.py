@@ -14,7 +14,7 @@ from torch import Tensor
 from videorepa.errors import UserError
 from videorepa.system.files import atomic_write, parse_json, read_text
 from videorepa.system.wording import listed, shown
-from videorepa.verifying.files import Kept, Weights
+from videorepa.verifying.files import Kept, ReadWeights
 
 FORMAT = 1
 
@@ -33,21 +33,21 @@ NAMED = 8
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One comparison.
 
     Attributes:
       name: The part, and what of it was compared.
       status: "doubtful" is unlike trained weights; "open" could not be told.
-      said: What was found.
+      words: What was found.
     """
 
     name: str
     status: Status
-    said: str
+    words: str
 
     def __str__(self) -> str:
-        return f"{WORDS[self.status]:<9} {self.name:<34} {self.said}"
+        return f"{WORDS[self.status]:<9} {self.name:<34} {self.words}"
 
 
 @dataclass
@@ -71,9 +71,9 @@ class Verification:
     made: dict[str, Any]
     device: str
     dtype: str
-    weights: dict[str, Weights] = field(default_factory=dict)
+    weights: dict[str, ReadWeights] = field(default_factory=dict)
     kept: dict[str, Kept] = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
+    checks: list[Finding] = field(default_factory=list)
     figures: dict[str, list[float]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
 
@@ -81,7 +81,7 @@ class Verification:
         return "\n".join(map(str, self.checks))
 
     @property
-    def failed(self) -> list[Check]:
+    def failed(self) -> list[Finding]:
         """The checks that failed."""
         return [check for check in self.checks if check.status == "fails"]
 
@@ -90,8 +90,8 @@ class Verification:
         """The largest relative difference that counts as equal here."""
         return TOLERANCES[self.dtype]
 
-    def add(self, name: str, status: Status, said: str) -> None:
-        self.checks.append(Check(name, status, said))
+    def add(self, name: str, status: Status, words: str) -> None:
+        self.checks.append(Finding(name, status, words))
 
     def compare(
         self, name: str, pairs: Mapping[str, tuple[Any, Any]], allowed: float = 0.0
@@ -107,8 +107,8 @@ class Verification:
         apart = {key: difference(ours, theirs) for key, (ours, theirs) in pairs.items()}
         wrong = {key: value for key, value in apart.items() if not value <= allowed}
         for key, value in wrong.items():
-            said = f"is not the stock one: relative difference {value:.1e}, at most {allowed:.0e}"
-            self.add(f"{name} {key}".strip(), "fails", said)
+            words = f"is not the stock one: relative difference {value:.1e}, at most {allowed:.0e}"
+            self.add(f"{name} {key}".strip(), "fails", words)
         if not wrong:
             most = max(apart.values(), default=0.0)
             equal = (
@@ -154,7 +154,7 @@ class Verification:
             content = parse_json(read_text(path))
             if content.pop("format") != FORMAT:
                 raise ValueError("it is of another format")
-            content["checks"] = [Check(*check) for check in content["checks"]]
+            content["checks"] = [Finding(*check) for check in content["checks"]]
             content["kept"] = {part: Kept(**kept) for part, kept in content["kept"].items()}
             return cls(**content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -174,8 +174,10 @@ class Verification:
             if differing is None:
                 self.add(name, "fails", "its tensors have other names than the reference's")
             elif differing:
-                said = f"{len(differing)} of {len(own.tensors)} tensors differ from the reference: "
-                self.add(name, "fails", said + names(differing))
+                words = (
+                    f"{len(differing)} of {len(own.tensors)} tensors differ from the reference: "
+                )
+                self.add(name, "fails", words + names(differing))
             else:
                 self.add(name, "ok", "every tensor equals the reference's")
         self._compare_figures(reference)

@@ -57,16 +57,16 @@ def measure_step(record: Verification, recipe: Recipe, device: torch.device) -> 
     )
     measured = peak_memory(device)
     record.measured |= {"seconds": round(seconds, 4), "predicted_bytes": predicted}
-    said = f"{predicted / 1e9:.2f} GB predicted"
+    words = f"{predicted / 1e9:.2f} GB predicted"
     if measured == before and device.type == "cpu":
-        record.add("memory", "open", f"{said}; earlier work of this process took more")
+        record.add("memory", "open", f"{words}; earlier work of this process took more")
         return
     record.measured["measured_bytes"] = measured
     ratio = predicted / measured
     record.add(
         "memory",
         "ok" if abs(ratio - 1) <= CLOSE else "doubtful",
-        f"{said}, {measured / 1e9:.2f} GB measured: {ratio:.2f} of it",
+        f"{words}, {measured / 1e9:.2f} GB measured: {ratio:.2f} of it",
     )
 
 

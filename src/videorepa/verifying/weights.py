@@ -18,7 +18,7 @@ from videorepa.system.hub import local_copy
 from videorepa.system.progress import track
 from videorepa.system.weights import Misfit
 from videorepa.system.wording import count
-from videorepa.verifying.files import Weights, read_weights
+from videorepa.verifying.files import ReadWeights, read_weights
 from videorepa.verifying.record import Verification, names
 from videorepa.verifying.teacher import innermost
 
@@ -45,9 +45,11 @@ def check_weights(record: Verification, recipe: Recipe, judge: Judged | None) ->
             record.add(f"files of {name}", "doubtful", f"{extra} is not used")
         if not faults:
             told = len(weights.files) - len(weights.unpublished)
-            said = f"{len(weights.tensors)} tensors read whole; the Hub's digest is known of {told}"
-            said += f" of {count(len(weights.files), 'file')}" + (", and equal" if told else "")
-            record.add(f"files of {name}", "ok", said)
+            words = (
+                f"{len(weights.tensors)} tensors read whole; the Hub's digest is known of {told}"
+            )
+            words += f" of {count(len(weights.files), 'file')}" + (", and equal" if told else "")
+            record.add(f"files of {name}", "ok", words)
     for part in ("transformer", "vae"):
         _check_published(record, recipe.backbone, part)
 
@@ -93,7 +95,7 @@ def _other_class(config: dict[str, Any], expected: str | None) -> list[str]:
 
 
 def _misfit(
-    weights: Weights, config: dict[str, Any], expected: str | None, faults: list[str]
+    weights: ReadWeights, config: dict[str, Any], expected: str | None, faults: list[str]
 ) -> str:
     """Compare shapes with a diffusers class; text encoders are compared when they are loaded.
 
@@ -135,5 +137,5 @@ def _check_published(record: Verification, spec: BackboneSpec, part: str) -> Non
             f"is {found.get(key)}; {name} was published with {expected[key]}",
         )
     if not wrong:
-        said = f"{len(keys)} values of scale, positions and size are those of {name}"
-        record.add(f"configuration of {part}", "ok", said)
+        words = f"{len(keys)} values of scale, positions and size are those of {name}"
+        record.add(f"configuration of {part}", "ok", words)
