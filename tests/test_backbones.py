@@ -32,7 +32,7 @@ from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
 from videorepa.errors import UserError
-from videorepa.evaluation.likelihood import Denoising
+from videorepa.evaluation.likelihood import Denoising, untrained
 from videorepa.exchange import model_card
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
 from videorepa.exchange.stock import inputs, output
@@ -114,6 +114,14 @@ def test_a_likelihood_is_the_models_own_loss_under_noise_in_common(twin: Twin) -
     torch.testing.assert_close(found[0], found[2])
     alone = Denoising(twin.live, [0.7])(clips[1:2], text, "a").loss
     torch.testing.assert_close(alone[0, 0], found[1, 1], rtol=1e-4, atol=0)
+
+
+def test_an_untrained_copy_holds_its_weights_as_the_model_does(twin: Twin) -> None:
+    half = twin.spec.load(("transformer",), CPU, torch.bfloat16)
+    before = {name: x.dtype for name, x in half.transformer.state_dict().items()}
+    fresh = untrained(half, 0).transformer
+    assert {name: x.dtype for name, x in fresh.state_dict().items()} == before
+    assert not fresh.training and not any(p.requires_grad for p in fresh.parameters())
 
 
 def test_every_backbone_has_a_twin() -> None:

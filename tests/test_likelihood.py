@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,29 @@ def test_the_published_metric_by_hand() -> None:
     # a: subgroups 1/2 and 0; b: subgroup 1 alone. Equal errors are no error.
     assert preference_error(rows)["percent"] == pytest.approx(100 * (0.25 + 1) / 2)
     assert preference_error([row("0", "b", False)])["percent"] == 0
+
+
+def test_the_published_metric_of_two_models_is_paired_by_real_clip() -> None:
+    def rows(wrong: Sequence[bool]) -> list[dict]:
+        return [
+            {
+                **random_rows(1, 0)[0],
+                "prompt_id": str(n),
+                "asked": str(n // 2),
+                "law": "ab"[n % 2],
+                "noise_error_real": 1.0 + is_wrong,
+                "noise_error_broken": 1.5,
+            }
+            for n, is_wrong in enumerate(wrong)
+        ]
+
+    a, b = rows([True, False] * 8), rows([False, False] * 8)
+    found = compare(a, b, LABELS, published=True)["ppe"]
+    assert (found["difference"], found["low"], found["high"]) == (-50, -50, -50)
+    assert found["p"] == pytest.approx(2 / 2**8, abs=0.003)
+    assert (found["n"], found["prompts"]) == (16, 8)
+    assert compare(a, a, LABELS, published=True)["ppe"]["p"] == 1
+    assert compare(b, a, LABELS, published=True)["ppe"]["difference"] == 50
 
 
 def test_models_are_paired_by_pair() -> None:
@@ -427,6 +451,26 @@ def test_faulty_pairs_are_named_and_counted(tiny: Recipe, tmp_path: Path, capsys
     assert reasons.keys() == expected.keys()
     assert all(part in reasons[name] for name, part in expected.items())
     assert result.summary.metrics["likelier"].n == 2
+
+
+def test_models_of_one_name_do_not_leave_the_folder(
+    tiny: Recipe, pairs: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "a" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text(tiny.text())
+    options: dict[str, Any] = {"noise_levels": [0.5], "straw_man": False}
+    models = {str(recipe): recipe}
+    found = likelihood(tiny, pairs, tmp_path / "out", models=models, **options)
+    folder = found[str(recipe)].folder
+    assert folder.parent == tmp_path / "out" / "likelihood" and folder.name.endswith(
+        "a-recipe.yaml"
+    )
+    assert [path.name for path in recipe.parent.iterdir()] == ["recipe.yaml"]
+    comparison = found[str(recipe)].comparison
+    assert comparison is not None and comparison.metrics["log_ratio"].difference == 0
+    with pytest.raises(UserError, match="one folder"):
+        likelihood(tiny, pairs, tmp_path / "o", models={"a b": recipe, "a-b": recipe}, **options)
 
 
 def test_losses_that_are_not_finite_are_failures(tiny: Recipe, pairs: Path, tmp_path, monkeypatch):

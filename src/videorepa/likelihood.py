@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,11 +120,14 @@ def likelihood(
     where = pick_device(device)
     results: dict[str, Scores] = {}
     for name, model in sources.items():
-        asked = _Asked(name, model, recipe, found, out / FOLDER / name, levels, as_published)
+        asked = _Asked(
+            name, model, recipe, found, out / FOLDER / _folder(name), levels, as_published
+        )
         with within_memory(in_encoding(recipe)):
             results[name] = asked.scores(where)
     theirs = results[against]
-    differ = partial(compare, labels=theirs.summary.model_dump()["noise_levels"])
+    labels = theirs.summary.model_dump()["noise_levels"]
+    differ = partial(compare, labels=labels, published=found.published)
     for name, scores in results.items():
         if name != against:
             comparison = compared(differ, against, [*theirs.rows], [*scores.rows])
@@ -142,7 +146,15 @@ def _sources(recipe: Recipe, models: Mapping[str, Path], straw_man: bool) -> dic
         model = Model.of(path)
         model.spec.check_clip(recipe.data)
         sources[name] = replace(model, precision=precision)
+    folders = {name: _folder(name) for name in sources}
+    if len(set(folders.values())) < len(folders):
+        raise UserError(f"Two models would have one folder: {folders}. Rename a folder of theirs.")
     return sources | ({UNTRAINED: base} if straw_man else {})
+
+
+def _folder(name: str) -> str:
+    """The name of a model's folder: a model may be named by its whole path."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-") or "model"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from videorepa.diffusion import VPrediction
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.paired_clips import Pair
 from videorepa.evaluation.pairs import Pairs, mean, share, subject
-from videorepa.evaluation.statistics import bootstrap, clopper_pearson
+from videorepa.evaluation.statistics import bootstrap, clopper_pearson, swap
 from videorepa.system.randomness import generator
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -178,11 +178,15 @@ def untrained(backbone: Backbone, seed: int) -> Backbone:
     It predicts next to nothing, so it prefers the clip whose latents are smaller, and is at 50 %
     only where real and broken clips do not differ in that.
     """
+    model = backbone.transformer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "untrained").initial_seed())
-        model = backbone.transformer
         fresh = type(model).from_config(model.config)
-    backbone.transformer = fresh.to(backbone.device, model.dtype).eval().requires_grad_(False)
+    trained = model.state_dict()
+    for name, tensor in fresh.state_dict(keep_vars=True).items():
+        # Some classes keep some weights in float32.
+        tensor.data = tensor.data.to(trained[name].dtype)
+    backbone.transformer = fresh.to(backbone.device).eval().requires_grad_(False)
     return backbone
 
 
@@ -301,10 +305,39 @@ def preference(rows: Sequence[Row], key: str) -> dict[str, Any]:
     return found
 
 
-def compare(rows_a: Sequence[Row], rows_b: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
-    """B minus A over the same pairs and noise. See `Pairs.compare`."""
+def compare(
+    rows_a: Sequence[Row], rows_b: Sequence[Row], labels: Sequence[str], published: bool = False
+) -> dict[str, Any]:
+    """B minus A over the same pairs and noise. See `Pairs.compare`.
+
+    Args:
+        rows_a: A's rows.
+        rows_b: B's rows.
+        labels: The names of the noise levels.
+        published: Whether to compare LikePhys's metric, `ppe`, too: its interval is by bootstrap
+            over real clips, and p by exchanging the models' errors on random ones.
+    """
+    both = Pairs.of(rows_a, rows_b)
     flags = ["likelier", *(f"likelier at {label}" for label in labels)]
-    return Pairs.of(rows_a, rows_b).compare(flags, ["log_ratio"])
+    found = both.compare(flags, ["log_ratio"])
+    if published:
+        # The same pairs in the same order, so the tables' rows and columns are the same.
+        a, b = (_errors([pair[side] for pair in both.pairs]) for side in (0, 1))
+        width = a.shape[1]
+
+        def change(means: np.ndarray) -> np.ndarray:
+            return _mean_error(means[..., width:]) - _mean_error(means[..., :width])
+
+        low, high = bootstrap(np.concatenate([a, b], 1), change)
+        found["ppe"] = {
+            "difference": float(_mean_error(b.mean(0)) - _mean_error(a.mean(0))),
+            "low": low,
+            "high": high,
+            "p": swap(a, b, lambda before, after: _mean_error(after) - _mean_error(before)),
+            "n": len(both.pairs),
+            "prompts": len(a),
+        }
+    return found
 
 
 def preference_error(rows: Sequence[Row]) -> dict[str, Any]:
@@ -313,34 +346,29 @@ def preference_error(rows: Sequence[Row]) -> dict[str, Any]:
     It is the mean over each law's real clips, then over all laws. 50 % is chance, and lower is
     better. A tie is no error. The interval is by bootstrap over the real clips.
     """
+    if not rows:
+        return {"percent": None, "n": 0, "prompts": 0}
+    errors = _errors(rows)
+    low, high = bootstrap(errors, _mean_error)
+    value = float(_mean_error(errors.mean(0)))
+    return {"percent": value, "low": low, "high": high, "n": len(rows), "prompts": len(errors)}
+
+
+def _errors(rows: Sequence[Row]) -> np.ndarray:
+    """For each real clip and law two columns: the share of errors, and whether there is a pair."""
     laws = sorted({row["law"] for row in rows})
     errors: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         wrong = row["noise_error_real"] > row["noise_error_broken"]
         errors[subject(row)][row["law"]].append(wrong)
-    # For each real clip and law the share of errors, and whether the clip has the law at all.
-    table = np.array(
-        [
-            [(np.mean(of[law]) if law in of else 0.0, law in of) for law in laws]
-            for of in errors.values()
-        ],
-        float,
-    ).reshape(len(errors), -1)
+    table = [
+        [(np.mean(of[law]) if law in of else 0.0, law in of) for law in laws]
+        for of in errors.values()
+    ]
+    return np.array(table, float).reshape(len(errors), -1)
 
-    def overall(means: np.ndarray) -> np.ndarray:
-        shares, present = means[..., 0::2], means[..., 1::2]
-        with np.errstate(invalid="ignore"):
-            return 100 * np.nanmean(shares / present, -1)
 
-    if not rows:
-        return {"percent": None, "n": 0, "prompts": 0, "invalid": 0}
-    low, high = bootstrap(table, overall)
-    value = float(overall(table.mean(0)))
-    return {
-        "percent": value,
-        "low": low,
-        "high": high,
-        "n": len(rows),
-        "prompts": len(errors),
-        "invalid": 0,
-    }
+def _mean_error(means: np.ndarray) -> np.ndarray:
+    """The mean over laws in percent, of the means of the columns of `_errors`."""
+    with np.errstate(invalid="ignore"):  # A law that no drawn clip has.
+        return 100 * np.nanmean(means[..., 0::2] / means[..., 1::2], -1)
