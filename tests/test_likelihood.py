@@ -383,7 +383,7 @@ def test_rows_hold_what_their_losses_come_from(tiny: Recipe, once, pairs: Path) 
 
 
 def test_a_second_call_keeps_rows_of_the_same_clips_and_model(
-    tiny: Recipe, pairs: Path, tmp_path: Path, monkeypatch
+    tiny: Recipe, pairs: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     asked: list[str] = []
     whole = Denoising.__call__
@@ -402,12 +402,10 @@ def test_a_second_call_keeps_rows_of_the_same_clips_and_model(
     assert asked == ["a.mp4", "b.mp4", "a.mp4"]
     assert [row["prompt_id"] for row in again] == [row["prompt_id"] for row in first]
     assert again[0]["log_ratio"] == pytest.approx(first[0]["log_ratio"], abs=1e-5)
-    likelihood(replace_seed(tiny), pairs, tmp_path / "out", **options)
+    assert "dropped" not in capsys.readouterr().err
+    likelihood(tiny.override("seed=4"), pairs, tmp_path / "out", **options)
     assert len(asked) == 5
-
-
-def replace_seed(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"seed": recipe.seed + 1})
+    assert "base: 3 rows of before dropped" in capsys.readouterr().err
 
 
 def test_faulty_pairs_are_named_and_counted(tiny: Recipe, tmp_path: Path, capsys) -> None:

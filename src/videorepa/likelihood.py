@@ -42,6 +42,7 @@ from videorepa.recipe import Recipe
 from videorepa.remedies import in_encoding
 from videorepa.system.device import pick_device
 from videorepa.system.progress import console, track
+from videorepa.system.wording import count
 
 BENCHMARK, VERSION = "likelihood", "1"
 """The version changes whenever the same pair and model could get other losses."""
@@ -188,7 +189,7 @@ class _Asked:
         if not ordered:
             first, reason = next(iter(failures.items()))
             raise UserError(f"None of the pairs can be scored; the first, {first!r}: {reason}.")
-        count = partial(aggregate, labels=self.labels, published=self.found.published)
+        metrics = partial(aggregate, labels=self.labels, published=self.found.published)
         summary = Summary.model_validate(
             {
                 "benchmark": self.benchmark,
@@ -196,8 +197,8 @@ class _Asked:
                 "about": (ABOUT_PUBLISHED if self.as_published else "") + ABOUT,
                 "noise_levels": self.labels,
                 "n": len(ordered),
-                "metrics": count(ordered),
-                "by_scenario": {name: count(of) for name, of in by_scenario(ordered).items()},
+                "metrics": metrics(ordered),
+                "by_scenario": {name: metrics(of) for name, of in by_scenario(ordered).items()},
                 "failures": [
                     {"prompt_id": name, "k": 0, "reason": reason}
                     for name, reason in failures.items()
@@ -212,11 +213,15 @@ class _Asked:
         self.folder.mkdir(parents=True, exist_ok=True)
         made_with = self._made_with(where)
         begun = {pair.id: _about(pair) | made_with for pair in self.found.pairs}
+        earlier = {row["prompt_id"]: row for row in earlier_rows(self.folder)}
         kept = {
-            row["prompt_id"]: row
-            for row in earlier_rows(self.folder)
-            if row["prompt_id"] in begun and row | begun[row["prompt_id"]] == row
+            name: row for name, row in earlier.items() if name in begun and row | begun[name] == row
         }
+        if others := len(earlier) - len(kept):
+            console.print(
+                f"{self.name}: {count(others, 'row')} of before dropped: the pair is no longer "
+                "listed, or its clips, the model or the settings are others."
+            )
         table = self.folder / "scores.jsonl"
         write_rows(table, kept.values())
         yield from kept.values()
