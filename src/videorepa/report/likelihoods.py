@@ -11,11 +11,12 @@ from videorepa.evaluation.likelihood import preference
 from videorepa.report.plots import Group, Interval, Plot, draw_columns
 from videorepa.system.wording import count
 
-CHANCE = 50.0
+EVEN = 50.0
 
 ALL = "all laws"
 
-SPAN = (0.0, 100.0)
+SPAN = (-4.0, 104.0)
+"""Percent, with room for the whole dots of 0 and 100."""
 
 
 @dataclass(frozen=True)
@@ -107,4 +108,4 @@ def _columns(lines: Sequence[tuple[str, Preference]], colours: Mapping[str, int]
 
 
 def _drawn(name: str, x_label: str, columns: Sequence[Group]) -> Any:
-    return draw_columns(name, x_label, "real clip likelier (%)", columns, SPAN, CHANCE)
+    return draw_columns(name, x_label, "real clip likelier (%)", columns, SPAN, EVEN)
