@@ -549,6 +549,28 @@ def test_validation_clips_of_two_processes(prepared: Recipe, tmp_path: Path, par
     assert (base / "01.mp4").exists()
 
 
+@pytest.mark.slow
+@engines
+def test_two_processes_ask_about_the_same_pairs(
+    prepared: Recipe, clips: Path, tmp_path: Path, parallel: str
+) -> None:
+    """Both ask about all of them: a sharded model needs both."""
+    real, *broken = (clips.parent / f"clip{number}.mp4" for number in range(4))
+    lines = [f"{real},{clip},A clip." for clip in broken]
+    (tmp_path / "pairs.csv").write_text("\n".join(["real,broken,caption", *lines]) + "\n")
+    own = prepared.override(*TWO, parallel)
+    asking = own.override(f"validation={{every: 4, pairs: {tmp_path / 'pairs.csv'}}}")
+    asked = launch(asking, tmp_path / "asked")
+    mine = ("likelier", "log_ratio")
+    assert_equal_bit_for_bit(asked, launch(own, tmp_path / "plain"), but_for=mine)
+    alone = train(asking.override("parallel=null", *ONE), tmp_path / "alone", device="cpu")
+    for ours, theirs in zip(asked.log, alone.log, strict=True):
+        assert ("likelier" in ours) == (ours["step"] in (4, 6))
+        for key in ("log_ratio", "log_ratio_gain", "likelier_failed"):
+            if key in ours:
+                assert ours[key] == pytest.approx(theirs[key], rel=0.05, abs=1e-5)
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "ddp": {"distributed_type": "MULTI_GPU"},
     "fsdp2": {
