@@ -112,8 +112,8 @@ def verify(
             compare_teacher(record, spec, where, dtype)
 
     def judged() -> None:
-        if benchmark is not None:
-            compare_judge(record, benchmark, where, dtype)
+        assert benchmark is not None
+        compare_judge(record, benchmark, where, dtype)
 
     def export() -> None:
         check_export(record, recipe, size, out)
@@ -122,7 +122,7 @@ def verify(
     work = (files, step, encode_text, encode_video, transformer, teachers, judged, export)
     parts: dict[Subject, Callable[[], None]] = dict(zip(get_args(Subject), work, strict=True))
     for subject, part in parts.items():
-        if subject in skip:
+        if subject in skip or (subject == "judge" and benchmark is None):
             continue
         console.print(f"{subject} ...")
         told = len(record.checks)
