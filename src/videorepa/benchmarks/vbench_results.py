@@ -78,7 +78,8 @@ class VBenchResults(Benchmark):
             for dimension, entry in json_object(path).items():
                 aggregate, clips = _checked(path, dimension, entry)
                 for clip in clips:
-                    row = _row(path, dimension, clip, prompts) | {"published": aggregate}
+                    row = _row(path, dimension, clip, prompts)
+                    row["published"] = aggregate
                     earlier = rows.setdefault((row["prompt_id"], row["k"]), row)
                     if earlier is row:
                         continue
