@@ -6,12 +6,15 @@ share prompts, and intervals and tests of totals draw a prompt with all of its p
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from videorepa.artifacts.scores import Row
+from videorepa.evaluation.pairs import mean
 from videorepa.evaluation.statistics import sign_flip
 
 
@@ -65,6 +68,8 @@ STILL = (
 )
 """Dimensions in which a clip without motion scores near 1."""
 
+_CLIP = re.compile(r"(?P<prompt>.*)-(?P<k>\d+)", re.DOTALL)
+
 Values = Mapping[str, Mapping[str, Sequence[float]]]
 """The clips' values by dimension and by prompt."""
 
@@ -73,6 +78,34 @@ def scaled(dimension: str, mean: float) -> float:
     """A dimension's mean as it enters the totals."""
     _, _, low, high, _ = DIMENSIONS[dimension]
     return (mean - low) / (high - low)
+
+
+def clip_of(stem: str) -> tuple[str, int]:
+    """The prompt and the sample's number that a file name of VBench's, {prompt}-{k}, stands for."""
+    match = _CLIP.fullmatch(stem)
+    return (match["prompt"], int(match["k"])) if match else (stem, 0)
+
+
+def dimension_metric(rows: Sequence[Row], key: str, dimension: str) -> dict[str, Any]:
+    """A dimension's mean in percent, with a bootstrap interval over prompts.
+
+    "scaled" is its part in the totals before it is weighted, and "of_prompts" the number of prompts
+    in the published list.
+    """
+    values = mean(rows, key)
+    centre = values.pop("mean")
+    ends = {end: in_percent(values[end]) for end in ("low", "high")}
+    return {
+        "percent": in_percent(centre),
+        **values,
+        **ends,
+        "scaled": None if centre is None else scaled(dimension, centre),
+        "of_prompts": DIMENSIONS[dimension].prompts,
+    }
+
+
+def in_percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 def totals(means: Mapping[str, float]) -> dict[str, float]:

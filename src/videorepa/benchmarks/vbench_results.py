@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +16,15 @@ from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks._vbench import (
     DIMENSIONS,
     STILL,
+    clip_of,
     differences_of,
-    scaled,
+    dimension_metric,
+    in_percent,
     totals_of,
 )
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
-from videorepa.evaluation.pairs import Pairs, mean
+from videorepa.evaluation.pairs import Pairs
 from videorepa.system.files import check_is_folder, parse_json, read_bytes
 
 RESULTS = "*_eval_results.json"
@@ -42,8 +43,6 @@ BY_FRAMES = (
 """Dimensions whose published mean may be over frames, or of last frames, not over clips."""
 
 COSINES = ("appearance_style", "temporal_style", "overall_consistency")
-
-_CLIP = re.compile(r"(?P<prompt>.*)-(?P<k>\d+)", re.DOTALL)
 
 
 class VBenchResults(Benchmark):
@@ -97,23 +96,14 @@ class VBenchResults(Benchmark):
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         """Totals and dimensions in percent, with bootstrap intervals over prompts.
 
-        A dimension also has "scaled", its part in the totals before it is weighted; "published",
-        the tool's own mean in percent; "of_prompts", the number of prompts in the published list;
-        and "repeated", the number of rows that came again and are not counted.
+        A dimension also has what `dimension_metric` gives; "published", the tool's own mean in
+        percent; and "repeated", the number of rows that came again and are not counted.
         """
         metrics: dict[str, dict[str, Any]] = {}
         for dimension, of in _by_dimension(rows).items():
-            values = mean(of, "value")
-            centre = values.pop("mean")
             published = {row["published"] for row in of}
-            metrics[dimension] = {
-                "percent": _percent(centre),
-                **values,
-                "low": _percent(values["low"]),
-                "high": _percent(values["high"]),
-                "scaled": None if centre is None else scaled(dimension, centre),
-                "published": _percent(published.pop()) if len(published) == 1 else None,
-                "of_prompts": DIMENSIONS[dimension].prompts,
+            metrics[dimension] = dimension_metric(of, "value", dimension) | {
+                "published": in_percent(published.pop()) if len(published) == 1 else None,
                 "repeated": sum(row["repeated"] for row in of),
             }
         if "dynamic_degree" not in metrics and metrics.keys() & set(STILL):
@@ -134,10 +124,6 @@ class VBenchResults(Benchmark):
             of = [(a, b) for a, b in paired.pairs if a["dimension"] == dimension]
             result[dimension] = Pairs(of, 0).tested("value", 100.0)
         return result | {"unpaired": paired.unpaired}
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
 
 
 def _by_dimension(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -215,12 +201,12 @@ def _checked(path: Path, dimension: str, entry: Any) -> tuple[float | None, list
 
 def _row(path: Path, dimension: str, clip: dict[str, Any], prompts: dict[str, str]) -> Row:
     stem = Path(clip["video_path"]).stem
-    match = _CLIP.fullmatch(stem)
-    prompt = prompts.get(stem) or (match["prompt"] if match else stem)
+    named, k = clip_of(stem)
+    prompt = prompts.get(stem) or named
     value = _value(dimension, clip)
     row: Row = {
         "prompt_id": f"{dimension}: {prompt}",
-        "k": int(match["k"]) if match else 0,
+        "k": k,
         "scenario": None,
         "caption": prompt,
         "dimension": dimension,
