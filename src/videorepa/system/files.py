@@ -66,28 +66,41 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`, to be filled inside the `with` block.
 
     When the block succeeds, its files are synced to disk and the folder becomes `path`. When it
-    fails or is interrupted, the folder is removed. Its name starts with ".tmp-" and is the same
-    every time, so that the next process removes what a killed one has left; a lock beside it keeps
-    living ones apart.
+    fails or is interrupted, the folder is removed.
 
     Raises:
       UserError: `path` exists, or another process is writing it.
       OSError: The disk refuses. It names `path`.
     """
+    with scratch_folder(path) as temporary:
+        if path.exists():
+            raise UserError(f"{path} exists already. Choose another folder, or delete it.")
+        with _naming(path, temporary):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    sync(file)
+            os.replace(temporary, path)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path` that is removed when the `with` block ends.
+
+    Its name starts with ".tmp-" and is the same every time, so that the next process removes what a
+    killed one has left; a lock beside it keeps living ones apart.
+
+    Raises:
+      UserError: Another process has it.
+      OSError: The disk refuses.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{path.name}"  # with_name raises for "." and "/".
     with locked(path.parent / f".{path.name}{SUFFIX}", path):
-        if path.exists():
-            raise UserError(f"{path} exists already. Choose another folder, or delete it.")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            with _naming(path, temporary):
-                yield temporary
-                for file in temporary.rglob("*"):
-                    if file.is_file():
-                        sync(file)
-                os.replace(temporary, path)
+            yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

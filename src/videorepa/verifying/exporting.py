@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from videorepa.exchange.lora import LORA_FILE, Adapter
 from videorepa.exchange.stock import inputs, output, stock_output
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import ClipSize
+from videorepa.system.files import scratch_folder
 from videorepa.verifying.record import Verification
 
 EQUAL = 1e-5
@@ -42,12 +42,12 @@ def check_export(record: Verification, recipe: Recipe, size: ClipSize, beside: P
         for parameter in (p for module in changed for p in module.parameters()):
             parameter += 0.01 * torch.randn(parameter.shape, generator=draw)
     ours = output(transformer, arguments)
-    with tempfile.TemporaryDirectory(dir=beside.absolute().parent, prefix=".tmp-") as scratch:
+    with scratch_folder(beside) as scratch:
         if lora is None:
-            product = Path(scratch) / spec.part
+            product = scratch / spec.part
             transformer.save_pretrained(product)
         else:
-            product = Path(scratch) / LORA_FILE
+            product = scratch / LORA_FILE
             Adapter.of(transformer).save_for_diffusers(product)
         classes = (spec.lora_pipeline, type(transformer).__name__)
         del backbone, transformer, changed
