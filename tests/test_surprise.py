@@ -182,3 +182,9 @@ def test_a_judge_that_is_broken_or_without_predictor_is_seen(tmp_path: Path) -> 
     bench = Surprise(judge=str(damaged(tmp_path / "none", without)), precision="float32", every=1)
     with pytest.raises(UserError, match=r"is no V-JEPA 2; .*predictor.*with the predictor"):
         bench.score(clip(16), "")
+
+
+def test_in_bfloat16_surprise_is_nearly_the_same(golden: dict[str, Tensor]) -> None:
+    live = Predictor.load(FOLDER, torch.device("cpu"), torch.bfloat16)
+    window = golden["video"].transpose(1, 2).bfloat16()
+    assert error(live.surprises(window, [8])[0], golden["half.surprise_0"][0]) < 0.02

@@ -261,3 +261,17 @@ def test_what_is_no_number_or_not_whole_is_seen(models: Path, tmp_path: Path) ->
     write_video(tmp_path / "one.mp4", film(frames=1), 8)
     with pytest.raises(ClipError, match="one frame"):
         bench(models).read(tmp_path / "one.mp4")
+
+
+def test_in_bfloat16_values_are_nearly_the_same(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = f"prompt_list={prompt_list(tmp_path / 'list.json')}"
+    asked = (((), ""), ((listed,), "a dog, Van Gogh style"))
+    exact = [bench(models, *more).score(film(), prompt) for more, prompt in asked]
+    monkeypatch.setattr("videorepa.benchmarks.vbench.compute_dtype", lambda *_: torch.bfloat16)
+    for (more, prompt), of in zip(asked, exact, strict=True):
+        assert bench(models, *more)._dtype == torch.bfloat16
+        row = bench(models, *more).score(film(), prompt)
+        assert not row.pop("invalid") | of.pop("invalid")
+        assert row == pytest.approx(of, abs=0.05)
