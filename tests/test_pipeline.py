@@ -308,6 +308,22 @@ def check_as_if_prepared_at_once(recipe: Recipe, cache: Path) -> None:
     assert tree(recipe.data.cache) == tree(cache)
 
 
+def test_captions_that_another_process_has_stored_with_latents_are_read_there(
+    recipe: Recipe, monkeypatch
+) -> None:
+    module = importlib.import_module("videorepa.prepare")
+    load = module._load
+
+    def after_another_process(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, "_load", load)
+        assert prepare(recipe).made == 5
+        return load(*arguments)
+
+    monkeypatch.setattr(module, "_load", after_another_process)
+    assert prepare(recipe).made == 5
+    assert prepare(recipe).complete == 5
+
+
 def test_a_changed_caption_makes_that_clips_text_alone_again(
     recipe: Recipe, tmp_path: Path, monkeypatch, capsys
 ) -> None:

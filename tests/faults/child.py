@@ -133,7 +133,7 @@ class Child:
 def run(arguments: list[str], folder: Path, log: Path, patience: float | None = None) -> Ended:
     """Run a verb to its end."""
     if patience is None:
-        starts_others = arguments[0] in ("export", "demo", "lab")
+        starts_others = arguments[0] in ("export", "verify", "demo", "lab")
         patience = PATIENCE_WITH_PROCESSES if starts_others else PATIENCE
     return Child(arguments, folder, log, patience).wait()
 

@@ -27,13 +27,21 @@ def _without_commit(content: bytes) -> bytes:
     return re.sub(rb"\b[0-9a-f]{40}\b", b"", content)
 
 
+def _without_plots_of_speed(content: bytes) -> bytes:
+    page = _without_commit(content)
+    return re.sub(
+        rb"<figcaption><strong>(Speed|Use of the device)<.*?</figure>", b"", page, flags=re.S
+    )
+
+
 EXCLUDED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "*scores/seconds.json": (lambda _: b"", "how long each clip's score took"),
     "*scan.json": (_without_commit, "the project's commit may move while the campaign runs"),
     "*probe.json": (_without_commit, "likewise"),
     "*verified.json": (_without_commit, "likewise"),
     "*environment.json": (_without_commit, "likewise"),
-    "*.html": (_without_commit, "likewise"),
+    "*.html": (_without_plots_of_speed, "likewise, and speed is measured"),
+    "*digests.json": (lambda _: b"", "when files were written is remembered"),
     "*log.jsonl": (_without_times, "speed and memory of each step are measured"),
 }
 """Whatever is not compared, for all verbs: which files, what is left of them, and why."""

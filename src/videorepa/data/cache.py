@@ -260,9 +260,17 @@ class Cache:
 
     def read_caption(self, clip: SourceClip) -> tuple[int, Text]:
         """Read what `keep_caption` has kept. Raises UserError as `read_clip` does."""
-        tensors, about = self._read_clip(self.captions, clip, "text embeddings")
+        folder = self.captions
+        try:
+            tensors, about = self._read_clip(folder, clip, "text embeddings")
+        except UserError:
+            # Another process that prepares the same clips may have put it with its latents.
+            if self._file(folder, clip).exists() or not self._file(self.clips, clip).exists():
+                raise
+            folder = self.clips
+            tensors, about = self._read_clip(folder, clip, "text embeddings")
         if not isinstance(tokens := about.get("tokens"), int):
-            raise _damaged(self._file(self.captions, clip), KeyError("tokens"))
+            raise _damaged(self._file(folder, clip), KeyError("tokens"))
         return tokens, _text(tensors)
 
     def write_clip(self, record: Record, moments: Tensor, text: Text) -> None:

@@ -168,6 +168,13 @@ def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Tr
         frames: Number of frames. The first is the initial state.
         gravity: In pixels per frame squared. Only clips that are broken on purpose change it.
     """
+    # The engine drops what signals raise in what it calls: in `touch`, and a touch with it, and
+    # where it is freed.
+    with postponed(shown=False):
+        return _simulate(scene, frames, gravity)
+
+
+def _simulate(scene: Scene, frames: int, gravity: float) -> Trajectory:
     space = pymunk.Space()
     space.gravity = (0.0, gravity)
     space.collision_slop = 0.02
@@ -199,14 +206,12 @@ def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Tr
     positions = np.empty((frames, count, 2), np.float32)
     angles = np.empty((frames, count), np.float32)
     touched = np.empty((frames, count, count), bool)
-    # The engine drops an exception in `touch`, as a signal raises it anywhere, and a touch with it.
-    with postponed(shown=False):
-        for frame in range(frames):
-            for _ in range(SUBSTEPS if frame else 0):
-                space.step(1.0 / SUBSTEPS)
-            positions[frame] = [body.position for body in engine_bodies]
-            angles[frame] = [body.angle for body in engine_bodies]
-            touched[frame] = touching
+    for frame in range(frames):
+        for _ in range(SUBSTEPS if frame else 0):
+            space.step(1.0 / SUBSTEPS)
+        positions[frame] = [body.position for body in engine_bodies]
+        angles[frame] = [body.angle for body in engine_bodies]
+        touched[frame] = touching
     return Trajectory(positions, angles, touched)
 
 
