@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from videorepa.cli import VERBS, main
+from videorepa.settings import plugins
 from videorepa.system.stopping import Terminated, postponed, terminable
 
 COMMAND = [sys.executable, "-m", "videorepa"]
@@ -143,3 +144,12 @@ def test_signals_are_left_to_the_main_thread_and_ignored_ones_stay_so() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_help_of_evaluate_says_what_every_benchmark_needs(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.partition(":")[0].strip().split(", ") for line in lines if line.startswith("  ")]
+    assert {*plugins.names("benchmarks"), "rated"} <= {name for names in told for name in names}

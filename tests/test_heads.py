@@ -16,11 +16,12 @@ from conftest import make_head
 from videorepa import head as heads
 from videorepa.cli import main
 from videorepa.data.cache import Cache
+from videorepa.data.flow import flow_method
 from videorepa.data.source import open_source
 from videorepa.data.video import write_video
 from videorepa.encoders.headed import Headed, read_about
 from videorepa.errors import UserError
-from videorepa.head import flow_method, token_motion, train_head
+from videorepa.head import token_motion, train_head
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe

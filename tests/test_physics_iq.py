@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from videorepa.benchmarks.physics_iq import (
+from videorepa.benchmarks._physics_iq import (
     METRICS,
-    PhysicsIQ,
     Take,
     at_rate,
     compared,
     moving,
     resized,
-    score,
 )
+from videorepa.benchmarks.physics_iq import PhysicsIQ, score
 from videorepa.cli import main
 from videorepa.data.video import write_video
 from videorepa.errors import ClipError, UserError

@@ -84,7 +84,7 @@ def evaluate(
     check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
     out = out or score_folder(videos)
-    if against is not None:
+    if against is not None and not bench.results(against)[0]:
         _clips(bench, against)  # Refused before the others are scored.
     scored = _score(bench, videos, out, shard)
     theirs = None if against is None else _score(bench, against, score_folder(against), shard)
@@ -132,11 +132,15 @@ def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[Ca
 
 
 def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
+    scored_with = {"benchmark": f"{bench.name} {bench.version}", **bench.about()}
+    results, missing = bench.results(videos)
+    if results:
+        out.mkdir(parents=True, exist_ok=True)
+        return _Scored([row | scored_with for row in results], [], missing, [])
     clips, others = _clips(bench, videos)
     index, shards = shard
     out.mkdir(parents=True, exist_ok=True)
     table = out / ("scores.jsonl" if shards == 1 else f"scores-{index}-of-{shards}.jsonl")
-    scored_with = {"benchmark": f"{bench.name} {bench.version}", **bench.about()}
     part = clips[index::shards]
     kept = _kept(bench, out, part, scored_with)
     # Only this process writes this file. It begins with the rows that others wrote, in order.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from videorepa.data.flow import Flow, flow_method
 from videorepa.data.source import ClipSource, open_source
 from videorepa.data.video import to_video
 from videorepa.encoders import EncoderSpec
@@ -43,10 +43,6 @@ DAMPING = 1e-2
 
 LEARNT = 0.95
 """A head has learnt something if its error is below this share of the best constant's."""
-
-Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Maps two grey frames (h, w) to each pixel's displacement from the first to the second, (2, h, w):
-down, and right."""
 
 
 @dataclass(frozen=True)
@@ -195,23 +191,6 @@ def _finished(path: Path, made_with: str) -> TrainedHead | None:
         return TrainedHead(path, about.kind, clips, held_out, **about.held_out, failed=failed)
     except (UserError, KeyError, TypeError):
         return None
-
-
-def flow_method() -> Flow:
-    """Give scikit-image's TV-L1 (Zach, Pock and Bischof 2007). Raises UserError without it."""
-    try:
-        from skimage.registration import optical_flow_tvl1
-    except ImportError:
-        raise UserError(
-            "Optical flow needs scikit-image, which is not installed: "
-            "pip install 'videorepa[flow]'."
-        ) from None
-
-    def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        # The library's default attachment lets an object's motion spread over a flat background.
-        return optical_flow_tvl1(first, second, attachment=100, tightness=0.1)
-
-    return flow
 
 
 def token_motion(

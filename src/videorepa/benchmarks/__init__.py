@@ -82,6 +82,15 @@ class Benchmark(Section):
         """
         return []
 
+    def results(self, folder: Path) -> tuple[list[Row], list[dict[str, Any]]]:
+        """Rows that another tool's files in a folder hold, for which no clip is needed.
+
+        Returns:
+            The rows, and a "prompt_id", "k" and "prompt" for each clip that is missing; two empty
+            lists for a benchmark that scores clips itself.
+        """
+        return [], []
+
     def read(self, video: Path) -> np.ndarray:
         """The frames that `score` expects, (F, H, W, 3) uint8.
 

@@ -1,96 +1,20 @@
-"""Physics-IQ (Motamed et al. 2025, arXiv 2501.09038): filmed experiments, continued by a model.
-
-Each experiment was filmed twice from each of three views. A clip is compared with the first take,
-and the likeness of the two takes is the best that a clip can reach. The benchmark is for models
-that continue the last frame, or the three seconds, before the test. A text-to-video model cannot.
-"""
+"""Physics-IQ (Motamed et al. 2025, arXiv 2501.09038): filmed experiments, continued by a model."""
 
 from __future__ import annotations
 
-import csv
-import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cached_property
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, UInt8
-from torch.nn import functional as F
+from jaxtyping import Float
 
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks import Benchmark
-from videorepa.data.manifest import Prompt
-from videorepa.data.video import iterate, read_all
-from videorepa.errors import ClipError, UserError
+from videorepa.benchmarks._physics_iq import VERIFIED, Filmed, keys
+from videorepa.errors import UserError
 from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import bootstrap, swap
-from videorepa.system.files import check_is_file, check_is_folder
-from videorepa.system.fingerprint import file_sample_digest, json_digest
-
-SECONDS = 5.0
-"""Duration of a clip, to half a frame: rates such as 29.97 have no whole number in it."""
-
-FILMED_FPS = 30
-
-SHRUNK = 4
-"""Videos are compared at the filmed height and width over this."""
-
-MOVED = 10.0
-"""Distance from the running mean, in grey levels of 255, beyond which a pixel counts as moving."""
-
-KEPT = 0.7
-"""Weight of the previous running mean at each frame."""
-
-METRICS = ("mse", "spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou")
-
-_GENERATED = re.compile(r"(?P<id>\d+)_(?P<view>[^_]+)_trimmed-(?P<name>.+)")
-
-_NUMBERED = re.compile(r"(?P<id>\d+)(_.*)?")
-
-_REAL = re.compile(
-    r"(?P<id>\d+)_[^_]+_(?P<fps>\d+)FPS_(?P<view>[^_]+)_(?P<take>take-[12])_trimmed-(?P<name>.+)"
-)
-
-
-class Take(NamedTuple):
-    """A video, and where something moves in it, at the size of the comparison."""
-
-    frames: UInt8[np.ndarray, "f h w 3"]
-    moving: Bool[np.ndarray, "f h w"]
-
-
-# The four metrics.
-
-
-def compared(a: Take, b: Take) -> dict[str, float]:
-    """The published metrics of two videos with the same number of frames and the same size.
-
-    An IoU of motion a and b is sum(min(a, b)) / sum(max(a, b)), or 1 if nothing moves in either.
-
-    Returns:
-        mse: mean squared difference of pixels in [0, 1].
-        spatiotemporal_iou: IoU of the moving pixels of each frame, as a mean over frames.
-        spatial_iou: IoU of the pixels that ever move.
-        weighted_spatial_iou: IoU of the share of frames in which each pixel moves.
-    """
-    square = ((x / 255.0 - y / 255.0) ** 2 for x, y in zip(a.frames, b.frames, strict=True))
-    by_frame = [_iou(x, y) for x, y in zip(a.moving, b.moving, strict=True)]
-    often_a, often_b = a.moving.mean(0), b.moving.mean(0)
-    return {
-        "mse": float(np.mean([frame.mean() for frame in square])),
-        "spatiotemporal_iou": float(np.mean(by_frame)),
-        "spatial_iou": _iou(a.moving.max(0), b.moving.max(0)),
-        "weighted_spatial_iou": _iou(often_a, often_b),
-    }
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    either = np.maximum(a, b).sum()
-    return float(np.minimum(a, b).sum() / either) if either else 1.0
 
 
 def score(clips: Float[np.ndarray, "... 4"], takes: Float[np.ndarray, "... 4"]) -> np.ndarray:
@@ -107,190 +31,20 @@ def score(clips: Float[np.ndarray, "... 4"], takes: Float[np.ndarray, "... 4"]) 
     return 100.0 * np.clip(shares.mean(-1) - (clips[..., 0] - takes[..., 0]), 0.0, 1.0)
 
 
-# Motion masks.
-
-
-def moving(frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Iterator[UInt8[np.ndarray, "h w"]]:
-    """Mark where something moves: 0 or 255 for each pixel of each frame.
-
-    A pixel moves if its grey is more than MOVED away from the running mean m = KEPT m + (1 - KEPT)
-    grey, to which the frame itself contributes. Nothing moves in the first frame. Morphological
-    opening and then closing with a square of 5 pixels remove specks and pinholes.
-    """
-    mean = None
-    for frame in frames:
-        grey = _blurred(_grey(frame))
-        if mean is None:
-            mean = grey
-            yield np.zeros(grey.shape, np.uint8)
-            continue
-        mean = KEPT * mean + (1 - KEPT) * grey
-        moved = ((grey - mean).abs() > MOVED).float()
-        yield (_closed(-_closed(-moved)) * 255).to(torch.uint8).numpy()
-
-
-def _grey(frame: UInt8[np.ndarray, "h w 3"]) -> torch.Tensor:
-    """ITU-R 601 luma in integers, with OpenCV's weights of 15 bits."""
-    weights = torch.tensor([9798, 19235, 3735])
-    return ((torch.from_numpy(frame).int() * weights).sum(-1) + (1 << 14)) >> 15
-
-
-def _blurred(grey: torch.Tensor) -> torch.Tensor:
-    """OpenCV's Gaussian blur of 5 pixels, mirrored at the edges, rounded to integers."""
-    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0])
-    padded = F.pad(grey[None, None].float(), (2, 2, 2, 2), mode="reflect")
-    sums = F.conv2d(padded, torch.outer(kernel, kernel)[None, None])[0, 0]
-    return (sums / 256 + 0.5).floor()
-
-
-def _closed(mask: torch.Tensor) -> torch.Tensor:
-    """Dilation and then erosion by a square of 5 pixels. `-_closed(-mask)` is the opening."""
-    grown = F.max_pool2d(mask[None], 5, stride=1, padding=2)
-    return -F.max_pool2d(-grown, 5, stride=1, padding=2)[0]
-
-
-def resized(pixels: UInt8[np.ndarray, "h w *c"], height: int, width: int) -> np.ndarray:
-    """Scale as OpenCV does by default: bilinear, without antialias, rounded to integers."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).float().reshape(*pixels.shape[:2], -1)
-    planes = F.interpolate(planes.permute(2, 0, 1)[None], (height, width), mode="bilinear")[0]
-    whole = (planes + 0.5).floor().to(torch.uint8).permute(1, 2, 0).numpy()
-    return whole.reshape(height, width, *pixels.shape[2:])
-
-
-def at_rate(frames: Iterable[np.ndarray], rate: float, count: int) -> Iterator[np.ndarray]:
-    """Resample a video filmed at 30 frames per second.
-
-    Each frame is a linear blend of the two filmed frames next to it in time. Past the end the last
-    filmed frame is repeated.
-
-    Args:
-        frames: The video's frames.
-        rate: Frames per second of the result.
-        count: Number of frames of the result.
-
-    Raises:
-        ClipError: The video has no frame.
-    """
-    step, number = FILMED_FPS / rate, 0
-    before = after = None
-    for place, frame in enumerate(frames):
-        before, after = after, frame.astype(np.float32)
-        while number < count and number * step <= place:
-            share = place - number * step
-            blend = after if before is None else share * before + (1 - share) * after
-            yield (blend + 0.5).astype(np.uint8)
-            number += 1
-    if after is None:
-        raise ClipError("the video holds no frame")
-    for _ in range(number, count):
-        yield after.astype(np.uint8)
-
-
-# The benchmark.
-
-
-class PhysicsIQ(Benchmark):
-    """Continuations of filmed experiments, compared with what happened.
-
-    The videos to score last 5 seconds and are named {id}_{view}_trimmed-{name}.mp4, or by the id
-    of the first take's video alone, with or without more behind it: 0001.mp4, 0001_mine.mp4.
-
-    Attributes:
-        data: The folder that Physics-IQ's files were downloaded to. The benchmark reads the test
-            videos in split-videos/testing, at 30FPS and at other rates if there are any; the masks
-            in video-masks/real, computing those that are missing; and descriptions.csv.
-    """
+class PhysicsIQ(Filmed):
+    """Physics-IQ's score of continuations: 100 is as good as a second take."""
 
     name: Literal["physics_iq"] = "physics_iq"
     version: ClassVar[str] = "1"
-    data: Path
 
-    def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
-        clips: dict[str, Path] = {}
-        for path in sorted(videos.glob("*.mp4")):
-            name = self._named_by(path)
-            if name in clips:
-                raise UserError(
-                    f"{clips[name]} and {path.name} are both clips of {name}. Take one away."
-                )
-            clips[name] = path
-        return [
-            (path, {"prompt_id": name, "caption": name, "k": 0}) for name, path in clips.items()
-        ]
-
-    def _named_by(self, clip: Path) -> str:
-        """The view and the experiment that a clip's name stands for, as `prompts` names them."""
-        if match := _GENERATED.fullmatch(clip.stem):
-            return f"{match['view']}_{match['name']}"
-        match = _NUMBERED.fullmatch(clip.stem)
-        names = self._first_takes.get(int(match["id"]), set()) if match else set()
-        if len(names) != 1:
-            videos = ", ".join(sorted(names)) or "no video"
+    @property
+    def root(self) -> Path:
+        if self.data.resolve().name == VERIFIED:
             raise UserError(
-                f"{clip} is not named as Physics-IQ expects, for example "
-                "0001_perspective-left_trimmed-a-name.mp4"
-                + (f"; its id stands for {videos} in {self.data}" if match else "")
-                + ". Rename it or take it away."
+                f"{self.data} holds the films of the refined benchmark, which have other scores. "
+                "Score with physics_iq_verified, or give the folder of the first version's files."
             )
-        return min(names)
-
-    def prompts(self, count: int, seed: int) -> list[Prompt]:
-        """The first `count` views of experiments, whatever the seed."""
-        names = sorted(
-            {f"{view}_{name}" for _, view, take, name in self._videos if take[-1] == "1"}
-        )
-        return [Prompt(name, name) for name in names][:count]
-
-    def missing(self, prompts: Collection[str]) -> list[Prompt]:
-        return [p for p in self.prompts(len(self._videos), 0) if p.caption not in prompts]
-
-    def about_prompt(self, prompt: str) -> dict[str, Any]:
-        """Its entry "takes" is a digest of the filmed takes, at all rates, and of their masks."""
-        view, _, name = prompt.partition("_")
-        filmed = {
-            f"{kind} {take} {fps}": file_sample_digest(path)
-            for kind, paths in (("video", self._videos), ("mask", self._masks))
-            for (fps, of, take, experiment), path in paths.items()
-            if (of, experiment) == (view, name)
-        }
-        return super().about_prompt(prompt) | {"takes": json_digest(filmed)}
-
-    def scenario(self, prompt: str) -> str | None:
-        """The experiment's category, if descriptions.csv names it."""
-        return self._categories.get(prompt)
-
-    def read(self, video: Path) -> np.ndarray:
-        frames, fps = read_all(video)
-        wanted = SECONDS * fps
-        if abs(len(frames) - wanted) > 0.5:
-            what = "cut it to" if len(frames) > wanted else "generate"
-            raise ClipError(
-                f"{video} lasts {len(frames) / fps:.3f} s; expected {SECONDS:g} s: {what} "
-                f"{round(wanted)} frames at this rate"
-            )
-        return frames
-
-    def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
-        """Compare one clip with the filmed takes.
-
-        Returns:
-            The four metrics of the clip and the first take; as METRIC_takes, those of the two
-            takes; and as METRIC_static, those of a video that repeats the first take's first
-            frame and of the first take.
-        """
-        view, _, name = prompt.partition("_")
-        first, second = (self._take(view, f"take-{n}", name, len(frames)) for n in (1, 2))
-        height, width = first.frames.shape[1:3]
-        mask = [resized(m, height, width) > 127 for m in moving(frames)]
-        shown = np.stack([resized(frame, height, width) for frame in frames])
-        still = Take(first.frames[:1].repeat(len(frames), 0), np.zeros_like(first.moving))
-        return (
-            compared(Take(shown, np.stack(mask)), first)
-            | {f"{key}_takes": value for key, value in compared(first, second).items()}
-            | {f"{key}_static": value for key, value in compared(still, first).items()}
-        )
+        return super().root
 
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         """The scores of the clips (score) and of repeating the first frame (static_score), with
@@ -308,7 +62,7 @@ class PhysicsIQ(Benchmark):
             low, high = bootstrap(values, scored)
             percent = float(scored(values.mean(0)))
             metrics[name] = {"percent": percent, "low": low, "high": high, "n": len(values)}
-        for place, key in enumerate(_keys()):
+        for place, key in enumerate(keys()):
             metrics[key] = {"mean": float(values[:, place].mean()), "n": len(values)}
         return metrics
 
@@ -337,90 +91,10 @@ class PhysicsIQ(Benchmark):
             "unpaired": paired.unpaired,
         }
 
-    def _take(self, view: str, take: str, name: str, count: int) -> Take:
-        """A filmed take, resampled to `count` frames."""
-        rate = count / SECONDS
-        exact = (f"{rate:g}", view, take, name)
-        path = self._videos.get(exact) or self._videos.get((str(FILMED_FPS), view, take, name))
-        if path is None:
-            raise UserError(
-                f"{self.data} has no video of {view}_{name}, {take}, at {FILMED_FPS} frames a "
-                "second; expected Physics-IQ's split-videos/testing."
-            )
-
-        def frames() -> Iterator[np.ndarray]:
-            every = iterate(path)
-            return islice(every, count) if exact in self._videos else at_rate(every, rate, count)
-
-        def shrunk(pixels: np.ndarray) -> np.ndarray:
-            return resized(pixels, pixels.shape[0] // SHRUNK, pixels.shape[1] // SHRUNK)
-
-        if exact in self._masks:
-            masks = (mask[..., 0] for mask in islice(iterate(self._masks[exact]), count))
-        else:
-            masks = moving(frames())
-        shown = [shrunk(frame) for frame in frames()]
-        moved = [shrunk(mask) > 127 for mask in masks]
-        if not len(shown) == len(moved) == count:
-            raise ClipError(
-                f"{path} has {len(shown)} frames and its mask {len(moved)}; expected {count}"
-            )
-        return Take(np.stack(shown), np.stack(moved))
-
-    @cached_property
-    def _videos(self) -> dict[tuple[str, str, str, str], Path]:
-        """Filmed videos by rate, view, take and name."""
-        check_is_folder(self.data, "the folder of Physics-IQ's files")
-        videos = _named(self.data / "split-videos" / "testing")
-        if not videos:
-            raise UserError(
-                f"{self.data} holds no split-videos/testing/*FPS/*.mp4; expected the folder that "
-                "Physics-IQ's files were downloaded to."
-            )
-        return videos
-
-    @cached_property
-    def _first_takes(self) -> dict[int, set[str]]:
-        """The names of prompts by the ids of the videos that show their first take."""
-        names: dict[int, set[str]] = defaultdict(set)
-        for (_, view, take, name), path in self._videos.items():
-            if take == "take-1":
-                names[int(path.stem.partition("_")[0])].add(f"{view}_{name}")
-        return names
-
-    @cached_property
-    def _masks(self) -> dict[tuple[str, str, str, str], Path]:
-        return _named(self.data / "video-masks" / "real")
-
-    @cached_property
-    def _categories(self) -> dict[str, str]:
-        path = self.data / "descriptions.csv"
-        if not path.exists():
-            return {}
-        check_is_file(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-        categories = {}
-        for row in rows:
-            match = _GENERATED.fullmatch(Path(row.get("generated_video_name") or "").stem)
-            if match and row.get("category"):
-                categories[f"{match['view']}_{match['name']}"] = row["category"]
-        return categories
-
-
-def _named(folder: Path) -> dict[tuple[str, str, str, str], Path]:
-    matches = ((path, _REAL.fullmatch(path.stem)) for path in sorted(folder.rglob("*.mp4")))
-    return {(m["fps"], m["view"], m["take"], m["name"]): path for path, m in matches if m}
-
-
-def _keys() -> list[str]:
-    """Columns of `_by_experiment`: metrics of the clips, of the takes and of the first frame."""
-    return [f"{metric}{of}" for of in ("", "_takes", "_static") for metric in METRICS]
-
 
 def _by_experiment(rows: Sequence[Row]) -> Float[np.ndarray, "n 12"]:
     """Mean metrics of each experiment over its views."""
     of: dict[str, list[list[float]]] = defaultdict(list)
     for row in rows:
-        of[row["prompt_id"].partition("_")[2]].append([row[key] for key in _keys()])
+        of[row["prompt_id"].partition("_")[2]].append([row[key] for key in keys()])
     return np.array([np.mean(views, 0) for _, views in sorted(of.items())])

@@ -111,7 +111,17 @@ def evaluate(
 ) -> None:
     """Score a folder of generated clips, and print a table with 95 % intervals.
 
-    A second call resumes where the first one stopped.
+    A second call resumes where the first one stopped. The benchmarks, and what they need beside the
+    clips; docs/judging.md says what each costs and what it has been compared with:
+      lab: nothing. It measures laws in clips of the micro world.
+      phyworld: nothing. For continuations by models that were trained on its tasks.
+      physics_iq, physics_iq_verified: films of experiments. For continuations, not text alone.
+      videophy, videophy2: a judge of 14 GB and the list of captions.
+      videoscore2: a judge of 17 GB, and its instruction.
+      vbench: DINO and two CLIPs.
+      vbench_results: result files of VBench's own tool, and no clips.
+      surprise: V-JEPA 2 with its predictor, and nothing about the prompts.
+      rated: files of blind ratings.
 
     For example:
       videorepa evaluate lab clips/aligned
@@ -121,7 +131,8 @@ def evaluate(
 
     Args:
       benchmark: Name of the benchmark, such as `lab`; `rated` counts blind ratings.
-      videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions.
+      videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions;
+        or a folder in the layout of the benchmark's authors, for those that have one.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
       ratings: Files that the report's page saved, one for each rater; for `rated` only.

@@ -168,6 +168,18 @@ class Pairs(NamedTuple):
         """
         return self._difference(key, 1.0)
 
+    def tested(self, key: str, unit: float = 1.0) -> dict[str, Any]:
+        """B minus A for a value, with a test.
+
+        Args:
+            key: The value's name in the rows.
+            unit: What the differences are multiplied by.
+
+        Returns:
+            What `mean` returns; and p, that of flipping the signs of whole captions' differences.
+        """
+        return self._difference(key, unit) | {"p": sign_flip(self._clusters(key, unit))}
+
     def _valid(self, key: str) -> list[tuple[Row, Row]]:
         return [(a, b) for a, b in self.pairs if a[key] is not None and b[key] is not None]
 

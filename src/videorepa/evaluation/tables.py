@@ -29,6 +29,8 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
         notes += [f"{len(clips)} clips {what}" for what, clips in problems.items() if clips]
         note = f"  ({', '.join(notes)})" if notes else ""
         lines.append(f"{name:10s} n={summary.n:<4d} {_values(summary.metrics)}{note}")
+        if summary.about:
+            lines.append(f"{'':10s} {summary.about}")
         if by_scenario:
             for scenario, metrics in summary.by_scenario.items():
                 lines.append(f"  {scenario:15s} {_values(metrics)}")
@@ -39,7 +41,7 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
             parts |= {f"{scenario} ": each for scenario, each in comparison.by_scenario.items()}
         shown = _shown(summary.metrics)
         lines += [
-            f"{'':10s} {part}{key} {_difference(value)}, against {comparison.against}"
+            f"{'':10s} {part}{key} {_difference(value, shown[key])}, against {comparison.against}"
             for part, differences in parts.items()
             for key, value in differences.items()
             if key in shown
@@ -66,8 +68,8 @@ def _value(key: str, metric: Metric) -> str:
     return f"{key} {value:5{digits}}{interval}{invalid}"
 
 
-def _difference(value: MetricDifference) -> str:
-    unit, digits = (" points", "+.1f") if value.p is not None else ("", "+.4f")
+def _difference(value: MetricDifference, metric: Metric) -> str:
+    unit, digits = (" points", "+.1f") if metric.is_share else ("", "+.4f")
     interval = f"[{value.low:{digits}}, {value.high:{digits}}]"
     test = "" if value.p is None else f", p = {value.p:.3f} ({value.p_holm:.3f} as one of a family)"
     return f"{value.difference:{digits}}{unit} {interval}{test}"
