@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from videorepa.benchmarks.surprise import CONTEXTS, Predictor, Surprise
+from videorepa.benchmarks.surprise import CONTEXTS, Surprise, TokenPredictor
 from videorepa.data.video import write_video
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluate import evaluate
@@ -29,8 +29,8 @@ def golden() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def live() -> Predictor:
-    return Predictor.load(FOLDER, torch.device("cpu"), torch.float32)
+def live() -> TokenPredictor:
+    return TokenPredictor.load(FOLDER, torch.device("cpu"), torch.float32)
 
 
 def error(value: Tensor, expected: Tensor) -> float:
@@ -38,7 +38,7 @@ def error(value: Tensor, expected: Tensor) -> float:
 
 
 def test_what_is_foretold_and_its_surprise_are_the_published_codes(
-    golden: dict[str, Tensor], live: Predictor
+    golden: dict[str, Tensor], live: TokenPredictor
 ) -> None:
     window = golden["video"].transpose(1, 2)
     predicted = live.predicted(window, 8)
@@ -57,7 +57,7 @@ def test_what_is_foretold_and_its_surprise_are_the_published_codes(
 
 
 def test_nothing_is_foretold_from_what_comes_later(
-    golden: dict[str, Tensor], live: Predictor
+    golden: dict[str, Tensor], live: TokenPredictor
 ) -> None:
     window = golden["video"].transpose(1, 2)
     for context in CONTEXTS:
@@ -81,7 +81,7 @@ def clip(frames: int = 20, speed: float = 2.0, seed: int = 0) -> np.ndarray:
 BENCH = Surprise(judge=str(FOLDER), precision="float32", every=1, stride=3)
 
 
-def test_a_clips_score_is_made_of_its_windows(live: Predictor) -> None:
+def test_a_clips_score_is_made_of_its_windows(live: TokenPredictor) -> None:
     frames = clip()
     row = BENCH.score(frames, "whatever")
     assert row["windows"] == 2 and row["by_context"].keys() == set(map(str, CONTEXTS))
@@ -102,7 +102,7 @@ def test_a_clips_score_is_made_of_its_windows(live: Predictor) -> None:
     assert [values[0] for values in by_context.values()] == pytest.approx(of_first)
 
 
-def test_frames_are_squashed_and_normalised(live: Predictor) -> None:
+def test_frames_are_squashed_and_normalised(live: TokenPredictor) -> None:
     frames = np.zeros((16, 48, 96, 3), np.uint8)
     frames[..., 0] = 255
     video = live.prepared(frames)
@@ -185,6 +185,6 @@ def test_a_judge_that_is_broken_or_without_predictor_is_seen(tmp_path: Path) -> 
 
 
 def test_in_bfloat16_surprise_is_nearly_the_same(golden: dict[str, Tensor]) -> None:
-    live = Predictor.load(FOLDER, torch.device("cpu"), torch.bfloat16)
+    live = TokenPredictor.load(FOLDER, torch.device("cpu"), torch.bfloat16)
     window = golden["video"].transpose(1, 2).bfloat16()
     assert error(live.surprises(window, [8])[0], golden["half.surprise_0"][0]) < 0.02

@@ -98,6 +98,9 @@ def _by_hand(root: Path) -> None:
         "teacher": make_teacher(root / "teacher"),
     }
     manifest = write_clips(root / "clips", count=6)
+    pairs = [f"clip{n}.mp4,clip{n + 3}.mp4,A clip.,law{n % 2}" for n in range(3)]
+    text = "\n".join(["real,broken,caption,law", *pairs]) + "\n"
+    (root / "clips" / "pairs.csv").write_text(text)
     many = root / "clips" / "many.csv"
     rows = [f"{n},clip{n % 6}.mp4,Clip number {n}." for n in range(CLIPS)]
     many.write_text("\n".join(["id,video,caption", *rows]) + "\n")

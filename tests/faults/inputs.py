@@ -271,6 +271,7 @@ def reading(ground: Ground, manifest: str) -> list[Command]:
         Command(["prepare", recipe, *own, *cache]),
         Command(["train", recipe, *own, *cache, *short, "--out", "out/run"]),
         Command(["scan", recipe, *own, "--out", "out/scan", "--clips", "2", "--noise", "0.5"]),
+        Command(["likelihood", recipe, "--pairs", manifest, "--out", "out/likelihood"]),
         Command(["head", recipe, *own, "--kind", "motion", "--out", "out/head.safetensors"]),
         Command(["generate", ground / "run", "--prompts", manifest, "--out", "out/made"]),
         Command(["refine", manifest, "--out", "out/refined.csv", *refining(ground)]),

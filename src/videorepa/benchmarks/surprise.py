@@ -46,7 +46,7 @@ NOT_INDEPENDENT = (
 
 
 @dataclass(frozen=True)
-class Predictor:
+class TokenPredictor:
     """V-JEPA 2 with its predictor, as the stock class has it, on square frames.
 
     Attributes:
@@ -56,7 +56,7 @@ class Predictor:
     model: Any
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Predictor:
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> TokenPredictor:
         """Load a transformers folder.
 
         Raises:
@@ -219,9 +219,9 @@ class Surprise(Benchmark):
         return {key: paired.tested(key) for key in present} | {"unpaired": paired.unpaired}
 
     @cached_property
-    def live(self) -> Predictor:
+    def live(self) -> TokenPredictor:
         """The judge, loaded on first use."""
-        return Predictor.load(local_copy(self.judge), pick_device(), self._dtype)
+        return TokenPredictor.load(local_copy(self.judge), pick_device(), self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:

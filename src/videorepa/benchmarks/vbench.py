@@ -182,7 +182,7 @@ def load(kind: Any, config_kind: Any, source: str, dtype: torch.dtype, **changes
 
 
 @dataclass(frozen=True)
-class Listed:
+class PromptEntry:
     """What VBench's list says of a prompt: its dimensions that are measured here, and its style."""
 
     dimensions: tuple[str, ...]
@@ -307,9 +307,9 @@ class VBench(Benchmark):
             every = [model(part.to(device, dtype)) for part in video.split(BATCH)]
         return torch.cat([getattr(part, "pooler_output", part).float() for part in every])
 
-    def _of(self, prompt: str) -> Listed:
+    def _of(self, prompt: str) -> PromptEntry:
         if self.prompt_list is None:
-            return Listed(self._possible(ALWAYS), None)
+            return PromptEntry(self._possible(ALWAYS), None)
         if prompt not in self._listed:
             raise UserError(
                 f"The prompt {prompt[:80]!r} is none of {self.prompt_list}. Without prompt_list "
@@ -325,12 +325,12 @@ class VBench(Benchmark):
         )
 
     @cached_property
-    def _listed(self) -> dict[str, Listed]:
+    def _listed(self) -> dict[str, PromptEntry]:
         """What the list says of each prompt. A prompt that comes twice has both entries'."""
         if self.prompt_list is None:
             return {}
         check_is_file(self.prompt_list)
-        listed: dict[str, Listed] = {}
+        listed: dict[str, PromptEntry] = {}
         try:
             for entry in parse_json(read_bytes(self.prompt_list)):
                 text, dimensions = entry["prompt_en"], set(entry["dimension"])
@@ -340,7 +340,7 @@ class VBench(Benchmark):
                     style = style or earlier.style
                 if "appearance_style" in dimensions and not isinstance(style, str):
                     raise ValueError(f"{text[:60]!r} has no auxiliary_info.appearance_style")
-                listed[text] = Listed(self._possible(dimensions), style)
+                listed[text] = PromptEntry(self._possible(dimensions), style)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{self.prompt_list} is no VBench_full_info.json ({type(error).__name__}: {error})"
