@@ -183,6 +183,23 @@ def test_a_judge_that_is_broken_or_without_predictor_is_seen(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"is no V-JEPA 2; .*predictor.*with the predictor"):
         bench.score(clip(16), "")
 
+    path = tmp_path / "none" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10_000_000}))
+    bench = Surprise(judge=str(path.parent), precision="float32", every=1)
+    with pytest.raises(UserError, match="could not be loaded: .* no model has more than 1,000"):
+        bench.score(clip(16), "")
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_damaged_judge(monkeypatch) -> None:
+    from transformers import VJEPA2Model
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(VJEPA2Model, "from_pretrained", full)
+    with pytest.raises(MemoryError):
+        TokenPredictor.load(FOLDER, torch.device("cpu"), torch.float32)
+
 
 def test_in_bfloat16_surprise_is_nearly_the_same(golden: dict[str, Tensor]) -> None:
     live = TokenPredictor.load(FOLDER, torch.device("cpu"), torch.bfloat16)

@@ -13,10 +13,10 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from videorepa.diffusion import Denoised, FlowMatching, VPrediction
-from videorepa.errors import UserError, as_user_error
+from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.configuration import read_configuration
-from videorepa.system.hub import quieten_libraries
+from videorepa.system.hub import stock_loading
 from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
 
@@ -56,7 +56,6 @@ class Backbone:
     ) -> None:
         import diffusers
 
-        quieten_libraries()
         self.spec, self.dtype, self.part = spec, dtype, spec.part
         self.device = self.home = device
         self.vae: Any = None
@@ -112,11 +111,8 @@ class Backbone:
 
     def loading(self) -> AbstractContextManager[None]:
         """Turn any error of the libraries about the folder into a UserError."""
-        return as_user_error(
-            lambda error: (
-                f"The model {self.spec.weights} could not be loaded: {type(error).__name__}: "
-                f"{str(error)[:500]}. Compare the folder with the one it was copied from."
-            )
+        return stock_loading(
+            f"The model {self.spec.weights}", "Compare the folder with the one it was copied from."
         )
 
     def whole(self, stock_class: str, part: str, dtype: torch.dtype) -> Any:

@@ -26,9 +26,10 @@ from videorepa.data.manifest import Prompt
 from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs, mean
+from videorepa.system.configuration import read_configuration
 from videorepa.system.device import Precision, compute_dtype, pick_device
 from videorepa.system.fingerprint import file_sample_digest, weights_digest
-from videorepa.system.hub import local_copy, quieten_libraries
+from videorepa.system.hub import local_copy, stock_loading
 from videorepa.system.weights import Misfit
 
 WINDOW = 16
@@ -64,19 +65,14 @@ class TokenPredictor:
         """
         from transformers import VJEPA2Config, VJEPA2Model
 
-        quieten_libraries()
         accepted = "Expected a folder such as facebook/vjepa2-vitl-fpc64-256, with the predictor."
         kind: Any = VJEPA2Model
-        try:
+        with stock_loading(f"The judge {folder}", accepted):
+            read_configuration(folder / "config.json")  # Raises for sizes without end.
             config = VJEPA2Config.from_pretrained(folder)
             model, info = kind.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True
             )
-        except Exception as error:
-            raise UserError(
-                f"The judge {folder} could not be loaded: {type(error).__name__}: "
-                f"{str(error)[:500]}. {accepted}"
-            ) from None
         # Otherwise transformers would initialise missing weights at random.
         misfit = Misfit.reported(info)
         if misfit.missing or misfit.misshapen or config.model_type != "vjepa2":

@@ -26,12 +26,13 @@ from videorepa.data.flow import flow_method
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
-from videorepa.errors import ClipError, UserError
+from videorepa.errors import ClipError, UserError, as_user_error
 from videorepa.evaluation.pairs import Pairs, share
+from videorepa.system.configuration import read_configuration
 from videorepa.system.device import Precision, compute_dtype, pick_device
 from videorepa.system.files import check_is_file, parse_json, read_bytes
 from videorepa.system.fingerprint import file_sample_digest, json_digest, weights_digest
-from videorepa.system.hub import local_copy, quieten_libraries
+from videorepa.system.hub import local_copy, stock_loading
 from videorepa.system.weights import Misfit
 
 ALWAYS = (
@@ -161,20 +162,16 @@ def dino_features(model: Any, video: Float[Tensor, "f 3 h w"]) -> Float[Tensor, 
 
 def load(kind: Any, config_kind: Any, source: str, dtype: torch.dtype, **changes: float) -> Any:
     """Load a stock model. Raises UserError unless the folder has all of its weights."""
-    quieten_libraries()
     folder = local_copy(source)
-    try:
+    expected = f"Expected a transformers folder of a {config_kind.model_type} model."
+    with stock_loading(str(folder), expected):
+        read_configuration(folder / "config.json")  # Raises for sizes without end.
         config = config_kind.from_pretrained(folder)
         for name, value in changes.items():
             setattr(config, name, value)
         model, info = kind.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True
         )
-    except Exception as error:
-        raise UserError(
-            f"{folder} could not be loaded: {type(error).__name__}: {str(error)[:500]}. Expected "
-            f"a transformers folder of a {config_kind.model_type} model."
-        ) from None
     misfit = Misfit.reported(info, unused="pooler.")
     if misfit.missing or misfit.misshapen:
         raise UserError(f"{folder} is no whole {config_kind.model_type} model; {misfit}.")
@@ -384,14 +381,14 @@ class VBench(Benchmark):
         check_is_file(self.aesthetic)
         width = self._clip_l.config.projection_dim
         linear = torch.nn.Linear(width, 1)
-        try:
-            weights = torch.load(self.aesthetic, map_location="cpu", weights_only=True)
-            linear.load_state_dict(weights)
-        except Exception as error:
-            raise UserError(
+        with as_user_error(
+            lambda error: (
                 f"{self.aesthetic} is no sa_0_4_vit_l_14_linear.pth ({type(error).__name__}: "
                 f"{str(error)[:200]}). Expected weight (1, {width}) and bias (1)."
-            ) from None
+            )
+        ):
+            weights = torch.load(self.aesthetic, map_location="cpu", weights_only=True)
+            linear.load_state_dict(weights)
         return linear.to(pick_device()).requires_grad_(False)
 
     @cached_property

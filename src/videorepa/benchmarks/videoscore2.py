@@ -22,7 +22,7 @@ from videorepa.system.configuration import read_configuration
 from videorepa.system.device import pick_device
 from videorepa.system.files import parse_json, read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
-from videorepa.system.hub import quieten_libraries
+from videorepa.system.hub import stock_loading
 from videorepa.system.progress import console
 from videorepa.system.weights import Misfit
 
@@ -134,23 +134,20 @@ class QwenJudge:
             Qwen2VLImageProcessorPil,
         )
 
-        quieten_libraries()
         kind: Any = Qwen2_5_VLForConditionalGeneration
         # Older folders hold the template in this file, which a tokenizer does not read.
         chat = folder / "chat_template.json"
-        try:
+        expected = (
+            "Expected a Qwen2.5-VL folder as VideoScore2 is published: config.json, *.safetensors "
+            "and the tokenizer's files."
+        )
+        with stock_loading(f"The judge {folder}", expected):
             template = parse_json(read_text(chat))["chat_template"] if chat.exists() else None
             read_configuration(folder / "config.json")  # Raises for sizes without end.
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model, info = kind.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
-        except Exception as error:
-            raise UserError(
-                f"The judge {folder} could not be loaded: {type(error).__name__}: "
-                f"{str(error)[:500]}. Expected a Qwen2.5-VL folder as VideoScore2 is published: "
-                "config.json, *.safetensors and the tokenizer's files."
-            ) from None
         # Otherwise transformers would initialise missing weights at random.
         misfit = Misfit.reported(info)
         if misfit.missing:

@@ -16,7 +16,7 @@ from videorepa.encoders import Encoder, EncoderSpec, Sizes
 from videorepa.errors import UserError
 from videorepa.system.configuration import read_configuration
 from videorepa.system.fingerprint import json_digest, weights_digest
-from videorepa.system.hub import local_copy, micro_weights, plain_weights, quieten_libraries
+from videorepa.system.hub import local_copy, micro_weights, plain_weights, stock_loading
 from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
 
@@ -112,7 +112,6 @@ class ViTSpec(EncoderSpec):
         return {"encoder": json_digest(values), "weights": weights}
 
     def load(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
-        quieten_libraries()
         self.shape(self.frames)  # Raises for what cannot work, before weights are read.
         return self.live(self, self.stock_model(local_copy(self.source), dtype)).to(device)
 
@@ -249,7 +248,8 @@ def load_stock(
       UserError: Weights are missing or have another shape, or an original file has extra ones.
         Folders may hold a head or a decoder as well.
     """
-    try:
+    advice = "Compare the folder or file with the one it was copied from."
+    with stock_loading(f"The teacher {path}", advice):
         model, info = stock_class.from_pretrained(
             path if weights is None else None,
             config=config,
@@ -258,11 +258,6 @@ def load_stock(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except Exception as error:
-        raise UserError(
-            f"The teacher {path} could not be loaded: {type(error).__name__}: {str(error)[:500]}. "
-            "Compare the folder or file with the one it was copied from."
-        ) from None
     misfit = Misfit.reported(info, unused)
     if misfit.missing or misfit.misshapen or (weights is not None and misfit.extra):
         raise UserError(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from videorepa.errors import UserError
+from videorepa.errors import UserError, as_user_error
 from videorepa.system.files import check_is_file, from_home
 
 
@@ -80,16 +79,29 @@ def _is_hub_id(source: str) -> bool:
     return not source.startswith((".", "/", "~")) and source.count("/") == 1
 
 
-@contextmanager
-def plain_weights(path: Path) -> Iterator[None]:
+def plain_weights(path: Path) -> AbstractContextManager[None]:
     """Turn every error inside the `with` block, which reads a file of weights, into a UserError."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(
+    return as_user_error(
+        lambda error: (
             f"{path} cannot be read as plain weights ({type(error).__name__}). It is damaged, or "
             "a pickle that would run code, which is never loaded."
-        ) from None
+        )
+    )
+
+
+def stock_loading(what: str, expected: str) -> AbstractContextManager[None]:
+    """Turn every error inside the `with` block, where stock classes load, into a UserError.
+
+    Args:
+      what: The model and its place.
+      expected: A sentence that says what should be there, or what to do.
+    """
+    quieten_libraries()
+    return as_user_error(
+        lambda error: (
+            f"{what} could not be loaded: {type(error).__name__}: {str(error)[:500]}. {expected}"
+        )
+    )
 
 
 def quieten_libraries() -> None:
