@@ -35,6 +35,7 @@ from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
 from videorepa.evaluation import pairs
 from videorepa.evaluation.statistics import mcnemar_exact
+from videorepa.import_weights import import_weights
 from videorepa.lab.datasets import ContactRecipe, draw_contact
 from videorepa.prepare import prepare
 from videorepa.probe import probe
@@ -608,22 +609,38 @@ def test_an_imported_projector_is_read_beside_its_pipeline(
     twins: dict[str, Path], tmp_path: Path
 ) -> None:
     """As `videorepa import` leaves it, in a folder to which the rest of the pipeline was added."""
-    folder = shutil.copytree(twins["backbone"], tmp_path / "imported")
-    model = Model.of(folder)
+    pipeline, folder = twins["backbone"], tmp_path / "imported"
+    model = Model.of(pipeline)
     width = model.spec.shapes(model.size).grid.width
     with pytest.raises(UserError, match="neither a run nor a folder with projector.safetensors"):
-        trained_projectors(model, folder, [2])
-    assert not may_have_projector(folder)
+        trained_projectors(model, pipeline, [2])
+    assert not may_have_projector(pipeline)
 
-    def lay(width: int, block: int | None) -> Projector:
-        projector = Projector(width, 24, 16)
-        weights = {key: value.half() for key, value in projector.state_dict().items()}
+    expected = Projector(width, 24, 16).half()
+    published = shutil.copytree(pipeline / "transformer", tmp_path / "published")
+    weights = published / "diffusion_pytorch_model.safetensors"
+    names = {"mlp": "projectors.0", "conv": "downsampler_cogvideo_output"}
+    extra = {
+        names[key.partition(".")[0]] + "." + key.partition(".")[2]: value
+        for key, value in expected.state_dict().items()
+    }
+    save_file(load_weights(weights) | extra, weights)
+    config = json.loads((published / "config.json").read_text()) | {"align_layer": 2}
+    (published / "config.json").write_text(json.dumps(config))
+    import_weights(published, folder)
+    for part in pipeline.iterdir():
+        if part.is_dir() and part.name != "transformer":
+            shutil.copytree(part, folder / part.name)
+    shutil.copy(pipeline / "model_index.json", folder)
+    model = Model.of(folder)
+
+    def lay(width: int, block: int | None) -> None:
+        weights = Projector(width, 24, 16).state_dict()
         about = to_metadata({"from": "VideoREPA-2B", "block": block})
         save_file(weights, folder / PROJECTOR_FILE, about)
-        return projector.half().float()
 
-    expected = lay(width, block=2)
     (found,) = trained_projectors(model, folder, [2]).values()
+    expected.float()
     grid = TokenGrid(torch.randn(1, 2, 2, 2, width))
     assert torch.equal(found.on_own_grid(grid).tokens, expected.mlp(grid.tokens))
     for blocks in ([1], [1, 2]):
