@@ -174,6 +174,52 @@ def test_the_gate_scales_each_sample_by_its_share_of_signal(recipe: Recipe) -> N
     torch.testing.assert_close(gated(student, teacher, sigma)[0], expected)
 
 
+CURVE = [[0.2, 0.0], [0.6, 1.0], [0.8, 2.0], [0.9, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("sigma", "factor"),
+    [(0.0, 0), (0.2, 0), (0.3, 0.25), (0.6, 1), (0.65, 1.25), (0.8, 2), (0.9, 0), (1.0, 0)],
+)
+def test_a_curve_over_the_noise_scales_each_sample(recipe: Recipe, sigma, factor) -> None:
+    student, teacher = grid(2, 3, 4, 4, 8), grid(2, 3, 2, 2, 6, seed=1)
+    curved = term(recipe, COSINE | {"when": {"gate": CURVE}}, student, teacher)
+    plain = term(recipe, COSINE, student, teacher)
+    plain.load_state_dict(curved.state_dict())
+    levels = torch.tensor([sigma, 1.0])  # The second sample counts for nothing.
+    expected = factor * plain(student.sample(0), teacher.sample(0), levels[:1])[0] / 2
+    torch.testing.assert_close(curved(student, teacher, levels)[0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_curve_over_the_noise_is_written_out_and_read_back(recipe: Recipe) -> None:
+    shorter = recipe.override("align.when.gate=[[0, 0.5], [0.6, 1]]")
+    assert Recipe.parse(yaml.safe_load(shorter.text())) == shorter
+    line = "by noise         times 0.5 up to sigma 0, 1 from 0.6 on, linear between"
+    assert line in str(inspect(shorter))
+    whole = str(inspect(with_align(recipe, RELATION | {"when": {"gate": CURVE}})))
+    assert "times 0 up to sigma 0.2, 1 at 0.6, 2 at 0.8, 0 from 0.9 on" in whole
+    assert "1 - sigma^2" in str(inspect(recipe.override("align.when.gate=signal")))
+    assert "by noise" not in str(inspect(recipe))
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("often", r"align\.when\.gate: .*'none' or 'signal' \(found 'often'\)"),
+        ("[[0, 1]]", r"align\.when\.gate: .*at least 2 items"),
+        ("[[0, 1], [1.5, 1]]", r"align\.when\.gate\.1\.0: .*less than or equal to 1"),
+        ("[[0, 1], [1, -1]]", r"align\.when\.gate\.1\.1: .*greater than or equal to 0"),
+        ("[[0, 1], [1, .inf]]", r"align\.when\.gate\.1\.1: .*finite"),
+        ("[[0, 1], [1]]", r"align\.when\.gate\.1\.1: missing"),
+        ("[[0.5, 1], [0.5, 0]]", r"align\.when\.gate: list the points \[sigma, factor\] by rising"),
+        ("[[0, 0], [1, 0]]", r"align\.when\.gate: a curve that is 0 everywhere"),
+    ],
+)
+def test_a_curve_that_is_none_is_refused(recipe: Recipe, gate: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        recipe.override(f"align.when.gate={gate}")
+
+
 @pytest.mark.parametrize(
     ("interpolate", "size", "start"),
     [

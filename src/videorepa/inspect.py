@@ -15,7 +15,7 @@ from videorepa.data.sampling import Sampling, sampling_notes
 from videorepa.data.source import ClipSource, open_source
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Align, Recipe
-from videorepa.settings.sections import ClipSize
+from videorepa.settings.sections import ClipSize, Gate
 from videorepa.system.device import pick_device
 from videorepa.system.wording import count, shown
 from videorepa.tokens import TokenGrid
@@ -168,6 +168,7 @@ class Inspection:
         return [
             f"  loss             {term.loss.name}" + (f" ({options})" if options else ""),
             f"  weight           {weight}",
+            *([f"  by noise         {factors}"] if (factors := _by_noise(term.when.gate)) else []),
             f"  student          {_shape(grids.student)}, "
             f"{tapped.get(str(term.block), f'after block {term.block}')}",
             f"  target           {_shape(grids.target)}, {target}",
@@ -218,6 +219,16 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
         feature_bytes_per_clip=features,
         device=pick_device(device),
     )
+
+
+def _by_noise(gate: Gate) -> str:
+    """Say by what the noise level multiplies each sample's loss; "" if by nothing."""
+    if isinstance(gate, str):
+        return "" if gate == "none" else "times 1 - sigma^2, the share of signal"
+    (first, start), *inner, (last, end) = gate
+    middle = [f"{factor:g} at {sigma:g}" for sigma, factor in inner]
+    points = [f"times {start:g} up to sigma {first:g}", *middle, f"{end:g} from {last:g} on"]
+    return ", ".join([*points, "linear between"])
 
 
 def _fits(peak: int) -> str:

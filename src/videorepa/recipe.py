@@ -25,7 +25,7 @@ from videorepa.settings import plugins
 from videorepa.settings.bounds import Seed, Share, Width
 from videorepa.settings.fields import BackboneField, EncoderField, LossField, block_or
 from videorepa.settings.reading import MOST_CHARACTERS
-from videorepa.settings.section import SPELLINGS, Section, change, read_values
+from videorepa.settings.section import Section, change, read_values, spelling
 from videorepa.settings.sections import (
     Data,
     Generation,
@@ -104,17 +104,13 @@ def _as_published(value: Any, info: ValidationInfo) -> Any:
     return backbone.generation | value if backbone and isinstance(value, dict) else value
 
 
-def _spelling(value: Any) -> str:
-    return SPELLINGS[isinstance(value, (list, tuple))]
-
-
 if TYPE_CHECKING:
     AlignField = Align | tuple[Align, ...]
 else:
     AlignField = Annotated[
         Annotated[Align, Tag("one")]
         | Annotated[tuple[Align, ...], Field(min_length=1), Tag("many")],
-        Discriminator(_spelling),
+        Discriminator(spelling),
     ]
 
 

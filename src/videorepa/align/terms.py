@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from videorepa.diffusion import Denoised
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Align, Recipe
+from videorepa.settings.sections import Gate
 from videorepa.tokens import TokenGrid
 
 
@@ -117,7 +119,7 @@ class Term(nn.Module):
             self.align.loss(student.sample(index), target.sample(index))
             for index in range(len(sigma))
         ]
-        return ((1 - sigma**2) * torch.stack(losses)).mean()
+        return (_factors(self.align.when.gate, sigma) * torch.stack(losses)).mean()
 
     def watch(self, cosine: float) -> None:
         """Record the cosine of a step's two gradients; stop the term if their mean is negative."""
@@ -126,6 +128,17 @@ class Term(nn.Module):
         self.cosines.append(cosine)
         is_full = len(self.cosines) == self.cosines.maxlen
         self.stopped = self.stopped or (is_full and sum(self.cosines) < 0)
+
+
+def _factors(gate: Gate, sigma: Float[Tensor, " b"]) -> Tensor:
+    """The factor of each sample's loss at its noise level. It does not wait for the device."""
+    if isinstance(gate, str):
+        return 1 - sigma**2
+    factors = torch.full_like(sigma, gate[0][1])
+    for (low, at_low), (high, at_high) in pairwise(gate):
+        share = ((sigma - low) / (high - low)).clamp(max=1)
+        factors = torch.where(sigma > low, at_low + (at_high - at_low) * share, factors)
+    return factors
 
 
 class Terms(nn.Module):
