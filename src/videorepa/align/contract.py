@@ -48,6 +48,8 @@ def check(recipe: Recipe) -> Contract:
     if backbone.prepared_with is not None:
         _check_prepared(recipe, shapes)
     for name, term in recipe.terms.items():
+        if term.encoder is not None:
+            term.encoder.check_sees(has_scenes=recipe.data.lab is not None)
         for side in (term.block, term.target):
             if isinstance(side, int) and side > shapes.blocks:
                 raise UserError(
