@@ -227,7 +227,9 @@ def test_its_features_are_prepared_and_taught_like_any_others(
     assert "4x8x8 x 39, truth, fed 8x64x64" in str(inspect(own))
 
 
-@pytest.mark.parametrize("loss", ["cosine", "relation", "u_repa", "crepa", "moalign"])
+@pytest.mark.parametrize(
+    "loss", ["cosine", "relation", "u_repa", "crepa", "moalign", "local_gram_flow"]
+)
 def test_every_loss_can_teach_it(recipe: Recipe, loss: str) -> None:
     sampled = open_source(recipe.override(*LAB).data).sample(0)
     spec = Truth(frames=8)
