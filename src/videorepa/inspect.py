@@ -177,6 +177,7 @@ class Inspection:
             f"    student        {_covered(grids.student)}",
             f"    target         {_covered(grids.target)}",
             f"    compared on    {_covered(common)}",
+            *([f"  foretold         {_foretold(term, common)}"] if term.ahead else []),
             f"  pixels that each token covers: student {_pixels(grids.student, clip)}, target "
             f"{_pixels(grids.target, clip)}, compared on {_pixels(common, clip)}",
         ]
@@ -254,6 +255,15 @@ def _covered(grid: TokenGrid) -> str:
     steps = [grid.frames(step) for step in range(grid.size[0])]
     spans = [f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in steps]
     return " ".join(spans if len(spans) <= 8 else [*spans[:4], "...", spans[-1]])
+
+
+def _foretold(term: Align, common: TokenGrid) -> str:
+    early, late = (
+        f"{each.start}-{each.start + each.size[0] * each.stride - 1}"
+        for each in (common.steps(0, common.size[0] - term.ahead), common.steps(term.ahead))
+    )
+    steps = count(term.ahead, "step")
+    return f"the target at frames {late} by the student at {early}, {steps} ahead"
 
 
 def _count(number: int) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from videorepa.align.resampling import resample
 from videorepa.align.terms import Grids, Terms, grids
 from videorepa.backbones import BackboneShapes
 from videorepa.errors import UserError
@@ -82,8 +81,7 @@ def _projector_parameters(
         terms = Terms(recipe, shapes)
     for (_, term), shape in zip(terms.named(), compared.values(), strict=True):
         # A projector or loss that would raise in training raises here.
-        projected = term.projector(shape.student, like=shape.common)
-        sides = (projected, resample(shape.target, like=shape.common))
+        sides = term.sides(shape.student, shape.target)
         term.align.loss(*(term.centred(_thin(side)) for side in sides))
     return sum(p.numel() for p in terms.parameters())
 

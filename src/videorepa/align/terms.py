@@ -53,10 +53,18 @@ def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
     else:
         target = latent_grid if term.target == "latents" else shapes.grid
     common = common_grid(student, target, term.interpolate)
-    if term.centre == "time" and common.size[0] < 2:
+    left = common.size[0] - term.ahead
+    if left < 1:
+        raise UserError(
+            f"align.ahead is {term.ahead}, and the two sides are compared on {common}: that many "
+            f"steps ahead there is none. Give {common.size[0] - 1} or less."
+        )
+    if term.centre == "time" and left < 2:
         raise UserError(
             "align.centre: time compares what changes, and the two sides are compared on "
-            f"{common}, which has one step in time. Give both more frames, or another `centre`."
+            f"{common}, which has one step in time"
+            + (f" with another {term.ahead} ahead" if term.ahead else "")
+            + ". Give both more frames, or another `centre`."
         )
     return Grids(student, target, common)
 
@@ -101,9 +109,22 @@ class Term(nn.Module):
         """
         if self.align.standardise is not None:
             target = target.standardised(self.align.standardise)
-        projected = self.centred(self.projector(student, like=self.common))
-        target = self.centred(resample(target, like=self.common))
+        projected, target = (self.centred(side) for side in self.sides(student, target))
         return self._loss(projected, target, sigma), centred_similarity(projected, target)
+
+    def sides(self, student: TokenGrid, target: TokenGrid) -> tuple[TokenGrid, TokenGrid]:
+        """Bring both sides to the common grid: to all its steps, or with `ahead` the student to the
+        early ones and the target to as many later ones.
+
+        Raises:
+          UserError: The student has no step that is over with the early ones.
+        """
+        ahead = self.align.ahead
+        early = self.common.steps(0, self.common.size[0] - ahead)
+        if ahead:
+            # Interpolation must not mix in the steps that are foretold.
+            student = student.since(early.start).until(early.start + early.size[0] * early.stride)
+        return self.projector(student, early), resample(target, self.common).steps(ahead)
 
     def centred(self, grid: TokenGrid) -> TokenGrid:
         """A side's grid with means subtracted as the recipe's `centre` asks."""
