@@ -102,7 +102,8 @@ class Inspection:
             "parameters",
             f"  transformer      {_count(shapes.parameters)}",
             f"  trained          {_count(self.trained_parameters)}"
-            + ("" if recipe.train.lora is None else f" (LoRA, rank {recipe.train.lora.rank})"),
+            + ("" if recipe.train.lora is None else f" (LoRA, rank {recipe.train.lora.rank})")
+            + (", from random weights" if recipe.train.from_scratch else ""),
             f"  projector        {_count(self.contract.projector_parameters)}, "
             "left behind at export",
             "",

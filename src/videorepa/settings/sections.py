@@ -182,6 +182,7 @@ class Train(Section):
 
     Attributes:
       lora: None trains all of the transformer's weights.
+      from_scratch: Starts from random weights, which `seed` draws, instead of the checkpoint's.
       precision: "auto" computes in bfloat16 if the hardware supports it, or else in float32.
         Trained weights are always held in float32.
       deterministic: Takes kernels that give the same bits each time. A CPU does so anyway; on a
@@ -193,6 +194,7 @@ class Train(Section):
     """
 
     lora: Lora | None = None
+    from_scratch: bool = False
     precision: Literal["auto", "float32"] = "auto"
     deterministic: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -200,6 +202,15 @@ class Train(Section):
     checkpoint_every: Number = 500
     keep_checkpoints: Number = 2
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    @model_validator(mode="after")
+    def _an_adapter_needs_trained_weights(self) -> Train:
+        if self.from_scratch and self.lora is not None:
+            raise ValueError(
+                "from_scratch: true is for training all weights; an adapter of random weights that "
+                "stay as they are learns nothing. Take out lora or from_scratch"
+            )
+        return self
 
 
 class Memory(Section):
