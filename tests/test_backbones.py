@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -766,3 +767,15 @@ def test_sampling_takes_the_trained_expert_and_the_other_as_published(experts) -
         sampler = helper.pipeline(trained)
         assert getattr(sampler, own) is trained
         assert getattr(sampler, other) is not None
+
+
+def test_a_number_in_quotes_is_refused_when_the_model_loads(twin: Twin, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(twin.spec.folder(), folder)
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    key = next(k for k, v in config.items() if type(v) is float)
+    path.write_text(json.dumps(config | {key: str(config[key])}))
+    spec = twin.spec.model_copy(update={"weights": str(folder)})
+    with pytest.raises(UserError, match=f"{key} is '.*', which is text; expected a number"):
+        spec.load(("vae",), CPU)

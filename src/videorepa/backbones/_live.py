@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from videorepa.diffusion import Denoised, FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
-from videorepa.system.configuration import read_configuration
+from videorepa.system.configuration import check_numbers, read_configuration
 from videorepa.system.hub import stock_loading
 from videorepa.system.randomness import generator
 from videorepa.system.weights import Misfit
@@ -129,7 +129,10 @@ class Backbone:
         option = "torch_dtype" if hasattr(diffusers, stock_class) else "dtype"
         loader = getattr(diffusers, stock_class, None) or getattr(transformers, stock_class)
         source = self.spec.folder()
-        read_configuration(source / part / "config.json")  # Raises for sizes without end.
+        # Raises for sizes without end.
+        configuration = read_configuration(source / part / "config.json")
+        if hasattr(diffusers, stock_class):
+            check_numbers(getattr(diffusers, stock_class), configuration)
         model, info = loader.from_pretrained(
             source, subfolder=part, output_loading_info=True, **{option: dtype}
         )
