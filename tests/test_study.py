@@ -242,13 +242,26 @@ def test_some_arms_get_more_seeds_after_all_have_had_theirs() -> None:
     assert recipe.jobs()[-4:] == [("control", 5), ("trd", 5), ("control", 7), ("trd", 7)]
 
 
-def test_only_the_shipped_study_can_be_extended(tmp_path: Path) -> None:
+def test_the_shipped_study_or_one_beside_can_be_extended(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("extends: /etc/passwd\nname: own\n")
-    with pytest.raises(UserError, match="extends can only be `short`"):
+    with pytest.raises(UserError, match="extends can be `short` or the name of a file beside it"):
+        StudyRecipe.from_yaml(tmp_path / "own.yaml")
+    (tmp_path / "own.yaml").write_text("extends: own.yaml\n")
+    with pytest.raises(UserError, match="names the file itself"):
         StudyRecipe.from_yaml(tmp_path / "own.yaml")
     (tmp_path / "own.yaml").write_text("extends: short\narms: 3\n")
     with pytest.raises(UserError, match="arms: Input should be a valid dictionary"):
         StudyRecipe.from_yaml(tmp_path / "own.yaml")
+
+
+def test_the_map_goes_on_where_the_calibration_was() -> None:
+    """It shares the controls, so the recipes of these have to be the same."""
+    calibration, screen = (
+        StudyRecipe.from_yaml(FULL.with_name(f"{name}.yaml")) for name in ("calibration", "map")
+    )
+    assert set(calibration.jobs()) < set(screen.jobs())
+    assert all(screen.trained(arm, 0) == calibration.trained(arm, 0) for arm in calibration.arms)
+    assert screen.measures == calibration.measures
 
 
 @pytest.mark.parametrize("text", ["", "arm,seed\n", "arm,seed\ncontrol,0\n", "{", "a\0b\n1\n"])

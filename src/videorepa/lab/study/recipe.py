@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -148,7 +148,7 @@ class StudyRecipe(Section):
         """Read the recipe of a study.
 
         With `extends: short` the file has only the differences from the shipped study, and its arms
-        come after those of that study.
+        come after those of that study. With the name of a file beside it, from that file's.
 
         Args:
             overrides: Changes such as `prompts=64` or `recipe.optim.steps=9`.
@@ -156,16 +156,7 @@ class StudyRecipe(Section):
         Raises:
             UserError: The file cannot be read, or a value is wrong.
         """
-        values = read_values(path)
-        extended = values.pop("extends", None)
-        if extended is not None:
-            if extended != "short":
-                raise UserError(f"{path}: extends can only be `short`; got {extended!r}.")
-            short = read_values(SHORT)
-            arms = values.get("arms") or {}
-            values = short | values
-            if isinstance(arms, dict):
-                values["arms"] = short["arms"] | arms
+        values = _extended(path)
         for override in overrides:
             change(values, override)
         return cls.checked(values, f"{path} is not a recipe of a study")
@@ -218,3 +209,25 @@ class StudyRecipe(Section):
             count = min(self.curve.prompts, self.prompts)
             parts += [(step, count) for step in self.curve.steps]
         return parts
+
+
+def _extended(path: Path) -> dict[str, Any]:
+    """The values of a study's file, on top of those of the file that it extends."""
+    values = read_values(path)
+    name = values.pop("extends", None)
+    if name is None:
+        return values
+    if name != "short" and (not isinstance(name, str) or Path(name).name != name):
+        raise UserError(
+            f"{path}: extends can be `short` or the name of a file beside it; got {name!r}."
+        )
+    base = SHORT if name == "short" else path.with_name(name)
+    if base == path:
+        raise UserError(f"{path}: extends names the file itself.")
+    extended = read_values(base)
+    if "extends" in extended:
+        raise UserError(f"{path}: extends names {name}, which extends another study itself.")
+    arms = values.get("arms") or {}
+    if isinstance(arms, dict) and isinstance(extended.get("arms"), dict):
+        values["arms"] = extended["arms"] | arms
+    return extended | values
