@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from pages import write_sidecar
+from test_bad_input import lab_clip
 from videorepa.artifacts.clips import clip_digest, clips_of, readable_clips
 from videorepa.artifacts.scores import Row, Scores, Summary
 from videorepa.artifacts.selection import BestOfCurve, Selection
 from videorepa.cli import main
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
+from videorepa.evaluate import evaluate
 from videorepa.evaluation.best_of import PromptSamples, best_of, chances
+from videorepa.evaluation.tables import table
 from videorepa.report import report
 from videorepa.select import select
 from videorepa.settings import plugins
@@ -484,6 +487,22 @@ def test_generate_leaves_a_choice_alone(clips: Path, surprise: Path, tmp_path: P
     shape = {"fps": 8, "frames": 4, "height": 32, "width": 32, "steps": 1, "guidance_scale": 1.0}
     with pytest.raises(UserError, match="holds clips that `videorepa select` chose"):
         claim(out, MadeWith.model_validate({"model": "m"} | shape), [])
+
+
+def test_scores_of_clips_that_they_chose_say_so(tmp_path: Path) -> None:
+    chosen_lab, all_clips = tmp_path / "best", tmp_path / "clips"
+    for k in range(2):
+        lab_clip(all_clips, 0, k)
+    evaluate("lab", all_clips)
+    select(all_clips, chosen_lab, by=all_clips / "scores", column="joint")
+    says = (
+        "The clips of best were chosen by lab's own scores: for them these numbers are optimistic."
+    )
+    scores = evaluate("lab", chosen_lab)
+    assert scores.summary.about == says and says in table({"best": scores})
+    against = evaluate("lab", all_clips, against=chosen_lab)
+    assert against.summary.about == says and "about" not in against.rows[0]
+    assert evaluate("lab", all_clips).summary.about is None
 
 
 def test_the_command_says_what_is_optimistic_and_shows_motion(

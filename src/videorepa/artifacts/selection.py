@@ -14,14 +14,14 @@ from videorepa.artifacts.clips import SELECTION, clip_digest, clips_of
 from videorepa.artifacts.reading import read_record
 from videorepa.artifacts.scores import Better
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write
+from videorepa.system.files import atomic_write, short_name
 
 
-class _Record(BaseModel):
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class ScoreColumn(_Record):
+class ScoreColumn(_Frozen):
     """A column of a benchmark's rows.
 
     Attributes:
@@ -42,7 +42,7 @@ class ScoreColumn(_Record):
         return f"{self.column} of {self.benchmark}"
 
 
-class BestOfPoint(_Record):
+class BestOfPoint(_Frozen):
     """What to expect of the clip that is chosen among n of a prompt.
 
     Attributes:
@@ -64,7 +64,7 @@ class BestOfPoint(_Record):
     change_high: float
 
 
-class BestOfCurve(_Record):
+class BestOfCurve(_Frozen):
     """A quantity of the chosen clip over n.
 
     Attributes:
@@ -80,7 +80,7 @@ class BestOfCurve(_Record):
     points: list[BestOfPoint]
 
 
-class Candidate(_Record):
+class Candidate(_Frozen):
     """A clip that could be chosen.
 
     Attributes:
@@ -100,7 +100,7 @@ class Candidate(_Record):
     chosen: bool
 
 
-class LeftOut(_Record):
+class LeftOut(_Frozen):
     """A clip or a prompt that does not count, and why. k is None for a prompt."""
 
     prompt_id: str
@@ -112,7 +112,7 @@ class LeftOut(_Record):
         return f"{self.prompt_id!r}{k} ({self.reason})"
 
 
-class Selection(_Record):
+class Selection(_Frozen):
     """The best of each prompt's clips, and the curves over the number of clips.
 
     Attributes:
@@ -222,3 +222,14 @@ class Selection(_Record):
                 named = ", ".join(map(str, left_out[:3]))
                 notes.append(f"{noun} {what}: {len(left_out)}, {named}{more}")
         return notes
+
+
+def optimism(folder: Path, benchmark: str) -> str | None:
+    """Say that a folder's clips were chosen by a benchmark's scores, if they were."""
+    path = folder / SELECTION
+    if path.is_file() and read_record(Selection, path).chosen_by.benchmark == benchmark:
+        return (
+            f"The clips of {short_name(folder)} were chosen by {benchmark}'s own scores: for them "
+            "these numbers are optimistic."
+        )
+    return None
