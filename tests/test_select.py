@@ -290,6 +290,17 @@ def test_ties_are_shared_in_the_curve_and_broken_by_nothing_that_a_number_says(
     assert selection.tied == 1 and "In 1 of 2 prompts several" in " ".join(selection.notes)
     assert chosen(selection)["ball"] == min(tied, key=lambda clip: clip.clip).k
 
+    # Whatever a judge says of clips that are equally good, the same one is chosen.
+    for name, liked in (("first", [1.0, 2.0, 3.0]), ("last", [3.0, 2.0, 1.0])):
+        values = {"ball": liked, "box": liked}
+        judge = scored(clips, name, "surprise", rows_of(clips, "surprise", values))
+        judged = select(
+            clips, tmp_path / name, by=joint, column="joint", judged_by=judge,
+            judged_column="surprise",
+        )  # fmt: skip
+        assert chosen(judged) == chosen(selection)
+        assert means(judged.curves[1])[-1] == pytest.approx((2.0 + liked[2]) / 2)
+
     # The same clips under other numbers: the same are chosen, and the curves are the same.
     other = made(tmp_path / "other", {"ball": 3, "box": 3})
     for prompt in ("ball", "box"):
