@@ -32,7 +32,7 @@ from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
 from videorepa.errors import UserError
-from videorepa.evaluation.likelihood import Denoising, untrained
+from videorepa.evaluation.likelihood import Denoising
 from videorepa.exchange import model_card
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
 from videorepa.exchange.stock import inputs, output
@@ -119,7 +119,8 @@ def test_a_likelihood_is_the_models_own_loss_under_noise_in_common(twin: Twin) -
 def test_an_untrained_copy_holds_its_weights_as_the_model_does(twin: Twin) -> None:
     half = twin.spec.load(("transformer",), CPU, torch.bfloat16)
     before = {name: x.dtype for name, x in half.transformer.state_dict().items()}
-    fresh = untrained(half, 0).transformer
+    half.reinitialise(0)
+    fresh = half.transformer
     assert {name: x.dtype for name, x in fresh.state_dict().items()} == before
     assert not fresh.training and not any(p.requires_grad for p in fresh.parameters())
 

@@ -17,6 +17,7 @@ from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.configuration import read_configuration
 from videorepa.system.hub import stock_loading
+from videorepa.system.randomness import generator
 from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
 
@@ -148,6 +149,18 @@ class Backbone:
             name: self.whole(self.spec.text_encoders[name], name, self.dtype),
             tokenizer: AutoTokenizer.from_pretrained(self.spec.folder(), subfolder=tokenizer),
         }
+
+    def reinitialise(self, seed: int) -> None:
+        """Give the transformer fresh random weights, as its class draws them by itself."""
+        model = self.transformer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, "untrained").initial_seed())
+            fresh = type(model).from_config(model.config)
+        trained = model.state_dict()
+        for name, tensor in fresh.state_dict(keep_vars=True).items():
+            # Some classes keep some weights in float32.
+            tensor.data = tensor.data.to(trained[name].dtype)
+        self.transformer = fresh.to(self.home).eval().requires_grad_(False)
 
     @cached_property
     def stock(self) -> Any:
