@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.best_of import PromptSamples, Quantity, best_of
 from videorepa.evaluation.pairs import rows_by_clip, subject
 from videorepa.settings import plugins
+from videorepa.system.checks import finite_number
 from videorepa.system.files import atomic_folder, check_is_folder, short_name
 from videorepa.system.progress import track
 from videorepa.system.wording import count, shown
@@ -156,7 +156,7 @@ class _Column:
             row = rows.get(clip.key)
             if row is None:
                 missing[clip.key] = scores.failures.get(clip.key, "it has no row in the scores")
-            elif (value := _finite(row.get(column))) is None:
+            elif (value := finite_number(row.get(column))) is None:
                 missing[clip.key] = _reason(row, column)
             else:
                 values[clip.key] = value
@@ -323,14 +323,6 @@ def _selection(
         ),
         left_over=_left_out({clip.key: "no longer generated" for clip in others}),
     )
-
-
-def _finite(value: object) -> float | None:
-    try:
-        number = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _reason(row: Row, column: str) -> str:
