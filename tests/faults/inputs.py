@@ -494,6 +494,13 @@ def readers(ground: Ground, what: str) -> list[Command]:
                 False,
             )
         ],
+        "annotations": [
+            (
+                ["evaluate", "agreement", g / "lab", "--ratings", "annotations"]
+                + ["--set", "column=motion", "--out", "out/scores"],
+                False,
+            )
+        ],
         "refined.csv": [
             (["generate", g / "run", "--prompts", "refined.csv", "--out", "out/made"], False),
             (
@@ -534,7 +541,7 @@ def of(ground: Ground) -> str:
 
 LEFT = ["lora", "run", "cache", "made", "lab", "scan", "probe", "contact", "published"]
 LEFT += ["published-lora.safetensors", "normal.json", "ratings.json", "refined.csv", "backbone"]
-LEFT += ["teacher", "head.safetensors"]
+LEFT += ["teacher", "head.safetensors", "annotations"]
 
 
 @st.composite

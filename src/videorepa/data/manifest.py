@@ -198,6 +198,16 @@ def _rows(path: Path, *suffixes: str) -> Iterator[_Row]:
     return _some(path, READERS[suffix](path))
 
 
+def read_table(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Read the rows of a .csv or .jsonl file: the line of each, and its values by column.
+
+    Raises:
+      UserError: The file is not usable; the message names the line.
+    """
+    for row in _rows(path, ".csv", ".jsonl"):
+        yield row.line, row.values
+
+
 def _some(path: Path, rows: Iterator[_Row]) -> Iterator[_Row]:
     row = None
     for row in rows:
