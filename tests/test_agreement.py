@@ -106,6 +106,9 @@ def test_two_judges_are_compared_in_the_same_samples():
 MODELS, STEMS = ("cogvideox", "wan"), tuple(f"{n:03d}_ball" for n in range(12))
 
 
+LAWS = (None, "gravity", "inertia")
+
+
 def quality(model: str, stem: str) -> float:
     """How good a clip is, between 0 and 1; every caption has a better and a worse one."""
     rng = np.random.default_rng([MODELS.index(model), STEMS.index(stem)])
@@ -267,6 +270,19 @@ def test_a_report_has_a_table_for_each_judge(tmp_path):
     # Beside a clip it says nothing of checks, nor of one of the laws.
     row = found.by_clip["videos/wan/003_ball.mp4", 0]
     assert not failing_checks(row) and row["scenario"] is None
+
+
+def test_a_law_is_never_compared_with_two_columns(tmp_path):
+    people = phyground(tmp_path / "annotations")
+    # This judge was asked about gravity in the clips of one model alone.
+    judge = scored(
+        tmp_path / "scores", quality, gravity_rating=lambda m, s: 3 if m == "wan" else None
+    )
+    found = agreement(judge, [people])
+    of = {law: {r["column"] for r in found.rows if r["scenario"] == law} for law in LAWS}
+    assert of == {None: {"pc_expected"}, "gravity": {"gravity_rating"}, "inertia": {"pc_expected"}}
+    metric = found.summary.by_scenario["gravity"]["pc kendall"]
+    assert (metric.n, metric.invalid) == (12, 12)
 
 
 # Planted faults.

@@ -118,6 +118,7 @@ def evaluate(
       physics_iq, physics_iq_verified: films of experiments. For continuations, not text alone.
       videophy, videophy2: a judge of 14 GB and the list of captions.
       videoscore2: a judge of 17 GB, and its instruction.
+      phyjudge: a judge of 18 GB with its LoRA, its instruction, and the laws of each prompt.
       vbench: DINO and two CLIPs.
       vbench_results: result files of VBench's own tool, and no clips.
       surprise: V-JEPA 2 with its predictor, and nothing about the prompts.

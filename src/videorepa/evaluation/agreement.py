@@ -75,22 +75,19 @@ class AgreementSettings(Section):
     threshold: float | None = Field(default=None)
     column: str = ""
 
-    def find(self, row: Row, dimension: str, law: str | None) -> tuple[str, float | None] | None:
-        """The column that holds the judge's score, and its value, or None if there is none.
+    def find(self, rows: Sequence[Row], dimension: str, law: str | None) -> str | None:
+        """The column that holds the judge's scores, or None if there is none.
 
-        A judge that scores a law by itself is asked for that, and otherwise for the dimension.
+        A judge that scores a law by itself, of any clip, is asked for that, and otherwise for the
+        dimension.
         """
-        values = dict(leaves(row))
-        wanted = [self.column] if self.column else NAMES
-        for name in filter(None, (law, dimension)):
-            for pattern in wanted:
-                column = pattern.replace("{}", name)
-                value = values.get(column)
-                if isinstance(value, int | float) and math.isfinite(value):
-                    return column, float(value)
-                if column in values and not isinstance(value, str):
-                    return column, None
-        return None
+        numbers = {
+            name for row in rows for name, v in leaves(row) if isinstance(v, int | float | None)
+        }
+        patterns = [self.column] if self.column else NAMES
+        names = [of for of in (law, dimension) if of]
+        columns = [pattern.replace("{}", name) for name in names for pattern in patterns]
+        return next((column for column in columns if column in numbers), None)
 
 
 def agreement(
@@ -266,6 +263,10 @@ def _unit(row: Row) -> tuple[Any, ...]:
     return (*clip_key(row), row["dimension"], row["scenario"])
 
 
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _mean(values: Sequence[float]) -> float:
     # Rounded, so that means of the same ratings in another order are ties.
     return round(math.fsum(values) / len(values), 9)
@@ -346,11 +347,11 @@ class _Matched:
         for (dimension, law), of in sorted(grouped.items(), key=lambda item: item[0][1] is None):
             values = [rating.value for ratings in of.values() for rating in ratings]
             scale = TWO_VALUES if set(values) <= {0, 1} else GRADED
+            column = how.find(self._judge.rows, dimension, law)
+            if column is None:
+                continue
             for key, ratings in of.items():
                 scored = self._judge.by_clip[key]
-                found = how.find(scored, dimension, law)
-                if found is None:
-                    continue
                 rows.append(
                     {name: scored[name] for name in ("clip", "caption", "asked") if name in scored}
                     | {
@@ -360,8 +361,8 @@ class _Matched:
                         "benchmark": f"{BENCHMARK} {VERSION}",
                         "judge": self._judge.summary.benchmark,
                         "dimension": dimension,
-                        "column": found[0],
-                        "score": found[1],
+                        "column": column,
+                        "score": _finite(dict(leaves(scored)).get(column)),
                         "rating": _mean([rating.value for rating in ratings]),
                         "raters": {rating.rater: rating.value for rating in ratings},
                         "sources": [rating.source for rating in ratings],

@@ -21,8 +21,7 @@ GENERAL = ("SA", "PTV", "persistence")
 
 LIKERT = (1, 2, 3, 4, 5)
 
-MOST_OF_ENDING = 4
-"""Letters of a video file's ending, such as mp4 or webm."""
+ENDINGS = (".mp4", ".webm", ".mov", ".avi", ".mkv", ".gif")
 
 MAJORITIES = ("majority_sa", "majority_pc")
 
@@ -226,8 +225,8 @@ def clip_names(name: object) -> tuple[str, ...]:
     """The names in a path or an address from the outside in, without the file's ending."""
     path = urlsplit(str(name)).path if "://" in str(name) else str(name)
     parts = [part for part in path.split("/") if part] or [""]
-    stem, _, ending = parts[-1].rpartition(".")
-    return (*parts[:-1], stem if stem and len(ending) <= MOST_OF_ENDING else parts[-1])
+    ending = Path(parts[-1]).suffix
+    return (*parts[:-1], parts[-1].removesuffix(ending if ending.lower() in ENDINGS else ""))
 
 
 def _shortest(clips: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
