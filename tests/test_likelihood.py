@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -639,3 +640,18 @@ def test_what_the_docs_keep_is_what_the_rows_say(once, figures: Any) -> None:
         found["base"] == 100 * row["likelier"] and found["smaller latents"] == 100 * row["smaller"]
     )
     assert found.keys() == {"base", "untrained", "smaller latents"}
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"\xff\xfereal,broken,caption\n", "line 1: byte 1 is 0xff, which is not UTF-8"),
+        (b"real;broken;caption\na.mp4;b.mp4\n", "found 2 fields, expected 3"),
+        (b'real,broken,caption\n"a.mp4,b.mp4,c\n', "not valid CSV"),
+        (b"real,caption\na.mp4,c\n", "lacks the column broken"),
+    ],
+)
+def test_a_list_of_pairs_that_cannot_be_read_is_refused(tmp_path, content, words):
+    (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_pairs(tmp_path / "pairs.csv")

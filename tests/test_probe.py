@@ -12,14 +12,22 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_weights
+from safetensors.torch import save_file
 
-from conftest import recipe_values
+from conftest import recipe_values, write_clips
+from videorepa.align.projector import PROJECTOR_FILE, Projector
 from videorepa.align.taps import tap
+from videorepa.artifacts import checkpoint
+from videorepa.artifacts.model import Model
+from videorepa.artifacts.run import Run
 from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.cli import main
 from videorepa.data.video import read_all, read_chosen, write_video
@@ -27,16 +35,21 @@ from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
 from videorepa.evaluation import pairs
 from videorepa.evaluation.statistics import mcnemar_exact
+from videorepa.import_weights import import_weights
 from videorepa.lab.datasets import ContactRecipe, draw_contact
+from videorepa.prepare import prepare
 from videorepa.probe import probe
 from videorepa.probing import physion, sources
+from videorepa.probing.features import FeatureStore
 from videorepa.probing.physion import PROTOCOLS, Stimulus
 from videorepa.probing.probe_table import table
+from videorepa.probing.projectors import may_have_projector, trained_projectors
 from videorepa.probing.readout import PrincipalAxes, decide
 from videorepa.probing.records import Probe
 from videorepa.probing.sources import slices
 from videorepa.recipe import Recipe
 from videorepa.report import report
+from videorepa.system.files import to_metadata
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
@@ -117,9 +130,9 @@ def test_the_labs_clips_are_read_as_they_are_drawn(tmp_path) -> None:
 
 
 def test_the_published_extractors_frames() -> None:
-    assert V1_5.shown("contain", 4, published=True) == [0, 15, 30, 45]
-    assert V1_5.shown("collide", 4, published=True) == [0, 0, 0, 15]
-    assert V2021.shown("collide", 7, published=True) == [0, 6, 12, 18, 24, 30, 36]
+    assert V1_5.shown("contain", 4, "published") == [0, 15, 30, 45]
+    assert V1_5.shown("collide", 4, "published") == [0, 0, 0, 15]
+    assert V2021.shown("collide", 7, "published") == [0, 6, 12, 18, 24, 30, 36]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +145,7 @@ def test_a_clip_runs_evenly_from_the_first_frame_to_the_last_shown(protocol, sce
     assert steps.min() >= 0 and steps.max() - steps.min() <= 1 and set(frames) == {*range(last + 1)}
     assert protocol.shown(scenario, 2) == [0, last]
     # More frames than published extractors get: those are held.
-    held = protocol.shown(scenario, 49, published=True)
+    held = protocol.shown(scenario, 49, "published")
     assert {*held} <= {0, 15, 30, 45} | {*range(0, 42, 6)} and held == sorted(held)
 
 
@@ -369,6 +382,307 @@ def test_2021_fits_to_as_many_of_either_answer(monkeypatch) -> None:
     with pytest.raises(UserError, match="few training clips of drop.*Found 3 clips"):
         features, clips = planted(V2021, {"drop": (3, 9)})
         V2021.decide(features, clips, features, clips)
+
+
+# Through projectors, as VideoREPA's author read them.
+
+AUTHORS = PROTOCOLS["videorepa"]
+
+
+@pytest.fixture(scope="module")
+def long(twins, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """49 frames, of which the teacher sees 48: 13 and 24 steps in time."""
+    root = tmp_path_factory.mktemp("long")
+    values = recipe_values(twins, write_clips(root / "clips", 3, frames=49), root / "cache")
+    recipe = Recipe.parse(values).override("data.frames=49", "encoder.frames=48", "optim.steps=2")
+    recipe = recipe.override("optim.learning_rate=0.01", "optim.warmup_steps=0")
+    prepare(recipe)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def runs(long: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return {
+        "aligned": train(long, root / "aligned").path,
+        "control": train(long.override("align.weight=0"), root / "control").path,
+    }
+
+
+@pytest.fixture(scope="module")
+def authors(
+    long: Recipe, runs: dict[str, Path], data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Probe]:
+    out = tmp_path_factory.mktemp("authors") / "probe"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROTOCOLS, "videorepa", dataclasses.replace(AUTHORS, strengths=(0.01,)))
+        return out, probe(long, data, out, models=runs, **AS_AUTHOR)
+
+
+AS_AUTHOR: dict[str, Any] = {"protocol": "videorepa", "timesteps": (300,), "draws": 1}
+AS_AUTHOR |= {"pools": (2,)}
+
+
+def projector_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_weights(run / "checkpoints" / "step-00000002" / "projector.safetensors")
+
+
+def test_the_authors_protocol_reads_3_of_12_latent_steps_and_12_of_24_of_the_teachers() -> None:
+    def read(grid: TokenGrid, steps: int) -> list[float]:
+        return slices(grid, steps, 1)[0].tolist()
+
+    latent = TokenGrid.causal(torch.arange(13.0).view(1, 13, 1, 1, 1), frames=49)
+    teacher = TokenGrid(torch.arange(24.0).view(1, 24, 1, 1, 1), start=1, stride=2)
+    assert AUTHORS.steps == (3, 12)
+    assert read(latent, AUTHORS.steps.models) == [1, 7, 12], "the first is frame 0's own"
+    assert read(teacher, AUTHORS.steps.encoders) == [0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23]
+
+
+@pytest.mark.parametrize("choice", ["resampled", "published", "padded"])
+@pytest.mark.parametrize("count", [2, 17, 49, 81])
+def test_no_frame_after_the_last_shown_is_read(choice, count: int) -> None:
+    for scenario, last in (("contain", 45), ("roll", 45), ("collide", 15)):
+        frames = AUTHORS.shown(scenario, count, choice)
+        assert len(frames) == count and frames[-1] == last == max(frames)
+        assert frames == sorted(frames) and min(frames) == 0
+
+
+def test_padding_repeats_the_first_frame_alone() -> None:
+    assert V1_5.shown("roll", 49, "padded") == [0, 0, 0, *range(46)]
+    assert V1_5.shown("collide", 49, "padded") == [0] * 33 + [*range(16)]
+    assert V1_5.shown("roll", 17, "padded") == V1_5.shown("roll", 17)
+
+
+def test_the_authors_protocol_leaves_other_scenarios_out_and_says_so(tmp_path: Path) -> None:
+    write_physion(tmp_path / "p", train=2, test=1)
+    for split in ("train", "test"):
+        labels = tmp_path / "p" / split / "all_video_labels.json"
+        known = json.loads(labels.read_text()) | {"pilot_dominoes_1": {"label": 1}}
+        labels.write_text(json.dumps(known))
+        (tmp_path / "p" / split / "pilot_dominoes_1.mp4").touch()
+    stimuli, notes = AUTHORS.read(tmp_path / "p")
+    assert len(stimuli) == 6 and {s.scenario for s in stimuli} == {"contain", "roll"}
+    assert len(notes) == 2 and "contain, roll alone: 1 other train clips were left" in notes[0]
+    for video in (tmp_path / "p" / "test").glob("*[!s]_*_img.mp4"):
+        video.unlink()
+    with pytest.raises(UserError, match="no video with a label of the scenarios contain, roll"):
+        AUTHORS.read(tmp_path / "p")
+
+
+def test_features_through_a_projector_are_its_layers_on_the_blocks_tokens(
+    authors: tuple[Path, Probe], long: Recipe, runs: dict[str, Path], data: Path
+) -> None:
+    out, probed = authors
+    straw_men = ["videomae", "pixels", "untrained"]
+    assert probed.sources == ["base", "aligned+projector", "control+projector", *straw_men]
+    stimulus = AUTHORS.read(data)[0][3]
+    frames = read_chosen(stimulus.path, AUTHORS.shown(stimulus.scenario, 49), 16, 16)
+    video = torch.from_numpy(frames)[None].permute(0, 1, 4, 2, 3).float() / 255
+    parts = ("vae", "text_encoder", "transformer")
+    weights = {name: projector_weights(path) for name, path in runs.items()}
+    for name in ("base", "aligned", "control"):
+        backbone = long.backbone.load(parts, CPU)
+        if name in runs:
+            backbone = Run.open(runs[name]).backbone(parts, CPU, torch.float32)
+        latents = backbone.latents(
+            backbone.encode_video(video), generator(long.seed, "probe latents", stimulus.id)
+        )
+        drawn = generator(long.seed, "probe noise", stimulus.id, 0)
+        noise = torch.randn(latents.shape[1:], generator=drawn)[None]
+        at = torch.tensor([300])
+        noisy = backbone.diffusion.add_noise(latents, noise, at)
+        with torch.no_grad(), tap(backbone.block(2)) as tapped:
+            inputs = backbone.inputs(noisy, backbone.encode_text([""]), at)
+            backbone.transformer(**inputs, return_dict=False)
+        x = tapped.take()[0].unflatten(1, (13, 2, 2))[0, [1, 7, 12]]
+        if name == "base":
+            kept = features(out, "base", "t300-draw0")
+        else:
+            w = {key.removeprefix("each.0.projector."): v for key, v in weights[name].items()}
+            for place in (0, 2, 4):
+                x = x @ w[f"mlp.{place}.weight"].T + w[f"mlp.{place}.bias"]
+                x = x * torch.sigmoid(x) if place < 4 else x
+            assert x.shape == (3, 2, 2, 24), "the teacher's width"
+            kept = features(out, f"{name}-projector", "t300-draw0")
+        assert kept["block 2, pool 2"].shape[1] == x.numel()
+        assert kept["block 2, pool 2"][3] == pytest.approx(x.flatten().numpy(), abs=2e-3)
+    assert features(out, "videomae", "clean")["pool 2"].shape[1] == 12 * 2 * 2 * 24
+    # The control's is trained too: it differs from the aligned run's, with which it began.
+    a, b = (w["each.0.projector.mlp.0.weight"] for w in weights.values())
+    assert (a - b).abs().max() > 1e-4
+
+
+def test_the_confounded_comparison_is_named_and_the_fair_one_is_not(
+    authors: tuple[Path, Probe], long: Recipe, runs: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    out, probed = authors
+    (remark,) = probed.remarks  # No clip was left out.
+    assert remark.startswith("aligned+projector and control+projector are read through a trained ")
+    assert "and base is not, so their differences are also what a projector does" in remark
+    folder = shutil.copytree(out, tmp_path / "probe")
+    fair = probe(long, data, folder, models=runs, against="control+projector", **AS_AUTHOR)
+    assert fair.remarks == []
+    pairs = {(d.source, d.against) for d in fair.differences}
+    assert ("aligned+projector", "control+projector") in pairs
+
+
+def test_features_with_and_without_a_projector_are_never_mixed(
+    authors: tuple[Path, Probe], long: Recipe, runs: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(authors[0], tmp_path / "probe")
+    stores = folder / "probe-parts" / "features"
+    made = {
+        name: json.loads((stores / name / "made-with.json").read_text())["made_with"]
+        for name in ("base", "aligned-projector", "control-projector", "videomae")
+    }
+    assert made["base"]["projector"] is None and "projector" not in made["videomae"]
+    digests = {made[name]["projector"] for name in made if name.endswith("-projector")}
+    assert len(digests) == 2 and None not in digests
+    (stores / "base").rename(stores / "kept")
+    (stores / "aligned-projector").rename(stores / "base")
+    with pytest.raises(UserError, match="differs in model, projector"):
+        probe(long, data, folder, models=runs, **AS_AUTHOR)
+    # The same model: nothing but the projector tells the two stores apart.
+    (stores / "base").rename(stores / "aligned")
+    (stores / "kept").rename(stores / "base")
+    source = sources.ModelFeatures(
+        runs["aligned"],
+        Model.of(runs["aligned"]),
+        [2],
+        [sources.Condition(300, 0)],
+        sources.Pooling(3, [2]),
+        long.seed,
+    )
+    store = FeatureStore(stores, "aligned", source, made["aligned-projector"] | source.made_with())
+    with pytest.raises(UserError, match="measured otherwise; it differs in projector"):
+        store.open()
+
+
+def test_a_projector_of_another_run_and_an_untrained_one_are_refused(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def refused(path: Path, says: str, blocks: tuple[int, ...] = (2,)) -> None:
+        with pytest.raises(UserError, match=says):
+            trained_projectors(Model.of(path), path, blocks)
+
+    swapped = shutil.copytree(runs["aligned"], tmp_path / "swapped")
+    other = runs["control"] / "checkpoints" / "step-00000002" / "projector.safetensors"
+    shutil.copy(other, swapped / "checkpoints" / "step-00000002")
+    refused(swapped, "damaged: projector.safetensors has other content than was written")
+    refused(runs["aligned"], r"no projector at block 1: its recipe aligns block 2\.", (1,))
+
+    def planted(name: str, *changes: str, step: int = 2) -> Path:
+        """A run whose checkpoint says what its weights do not."""
+        run = Run.open(runs["aligned"])
+        held = dataclasses.replace(run.trained(), step=step, optimizer={}, stopping=[])
+        path = shutil.copytree(runs["aligned"], tmp_path / name)
+        shutil.rmtree(path / "checkpoints")
+        checkpoint.save(path / "checkpoints", held, keep=2)
+        run.recipe.override(*changes).to_yaml(path / "recipe.yaml")
+        return path
+
+    refused(planted("untrained", step=0), "untrained at step 0: the alignment relation counted")
+    refused(planted("narrow", "align.hidden=8"), r"projector in .* is of another model; .*mlp")
+    weights = "The projector in .* is of another model; .*missing"
+    refused(planted("conv", "align.projector=conv"), weights)
+    text = (runs["aligned"] / "recipe.yaml").read_text()
+    align = yaml.safe_load(text)["align"]
+    refused(planted("two", f"align={json.dumps([align, align])}"), weights)
+    bare = planted("bare", "align=null", "encoder=null")
+    held = dataclasses.replace(Run.open(bare).trained(), projector={}, optimizer={})
+    checkpoint.save(bare / "checkpoints", held, keep=2)
+    refused(bare, "no projector at block 2: its recipe aligns nothing")
+    held = dataclasses.replace(
+        held,
+        projector={
+            key.replace("each.0", f"each.{n}"): value.clone()
+            for n in range(2)
+            for key, value in Run.open(runs["aligned"]).trained().projector.items()
+        },
+    )
+    twice = planted("twice", f"align={json.dumps([align, align])}")
+    checkpoint.save(twice / "checkpoints", held, keep=2)
+    refused(twice, "has 2 projectors at block 2, of the alignments relation, relation-2")
+
+
+def test_an_imported_projector_is_read_beside_its_pipeline(
+    twins: dict[str, Path], tmp_path: Path
+) -> None:
+    """As `videorepa import` leaves it, in a folder to which the rest of the pipeline was added."""
+    pipeline, folder = twins["backbone"], tmp_path / "imported"
+    model = Model.of(pipeline)
+    width = model.spec.shapes(model.size).grid.width
+    with pytest.raises(UserError, match="neither a run nor a folder with projector.safetensors"):
+        trained_projectors(model, pipeline, [2])
+    assert not may_have_projector(pipeline)
+
+    expected = Projector(width, 24, 16).half()
+    published = shutil.copytree(pipeline / "transformer", tmp_path / "published")
+    weights = published / "diffusion_pytorch_model.safetensors"
+    names = {"mlp": "projectors.0", "conv": "downsampler_cogvideo_output"}
+    extra = {
+        names[key.partition(".")[0]] + "." + key.partition(".")[2]: value
+        for key, value in expected.state_dict().items()
+    }
+    save_file(load_weights(weights) | extra, weights)
+    config = json.loads((published / "config.json").read_text()) | {"align_layer": 2}
+    (published / "config.json").write_text(json.dumps(config))
+    import_weights(published, folder)
+    for part in pipeline.iterdir():
+        if part.is_dir() and part.name != "transformer":
+            shutil.copytree(part, folder / part.name)
+    shutil.copy(pipeline / "model_index.json", folder)
+    model = Model.of(folder)
+
+    def lay(width: int, block: int | None) -> None:
+        weights = Projector(width, 24, 16).state_dict()
+        about = to_metadata({"from": "VideoREPA-2B", "block": block})
+        save_file(weights, folder / PROJECTOR_FILE, about)
+
+    (found,) = trained_projectors(model, folder, [2]).values()
+    expected.float()
+    grid = TokenGrid(torch.randn(1, 2, 2, 2, width))
+    assert torch.equal(found.on_own_grid(grid).tokens, expected.mlp(grid.tokens))
+    for blocks in ([1], [1, 2]):
+        with pytest.raises(UserError, match="trained at block 2; got 1"):
+            trained_projectors(model, folder, blocks)
+    lay(width, block=None)
+    assert trained_projectors(model, folder, [1]).keys() == {1}
+    lay(width + 1, block=2)
+    with pytest.raises(UserError, match=f"takes tokens of {width + 1} channels"):
+        trained_projectors(model, folder, [2])
+    (folder / PROJECTOR_FILE).write_bytes(b"nothing")
+    with pytest.raises(UserError, match="not a projector as `videorepa import` writes it"):
+        trained_projectors(model, folder, [2])
+
+
+def test_what_cannot_be_read_through_a_projector_is_refused_or_read_without(
+    long: Recipe, runs: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    path, out = save(long, tmp_path / "plain.yaml"), tmp_path / "new"
+    options: dict[str, Any] = {"timesteps": (0,), "draws": 1, "pools": (1,)}
+    with pytest.raises(UserError, match="plain.yaml is neither a run nor"):
+        probe(long, data, out, models={"plain": path}, through_projector=True, **options)
+    with pytest.raises(UserError, match="No model is there to be read through a projector"):
+        probe(long, data, out, through_projector=True, **options)
+    with pytest.raises(UserError, match="no projector at block 1: its recipe aligns block 2"):
+        probe(long, data, out, models=runs, through_projector=True, blocks=[1], **options)
+    with pytest.raises(UserError, match="reads 3 steps of models and 12 of encoders. Leave out"):
+        probe(long, data, out, steps=3, **AS_AUTHOR)
+    short = long.override("encoder.frames=8")
+    with pytest.raises(UserError, match="reads 12 steps in time of videomae, which has 4"):
+        probe(short, data, out, **AS_AUTHOR)
+    short = long.override("data.frames=9", "encoder=null", "align=null")
+    with pytest.raises(UserError, match="reads 3 steps in time of tiny, which has 2"):
+        probe(short, data, out, blocks=[2], **AS_AUTHOR)
+    assert not out.exists()
+    with pytest.raises(UserError, match="Two sources have the name a[+]projector"):
+        twice = {"a": runs["aligned"], "a+projector": path}
+        probe(long, data, out, models=twice, **AS_AUTHOR)
+    # In the author's protocol an untouched base is read as it is.
+    says = "no source 'x' to compare with: base, plain, aligned[+]projector, control[+]projector,"
+    with pytest.raises(UserError, match=says):
+        probe(long, data, out, models={"plain": path} | runs, against="x", **AS_AUTHOR)
 
 
 # The whole.
@@ -622,8 +936,6 @@ def test_another_timestep_costs_itself_alone(folder: Path, recipe: Recipe, data:
 def test_an_aligned_run_stands_beside_the_base(
     folder: Path, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:
-    from videorepa.prepare import prepare
-
     faster = recipe.override("optim.learning_rate=0.05")
     prepare(faster)
     run = train(faster, tmp_path / "aligned")
@@ -754,6 +1066,8 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     refused("--against", "aligned", says="no source 'aligned' to compare with: base, videomae")
     refused("--data", str(tmp_path), says="has no folder 'train'")
     refused("--models", str(taken), says="is not a run")
+    refused("--through-projector", says="No model is there to be read through a projector")
+    refused("--protocol", "videorepa", "--steps", "3", says="Leave out --steps")
     refused("--teacher", "videomae=x,frame=8", says="frame: unknown key; did you mean frames")
     refused("--leave-out", str(tmp_path / "none"), says="cannot be read as text")
     few = write_physion(tmp_path / "few", train=2, test=1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from videorepa.data.manifest import read_manifest, read_prompts
 from videorepa.data.video import read_all, read_shape
 from videorepa.encoders.headed import read_about
 from videorepa.errors import ClipError, UserError
+from videorepa.evaluation.paired_clips import read_pairs
 from videorepa.evaluation.ratings import Ratings
 from videorepa.probe import read_names
 from videorepa.probing.physion import PROTOCOLS
@@ -58,6 +60,7 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("any", file_digest),
     ("any", file_sample_digest),
     ("descriptions.csv", lambda path: PhysicsIQ(data=path.parent).scenario("a")),
+    ("pairs.csv", read_pairs),
 ]
 
 
@@ -111,4 +114,15 @@ def test_a_pipe_is_refused(tmp_path: Path, name: str, read: Callable[[Path], obj
     os.mkfifo(tmp_path / name)
     says = "is a pipe, a socket or a device|is not a folder"
     with pytest.raises((UserError, ClipError, OSError), match=says):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), READERS, ids=[f"{n}-{name}" for n, (name, _) in enumerate(READERS)]
+)
+def test_bytes_that_are_no_text_end_in_no_traceback(
+    tmp_path: Path, name: str, read: Callable[[Path], object]
+) -> None:
+    (tmp_path / name).write_bytes(b"\xff\xfe\xff\n\xff\xff")
+    with suppress(UserError, ClipError):
         read(tmp_path / name)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from videorepa.align.projector import Projector
+from videorepa.align.projector import PROJECTOR_FILE, Projector
 from videorepa.errors import UserError
 from videorepa.exchange import zero_checkpoint as zero
 from videorepa.exchange.lora import LORA_FILE, Adapter
@@ -26,8 +26,6 @@ from videorepa.system.weights import Misfit, shapes
 PUBLISHED_ALPHA = 64
 
 PUBLISHED_BASE = "zai-org/CogVideoX-2b"
-
-PROJECTOR_FILE = "projector.safetensors"
 
 _CLASSES = ("CogVideoXTransformer3DModelAlign", "CogVideoXTransformer3DModel")
 

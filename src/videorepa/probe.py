@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
 from videorepa.diffusion import STEPS
@@ -24,12 +24,22 @@ from videorepa.probing.comparison import (
     prediction_rows,
 )
 from videorepa.probing.features import CHUNK, Chunk, FeatureStore
-from videorepa.probing.physion import PROTOCOLS, Protocol, Stimulus, split
+from videorepa.probing.physion import (
+    PROTOCOLS,
+    FrameChoice,
+    Protocol,
+    StepsRead,
+    Stimulus,
+    split,
+)
+from videorepa.probing.projectors import may_have_projector
 from videorepa.probing.records import Probe
 from videorepa.probing.sources import (
     BASE,
     SLICES,
     Condition,
+    FeatureSource,
+    ModelFeatures,
     Pooling,
     check_blocks,
     feature_key,
@@ -43,6 +53,7 @@ from videorepa.system.environment import environment
 from videorepa.system.files import atomic_write, csv_text, read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 from videorepa.system.progress import track
+from videorepa.system.wording import listed
 
 FORMAT = 1
 """Raised whenever the same clips and models would give other features or other readouts."""
@@ -65,9 +76,10 @@ def probe(
     blocks: Sequence[int] | None = None,
     timesteps: Sequence[int] = tuple(range(0, 501, 50)),
     draws: int = 3,
-    steps: int = SLICES,
+    steps: int | None = None,
     pools: Sequence[int] = (1, 4),
-    frames: Literal["resampled", "published"] = "resampled",
+    frames: FrameChoice = "resampled",
+    through_projector: bool = False,
     leave_out: Sequence[str] = (),
     against: str = BASE,
     device: str | None = None,
@@ -87,17 +99,21 @@ def probe(
         recipe: Its base model and its teacher are the first sources.
         data: Folder with `train` and `test`, each as published.
         out: Folder of the probe.
-        protocol: "v1.5", "2021" or "lab".
+        protocol: "v1.5", "2021", "lab", or "videorepa" for v1.5 as VideoREPA's author read it.
         models: Further models by name: runs, recipes or diffusers folders.
         teachers: Further teachers by name.
         blocks: Numbers of the blocks, counted from 1; by default those that the recipe aligns.
         timesteps: Timesteps of the noise, 0 to 999.
         draws: How many noises each clip is read with.
-        steps: How many evenly spaced steps in time are read.
+        steps: How many evenly spaced steps in time are read; by default 3. The protocol "videorepa"
+            has its own.
         pools: Sizes of the grids that each step's tokens are averaged to, in rows and columns; each
             gets a readout of its own. At most the size of the base model's grid.
-        frames: "resampled" takes frames from all that Physion shows, "published" only from those
-            that the published extractors see.
+        frames: "resampled" takes frames evenly from all that Physion shows, "published" only from
+            those that the published extractors see. "padded" takes each once, after copies of the
+            first.
+        through_projector: Read every further model through the projector that was trained on the
+            block. The base has none. The protocol "videorepa" does so with those that have one.
         leave_out: File names of test clips that do not count.
         against: The source that others are compared with.
         device: Where to compute; by default the first GPU, or the CPU.
@@ -115,18 +131,34 @@ def probe(
     if blocks is None and not numbers:
         raise UserError(f"The recipe {recipe.name} aligns no block; say which to read: --blocks.")
     times, sides = sorted(set(timesteps)), sorted(set(pools))
-    _check(recipe, numbers, times, draws, steps, sides)
+    if kind.steps is not None and steps is not None:
+        raise UserError(
+            f"The protocol {kind.name} reads {kind.steps.models} steps of models and "
+            f"{kind.steps.encoders} of encoders. Leave out --steps, or choose another protocol."
+        )
+    count = SLICES if steps is None else steps
+    read = kind.steps or StepsRead(count, count)
+    _check(recipe, numbers, times, draws, min(read), sides)
+    further = models or {}
+    if through_projector and not further:
+        raise UserError("No model is there to be read through a projector. Name some: --models.")
     sources = probed_sources(
         recipe,
-        models or {},
+        further,
         teachers or {},
         numbers,
         [Condition(t, draw) for t in times for draw in range(draws)],
-        Pooling(steps, sides),
+        *(Pooling(each, sides, are_distinct=kind.steps is not None) for each in read),
+        projected=[
+            name
+            for name, path in further.items()
+            if through_projector or (kind.through_projector and may_have_projector(path))
+        ],
     )
     if against not in sources:
         raise UserError(f"There is no source {against!r} to compare with: {', '.join(sources)}.")
     stimuli, notes = kind.read(data)
+    notes += _unlike(sources, against)
     by_id = {stimulus.id: stimulus for stimulus in stimuli}
     left_out = {Path(name).stem for name in leave_out}
     if unknown := sorted(left_out - {s.stem for s in stimuli if s.is_test}):
@@ -135,7 +167,7 @@ def probe(
 
     size = ClipSize(**recipe.data.model_dump(include=set(ClipSize.model_fields)))
     shown = {
-        scenario: kind.shown(scenario, size.frames, frames == "published")
+        scenario: kind.shown(scenario, size.frames, frames)
         for scenario in sorted({stimulus.scenario for stimulus in stimuli})
     }
     made_with = {
@@ -145,7 +177,6 @@ def probe(
         "size": list(size.model_dump().values()),
         "precision": str(dtype),
         "seed": recipe.seed,
-        "steps": steps,
         "pools": sides,
     }
     stores = {
@@ -207,6 +238,19 @@ def read_names(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text: {error}") from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def _unlike(sources: Mapping[str, FeatureSource], against: str) -> list[str]:
+    """A note if models that are read through projectors are compared with one that is not."""
+    models = {name: of for name, of in sources.items() if isinstance(of, ModelFeatures)}
+    projected = [name for name, model in models.items() if model.through_projector]
+    if not projected or against not in models or against in projected:
+        return []
+    return [
+        f"{listed(projected)} {'are' if len(projected) > 1 else 'is'} read through a trained "
+        f"projector and {against} is not, so their differences are also what a projector does. "
+        "Compare with a control that is read through its own: --against."
+    ]
 
 
 def _check(

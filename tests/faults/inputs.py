@@ -454,6 +454,11 @@ def readers(ground: Ground, what: str) -> list[Command]:
             (["generate", "run", *prompts, "--out", "out/made"], False),
             (["report", "run", *page], False),
             (["compare", "run", "--reference", g / "normal.json"], False),
+            (
+                ["probe", recipe, "--data", g / "contact", "--out", "out/p", "--models", "run"]
+                + ["--through-projector", *probing],
+                False,
+            ),
             (["train", recipe, "--out", "run"], True),
         ],
         "cache": [
@@ -611,7 +616,7 @@ def options(draw: Any, ground: Ground) -> Laid:
         (
             ["probe", recipe, "--data", g / "contact", "--protocol", "lab", *out],
             ["--pools", "--draws", "--steps", "--timesteps", "--blocks", "--teacher", "--against"]
-            + ["--leave-out", "--models"],
+            + ["--leave-out", "--models", "--frames", "--through-projector"],
         ),
         (["head", recipe, "--kind", "motion", "--out", "out/h.safetensors"], ["--clips", "--kind"]),
         (["import", g / "published-lora.safetensors", "out/x"], ["--alpha", "--base"]),

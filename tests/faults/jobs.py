@@ -30,6 +30,12 @@ def jobs(ground: Ground) -> list[Job]:
         Job("evaluate", ["evaluate", "lab", g / "lab", *out]),
         Job("scan", ["scan", recipe, "--clips", "3", "--noise", "0.3", "0.7", *out]),
         Job("probe", ["probe", recipe, "--data", g / "contact", *probing, *out]),
+        Job(
+            "probe (projector)",
+            ["probe", recipe, "--data", g / "contact", "--models", g / "run"]
+            + ["--through-projector", *probing, *out],
+            0.4,
+        ),
         Job("likelihood", ["likelihood", recipe, "--pairs", g / "clips/pairs.csv", *out]),
         Job("head", ["head", recipe, "--kind", "motion", "--out", "motion.safetensors"]),
         Job("refine", ["refine", g / "prompts.csv", *refining(g), "--out", "refined.csv"]),

@@ -9,6 +9,9 @@ from torch import nn
 from videorepa.align.resampling import resample
 from videorepa.tokens import TokenGrid
 
+PROJECTOR_FILE = "projector.safetensors"
+"""The file, in the folder that `import_weights` wrote, with the weights of a `Projector`."""
+
 
 class Projector(nn.Module):
     """VideoREPA's projector: a three-layer MLP on each token, then `resample`.
@@ -49,8 +52,11 @@ class Projector(nn.Module):
 
     def forward(self, student: TokenGrid, like: TokenGrid) -> TokenGrid:
         """Project the student's tokens to the teacher's width, on the grid of `like`."""
-        student = student.since(like.start)
-        return resample(student.with_tokens(self.mlp(student.tokens)), like, self.conv)
+        return resample(self.on_own_grid(student.since(like.start)), like, self.conv)
+
+    def on_own_grid(self, student: TokenGrid) -> TokenGrid:
+        """Project the student's tokens to the teacher's width, and leave them in their places."""
+        return student.with_tokens(self.mlp(student.tokens))
 
 
 class ConvProjector(nn.Module):
@@ -64,8 +70,11 @@ class ConvProjector(nn.Module):
         self.conv = _to_grid(teacher_width, ratio)
 
     def forward(self, student: TokenGrid, like: TokenGrid) -> TokenGrid:
-        student = student.since(like.start)
-        return resample(student.convolved(self.widen, *student.size[1:]), like, self.conv)
+        return resample(self.on_own_grid(student.since(like.start)), like, self.conv)
+
+    def on_own_grid(self, student: TokenGrid) -> TokenGrid:
+        """Project the student's tokens to the teacher's width, and leave them in their places."""
+        return student.convolved(self.widen, *student.size[1:])
 
 
 class NoProjector(nn.Module):

@@ -195,7 +195,7 @@ def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
             clip.write()
     prompts = list(dict.fromkeys(clip.prompt_id for clip in clips))
     text = json.dumps(made_with.model_dump() | {"prompts": prompts}, indent=1, ensure_ascii=False)
-    if not path.exists() or read_text(path) != text:
+    if not path.exists() or read_bytes(path) != text.encode():
         atomic_write(path, text)
 
 

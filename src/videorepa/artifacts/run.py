@@ -23,7 +23,7 @@ from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import read_values
 from videorepa.system.environment import environment
-from videorepa.system.files import atomic_write, is_vacant, read_text
+from videorepa.system.files import atomic_write, is_vacant, read_bytes
 from videorepa.system.progress import console
 from videorepa.system.wording import listed
 
@@ -134,7 +134,7 @@ class Run:
     @property
     def recipe_text(self) -> str:
         """The recipe's text, also where this version cannot parse it."""
-        return read_text(self.path / "recipe.yaml")
+        return read_bytes(self.path / "recipe.yaml").decode(errors="replace")
 
     def settings(self) -> dict[str, str]:
         """Read the recipe's values as text, by dotted name. Raises UserError if it is not YAML."""

@@ -7,7 +7,6 @@ that continue the last frame, or the three seconds, before the test. A text-to-v
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -22,10 +21,10 @@ from jaxtyping import Bool, UInt8
 from torch.nn import functional as F
 
 from videorepa.benchmarks import Benchmark
-from videorepa.data.manifest import Prompt
+from videorepa.data.manifest import Prompt, csv_rows
 from videorepa.data.video import iterate, read_all
 from videorepa.errors import ClipError, UserError
-from videorepa.system.files import check_is_file, check_is_folder
+from videorepa.system.files import check_is_folder
 from videorepa.system.fingerprint import file_sample_digest, json_digest
 
 SECONDS = 5.0
@@ -355,14 +354,12 @@ class Filmed(Benchmark):
         path = self.described
         if path is None:
             return {}
-        check_is_file(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
         categories = {}
-        for row in rows:
-            match = _GENERATED.fullmatch(Path(row.get("generated_video_name") or "").stem)
-            if match and row.get("category"):
-                categories[f"{match['view']}_{match['name']}"] = row["category"]
+        for row in csv_rows(path):
+            name = str(row.values.get("generated_video_name", ""))
+            match = _GENERATED.fullmatch(Path(name).stem)
+            if match and (category := row.values.get("category")):
+                categories[f"{match['view']}_{match['name']}"] = str(category)
         return categories
 
 

@@ -54,15 +54,16 @@ def probe(
     recipe: RecipeFile,
     data: Path,
     out: Path,
-    protocol: Literal["v1.5", "2021", "lab"] = "v1.5",
+    protocol: Literal["v1.5", "2021", "lab", "videorepa"] = "v1.5",
     models: tuple[Path, ...] = (),
     teacher: Teachers = (),
     blocks: tuple[int, ...] = (),
     timesteps: tuple[int, ...] = tuple(range(0, 501, 50)),
     draws: int = 3,
-    steps: int = 3,
+    steps: int | None = None,
     pools: tuple[int, ...] = (1, 4),
-    frames: Literal["resampled", "published"] = "resampled",
+    frames: Literal["resampled", "published", "padded"] = "resampled",
+    through_projector: bool = False,
     leave_out: Path | None = None,
     against: str = "base",
     set: Overrides = (),
@@ -76,19 +77,24 @@ def probe(
     For example:
       videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out probes/2b
       videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out p --models runs/aligned
+      videorepa probe recipes/videorepa-2b.yaml --data physion_mp4s --out p --protocol videorepa
       videorepa probe src/videorepa/lab/demo.yaml --data build/contact --protocol lab --out p
 
     Args:
       data: Folder with Physion's `train` and `test`, or what `videorepa lab contact` drew.
       out: Folder of the tables (probe.json, accuracies.csv, differences.csv, predictions.csv).
-      protocol: Physion's release, with the readout of its authors; `lab` for the lab's own clips.
+      protocol: Physion's release, with the readout of its authors; `lab` for the lab's own clips;
+        `videorepa` for v1.5 as VideoREPA's author read it, models with a projector through it.
       models: Further models: runs, recipes or diffusers folders, named like their folder or file.
       blocks: Numbers of the blocks, counted from 1; by default those that the recipe aligns.
       timesteps: Timesteps of the noise that models see, 0 to 999.
       draws: How many noises each clip is read with.
-      steps: How many evenly spaced steps in time are read.
+      steps: How many evenly spaced steps in time are read; by default 3, or as the protocol says.
       pools: Rows and columns that each step is averaged to; each size gets a readout of its own.
-      frames: Take frames from all that Physion shows, or only those that published extractors see.
+      frames: Take frames evenly from all that Physion shows, only those that published extractors
+        see, or each frame once after copies of the first.
+      through_projector: Read the further models after the projectors that were trained on their
+        blocks; the base model has none.
       leave_out: A text file with the name of a test clip a line, such as the faulty ones.
       against: The source that the others are compared with.
     """
@@ -111,6 +117,7 @@ def probe(
         steps=steps,
         pools=pools,
         frames=frames,
+        through_projector=through_projector,
         leave_out=read_names(leave_out) if leave_out else (),
         against=against,
     )

@@ -66,7 +66,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class _Row:
+class ListRow:
     """A row's values by column, and the line it starts on, for messages."""
 
     file: Path
@@ -115,7 +115,12 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _csv_rows(path: Path) -> Iterator[_Row]:
+def csv_rows(path: Path) -> Iterator[ListRow]:
+    """Read a CSV file that a user named, row by row; its first row names the columns.
+
+    Raises:
+      UserError: The file cannot be read, is not UTF-8 or no CSV, or a row lacks a field.
+    """
     if csv.field_size_limit() < FIELD_BYTES:
         csv.field_size_limit(FIELD_BYTES)
     lines = _lines(path)
@@ -152,10 +157,10 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
                 f"{path}, line {line}: found {len(cells)} fields, expected {len(header)} "
                 f"({', '.join(header)}); a field that holds {fields} must stand in quotes"
             )
-        yield _Row(path, line, dict(zip(header, cells, strict=True)))
+        yield ListRow(path, line, dict(zip(header, cells, strict=True)))
 
 
-def _jsonl_rows(path: Path) -> Iterator[_Row]:
+def _jsonl_rows(path: Path) -> Iterator[ListRow]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -174,19 +179,19 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
                 f"{path}, line {number}: found {line.strip()[:80]}; expected a JSON object, "
                 'like {"caption": "..."}'
             )
-        yield _Row(path, number, values)
+        yield ListRow(path, number, values)
 
 
-def _text_rows(path: Path) -> Iterator[_Row]:
+def _text_rows(path: Path) -> Iterator[ListRow]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            yield _Row(path, number, {"prompt": line.rstrip("\r\n")})
+            yield ListRow(path, number, {"prompt": line.rstrip("\r\n")})
 
 
-READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".txt": _text_rows}
+READERS = {".csv": csv_rows, ".jsonl": _jsonl_rows, ".txt": _text_rows}
 
 
-def _rows(path: Path, *suffixes: str) -> Iterator[_Row]:
+def _rows(path: Path, *suffixes: str) -> Iterator[ListRow]:
     """Read a file that ends in one of the suffixes. Raises UserError if it has no rows."""
     try:
         check_is_file(path)
@@ -198,17 +203,16 @@ def _rows(path: Path, *suffixes: str) -> Iterator[_Row]:
     return _some(path, READERS[suffix](path))
 
 
-def read_table(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Read the rows of a .csv or .jsonl file: the line of each, and its values by column.
+def read_table(path: Path) -> list[ListRow]:
+    """Read the rows of a .csv or .jsonl file, whatever its columns.
 
     Raises:
       UserError: The file is not usable; the message names the line.
     """
-    for row in _rows(path, ".csv", ".jsonl"):
-        yield row.line, row.values
+    return list(_rows(path, ".csv", ".jsonl"))
 
 
-def _some(path: Path, rows: Iterator[_Row]) -> Iterator[_Row]:
+def _some(path: Path, rows: Iterator[ListRow]) -> Iterator[ListRow]:
     row = None
     for row in rows:
         yield row
@@ -216,7 +220,7 @@ def _some(path: Path, rows: Iterator[_Row]) -> Iterator[_Row]:
         raise UserError(f"{path} holds no rows; expected at least one")
 
 
-def _add_id(row: _Row, default: str, lines: dict[str, int]) -> str:
+def _add_id(row: ListRow, default: str, lines: dict[str, int]) -> str:
     """Give the row's id, and record in `lines` the line that it stands on."""
     name = row.text("id") if "id" in row.values else default
     first = lines.setdefault(name, row.line)
@@ -238,7 +242,7 @@ class _Root:
         self._real_folder = cache(os.path.realpath)
         self._names = cache(_names_in)
 
-    def find(self, row: _Row, video: str) -> Path:
+    def find(self, row: ListRow, video: str) -> Path:
         """Where a video should be. Raises UserError."""
         if "\0" in video:
             raise row.error(f"'video' is {video!r}, which holds a zero byte and names no file")

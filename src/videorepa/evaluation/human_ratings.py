@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from videorepa.artifacts.reading import json_object
-from videorepa.data.manifest import read_table
+from videorepa.data.manifest import ListRow, read_table
 from videorepa.errors import UserError
 from videorepa.system.wording import shown
 
@@ -156,27 +156,24 @@ def _add_annotations(path: Path, found: HumanRatings) -> None:
 
 
 def _add_table(path: Path, found: HumanRatings) -> None:
-    rows = list(read_table(path))
-    columns = rows[0][1].keys()
+    rows = read_table(path)
+    columns = rows[0].values.keys()
     if "rating" in columns and columns & {"id", "clip"}:
-        for line, row in rows:
-            _add_plain(f"{path}, line {line}", row, found)
+        for row in rows:
+            _add_plain(row, found)
         return
     for names in (MAJORITIES, ("sa", "pc")):
         if "video_url" in columns and columns >= set(names):
             break
     else:
         raise UserError(f"{path} has the columns {', '.join(columns)}. Expected {EXPECTED}.")
-    for line, row in rows:
-        if not row.get("video_url"):
-            raise UserError(f"{path}, line {line} has no video_url; expected the clip's address.")
-    clips = _shortest([clip_names(row["video_url"]) for _, row in rows])
+    clips = _shortest([clip_names(row.text("video_url")) for row in rows])
     for name in names:
-        column = [_number(row.get(name), f"{path}, line {line}") for line, row in rows]
+        column = [_number(row.values.get(name), f"{path}, line {row.line}") for row in rows]
         # VideoPhy's ratings are 0 or 1, and VideoPhy-2's are 1 to 5, in columns of the same name.
         graded = name not in MAJORITIES and any(v is not None and v > 1 for v in column)
-        for (line, _), clip, number in zip(rows, clips, column, strict=True):
-            source = f"{path}, line {line}"
+        for row, clip, number in zip(rows, clips, column, strict=True):
+            source = f"{path}, line {row.line}"
             value = _value(number, LIKERT if graded else (0, 1), f"{source}, {name}")
             if value is None:
                 found.empty += 1
@@ -185,16 +182,17 @@ def _add_table(path: Path, found: HumanRatings) -> None:
             found.ratings.append(HumanRating(clip, 0, dimension, None, "people", value, source))
 
 
-def _add_plain(source: str, row: Mapping[str, object], found: HumanRatings) -> None:
-    value = _number(row.get("rating"), source)
-    name, k = row.get("id") or row.get("clip"), row.get("k") or 0
+def _add_plain(row: ListRow, found: HumanRatings) -> None:
+    values, source = row.values, f"{row.file}, line {row.line}"
+    value = _number(values.get("rating"), source)
+    name, k = values.get("id") or values.get("clip"), values.get("k") or 0
     if not name or not re.fullmatch("[0-9]{1,9}", str(k)):
-        raise UserError(f"{source} is {shown(dict(row))}; expected an id or a clip, and k from 0.")
+        raise UserError(f"{source} is {shown(values)}; expected an id or a clip, and k from 0.")
     if value is None:
         found.empty += 1
         return
-    dimension = str(row.get("dimension") or "rating").lower()
-    rater = str(row.get("rater") or "people")
+    dimension = str(values.get("dimension") or "rating").lower()
+    rater = str(values.get("rater") or "people")
     found.ratings.append(
         HumanRating(clip_names(name), int(str(k)), dimension, None, rater, value, source)
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from videorepa.data.manifest import csv_rows
 from videorepa.data.video import iterate, read_chosen
 from videorepa.errors import ClipError, UserError
 from videorepa.settings.sections import ClipSize
-from videorepa.system.files import read_text
 from videorepa.system.wording import count
 
 COLUMNS = ("real", "broken", "caption")
@@ -90,7 +88,7 @@ def read_pairs(source: Path) -> PairList:
     Raises:
         UserError: It is neither, or holds no pair.
     """
-    found = _listed(source) if source.is_file() else _published(source)
+    found = _published(source) if source.is_dir() else _listed(source)
     _leave_out_clips_in_two_pairs(found)
     if not found.pairs:
         faults = [f" The first fault: {name}: {why}." for name, why in found.failures.items()]
@@ -103,18 +101,17 @@ def read_pairs(source: Path) -> PairList:
 
 
 def _listed(path: Path) -> PairList:
-    reader = csv.DictReader(io.StringIO(read_text(path)))
-    lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if lacking:
-        raise UserError(
-            f"{path} lacks the column {', '.join(lacking)}; a list of pairs has "
-            f"{', '.join(COLUMNS)}, and may have id, law and degree."
-        )
     found = PairList()
-    for line, row in enumerate(reader, 2):
-        name = row.get("id") or row["broken"] or f"line {line}"
+    for line in csv_rows(path):
+        row = {column: str(value) for column, value in line.values.items()}
+        if lacking := [name for name in COLUMNS if name not in row]:
+            raise UserError(
+                f"{path} lacks the column {', '.join(lacking)}; a list of pairs has "
+                f"{', '.join(COLUMNS)}, and may have id, law and degree."
+            )
+        name = row.get("id") or row["broken"] or f"line {line.line}"
         if twice := name in found.failures or any(pair.id == name for pair in found.pairs):
-            name = f"{name}, line {line}"
+            name = f"{name}, line {line.line}"
         problem = "its id is another pair's" if twice else _no_partner(path.parent, row)
         try:
             degree = float(row["degree"]) if row.get("degree") else None

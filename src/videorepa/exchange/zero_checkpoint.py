@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from videorepa.errors import UserError
-from videorepa.system.files import check_is_file, read_text
+from videorepa.system.files import check_is_file, read_bytes
 
 _PARTITION = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 
@@ -133,7 +133,8 @@ def _tagged(folder: Path) -> list[Path]:
 def _states_folder(folder: Path) -> Path:
     tagged, latest = _tagged(folder), folder / "latest"
     if len(tagged) > 1 and latest.is_file():
-        tagged = [path for path in tagged if path.name == read_text(latest).strip()]
+        tag = read_bytes(latest).decode(errors="replace").strip()
+        tagged = [path for path in tagged if path.name == tag]
     if len(tagged) != 1:
         names = ", ".join(path.name for path in _tagged(folder))
         raise UserError(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -22,6 +23,15 @@ from videorepa.world.contact import KINDS
 
 LABELS = "all_video_labels.json"
 """The file with v1.5's answers, in either split's folder."""
+
+FrameChoice = Literal["resampled", "published", "padded"]
+
+
+class StepsRead(NamedTuple):
+    """How many evenly spaced steps in time are read of a model's block and of an encoder."""
+
+    models: int
+    encoders: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,9 @@ class Protocol:
         by_scenario: Whether each scenario has its own readout. Otherwise all share one.
         balanced: Whether the readout is fitted to equally many clips of either answer.
         exceptions: Other frames for some scenarios.
+        only: The scenarios whose clips are read; all of them if empty.
+        steps: The steps in time that are read; None leaves the choice to the user.
+        through_projector: Whether models that have a projector are read through it.
     """
 
     name: str
@@ -74,16 +87,24 @@ class Protocol:
     by_scenario: bool
     balanced: bool
     exceptions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    steps: StepsRead | None = None
+    through_projector: bool = False
 
-    def shown(self, scenario: str, count: int, published: bool = False) -> list[int]:
-        """The numbers of `count` frames, evenly spaced over all that are shown.
+    def shown(self, scenario: str, count: int, choice: FrameChoice = "resampled") -> list[int]:
+        """The numbers of `count` frames, none of them after the last that is shown.
 
         Args:
-            published: Choose only from the frames that published extractors see.
+            choice: "resampled" takes frames evenly from all that are shown, "published" only from
+                those that published extractors see. "padded" takes each frame once, after copies
+                of the first, as v1.5's code does for an extractor that asks for more frames than
+                there are; where there are enough, it is "resampled".
         """
         frames: Sequence[int] = self.exceptions.get(scenario, self.frames)
-        if not published:
+        if choice != "published":
             frames = range(frames[-1] + 1)
+        if choice == "padded" and count > len(frames):
+            return [frames[0]] * (count - len(frames)) + list(frames)
         places = np.linspace(0, len(frames) - 1, count).round().astype(int)
         return [frames[place] for place in places]
 
@@ -108,6 +129,7 @@ class Protocol:
             labelled, left_out = self.load(folder, split)
             notes += left_out
             by_stem: dict[str, Path] = {}
+            others = 0
             for path, touches in sorted(labelled.items()):
                 if path.stem in by_stem:
                     raise UserError(
@@ -115,9 +137,18 @@ class Protocol:
                     )
                 by_stem[path.stem] = path
                 scenario = self._scenario(path.relative_to(folder))
+                if self.only and scenario not in self.only:
+                    others += 1
+                    continue
                 stimuli.append(Stimulus(f"{split}/{path.stem}", path, scenario, touches))
-            if not labelled:
-                raise UserError(f"{folder} holds no video with a label.")
+            of = f" of the scenarios {', '.join(self.only)}" if self.only else ""
+            if len(labelled) == others:
+                raise UserError(f"{folder} holds no video with a label{of}.")
+            if others:
+                notes.append(
+                    f"The protocol {self.name} reads clips{of} alone: {others} other {split} clips "
+                    "were left out."
+                )
         return sorted(stimuli, key=lambda stimulus: stimulus.id), notes
 
     def _scenario(self, path: Path) -> str:
@@ -290,22 +321,24 @@ _SCENARIOS = {
     "domino": "dominoes",
 }
 
+_V1_5 = Protocol(
+    name="v1.5",
+    names=_SCENARIOS,
+    load=_load_v1_5,
+    # Every 15th up to 45. Collide ends at 15, so its first frame is repeated.
+    frames=(0, 15, 30, 45),
+    exceptions={"collide": (0, 0, 0, 15)},
+    strengths=(1e-6, 1e-5, 0.01, 0.1, 1.0, 5.0, 10.0, 20.0),
+    iterations=20_000,
+    seed=42,
+    by_scenario=False,
+    balanced=False,
+)
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol(
-            name="v1.5",
-            names=_SCENARIOS,
-            load=_load_v1_5,
-            # Every 15th up to 45. Collide ends at 15, so its first frame is repeated.
-            frames=(0, 15, 30, 45),
-            exceptions={"collide": (0, 0, 0, 15)},
-            strengths=(1e-6, 1e-5, 0.01, 0.1, 1.0, 5.0, 10.0, 20.0),
-            iterations=20_000,
-            seed=42,
-            by_scenario=False,
-            balanced=False,
-        ),
+        _V1_5,
         Protocol(
             name="2021",
             names=_SCENARIOS | {"drape|cloth": "drape"},
@@ -328,6 +361,15 @@ PROTOCOLS = {
             seed=42,
             by_scenario=False,
             balanced=False,
+        ),
+        # What VideoREPA's author says of figure 1 (issue 10 of his repository): 3 of the 12 latent
+        # steps, 12 of the 24 of VideoMAEv2, and VideoREPA, unlike CogVideoX, after its projector.
+        replace(
+            _V1_5,
+            name="videorepa",
+            only=("contain", "roll"),
+            steps=StepsRead(models=3, encoders=12),
+            through_projector=True,
         ),
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from videorepa.encoders.untrained import Untrained
 from videorepa.errors import UserError
 from videorepa.probing.blocks import Blocks, EncodedClips, draw_latents, draw_noise
 from videorepa.probing.clips import Clips
+from videorepa.probing.projectors import digest, trained_projectors
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
 from videorepa.system.files import short_name
@@ -26,6 +27,9 @@ from videorepa.system.wording import shown
 from videorepa.tokens import TokenGrid
 
 BASE, PIXELS, UNTRAINED = "base", "pixels", "untrained"
+
+PROJECTED = "+projector"
+"""Added to the name of a model that is read through its projector."""
 
 SLICES = 3
 """Number of evenly spaced steps in time that a probe reads, as for VideoREPA's figure 1."""
@@ -122,10 +126,26 @@ class Pooling:
         steps: Number of evenly spaced steps in time.
         sides: Rows and columns to which each step's tokens are averaged, each for separate
             features.
+        are_distinct: Whether a grid of fewer steps is refused. Otherwise some are read twice.
     """
 
     steps: int
     sides: Sequence[int]
+    are_distinct: bool = False
+
+    def check(self, name: str, grid: TokenGrid) -> None:
+        """Raise UserError if the steps have to be distinct and the grid has fewer.
+
+        Args:
+            name: The source's name, for the message.
+            grid: Its shape alone counts.
+        """
+        there = grid.since(0).size[0]
+        if self.are_distinct and there < self.steps:
+            raise UserError(
+                f"The protocol reads {self.steps} steps in time of {name}, which has {there} for "
+                "these clips. Give it more frames, or choose another protocol."
+            )
 
     def features(self, grid: TokenGrid, block: int | None = None) -> Features:
         """The features of a grid, by their keys in the store."""
@@ -165,6 +185,8 @@ class ModelFeatures:
             since a run's checkpoint is large.
         base: The base model, whose clip size and precision all models use.
         seed: Seed of latents and noise.
+        through_projector: Whether the blocks are read after the projectors that were trained on
+            them.
     """
 
     path: Path | None
@@ -173,21 +195,37 @@ class ModelFeatures:
     conditions: Sequence[Condition]
     pooling: Pooling
     seed: int
+    through_projector: bool = False
 
     def _open(self) -> Model:
         model = self.base if self.path is None else Model.of(self.path)
         model.spec.check_clip(self.base.size)
-        existing = model.spec.shapes(self.base.size).blocks
-        if self.blocks[-1] > existing:
+        shapes = model.spec.shapes(self.base.size)
+        if self.blocks[-1] > shapes.blocks:
             raise UserError(
-                f"{model.name} has the blocks 1 to {existing}; got "
+                f"{model.name} has the blocks 1 to {shapes.blocks}; got "
                 f"{', '.join(map(str, self.blocks))}."
             )
+        self.pooling.check(model.name, shapes.grid)
         return replace(model, precision=self.base.precision)
 
+    def _projectors(self, model: Model) -> dict[int, Any] | None:
+        if not self.through_projector:
+            return None
+        assert self.path is not None
+        return trained_projectors(model, self.path, self.blocks)
+
     def made_with(self) -> dict[str, Any]:
-        """What the features depend on, apart from the clips and the pooling."""
-        return {"model": self._open().digest, "blocks": list(self.blocks)}
+        """What the features depend on, apart from the clips and the pools."""
+        model = self._open()
+        projectors = self._projectors(model)
+        return {
+            "steps": self.pooling.steps,
+            "model": model.digest,
+            "blocks": list(self.blocks),
+            # Named also where there is none, so that neither kind is taken for the other.
+            "projector": None if projectors is None else digest(projectors),
+        }
 
     def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
         """Load the model."""
@@ -195,6 +233,13 @@ class ModelFeatures:
         text = model.spec.load(("text_encoder",), device, dtype).encode_text([""])
         backbone = model.load(device, dtype, ("transformer", "vae"))
         blocks = Blocks(backbone, self.blocks)
+        projectors = self._projectors(model)
+
+        @torch.no_grad()
+        def read(block: int, grid: TokenGrid) -> Features:
+            if projectors is not None:
+                grid = projectors[block].to(device).on_own_grid(grid.to(device))
+            return self.pooling.features(grid, block)
 
         def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:
             latents = draw_latents(backbone, clips, self.seed, "probe latents")
@@ -206,10 +251,7 @@ class ModelFeatures:
                 encoded = EncodedClips(clips, latents, noise, [text] * len(latents))
                 timestep = torch.full_like(like, condition.timestep)
                 outputs = blocks.outputs(encoded, timestep)
-                yield (
-                    condition,
-                    _concatenated(self.pooling.features(x, block) for _, block, x in outputs),
-                )
+                yield condition, _concatenated(read(block, grid) for _, block, grid in outputs)
 
         return features_of
 
@@ -224,8 +266,9 @@ class EncoderFeatures:
     conditions: Sequence[Condition] = (Condition(),)
 
     def made_with(self) -> dict[str, Any]:
-        """What the features depend on, apart from the clips and the pooling."""
-        return {"teacher": {"name": self.spec.name} | self.spec.fingerprint()}
+        """What the features depend on, apart from the clips and the pools."""
+        teacher = {"name": self.spec.name} | self.spec.fingerprint()
+        return {"steps": self.pooling.steps, "teacher": teacher}
 
     def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
         """Load the encoder."""
@@ -257,24 +300,34 @@ def probed_sources(
     teachers: Mapping[str, EncoderSpec],
     blocks: Sequence[int],
     conditions: Sequence[Condition],
-    pooling: Pooling,
+    of_models: Pooling,
+    of_encoders: Pooling,
+    projected: Collection[str],
 ) -> dict[str, FeatureSource]:
     """All sources of a probe, by name: the recipe's base model first, straw men last.
 
+    Args:
+        projected: Names of the models to read through their projectors; `PROJECTED` is added.
+
     Raises:
-        UserError: Two have the same name, or a teacher cannot see the recipe's clips.
+        UserError: Two have the same name, or a teacher cannot see the recipe's clips or has too few
+            steps in time.
     """
     encoders = all_teachers(recipe, teachers)
     straw = {} if recipe.encoder is None else straw_men(recipe.encoder)
-    names = [BASE, *models, *encoders, *straw]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"Two sources have the name {', '.join(twice)}. Give each its own name.")
-    for spec in (encoders | straw).values():
-        spec.shape(recipe.data.frames)  # Raises for clips that it cannot see.
     base = Model(
         recipe.name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision
     )
-    return {
-        name: ModelFeatures(path, base, blocks, conditions, pooling, recipe.seed)
-        for name, path in ({BASE: None} | dict(models)).items()
-    } | {name: EncoderFeatures(spec, pooling) for name, spec in (encoders | straw).items()}
+    named: list[tuple[str, FeatureSource]] = []
+    for name, path in [(BASE, None), *models.items()]:
+        through = name in projected
+        source = ModelFeatures(path, base, blocks, conditions, of_models, recipe.seed, through)
+        named.append((name + PROJECTED * through, source))
+    for name, spec in (*encoders.items(), *straw.items()):
+        # `shape` raises for clips that it cannot see.
+        of_encoders.check(name, spec.shape(recipe.data.frames))
+        named.append((name, EncoderFeatures(spec, of_encoders)))
+    names = [name for name, _ in named]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"Two sources have the name {', '.join(twice)}. Give each its own name.")
+    return dict(named)
