@@ -255,10 +255,18 @@ def test_another_judge_is_compared_on_the_same_clips(tmp_path):
     whole = metrics(agreement(good, [people]))["pc spearman"]["mean"]
     assert change.difference == pytest.approx(whole - alone)
     assert change.low > 0 and change.p is not None and change.p_holm is not None
+    # What raters reach is no claim about the judges.
+    assert not any("rater" in name for name in found.metrics)
     assert change.p <= change.p_holm and found.by_scenario["gravity"]["pc kendall"].low > 0
     other = scored(tmp_path / "other", quality, clip=lambda model, stem: f"new {model} {stem}")
     with pytest.raises(UserError, match="is another video in"):
         agreement(good, [people], against=other)
+    half = [scored(tmp_path / m, lambda m, s: quality(m, s)) for m in MODELS]
+    for folder, model in zip(half, MODELS, strict=True):
+        rows = [row for row in Scores.read(folder).rows if model in row["prompt_id"]]
+        Scores(folder, Summary(benchmark="judge", version="1", n=12, metrics={}), rows).write()
+    with pytest.raises(UserError, match="No rated clip is scored in .*wan too"):
+        agreement(half[0], [people], against=half[1])
 
 
 def test_a_report_has_a_table_for_each_judge(tmp_path):

@@ -160,7 +160,7 @@ def aggregate(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
         high, n, prompts, and invalid, the number of rated clips without a valid score.
     """
     metrics = {}
-    for name, (dimension, ranks, statistic) in _measures(rows).items():
+    for name, (dimension, ranks, statistic) in (_measures(rows) | _of_raters(rows)).items():
         value = ranks.value(statistic)
         low, high = interval(ranks.drawn(statistic))
         metrics[name] = {
@@ -200,18 +200,32 @@ def compare(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, Any]:
 
 
 def _measures(rows: Sequence[Row]) -> dict[str, Measure]:
-    """The ranks behind each metric of rows with a score."""
+    """What is measured of the judge, over the rows that have a score."""
     measures: dict[str, Measure] = {}
-    by_dimension: dict[str, list[Row]] = defaultdict(list)
-    for row in _whole(rows):
-        by_dimension[row["dimension"]].append(row)
-    for dimension, of in by_dimension.items():
-        measures |= _of_ratings(dimension, [row for row in of if _is_valid(row)], "score", "")
-        several = [row | one for row in of if _is_valid(row) for one in _left_out(row)]
+    for dimension, of in _by_dimension(rows).items():
+        measures |= _of_ratings(dimension, of, "score", "")
+    return measures
+
+
+def _of_raters(rows: Sequence[Row]) -> dict[str, Measure]:
+    """What is measured of single raters, and of the judge in their place."""
+    measures: dict[str, Measure] = {}
+    for dimension, of in _by_dimension(rows).items():
+        several = [row | one for row in of for one in _left_out(row)]
         for who, column in PLACES.items():
             if several:
                 measures |= _of_ratings(dimension, several, column, f", {who}")
     return measures
+
+
+def _by_dimension(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows with a score, by dimension."""
+    by_dimension: dict[str, list[Row]] = defaultdict(list)
+    for row in _whole(rows):
+        of = by_dimension[row["dimension"]]
+        if _is_valid(row):
+            of.append(row)
+    return by_dimension
 
 
 def _of_ratings(dimension: str, rows: Sequence[Row], column: str, who: str) -> dict[str, Measure]:
@@ -411,6 +425,10 @@ def _finder(judge: Scores) -> Callable[[HumanRating], Key | None]:
 
 def _check_same_clips(theirs: Sequence[Row], ours: Sequence[Row], folder: Path) -> None:
     digests = {clip_key(row): row.get("clip") for row in theirs}
+    if not digests.keys() & {clip_key(row) for row in ours}:
+        raise UserError(
+            f"No rated clip is scored in {folder} too. Both judges have to score the same videos."
+        )
     for row in ours:
         other = digests.get(clip_key(row), row.get("clip"))
         if other != row.get("clip"):
