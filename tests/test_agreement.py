@@ -464,6 +464,24 @@ def test_a_table_of_ones_own(tmp_path):
             agreement(judge, [path], settings=["column=pc_expected"])
 
 
+def test_a_clip_on_which_people_are_split_is_neither_good_nor_bad(tmp_path):
+    path = tmp_path / "own.csv"
+    given = {"wan/000_ball": "11", "wan/001_ball": "10", "wan/002_ball": "00", "wan/003_ball": "00"}
+    lines = [f"{c},pc,{r},{of[n]}\n" for c, of in given.items() for n, r in enumerate(("a", "b"))]
+    path.write_text("id,dimension,rater,rating\n" + "".join(lines))
+    values = dict(zip(STEMS, (0.9, 0.1, 0.2, 0.3), strict=False))
+    judge = scored(tmp_path / "scores", lambda m, s: values.get(s, 0.5))
+    found = metrics(agreement(judge, [path]))
+    assert {k: found["pc auc"][k] for k in ("mean", "n", "split")} == {
+        "mean": 1,
+        "n": 3,
+        "split": 1,
+    }
+    # Of eight ratings: b called the clip good that a called bad, and the other way round.
+    assert found["pc auc, a rater"]["n"] == 8
+    assert found["pc auc, a rater"]["mean"] == pytest.approx((2 * 4 + 2 / 2 + 4 / 2) / 15)
+
+
 def test_samples_of_a_prompt_are_told_apart(tmp_path):
     rows = [
         {"prompt_id": "p", "k": k, "scenario": None, "caption": "P.", "pc_score": float(k)}

@@ -157,21 +157,22 @@ def aggregate(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
     Returns:
         By "DIMENSION STATISTIC" the value as "mean", None where it has none, its interval low and
-        high, n, prompts, and invalid, the number of rated clips without a valid score.
+        high, n, prompts; invalid, the number of rated clips without a valid score; and split, of
+        those of which as many raters say 0 as 1, which are left out too.
     """
     metrics = {}
     for name, (dimension, ranks, statistic) in (_measures(rows) | _of_raters(rows)).items():
         value = ranks.value(statistic)
         low, high = interval(ranks.drawn(statistic))
+        of = [row for row in _whole(rows) if row["dimension"] == dimension]
         metrics[name] = {
             "mean": value if math.isfinite(value) else None,
             "low": low,
             "high": high,
             "n": ranks.clips,
             "prompts": ranks.captions,
-            "invalid": sum(
-                row["score"] is None for row in _whole(rows) if row["dimension"] == dimension
-            ),
+            "invalid": sum(row["score"] is None for row in of),
+            "split": sum(row["scale"] == TWO_VALUES and _is_good(row) is None for row in of),
         }
         if high is not None and high < CHANCE[statistic]:
             console.print(
