@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from videorepa.artifacts.scores import Row, Scores, Summary, failing_checks
 from videorepa.cli import main
 from videorepa.errors import UserError
+from videorepa.evaluation import rank_agreement
 from videorepa.evaluation.agreement import agreement
 from videorepa.evaluation.human_ratings import read_human_ratings
 from videorepa.evaluation.rank_agreement import RankAgreement, difference, interval
@@ -77,6 +78,23 @@ def test_clips_of_a_caption_are_not_taken_for_independent():
     assert same == pytest.approx((low, high), abs=1e-12)
     lone = interval(ranks(list(x.repeat(6)), list(y.repeat(6))).drawn("spearman"))
     assert lone[1] - lone[0] < 0.5 * (high - low)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch):
+    monkeypatch.setattr(rank_agreement, "RESAMPLES", 500)
+    held = {"kendall": 0, "spearman": 0}
+    # Scores are ratings and noise of half their variance; half of the ratings' is the caption's.
+    rho = np.sqrt(2 / 3)
+    truth = {"kendall": 2 / np.pi * np.arcsin(rho), "spearman": 6 / np.pi * np.arcsin(rho / 2)}
+    captions = [str(n) for n in range(60) for _ in range(4)]
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        y = rng.normal(size=60).repeat(4) + rng.normal(size=240)
+        found = ranks(list(y + rng.normal(size=240)), list(y), captions)
+        for name in held:
+            low, high = interval(found.drawn(name))
+            held[name] += low < truth[name] < high
+    assert all(0.88 <= count / 200 <= 0.98 for count in held.values()), held
 
 
 def test_without_a_value_or_a_width_there_is_no_interval():
