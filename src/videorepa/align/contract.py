@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from videorepa.align.resampling import resample
 from videorepa.align.terms import Grids, Terms, grids
 from videorepa.backbones import BackboneShapes
 from videorepa.errors import UserError
@@ -48,6 +47,8 @@ def check(recipe: Recipe) -> Contract:
     if backbone.prepared_with is not None:
         _check_prepared(recipe, shapes)
     for name, term in recipe.terms.items():
+        if term.encoder is not None:
+            term.encoder.check_sees(has_scenes=recipe.data.lab is not None)
         for side in (term.block, term.target):
             if isinstance(side, int) and side > shapes.blocks:
                 raise UserError(
@@ -80,8 +81,7 @@ def _projector_parameters(
         terms = Terms(recipe, shapes)
     for (_, term), shape in zip(terms.named(), compared.values(), strict=True):
         # A projector or loss that would raise in training raises here.
-        projected = term.projector(shape.student, like=shape.common)
-        sides = (projected, resample(shape.target, like=shape.common))
+        sides = term.sides(shape.student, shape.target)
         term.align.loss(*(term.centred(_thin(side)) for side in sides))
     return sum(p.numel() for p in terms.parameters())
 

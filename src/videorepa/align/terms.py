@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from videorepa.diffusion import Denoised
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Align, Recipe
+from videorepa.settings.sections import Gate
 from videorepa.tokens import TokenGrid
 
 
@@ -51,10 +53,18 @@ def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
     else:
         target = latent_grid if term.target == "latents" else shapes.grid
     common = common_grid(student, target, term.interpolate)
-    if term.centre == "time" and common.size[0] < 2:
+    left = common.size[0] - term.ahead
+    if left < 1:
+        raise UserError(
+            f"align.ahead is {term.ahead}, and the two sides are compared on {common}: that many "
+            f"steps ahead there is none. Give {common.size[0] - 1} or less."
+        )
+    if term.centre == "time" and left < 2:
         raise UserError(
             "align.centre: time compares what changes, and the two sides are compared on "
-            f"{common}, which has one step in time. Give both more frames, or another `centre`."
+            f"{common}, which has one step in time"
+            + (f" with another {term.ahead} ahead" if term.ahead else "")
+            + ". Give both more frames, or another `centre`."
         )
     return Grids(student, target, common)
 
@@ -99,9 +109,22 @@ class Term(nn.Module):
         """
         if self.align.standardise is not None:
             target = target.standardised(self.align.standardise)
-        projected = self.centred(self.projector(student, like=self.common))
-        target = self.centred(resample(target, like=self.common))
+        projected, target = (self.centred(side) for side in self.sides(student, target))
         return self._loss(projected, target, sigma), centred_similarity(projected, target)
+
+    def sides(self, student: TokenGrid, target: TokenGrid) -> tuple[TokenGrid, TokenGrid]:
+        """Bring both sides to the common grid: to all its steps, or with `ahead` the student to the
+        early ones and the target to as many later ones.
+
+        Raises:
+          UserError: The student has no step that is over with the early ones.
+        """
+        ahead = self.align.ahead
+        early = self.common.steps(0, self.common.size[0] - ahead)
+        if ahead:
+            # Interpolation must not mix in the steps that are foretold.
+            student = student.since(early.start).until(early.start + early.size[0] * early.stride)
+        return self.projector(student, early), resample(target, self.common).steps(ahead)
 
     def centred(self, grid: TokenGrid) -> TokenGrid:
         """A side's grid with means subtracted as the recipe's `centre` asks."""
@@ -117,7 +140,7 @@ class Term(nn.Module):
             self.align.loss(student.sample(index), target.sample(index))
             for index in range(len(sigma))
         ]
-        return ((1 - sigma**2) * torch.stack(losses)).mean()
+        return (_factors(self.align.when.gate, sigma) * torch.stack(losses)).mean()
 
     def watch(self, cosine: float) -> None:
         """Record the cosine of a step's two gradients; stop the term if their mean is negative."""
@@ -126,6 +149,17 @@ class Term(nn.Module):
         self.cosines.append(cosine)
         is_full = len(self.cosines) == self.cosines.maxlen
         self.stopped = self.stopped or (is_full and sum(self.cosines) < 0)
+
+
+def _factors(gate: Gate, sigma: Float[Tensor, " b"]) -> Tensor:
+    """The factor of each sample's loss at its noise level. It does not wait for the device."""
+    if isinstance(gate, str):
+        return 1 - sigma**2
+    factors = torch.full_like(sigma, gate[0][1])
+    for (low, at_low), (high, at_high) in pairwise(gate):
+        share = ((sigma - low) / (high - low)).clamp(max=1)
+        factors = torch.where(sigma > low, at_low + (at_high - at_low) * share, factors)
+    return factors
 
 
 class Terms(nn.Module):

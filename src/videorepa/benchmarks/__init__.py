@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Better, Row
 from videorepa.data.manifest import Prompt
 from videorepa.settings.section import Section
 
@@ -41,6 +41,14 @@ class Benchmark(Section):
             count: The most prompts to return.
             seed: Chooses among several series of prompts, where the benchmark has them.
         """
+
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        """The columns of a row by which clips of a prompt can be ranked, each with what is better.
+
+        A measure of motion is none of them, since neither more nor less of it is better.
+        """
+        return {}
 
     def about(self) -> dict[str, Any]:
         """Whatever else a score depends on, such as a judge's weights.

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from videorepa.artifacts.reading import json_object
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Better, Row
 from videorepa.benchmarks._judged import DigitAnswer, Judged
 from videorepa.benchmarks._qwen import PAIR, QwenVL, judge_digest, video_patches
 from videorepa.data.manifest import Prompt
@@ -215,6 +215,13 @@ class PhyJudge(Judged):
     judge: str = "Qwen/Qwen3.5-9B"
     adapter: str | None = "NU-World-Model-Embodied-AI/phyjudge-9B"
     instruction: Path | None = None
+
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        scores = [
+            f"{metric}_{name}" for name in cls.score_names for metric in (*cls.metrics, *LAWS)
+        ]
+        return dict.fromkeys(scores, "higher")
 
     def about(self) -> dict[str, Any]:
         if not (self.captions or self.laws):

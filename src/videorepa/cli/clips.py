@@ -175,6 +175,52 @@ def evaluate(
     refuse(failures, "clip", "could not be scored; the table is of the others.")
 
 
+def select(
+    videos: Positional[Annotated[Path, tyro.conf.arg(metavar="VIDEOS")]],
+    out: Path,
+    by: Path,
+    column: str | None = None,
+    judged_by: Path | None = None,
+    judged_column: str | None = None,
+    most: int | None = None,
+) -> None:
+    """Choose the best of each prompt's clips by a score, and print what choosing among n does.
+
+    The curve is the expected score of the best of n clips, over all subsets of a prompt's clips. A
+    score's own curve always rises; --judged-by says what the choice does to another score. Motion
+    stands beside, since a still clip can win. Whether more or less is better the benchmark knows.
+
+    For example:
+      videorepa generate runs/aligned --prompts prompts.txt --out clips/aligned --samples 8
+      videorepa evaluate surprise clips/aligned --out clips/aligned/surprise
+      videorepa select clips/aligned --by clips/aligned/surprise --column surprise --out clips/best
+
+    Args:
+      videos: Folder that `generate` wrote, with several samples of each prompt.
+      out: Folder of the chosen clips, which `evaluate` and `report` read as any other.
+      by: Folder of the scores to choose by, which `evaluate` wrote for these clips.
+      column: Column of its rows to choose by; a wrong one is answered with the list.
+      judged_by: Folder of other scores of the same clips, to judge the choice by.
+      judged_column: Column of its rows to judge by.
+      most: The curve's last n; by default the most clips that a prompt has. Prompts with fewer are
+        left out of the curve, and named.
+    """
+    from videorepa.evaluation.tables import best_of_table
+    from videorepa.select import select
+
+    selection = select(
+        videos,
+        out,
+        by=by,
+        column=column,
+        judged_by=judged_by,
+        judged_column=judged_column,
+        most=most,
+    )
+    print(best_of_table(selection))
+    print(f"clips: {out}")
+
+
 def report(
     runs: Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN ...]")]],
     out: Path = Path("report.html"),
@@ -194,7 +240,7 @@ def report(
     Args:
       runs: Folders that `train` wrote.
       out: The page.
-      clips: Folders that `generate` wrote, or lists of clips as for `evaluate`.
+      clips: Folders that `generate` or `select` wrote, or lists of clips as for `evaluate`.
         If `evaluate` has scored them, the page shows the scores too.
       scan: Folders that `scan` wrote.
       probe: Folders that `probe` wrote.
