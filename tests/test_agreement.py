@@ -354,7 +354,7 @@ def test_doubled_rows_and_ratings_are_refused(tmp_path):
     copy.unlink()
     rows = Scores.read(judge).rows
     Scores(judge, Summary(benchmark="judge", version="1", n=48, metrics={}), [*rows, *rows]).write()
-    with pytest.raises(UserError, match="48 scores of 24 clips"):
+    with pytest.raises(UserError, match="Found 48 rows for 24 clips"):
         agreement(judge, [people])
     assert not (tmp_path / "scores-agreement").exists()
 

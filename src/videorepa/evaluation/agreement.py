@@ -20,7 +20,7 @@ from videorepa.evaluation.human_ratings import (
     clip_names,
     read_human_ratings,
 )
-from videorepa.evaluation.pairs import by_scenario, compared, subject
+from videorepa.evaluation.pairs import by_scenario, compared, rows_by_clip, subject
 from videorepa.evaluation.rank_agreement import CHANCE, RankAgreement, difference, interval
 from videorepa.settings.section import Section
 from videorepa.system.files import short_name
@@ -301,11 +301,7 @@ class _Matched:
     """
 
     def __init__(self, judge: Scores, people: HumanRatings, quiet: bool = False) -> None:
-        if len(judge.by_clip) < len(judge.rows):
-            raise UserError(
-                f"{judge.folder} has {len(judge.rows)} scores of {len(judge.by_clip)} clips; "
-                "expected one of each. Run `videorepa evaluate` again."
-            )
+        self._by_clip = rows_by_clip(judge.rows)
         self._judge = judge
         self._ratings: dict[Key, list[HumanRating]] = defaultdict(list)
         find, names = _finder(judge), {}
@@ -366,7 +362,7 @@ class _Matched:
             if column is None:
                 continue
             for key, ratings in of.items():
-                scored = self._judge.by_clip[key]
+                scored = self._by_clip[key]
                 rows.append(
                     {name: scored[name] for name in ("clip", "caption", "asked") if name in scored}
                     | {
