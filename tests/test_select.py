@@ -231,13 +231,14 @@ def test_every_benchmarks_columns_are_ones_that_its_rows_have() -> None:
     assert {"pc_score", "sa_score", "joint"} <= ranked["videophy"].keys()
     assert {"pc_rating", "pc_expected"} <= ranked["videophy2"].keys()
     assert {"vq", "vq_rating", "vq_expected"} <= ranked["videoscore2"].keys()
+    assert {"pc_expected", "gravity_rating"} <= ranked["phyjudge"].keys()
     assert {"aesthetic_quality", "appearance_style"} <= ranked["vbench"].keys()
     # Neither more motion nor less is better.
     assert not any(
-        "motion" in column or "dynamic" in column for of in ranked.values() for column in of
+        "motion" in column or "dynamic_degree" in column for of in ranked.values() for column in of
     )
     higher = {name for name, of in ranked.items() if set(of.values()) == {"higher"}}
-    assert higher == {"lab", "vbench", "videophy", "videophy2", "videoscore2"}
+    assert higher == {"lab", "vbench", "videophy", "videophy2", "videoscore2", "phyjudge"}
 
 
 def test_the_judge_has_no_part_in_the_choice(

@@ -143,6 +143,14 @@ def _by_hand(root: Path) -> None:
     answer |= {"left": "0", "right": "1"}
     ratings = {"format": "videorepa ratings 1", "rater": "ada", "ratings": [answer]}
     (root / "ratings.json").write_text(json.dumps(ratings))
+    people = [
+        {"model": "lab", "video": f"{n}.mp4", "physical_laws": ["gravity"], "na_laws": []}
+        | {"scores": {"general": {"SA": n + 1}, "physical": {"gravity": 4 - n}}}
+        for n in range(4)
+    ]
+    (root / "annotations").mkdir()
+    text = json.dumps({"annotator_id": 1, "num_annotations": 4, "annotations": people})
+    (root / "annotations" / "annotator_1.json").write_text(text)
     study = {
         "name": "tiny",
         "about": "Two arms.",

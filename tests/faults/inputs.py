@@ -514,6 +514,13 @@ def readers(ground: Ground, what: str) -> list[Command]:
                 False,
             )
         ],
+        "annotations": [
+            (
+                ["evaluate", "agreement", g / "lab", "--ratings", "annotations"]
+                + ["--set", "column=motion", "--out", "out/scores"],
+                False,
+            )
+        ],
         "refined.csv": [
             (["generate", g / "run", "--prompts", "refined.csv", "--out", "out/made"], False),
             (
@@ -562,7 +569,7 @@ LEFT += [
     "refined.csv",
     "backbone",
 ]
-LEFT += ["teacher", "head.safetensors"]
+LEFT += ["teacher", "head.safetensors", "annotations"]
 
 
 @st.composite

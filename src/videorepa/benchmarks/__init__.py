@@ -15,8 +15,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from videorepa.artifacts.scores import Better, Row
 from videorepa.data.manifest import Prompt
 from videorepa.settings.section import Section
@@ -99,8 +97,8 @@ class Benchmark(Section):
         """
         return [], []
 
-    def read(self, video: Path) -> np.ndarray:
-        """The frames that `score` expects, (F, H, W, 3) uint8.
+    def read(self, video: Path) -> Any:
+        """What `score` expects of a video: by default its frames, (F, H, W, 3) uint8.
 
         Raises:
             ClipError: The video cannot be read or scored.
@@ -110,7 +108,7 @@ class Benchmark(Section):
         return read_all(video)[0]
 
     @abstractmethod
-    def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
+    def score(self, frames: Any, prompt: str) -> dict[str, Any]:
         """Score one clip.
 
         Args:

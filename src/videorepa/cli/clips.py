@@ -118,36 +118,49 @@ def evaluate(
       physics_iq, physics_iq_verified: films of experiments. For continuations, not text alone.
       videophy, videophy2: a judge of 14 GB and the list of captions.
       videoscore2: a judge of 17 GB, and its instruction.
+      phyjudge: a judge of 18 GB with its LoRA, its instruction, and the laws of each prompt.
       vbench: DINO and two CLIPs.
       vbench_results: result files of VBench's own tool, and no clips.
       surprise: V-JEPA 2 with its predictor, and nothing about the prompts.
       rated: files of blind ratings.
+      agreement: scores, and people's ratings of the same clips. It judges the judge.
 
     For example:
       videorepa evaluate lab clips/aligned
       videorepa evaluate lab clips/aligned --against clips/control
       videorepa evaluate videophy clips/aligned --set captions=videophy.csv
       videorepa evaluate rated clips/aligned --against clips/control --ratings ratings-ada.json
+      videorepa evaluate agreement phyground.csv --ratings phyground/annotations
 
     Args:
-      benchmark: Name of the benchmark, such as `lab`; `rated` counts blind ratings.
+      benchmark: Name of the benchmark, such as `lab`; `rated` counts blind ratings, and `agreement`
+        compares scores with ratings.
       videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions;
         or a folder in the layout of the benchmark's authors, for those that have one.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
-      ratings: Files that the report's page saved, one for each rater; for `rated` only.
+      ratings: For `rated`, files that the report's page saved, one for each rater. For `agreement`,
+        people's ratings: PhyGround's annotations, VideoPhy's table or one of your own.
     """
     from videorepa.evaluate import evaluate
+    from videorepa.evaluation.agreement import agreement
     from videorepa.evaluation.ratings import rated
     from videorepa.evaluation.tables import table
     from videorepa.system.files import short_name
 
-    if (benchmark == "rated") != bool(ratings) or (ratings and against is None):
+    if benchmark == "rated" and not (ratings and against):
         raise UserError(
             "Blind ratings need all three: evaluate rated CLIPS --against CLIPS --ratings FILE."
         )
+    if (benchmark in ("rated", "agreement")) != bool(ratings):
+        raise UserError(
+            "--ratings is for two benchmarks, which need it: evaluate agreement CLIPS --ratings "
+            "FILE, and evaluate rated CLIPS --against CLIPS --ratings FILE."
+        )
     part = parse_shard(shard)
-    if against is not None and ratings:
+    if benchmark == "agreement":
+        scores = agreement(videos, ratings, out, against=against, settings=set)
+    elif against is not None and ratings:
         scores = rated(videos, against, ratings, out)
     else:
         scores = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)

@@ -185,11 +185,15 @@ def bootstrap(
     """
     if not len(values):
         raise ValueError("Found no rows; expected at least one.")
-    share = np.full(len(values), 1.0 / len(values))
-    drawn = np.random.default_rng(seed).multinomial(len(values), share, size=resamples)
+    drawn = draws(len(values), resamples, seed)
     tail = (1.0 - confidence) / 2
     low, high = np.quantile(statistic(drawn @ values / len(values)), [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def draws(n: int, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """How often each sample of a bootstrap holds each of n rows: (resamples, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
 
 
 def swap(
