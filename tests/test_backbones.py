@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
 from videorepa.errors import UserError
-from videorepa.evaluation.likelihood import Denoising, untrained
+from videorepa.evaluation.likelihood import Denoising
 from videorepa.exchange import model_card
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
 from videorepa.exchange.stock import inputs, output
@@ -140,7 +141,8 @@ def test_a_likelihood_is_the_models_own_loss_under_noise_in_common(twin: Twin) -
 def test_an_untrained_copy_holds_its_weights_as_the_model_does(twin: Twin) -> None:
     half = twin.spec.load(("transformer",), CPU, torch.bfloat16)
     before = {name: x.dtype for name, x in half.transformer.state_dict().items()}
-    fresh = untrained(half, 0).transformer
+    half.reinitialise(0)
+    fresh = half.transformer
     assert {name: x.dtype for name, x in fresh.state_dict().items()} == before
     assert not fresh.training and not any(p.requires_grad for p in fresh.parameters())
 
@@ -805,3 +807,15 @@ def test_sampling_takes_the_trained_expert_and_the_other_as_published(experts) -
         sampler = helper.pipeline(trained)
         assert getattr(sampler, own) is trained
         assert getattr(sampler, other) is not None
+
+
+def test_a_number_in_quotes_is_refused_when_the_model_loads(twin: Twin, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(twin.spec.folder(), folder)
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    key = next(k for k, v in config.items() if type(v) is float)
+    path.write_text(json.dumps(config | {key: str(config[key])}))
+    spec = twin.spec.model_copy(update={"weights": str(folder)})
+    with pytest.raises(UserError, match=f"{key} is '.*', which is text; expected a number"):
+        spec.load(("vae",), CPU)

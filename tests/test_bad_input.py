@@ -998,15 +998,15 @@ def test_evaluating_what_is_not_there(ready: Ready, fails: Fails, tmp_path: Path
     fails("evaluate", "lap", ready.root / "generated", says=says)
 
 
-def lab_clip(folder: Path, index: int) -> None:
-    """A clip of the lab as `generate` would leave it."""
+def lab_clip(folder: Path, index: int, k: int = 0) -> None:
+    """A clip of the lab as `generate` would leave it; a later sample begins later."""
     from videorepa.world.render import make_clip
 
     folder.mkdir(exist_ok=True)
     clip = make_clip(77, index)
-    write_video(folder / f"{index}-0.mp4", clip.frames, 8)
-    about = {"prompt_id": str(index), "prompt": clip.caption, "k": 0, "seed": 1}
-    (folder / f"{index}-0.json").write_text(json.dumps(about))
+    write_video(folder / f"{index}-{k}.mp4", clip.frames[k:], 8)
+    about = {"prompt_id": str(index), "prompt": clip.caption, "k": k, "seed": 1}
+    (folder / f"{index}-{k}.json").write_text(json.dumps(about))
 
 
 def test_clips_that_cannot_be_scored_cost_themselves_alone(

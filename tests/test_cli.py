@@ -152,4 +152,6 @@ def test_the_help_of_evaluate_says_what_every_benchmark_needs(capsys, monkeypatc
         main(["evaluate", "--help"])
     lines = capsys.readouterr().out.splitlines()
     told = [line.partition(":")[0].strip().split(", ") for line in lines if line.startswith("  ")]
-    assert {*plugins.names("benchmarks"), "rated"} <= {name for names in told for name in names}
+    assert {*plugins.names("benchmarks"), "rated", "agreement"} <= {
+        name for names in told for name in names
+    }

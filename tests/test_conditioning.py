@@ -168,6 +168,13 @@ def test_each_clip_keeps_what_it_was_not_shown() -> None:
     )
 
 
+def test_a_student_that_foretells_is_not_asked_what_it_was_shown() -> None:
+    student, target = pair()
+    term = compared({"interpolate": "teacher", "ahead": 1}, student, target)
+    sides = term.sides(student, target, 1)
+    assert [(side.start, side.size[0]) for side in sides] == [(1, 2), (5, 2)]
+
+
 def test_a_first_frame_that_is_not_compared_anyway_changes_nothing() -> None:
     """VideoREPA's teacher sees frames from 1 on."""
     student, target = pair()

@@ -30,7 +30,6 @@ from videorepa.evaluation.likelihood import (
     preference,
     preference_error,
     scored,
-    untrained,
 )
 from videorepa.evaluation.paired_clips import groups, read_clip, read_pairs
 from videorepa.lab.datasets import PairsRecipe, draw_pairs
@@ -230,11 +229,14 @@ def test_an_untrained_copy_does_not_tell_clips_apart(tiny: Recipe) -> None:
     backbone = tiny.backbone.load(("transformer", "text_encoder"), CPU)
     text = backbone.encode_text(["A ball."])
     before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
-    asked = Denoising(untrained(backbone, 0), [0.5], batch=64)
+    backbone.reinitialise(0)
+    asked = Denoising(backbone, [0.5], batch=64)
     after = backbone.transformer.state_dict()
     assert before.keys() == after.keys()
     assert not torch.equal(before["proj_out.weight"], after["proj_out.weight"])
-    again = untrained(tiny.backbone.load(("transformer",), CPU), 0).transformer.state_dict()
+    other = tiny.backbone.load(("transformer",), CPU)
+    other.reinitialise(0)
+    again = other.transformer.state_dict()
     assert all(torch.equal(again[name], after[name]) for name in after)
     wins = [
         bool(loss[1] > loss[0])

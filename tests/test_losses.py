@@ -18,6 +18,7 @@ from videorepa.errors import UserError
 from videorepa.losses.cosine import Cosine
 from videorepa.losses.crepa import Crepa
 from videorepa.losses.drift import LatentDrift
+from videorepa.losses.local_gram_flow import LocalGramFlow
 from videorepa.losses.moalign import MoAlign
 from videorepa.losses.relation import Relation
 from videorepa.losses.relation_l2 import RelationL2
@@ -228,6 +229,59 @@ def test_crepa_adds_both_neighbours_in_seconds(seed, t, stride, distance, tau) -
     torch.testing.assert_close(value, -total / a[..., 0].numel())
 
 
+@given(
+    seed=st.integers(0, 1000),
+    size=st.tuples(st.integers(2, 4), st.integers(1, 4), st.integers(1, 4)),
+    window=st.sampled_from([3, 5]),
+    temperature=st.floats(0.05, 2),
+)
+def test_local_gram_flow_is_the_divergence_of_moves(seed, size, window, temperature) -> None:
+    """Against a restatement with all places of a frame, of which those too far away are masked."""
+    t, h, w = size
+    a, b = pair(seed, t=t, h=h, w=w)
+    places = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(-1, 2)
+    near = (places[:, None] - places).abs().amax(-1) <= window // 2
+    moves = []
+    for tokens in (a, b):
+        unit = torch.nn.functional.normalize(tokens.flatten(2, 3), dim=-1)
+        alike = unit[:, :-1] @ unit[:, 1:].mT / temperature
+        moves.append(torch.where(near, alike, -torch.inf).softmax(-1))
+    ours, theirs = moves
+    divergence = torch.where(near, theirs * (theirs / ours).log(), 0).sum(-1)
+    value = LocalGramFlow(window=window, temperature=temperature)(TokenGrid(a), TokenGrid(b))
+    torch.testing.assert_close(value, divergence.mean())
+
+
+def test_local_gram_flow_sees_which_way_a_pattern_moves() -> None:
+    """Three different tokens in a row. The teacher's move one place to the right."""
+    one, two, three = torch.eye(4)[:3]
+    still = torch.stack([one, two, three])
+    moved = torch.stack([torch.eye(4)[3], one, two])
+    teacher = TokenGrid(torch.stack([still, moved])[None, :, None])
+    student = TokenGrid(torch.stack([still, still])[None, :, None])
+    loss = LocalGramFlow(window=3)
+    assert loss(teacher, teacher).item() == pytest.approx(0, abs=1e-6)
+    # The first token has two places, its own and the one to its right; the second has three. Where
+    # it went is certain but for exp(-10), and the third went out of sight: its places are alike.
+    e = math.exp(-10)
+    first = 10 * (1 - e) / (1 + e)
+    second = 10 * (1 - e) / (1 + 2 * e)
+    third = math.log(1 + e) - math.log(2) + 5
+    expected = (first + second + third) / 3
+    assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-4)
+    turn, _ = torch.linalg.qr(torch.randn(4, 4))
+    turned = student.with_tokens(student.tokens @ turn)
+    assert loss(turned, teacher).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_local_gram_flow_wants_a_next_step_and_a_centre() -> None:
+    one = TokenGrid(torch.randn(1, 1, 2, 2, 5))
+    with pytest.raises(UserError, match="compares a step with the next one.*1x2x2"):
+        LocalGramFlow()(one, one)
+    with pytest.raises(ValueError, match="an odd number of rows"):
+        LocalGramFlow(window=4)
+
+
 FOLLOWS_RELATIONS = [
     RelationL2(),
     MoAlign(),
@@ -235,7 +289,15 @@ FOLLOWS_RELATIONS = [
     Sara(),
     Sara(saliency="teacher"),
 ]
-LOSSES = [*FOLLOWS_RELATIONS, URepa(), Crepa(), Crepa(distance=0.1), Cosine(), Relation()]
+LOSSES = [
+    *FOLLOWS_RELATIONS,
+    URepa(),
+    Crepa(),
+    Crepa(distance=0.1),
+    Cosine(),
+    Relation(),
+    LocalGramFlow(),
+]
 OF_LATENTS = [LatentDrift(lag=1)]
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import weakref
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -1097,3 +1098,20 @@ def test_plain_diffusers_samples_a_clip_by_the_card_of_its_export(
     ran["pipe"].scheduler = CogVideoXDDIMScheduler.from_config(ran["pipe"].scheduler.config)
     exec(ran["code"][ran["code"].index("frames = pipe(") :], ran)
     assert abs(made[0] - ran["frames"] * 255.0).mean() > 5
+
+
+def test_weights_from_scratch_are_drawn_by_the_seed(prepared: Recipe, tmp_path: Path) -> None:
+    def first(recipe: Recipe) -> torch.Tensor:
+        return Student(recipe, torch.device("cpu")).transformer.proj_out.weight.detach().clone()
+
+    scratch = prepared.override("train.from_scratch=true")
+    assert torch.equal(first(scratch), first(scratch))
+    drawn = [first(prepared), first(scratch), first(scratch.override("seed=5"))]
+    assert all(not torch.equal(a, b) for a, b in combinations(drawn, 2))
+    # What is trained and read again is the run's own, and nothing of the checkpoint's.
+    run = train(scratch, tmp_path / "run")
+    again = run.backbone(("transformer",), torch.device("cpu"), torch.float32)
+    assert not torch.equal(again.transformer.proj_out.weight, drawn[0])
+    assert "from random weights" in str(inspect(scratch))
+    with pytest.raises(UserError, match="an adapter of random weights"):
+        scratch.override("train.lora={rank: 2, alpha: 4}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from math import comb
 
 import numpy as np
@@ -17,6 +18,7 @@ from videorepa.evaluation.statistics import (
     clopper_pearson,
     holm,
     mcnemar_exact,
+    mean_of_few,
     paired_bootstrap,
     swap,
     wilson,
@@ -263,3 +265,22 @@ def test_swapping_counts_the_exchanges_that_differ_as_much():
 
     assert swap(a, b, difference) == pytest.approx(2 / 16, abs=0.01)
     assert swap(a, a, difference) == 1
+
+
+def test_the_mean_of_a_few_has_students_interval() -> None:
+    values = [0.3, 0.1, 0.2, 0.4, 0.0]
+    found = mean_of_few(values)
+    expected = stats.ttest_1samp(values, 0)
+    interval = expected.confidence_interval(0.95)
+    assert found.value == pytest.approx(0.2)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    # Of means of that size, about four in five are told from 0.
+    rng = np.random.default_rng(0)
+    spread = float(np.std(values, ddof=1))
+    drawn = [mean_of_few(list(rng.normal(found.smallest, spread, 5))) for _ in range(400)]
+    assert 0.7 < np.mean([mean.p < 0.05 for mean in drawn]) < 0.9
+    assert mean_of_few([1.0]).p == 1 and mean_of_few([1.0]).low == -math.inf
+    assert mean_of_few([1.0, 1.0]).p == 0 and mean_of_few([0.0, 0.0]).p == 1
+    with pytest.raises(ValueError, match="no values"):
+        mean_of_few([])

@@ -17,6 +17,7 @@ from videorepa.evaluation.statistics import sign_flip
 from videorepa.lab.study import arms as module
 from videorepa.lab.study.arms import cost, study
 from videorepa.lab.study.recipe import SHORT, StudyRecipe
+from videorepa.lab.study.seeds import Measured, measured_tables, read_measured
 from videorepa.lab.study.tables import by_table, compare, read_rows, rows_text, tables
 
 FULL = Path(__file__).parents[1] / "recipes" / "micro" / "study.yaml"
@@ -158,10 +159,10 @@ def test_time_left_goes_by_the_steps_and_clips_that_are_left(
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     do = module._run
 
-    def a_minute_each(recipe, out, arm, seed) -> None:
+    def a_minute_each(recipe, out, arm, seed, meter) -> None:
         left = module._steps_left(recipe, out, arm, seed)
         clock[0] += 60 * (left + module._clips_left(recipe, out, arm, seed))
-        do(recipe, out, arm, seed)
+        do(recipe, out, arm, seed, meter)
 
     def said(prompts: int) -> list[str]:
         change = (*SMALL, "arms={control: {about: x}}", f"prompts={prompts}")
@@ -241,13 +242,26 @@ def test_some_arms_get_more_seeds_after_all_have_had_theirs() -> None:
     assert recipe.jobs()[-4:] == [("control", 5), ("trd", 5), ("control", 7), ("trd", 7)]
 
 
-def test_only_the_shipped_study_can_be_extended(tmp_path: Path) -> None:
+def test_the_shipped_study_or_one_beside_can_be_extended(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("extends: /etc/passwd\nname: own\n")
-    with pytest.raises(UserError, match="extends can only be `short`"):
+    with pytest.raises(UserError, match="extends can be `short` or the name of a file beside it"):
+        StudyRecipe.from_yaml(tmp_path / "own.yaml")
+    (tmp_path / "own.yaml").write_text("extends: own.yaml\n")
+    with pytest.raises(UserError, match="names the file itself"):
         StudyRecipe.from_yaml(tmp_path / "own.yaml")
     (tmp_path / "own.yaml").write_text("extends: short\narms: 3\n")
     with pytest.raises(UserError, match="arms: Input should be a valid dictionary"):
         StudyRecipe.from_yaml(tmp_path / "own.yaml")
+
+
+def test_the_map_goes_on_where_the_calibration_was() -> None:
+    """It shares the controls, so the recipes of these have to be the same."""
+    calibration, screen = (
+        StudyRecipe.from_yaml(FULL.with_name(f"{name}.yaml")) for name in ("calibration", "map")
+    )
+    assert set(calibration.jobs()) < set(screen.jobs())
+    assert all(screen.trained(arm, 0) == calibration.trained(arm, 0) for arm in calibration.arms)
+    assert screen.measures == calibration.measures
 
 
 @pytest.mark.parametrize("text", ["", "arm,seed\n", "arm,seed\ncontrol,0\n", "{", "a\0b\n1\n"])
@@ -321,11 +335,18 @@ def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
         ("arms.base={about: x}", "no arm can have its name"),
         ("control=trdd", "there is no arm trdd"),
         ("arms.trd.set=[align.weigth=0]", "weigth: unknown key"),
-        ("prompts=1", "prompts: Input should be greater"),
+        ("prompts=1", "prompts: one clip has no spread"),
         ("arms=3", "arms: Input should be a valid dictionary"),
         ("colour=red", "colour: unknown key"),
         ("arms.trd.control=nobody", "there is no arm nobody"),
         ("again=[nobody]", "there is no arm nobody"),
+        ("scale=[nobody, control]", "there is no arm nobody"),
+        ("known=[[nobody, trd]]", "there is no arm nobody"),
+        ("scale=[control, trd]", "which rise; got control 300, trd 300"),
+        ("scale=[trd]", "scale lists the control"),
+        ("prompts=0", "nothing is asked of the arms"),
+        ("measures={levels: [0.5, 0.2]}", "noise levels rise"),
+        ("measures={levels: [0]}", "measures.levels"),
         ("curve={steps: [1], arms: [nobody], prompts: 2}", "there is no arm nobody"),
         ("curve={steps: [150], arms: [trd], prompts: 2}", "wants step 150, of which the arm trd"),
         ("curve={steps: [400], arms: [trd], prompts: 2}", "wants step 400, of which the arm trd"),
@@ -344,6 +365,108 @@ def test_a_curve_asks_for_checkpoints_that_are_kept() -> None:
     for fewer in ("recipe.train.keep_checkpoints=2", "recipe.optim.steps=350"):
         with pytest.raises(UserError, match="step 100, of which the arm trd keeps no checkpoint"):
             StudyRecipe.from_yaml(SHORT, [curve, fewer])
+
+
+# What is measured without sampling.
+
+
+MEASURED = (
+    *("prompts=0", "seeds=[0, 1]", "recipe.data.lab.clips=8", "recipe.optim.steps=2"),
+    *("recipe.optim.batch_size=2", "recipe.train.from_scratch=true"),
+    "measures={clips: 3, pairs: 1, laws: [frozen, sunken], levels: [0.2, 0.9]}",
+    "arms={control: {about: plain, set: [align.weight=0]}, trd: {about: TRD}}",
+)
+
+
+@pytest.mark.slow
+def test_models_are_measured_once_and_on_the_same_clips(tmp_path: Path, capsys) -> None:
+    recipe = StudyRecipe.from_yaml(SHORT, MEASURED)
+    first = study(recipe, tmp_path / "study")
+    assert not first.missing and not first.rows
+    # Base, which is the same with both seeds, and two arms with two seeds: 2 noise levels and their
+    # mean, and 2 laws and their mean in two measures.
+    assert len(first.measured) == 5 * (3 + 2 * 3)
+    assert all(math.isfinite(row["value"]) for row in first.measured)
+    counts = {(row["measure"], row["part"]): row["n"] for row in first.measured}
+    assert counts["loss", "0.2"] == 3 and counts["likelier", "frozen"] == 4
+    before = {path: path.read_bytes() for path in (tmp_path / "study" / "measured").iterdir()}
+    again = study(recipe, tmp_path / "study")
+    assert again.measured == first.measured and again.tables == first.tables
+    assert {path: path.read_bytes() for path in before} == before
+    assert "| trd | TRD | 2 |" in first.tables
+    rows = str(tmp_path / "study" / "measured.csv")
+    assert main(["lab", "study", "--rows", rows, *(f"--set={x}" for x in MEASURED)]) == 0
+    assert capsys.readouterr().out.strip() == first.tables.strip()
+    # What was measured on other models, or otherwise, does not count.
+    more = StudyRecipe.from_yaml(SHORT, (*MEASURED, "measures.clips=4"))
+    with pytest.raises(UserError, match="was measured otherwise; it differs in clips"):
+        study(more, tmp_path / "study")
+    taught = StudyRecipe.from_yaml(SHORT, (*MEASURED, "measures.seed=77"))
+    with pytest.raises(UserError, match="train on the series 77"):
+        study(taught, tmp_path / "study")
+
+
+def measured(arm: str, seed: int, value: float, measure: str = "loss", part: str = "all") -> dict:
+    about = {"arm": arm, "seed": seed, "measure": measure, "part": part}
+    return about | {"value": value, "n": 3}
+
+
+STEPS = {"short": 100, "control": 200, "long": 400}
+
+
+def scaled() -> StudyRecipe:
+    arms = {name: {"about": name, "set": [f"optim.steps={n}"]} for name, n in STEPS.items()}
+    arms["trd"] = {"about": "TRD", "set": ["optim.steps=200"]}
+    changes = [f"arms={json.dumps(arms)}", "scale=[short, control, long]", "measures={}"]
+    return StudyRecipe.from_yaml(SHORT, [*changes, "known=[[trd, long]]"])
+
+
+def test_a_gain_is_paired_by_seed_and_worth_steps() -> None:
+    # Doubling the steps takes 0.1 off the loss; seeds differ by much more.
+    losses = {"short": 1.1, "control": 1.0, "long": 0.9, "trd": 0.95}
+    jitter = [0.0, 0.01, -0.01]
+    rows = [
+        measured(arm, seed, loss + 5 * seed + (jitter[seed] if arm == "trd" else 0))
+        for arm, loss in losses.items()
+        for seed in range(3)
+    ]
+    found = Measured(scaled(), rows)
+    gain = found.gains(["control", "trd"], "loss")["trd"]
+    assert gain.of.value == pytest.approx(0.05)
+    assert gain.by_seed == pytest.approx((0.05, 0.04, 0.06))
+    assert gain.of.low == pytest.approx(0.05 - 4.303 * 0.01 / 3**0.5, rel=1e-3)
+    assert gain.steps[0] == pytest.approx(200 * 2**0.5 - 200)
+    assert gain.p_holm == gain.of.p < 0.05
+    # Exchanged labels mirror it.
+    assert (mirrored := found.gain("control", "trd", "loss")) is not None
+    assert mirrored.of.value == pytest.approx(-0.05)
+    # More is better in the other measures.
+    likelier = [row | {"measure": "likelier"} for row in rows]
+    assert Measured(scaled(), likelier).gains(["trd"], "likelier")["trd"].of.value < 0
+    text = measured_tables(scaled(), rows)
+    assert "+5000e-5 [+2516e-5, +7484e-5], p 0.013, +83 steps [+38, +136]" in text
+    assert "| loss, all | 3/3, +10000e-5 | 3/3, +10000e-5 | 3/3, +5000e-5 |" in text
+
+
+def test_a_measure_that_does_not_order_the_scale_says_nothing_in_steps() -> None:
+    losses = {"short": 1.0, "control": 1.0, "long": 0.9, "trd": 0.95}
+    rows = [measured(arm, seed, loss) for arm, loss in losses.items() for seed in (0, 1)]
+    assert math.isnan(Measured(scaled(), rows).gains(["trd"], "loss")["trd"].steps[0])
+    assert "steps [" not in measured_tables(scaled(), rows)
+    # Beyond the longest training it says so, and one seed has no interval.
+    far = [measured(arm, 0, loss) for arm, loss in (losses | {"trd": 0.1, "short": 1.1}).items()]
+    gain = Measured(scaled(), far).gains(["trd"], "loss")["trd"]
+    assert gain.steps[0] == math.inf and gain.of.p == 1
+    assert "+90000e-5, one seed" in measured_tables(scaled(), far)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"arm,seed\n", b"arm,seed,measure,part,value,n\na,0,loss,all,x,1\n", b"\xff"]
+)
+def test_what_no_study_measured_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "measured.csv").write_bytes(content)
+    with pytest.raises(UserError, match="not what a study measured"):
+        read_measured(tmp_path / "measured.csv")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, pretended) -> None:

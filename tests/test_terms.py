@@ -174,6 +174,52 @@ def test_the_gate_scales_each_sample_by_its_share_of_signal(recipe: Recipe) -> N
     torch.testing.assert_close(gated(student, teacher, sigma)[0], expected)
 
 
+CURVE = [[0.2, 0.0], [0.6, 1.0], [0.8, 2.0], [0.9, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("sigma", "factor"),
+    [(0.0, 0), (0.2, 0), (0.3, 0.25), (0.6, 1), (0.65, 1.25), (0.8, 2), (0.9, 0), (1.0, 0)],
+)
+def test_a_curve_over_the_noise_scales_each_sample(recipe: Recipe, sigma, factor) -> None:
+    student, teacher = grid(2, 3, 4, 4, 8), grid(2, 3, 2, 2, 6, seed=1)
+    curved = term(recipe, COSINE | {"when": {"gate": CURVE}}, student, teacher)
+    plain = term(recipe, COSINE, student, teacher)
+    plain.load_state_dict(curved.state_dict())
+    levels = torch.tensor([sigma, 1.0])  # The second sample counts for nothing.
+    expected = factor * plain(student.sample(0), teacher.sample(0), levels[:1])[0] / 2
+    torch.testing.assert_close(curved(student, teacher, levels)[0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_curve_over_the_noise_is_written_out_and_read_back(recipe: Recipe) -> None:
+    shorter = recipe.override("align.when.gate=[[0, 0.5], [0.6, 1]]")
+    assert Recipe.parse(yaml.safe_load(shorter.text())) == shorter
+    line = "by noise         times 0.5 up to sigma 0, 1 from 0.6 on, linear between"
+    assert line in str(inspect(shorter))
+    whole = str(inspect(with_align(recipe, RELATION | {"when": {"gate": CURVE}})))
+    assert "times 0 up to sigma 0.2, 1 at 0.6, 2 at 0.8, 0 from 0.9 on" in whole
+    assert "1 - sigma^2" in str(inspect(recipe.override("align.when.gate=signal")))
+    assert "by noise" not in str(inspect(recipe))
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("often", r"align\.when\.gate: .*'none' or 'signal' \(found 'often'\)"),
+        ("[[0, 1]]", r"align\.when\.gate: .*at least 2 items"),
+        ("[[0, 1], [1.5, 1]]", r"align\.when\.gate\.1\.0: .*less than or equal to 1"),
+        ("[[0, 1], [1, -1]]", r"align\.when\.gate\.1\.1: .*greater than or equal to 0"),
+        ("[[0, 1], [1, .inf]]", r"align\.when\.gate\.1\.1: .*finite"),
+        ("[[0, 1], [1]]", r"align\.when\.gate\.1\.1: missing"),
+        ("[[0.5, 1], [0.5, 0]]", r"align\.when\.gate: list the points \[sigma, factor\] by rising"),
+        ("[[0, 0], [1, 0]]", r"align\.when\.gate: a curve that is 0 everywhere"),
+    ],
+)
+def test_a_curve_that_is_none_is_refused(recipe: Recipe, gate: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        recipe.override(f"align.when.gate={gate}")
+
+
 @pytest.mark.parametrize(
     ("interpolate", "size", "start"),
     [
@@ -269,6 +315,73 @@ def test_changes_want_two_steps(recipe) -> None:
     align = RELATION | {"block": 1, "centre": "time", "interpolate": "teacher_in_time"}
     with pytest.raises(UserError, match="one step in time"):
         inspect(with_align(recipe.override("data.frames=5", "encoder.frames=4"), align))
+
+
+@pytest.mark.parametrize("interpolate", ["student", "teacher", "teacher_in_time"])
+def test_a_term_that_foretells_compares_early_steps_with_later_ones(recipe, interpolate) -> None:
+    student, teacher = (
+        grid(2, 5, 2, 3, 6, start=-3, stride=4),
+        grid(2, 8, 2, 3, 5, start=1, stride=2, seed=1),
+    )
+    student.tokens.requires_grad_()
+    ahead = 2 if interpolate == "student" else 1  # Four frames.
+    live = term(recipe, COSINE | {"ahead": ahead, "interpolate": interpolate}, student, teacher)
+    loss, _ = live(student, teacher, torch.ones(2))
+    loss.backward()
+    assert student.tokens.grad is not None
+    reached = student.tokens.grad.abs().amax((0, 2, 3, 4)) > 0
+    assert reached.tolist() == [False, True, True, True, False]
+    # Of the teacher, the steps before frame 5 do not matter, and all after it do.
+    for step in range(8):
+        changed = teacher.tokens.clone()
+        changed[:, step] = torch.randn_like(changed[:, step])
+        other, _ = live(student, teacher.with_tokens(changed), torch.ones(2))
+        assert (other != loss).item() == (teacher.start + 2 * step >= 5), step
+    if interpolate == "student":
+        early = student.steps(1, 4)
+        projected = live.projector(early, TokenGrid(teacher.tokens[:, :6].detach(), 1, 2))
+        expected = live.align.loss(projected, teacher.steps(2).with_tokens(teacher.tokens[:, 2:]))
+        torch.testing.assert_close(loss, expected)
+
+
+def test_without_ahead_nothing_is_left_out(recipe) -> None:
+    student, teacher = (
+        grid(2, 5, 4, 6, 6, start=-3, stride=4),
+        grid(2, 6, 2, 3, 5, start=3, stride=2, seed=1),  # It ends before the student does.
+    )
+    live = term(recipe, RELATION | {"ahead": 0}, student, teacher)
+    projected = live.projector(student, like=live.common)
+    loss, _ = live(student, teacher, torch.ones(2))
+    assert torch.equal(loss, live.align.loss(projected, teacher))
+
+
+def test_a_saliency_is_that_of_the_later_steps(recipe) -> None:
+    tokens, saliency = torch.randn(1, 4, 2, 2, 5), torch.zeros(1, 4, 2, 2)
+    saliency[:, 0] = 1  # The first step alone is salient, and it is not foretold.
+    teacher = TokenGrid(tokens, saliency=saliency)
+    align = RELATION | {"loss": {"name": "sara", "saliency": "teacher"}}
+    now, later = (
+        term(recipe, align | {"ahead": ahead}, grid(1, 4, 2, 2, 6), teacher) for ahead in (0, 1)
+    )
+    assert now(grid(1, 4, 2, 2, 6), teacher, torch.ones(1))[0] > 0
+    assert later(grid(1, 4, 2, 2, 6), teacher, torch.ones(1))[0] == 0
+
+
+def test_what_cannot_be_foretold_is_refused(recipe) -> None:
+    """The student has steps for frames 1-4 and 5-8, the teacher four of two frames."""
+    assert "the target at frames 5-8 by the student at 1-4, 2 steps ahead" in str(
+        inspect(recipe.override("align.ahead=2"))
+    )
+    assert "foretold" not in str(inspect(recipe))
+    for changes, said in (
+        (["align.ahead=4"], r"align\.ahead is 4, .*4x2x2 .*Give 3 or less"),
+        (["align.ahead=3"], r"is over before frame 3\. Lower align\.ahead"),
+        (["align.ahead=1", "align.centre=time", "align.interpolate=teacher"], "with another 1"),
+        (["align.ahead=2", "align.loss={name: drift, lag: 2}"], r"loss\.lag"),
+        (["align.ahead=-1"], "greater than or equal to 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            inspect(recipe.override(*changes))
 
 
 def test_centring_a_batch_of_one_is_refused(recipe) -> None:

@@ -33,6 +33,19 @@ def test_since_keeps_what_begins_there_and_refuses_what_is_past_the_end() -> Non
         grid(5, start=1, stride=2).since(30)
 
 
+@given(steps=st.integers(1, 6), start=st.integers(-3, 5), frame=st.integers(-3, 20))
+def test_until_keeps_what_is_over_before_the_frame(steps: int, start: int, frame: int) -> None:
+    whole = grid(steps, start=start, stride=3)
+    over = [step for step in range(steps) if start + 3 * (step + 1) <= frame]
+    if not over:
+        with pytest.raises(UserError, match=f"is over before frame {frame}"):
+            whole.until(frame)
+        return
+    early = whole.until(frame)
+    assert (early.start, early.stride) == (start, 3)
+    assert torch.equal(early.tokens, whole.tokens[:, : len(over)])
+
+
 def test_pooling_keeps_a_first_frame_that_is_left_over() -> None:
     frames = grid(49)
     pooled = frames.pooled(4)

@@ -177,7 +177,7 @@ def test_a_comparison_is_paired_and_swapping_the_models_mirrors_it(tmp_path: Pat
 
 def test_what_is_no_number_is_counted_and_never_0(tmp_path: Path) -> None:
     def broken(entry: list[Any]) -> list[Any]:
-        for clip, value in zip(entry[1], (math.nan, None, "0.5"), strict=False):
+        for clip, value in zip(entry[1], (math.nan, None, 10**400), strict=False):
             clip["video_results"] = value
         return [math.nan, entry[1]]
 

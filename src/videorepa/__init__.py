@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _VERBS = (
     *("prepare", "train", "generate", "evaluate", "export", "import_weights", "inspect"),
-    *("scan", "probe", "likelihood", "refine", "report", "compare", "verify", "demo"),
+    *("scan", "probe", "likelihood", "select", "refine", "report", "compare", "verify", "demo"),
 )
 
 _HOMES = {verb: verb for verb in _VERBS} | {
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from videorepa.refine import refine
     from videorepa.report import report
     from videorepa.scan import scan
+    from videorepa.select import select
     from videorepa.tokens import TokenGrid
     from videorepa.train import train
     from videorepa.verify import verify

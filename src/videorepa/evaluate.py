@@ -20,6 +20,7 @@ from videorepa.artifacts.scores import (
     score_folder,
     write_rows,
 )
+from videorepa.artifacts.selection import optimism
 from videorepa.benchmarks import Benchmark
 from videorepa.errors import ClipError, UserError, within_memory
 from videorepa.evaluation.pairs import by_scenario, compared
@@ -93,11 +94,15 @@ def evaluate(
             f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
             f"{scored.failures[0]['reason']}"
         )
+    about = bench.about()
+    folders = [videos] if against is None else [videos, against]
+    if notes := list(filter(None, (optimism(folder, bench.name) for folder in folders))):
+        about["about"] = " ".join([*filter(None, [about.get("about")]), *notes])
     summary = Summary.model_validate(
         {
             "benchmark": bench.name,
             "version": bench.version,
-            **bench.about(),
+            **about,
             "n": len(scored.rows),
             "metrics": bench.aggregate(scored.rows),
             "by_scenario": {

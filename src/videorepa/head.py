@@ -117,6 +117,7 @@ def train_head(
     if kind not in get_args(Kind):
         raise UserError(f"There is no {kind!r} head; expected {' or '.join(get_args(Kind))}.")
     spec = _teacher(recipe, out)
+    spec.check_sees()
     if spec.frames < 2:
         raise UserError("The teacher sees one frame, which has no motion. Raise encoder.frames.")
     spec.shape(recipe.data.frames)  # Refuses what cannot work, before anything is computed.

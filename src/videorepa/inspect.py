@@ -16,7 +16,7 @@ from videorepa.data.sampling import Sampling, sampling_notes
 from videorepa.data.source import ClipSource, open_source
 from videorepa.errors import ClipError, UserError
 from videorepa.recipe import Align, Recipe
-from videorepa.settings.sections import ClipSize
+from videorepa.settings.sections import ClipSize, Gate
 from videorepa.system.device import pick_device
 from videorepa.system.wording import count, shown
 from videorepa.tokens import TokenGrid
@@ -105,7 +105,8 @@ class Inspection:
             "parameters",
             f"  transformer      {_count(shapes.parameters)}",
             f"  trained          {_count(self.trained_parameters)}"
-            + ("" if recipe.train.lora is None else f" (LoRA, rank {recipe.train.lora.rank})"),
+            + ("" if recipe.train.lora is None else f" (LoRA, rank {recipe.train.lora.rank})")
+            + (", from random weights" if recipe.train.from_scratch else ""),
             f"  projector        {_count(self.contract.projector_parameters)}, "
             "left behind at export",
             "",
@@ -180,6 +181,7 @@ class Inspection:
             return []
         lines = ["  left out, by how many latents are shown"]
         common = self.contract.terms[name].common
+        common = common.steps(0, common.size[0] - self.recipe.terms[name].ahead)
         for latents, frame in self.contract.left_out[name].items():
             kept = common.since(frame) if frame else common
             steps = common.size[0] - kept.size[0]
@@ -207,6 +209,7 @@ class Inspection:
         return [
             f"  loss             {term.loss.name}" + (f" ({options})" if options else ""),
             f"  weight           {weight}",
+            *([f"  by noise         {factors}"] if (factors := _by_noise(term.when.gate)) else []),
             f"  student          {_shape(grids.student)}, "
             f"{tapped.get(str(term.block), f'after block {term.block}')}",
             f"  target           {_shape(grids.target)}, {target}",
@@ -215,6 +218,7 @@ class Inspection:
             f"    student        {_covered(grids.student)}",
             f"    target         {_covered(grids.target)}",
             f"    compared on    {_covered(common)}",
+            *([f"  foretold         {_foretold(term, common)}"] if term.ahead else []),
             f"  pixels that each token covers: student {_pixels(grids.student, clip)}, target "
             f"{_pixels(grids.target, clip)}, compared on {_pixels(common, clip)}",
         ]
@@ -262,6 +266,16 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
     )
 
 
+def _by_noise(gate: Gate) -> str:
+    """Say by what the noise level multiplies each sample's loss; "" if by nothing."""
+    if isinstance(gate, str):
+        return "" if gate == "none" else "times 1 - sigma^2, the share of signal"
+    (first, start), *inner, (last, end) = gate
+    middle = [f"{factor:g} at {sigma:g}" for sigma, factor in inner]
+    points = [f"times {start:g} up to sigma {first:g}", *middle, f"{end:g} from {last:g} on"]
+    return ", ".join([*points, "linear between"])
+
+
 def _fits(peak: int) -> str:
     """Say which cards have room. A card has up to 7 % more than its name says; what the allocator
     cannot use has to go there."""
@@ -285,6 +299,15 @@ def _covered(grid: TokenGrid) -> str:
     steps = [grid.frames(step) for step in range(grid.size[0])]
     spans = [f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in steps]
     return " ".join(spans if len(spans) <= 8 else [*spans[:4], "...", spans[-1]])
+
+
+def _foretold(term: Align, common: TokenGrid) -> str:
+    early, late = (
+        f"{each.start}-{each.start + each.size[0] * each.stride - 1}"
+        for each in (common.steps(0, common.size[0] - term.ahead), common.steps(term.ahead))
+    )
+    steps = count(term.ahead, "step")
+    return f"the target at frames {late} by the student at {early}, {steps} ahead"
 
 
 def _count(number: int) -> str:

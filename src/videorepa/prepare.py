@@ -257,7 +257,7 @@ def _encode(
     video = to_video(torch.stack([torch.from_numpy(clip.frames).to(where) for clip in sampled]))
     for spec, encoder in encoders.items():
         if any(spec in work.lacks.features for work in works):
-            grid = encoder(video)
+            grid = encoder.see(video, [clip.scene for clip in sampled])
             for row, work in enumerate(works):
                 if spec in work.lacks.features:
                     later(cache.write_features, work.clip, work.source, spec, grid.sample(row))

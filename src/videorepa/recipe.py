@@ -22,10 +22,10 @@ from pydantic import (
 
 from videorepa.errors import UserError
 from videorepa.settings import plugins
-from videorepa.settings.bounds import Seed, Share, Width
+from videorepa.settings.bounds import Count, Seed, Share, Width
 from videorepa.settings.fields import BackboneField, EncoderField, LossField, block_or
 from videorepa.settings.reading import MOST_CHARACTERS
-from videorepa.settings.section import SPELLINGS, Section, change, read_values
+from videorepa.settings.section import Section, change, read_values, spelling
 from videorepa.settings.sections import (
     Data,
     Generation,
@@ -66,6 +66,9 @@ class Align(Section):
       centre: Subtracts from each token of both sides the mean of its place. A mean over the batch
         ("clips") leaves what sets a clip apart, and one over the clip's own time ("time") leaves
         what changes.
+      ahead: Steps of the common grid by which the target is later than the student. The student's
+        early steps then foretell what the teacher sees afterwards, and its last ones are not
+        compared.
     """
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
@@ -83,6 +86,7 @@ class Align(Section):
     interpolate: Literal["student", "teacher", "teacher_in_space", "teacher_in_time"] = "student"
     standardise: Share | None = None
     centre: Literal["none", "clips", "time"] = "none"
+    ahead: Count = 0
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Align:
@@ -104,17 +108,13 @@ def _as_published(value: Any, info: ValidationInfo) -> Any:
     return backbone.generation | value if backbone and isinstance(value, dict) else value
 
 
-def _spelling(value: Any) -> str:
-    return SPELLINGS[isinstance(value, (list, tuple))]
-
-
 if TYPE_CHECKING:
     AlignField = Align | tuple[Align, ...]
 else:
     AlignField = Annotated[
         Annotated[Align, Tag("one")]
         | Annotated[tuple[Align, ...], Field(min_length=1), Tag("many")],
-        Discriminator(_spelling),
+        Discriminator(spelling),
     ]
 
 

@@ -122,9 +122,26 @@ class TokenGrid:
                 f"No step of the grid {self} begins at or after frame {frame}. "
                 "Give both models the same frames of the clip."
             )
-        saliency = None if self.saliency is None else self.saliency[:, skip:]
-        start = self.start + skip * self.stride
-        return TokenGrid(self.tokens[:, skip:], start, self.stride, saliency)
+        return self.steps(skip)
+
+    def until(self, frame: int) -> TokenGrid:
+        """The grid without the steps that cover `frame` or any frame after it.
+
+        Raises:
+          UserError: No step remains.
+        """
+        keep = (frame - self.start) // self.stride
+        if keep < 1:
+            raise UserError(
+                f"No step of the grid {self} is over before frame {frame}. Lower align.ahead."
+            )
+        return self.steps(0, keep)
+
+    def steps(self, first: int, end: int | None = None) -> TokenGrid:
+        """The grid's steps from `first` up to, not including, `end`; by default up to the last."""
+        saliency = None if self.saliency is None else self.saliency[:, first:end]
+        start = self.start + first * self.stride
+        return TokenGrid(self.tokens[:, first:end], start, self.stride, saliency)
 
     def pooled(self, steps: int) -> TokenGrid:
         """The grid with every `steps` steps averaged into one.

@@ -66,6 +66,8 @@ def lay(root: Path, url: str) -> Ground:
         ["generate", ground / "run", "--prompts", ground / "prompts.csv", "--out", ground / "made"],
         ["evaluate", "lab", ground / "lab"],
         ["evaluate", "lab", ground / "lab2"],
+        ["evaluate", "lab", ground / "samples"],
+        ["select", ground / "samples", *selecting(ground), "--out", ground / "best"],
         ["scan", recipe, "--out", ground / "scan", "--clips", "3", "--noise", "0.3", "0.7"],
         ["lab", "contact", ground / "contact.yaml"],
         ["probe", recipe, "--data", ground / "contact", "--out", ground / "probe", *probing],
@@ -80,6 +82,10 @@ def lay(root: Path, url: str) -> Ground:
                 _do(["train", recipe, *out], root, log)
         _do(arguments, root, log)
     return ground
+
+
+def selecting(ground: Ground) -> list[str]:
+    return ["--by", ground / "samples/scores", "--column", "joint"]
 
 
 def refining(ground: Ground) -> list[str]:
@@ -124,6 +130,9 @@ def _by_hand(root: Path) -> None:
             sidecar = root / folder / f"{index}-0.json"
             about = json.loads(sidecar.read_text())
             sidecar.write_text(json.dumps(made_with | about | {"caption": about["prompt"]}))
+    for index in range(2):
+        for k in range(3):
+            lab_clip(root / "samples", index, k)
     contact = {"out": str(root / "contact"), "train": 12, "test": 6}
     (root / "contact.yaml").write_text(yaml.safe_dump(contact))
     here = {"out": "out", "train": 12, "test": 6}
@@ -134,6 +143,14 @@ def _by_hand(root: Path) -> None:
     answer |= {"left": "0", "right": "1"}
     ratings = {"format": "videorepa ratings 1", "rater": "ada", "ratings": [answer]}
     (root / "ratings.json").write_text(json.dumps(ratings))
+    people = [
+        {"model": "lab", "video": f"{n}.mp4", "physical_laws": ["gravity"], "na_laws": []}
+        | {"scores": {"general": {"SA": n + 1}, "physical": {"gravity": 4 - n}}}
+        for n in range(4)
+    ]
+    (root / "annotations").mkdir()
+    text = json.dumps({"annotator_id": 1, "num_annotations": 4, "annotations": people})
+    (root / "annotations" / "annotator_1.json").write_text(text)
     study = {
         "name": "tiny",
         "about": "Two arms.",

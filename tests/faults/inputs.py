@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
 from faults.child import run
-from faults.ground import Ground, refining
+from faults.ground import Ground, refining, selecting
 from faults.outcome import snapshot
 from faults.results import Fault, Results
 
@@ -438,7 +438,7 @@ def readers(ground: Ground, what: str) -> list[Command]:
     `evaluate --against` scores both."""
     g, recipe, lora = ground, ground / "recipe.yaml", ground / "lora.yaml"
     prompts = ["--prompts", g / "prompts.csv"]
-    page = ["--out", "out/page.html"]
+    page, best = ["--out", "out/page.html"], ["--out", "out/best"]
     own_models = ["--backbone.weights", "backbone"], ["--encoder.weights", "teacher"]
     probing = ["--protocol", "lab", "--timesteps", "0", "--draws", "1", "--pools", "1"]
     pairs: dict[str, list[tuple[list[str], bool]]] = {
@@ -478,6 +478,21 @@ def readers(ground: Ground, what: str) -> list[Command]:
             (["evaluate", "lab", g / "lab2", "--against", "lab", "--out", "out/scores"], True),
             (["evaluate", "lab", "lab"], True),
         ],
+        "samples": [
+            (["select", "samples", "--by", "samples/scores", "--column", "pc", *best], False),
+            (["select", "samples", *selecting(g), "--out", "out/other"], False),
+            (
+                ["select", g / "samples", *selecting(g), "--judged-by", "samples/scores"]
+                + ["--judged-column", "pc", "--out", "out/judged"],
+                False,
+            ),
+        ],
+        "best": [
+            (["select", g / "samples", *selecting(g), "--out", "best"], False),
+            (["evaluate", "lab", "best", "--out", "out/scores"], False),
+            (["generate", g / "run", *prompts, "--out", "best"], False),
+            (["report", "--clips", "best", *page], False),
+        ],
         "scan": [
             (["report", "--scan", "scan", *page], False),
             (["scan", recipe, "--out", "scan", "--clips", "3", "--noise", "0.3", "0.7"], True),
@@ -496,6 +511,13 @@ def readers(ground: Ground, what: str) -> list[Command]:
             (
                 ["evaluate", "rated", g / "lab", "--against", g / "lab2", "--out", "out/scores"]
                 + ["--ratings", "ratings.json"],
+                False,
+            )
+        ],
+        "annotations": [
+            (
+                ["evaluate", "agreement", g / "lab", "--ratings", "annotations"]
+                + ["--set", "column=motion", "--out", "out/scores"],
                 False,
             )
         ],
@@ -538,8 +560,16 @@ def of(ground: Ground) -> str:
 
 
 LEFT = ["lora", "run", "cache", "made", "lab", "scan", "probe", "contact", "published"]
-LEFT += ["published-lora.safetensors", "normal.json", "ratings.json", "refined.csv", "backbone"]
-LEFT += ["teacher", "head.safetensors"]
+LEFT += [
+    "samples",
+    "best",
+    "published-lora.safetensors",
+    "normal.json",
+    "ratings.json",
+    "refined.csv",
+    "backbone",
+]
+LEFT += ["teacher", "head.safetensors", "annotations"]
 
 
 @st.composite
@@ -605,6 +635,10 @@ def options(draw: Any, ground: Ground) -> Laid:
             ["--seed", "--shard", "--step", "--guidance-scale", "--column", "--backbone"],
         ),
         (["evaluate", "lab", g / "made", "--out", "out/x"], ["--shard", "--set", "--against"]),
+        (
+            ["select", g / "samples", *selecting(g), *out],
+            ["--column", "--by", "--judged-by", "--judged-column", "--most"],
+        ),
         (["scan", recipe, *out], ["--clips", "--noise", "--blocks", "--teacher"]),
         (
             ["probe", recipe, "--data", g / "contact", "--protocol", "lab", *out],

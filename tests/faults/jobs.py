@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from faults.ground import Ground, refining
+from faults.ground import Ground, refining, selecting
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ def jobs(ground: Ground) -> list[Job]:
         Job("train (validated)", ["train", g / "validated.yaml", *out]),
         Job("generate", ["generate", g / "run", "--prompts", g / "prompts.csv", *out]),
         Job("evaluate", ["evaluate", "lab", g / "lab", *out]),
+        Job("select", ["select", g / "samples", *selecting(g), *out]),
         Job("scan", ["scan", recipe, "--clips", "3", "--noise", "0.3", "0.7", *out]),
         Job("probe", ["probe", recipe, "--data", g / "contact", *probing, *out]),
         Job(

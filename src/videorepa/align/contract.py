@@ -57,6 +57,8 @@ def check(recipe: Recipe) -> Contract:
     if backbone.prepared_with is not None:
         _check_prepared(recipe, shapes)
     for name, term in recipe.terms.items():
+        if term.encoder is not None:
+            term.encoder.check_sees(has_scenes=recipe.data.lab is not None)
         for side in (term.block, term.target):
             if isinstance(side, int) and side > shapes.blocks:
                 raise UserError(
@@ -112,8 +114,8 @@ def _check_losses(
     for (_, term), (name, shape) in zip(terms.named(), compared.items(), strict=True):
         for latents, frame in left_out[name].items():
             try:
-                sides = term.compared(shape.student, shape.target, frame)
-                term.align.loss(*map(_thin, sides))
+                sides = term.sides(shape.student, shape.target, frame)
+                term.align.loss(*(term.centred(_thin(side)) for side in sides))
             except UserError as error:
                 if not frame:
                     raise

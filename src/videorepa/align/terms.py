@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from videorepa.diffusion import Denoised
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Align, Recipe
+from videorepa.settings.sections import Gate
 from videorepa.tokens import TokenGrid
 
 
@@ -59,10 +61,18 @@ def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
     else:
         target = latent_grid if term.target == "latents" else shapes.grid
     common = common_grid(student, target, term.interpolate)
-    if term.centre == "time" and common.size[0] < 2:
+    left = common.size[0] - term.ahead
+    if left < 1:
+        raise UserError(
+            f"align.ahead is {term.ahead}, and the two sides are compared on {common}: that many "
+            f"steps ahead there is none. Give {common.size[0] - 1} or less."
+        )
+    if term.centre == "time" and left < 2:
         raise UserError(
             "align.centre: time compares what changes, and the two sides are compared on "
-            f"{common}, which has one step in time. Give both more frames, or another `centre`."
+            f"{common}, which has one step in time"
+            + (f" with another {term.ahead} ahead" if term.ahead else "")
+            + ". Give both more frames, or another `centre`."
         )
     return Grids(student, target, common)
 
@@ -129,25 +139,37 @@ class Term(nn.Module):
         `shown` frames; 0 if that leaves out nothing that it would compare."""
         return shown if shown > max(self.common.start, 0) else 0
 
-    def compared(self, student: TokenGrid, target: TokenGrid, left_out: int) -> Sides:
-        """Both sides on the common grid, without what covers frames before `left_out`.
-
-        Tokens that are left out are so before others are interpolated from them.
-        """
-        if left_out:
-            student = student.since(left_out)
-        sides = self.projector(student, like=self.common), resample(target, like=self.common)
-        if left_out:
-            sides = sides[0].since(left_out), sides[1].since(left_out)
-        return Sides(*map(self.centred, sides))
-
     def _compared(
         self, student: TokenGrid, target: TokenGrid, sigma: Float[Tensor, " b"], left_out: int
     ) -> tuple[Tensor, Tensor]:
         if self.align.standardise is not None:
             target = target.standardised(self.align.standardise)
-        sides = self.compared(student, target, left_out)
-        return self._loss(*sides, sigma), centred_similarity(*sides)
+        sides = (self.centred(side) for side in self.sides(student, target, left_out))
+        projected, target = sides
+        return self._loss(projected, target, sigma), centred_similarity(projected, target)
+
+    def sides(self, student: TokenGrid, target: TokenGrid, left_out: int = 0) -> Sides:
+        """Bring both sides to the common grid: to all its steps, or with `ahead` the student to the
+        early ones and the target to as many later ones.
+
+        Args:
+          student: The student's grid.
+          target: The other side's grid.
+          left_out: Before which frame the student is not compared.
+
+        Raises:
+          UserError: The student has no step that is over with the early ones, or none is left.
+        """
+        ahead = self.align.ahead
+        early = self.common.steps(0, self.common.size[0] - ahead)
+        # Interpolation must not mix in the steps that are left out, or those that are foretold.
+        if left_out:
+            student = student.since(left_out)
+        if ahead:
+            student = student.since(early.start).until(early.start + early.size[0] * early.stride)
+        projected, target = self.projector(student, early), resample(target, self.common)
+        first = early.size[0] - early.since(left_out).size[0] if left_out else 0
+        return Sides(projected.steps(first), target.steps(first + ahead))
 
     def centred(self, grid: TokenGrid) -> TokenGrid:
         """A side's grid with means subtracted as the recipe's `centre` asks."""
@@ -163,7 +185,7 @@ class Term(nn.Module):
             self.align.loss(student.sample(index), target.sample(index))
             for index in range(len(sigma))
         ]
-        return ((1 - sigma**2) * torch.stack(losses)).mean()
+        return (_factors(self.align.when.gate, sigma) * torch.stack(losses)).mean()
 
     def watch(self, cosine: float) -> None:
         """Record the cosine of a step's two gradients; stop the term if their mean is negative."""
@@ -172,6 +194,17 @@ class Term(nn.Module):
         self.cosines.append(cosine)
         is_full = len(self.cosines) == self.cosines.maxlen
         self.stopped = self.stopped or (is_full and sum(self.cosines) < 0)
+
+
+def _factors(gate: Gate, sigma: Float[Tensor, " b"]) -> Tensor:
+    """The factor of each sample's loss at its noise level. It does not wait for the device."""
+    if isinstance(gate, str):
+        return 1 - sigma**2
+    factors = torch.full_like(sigma, gate[0][1])
+    for (low, at_low), (high, at_high) in pairwise(gate):
+        share = ((sigma - low) / (high - low)).clamp(max=1)
+        factors = torch.where(sigma > low, at_low + (at_high - at_low) * share, factors)
+    return factors
 
 
 class Terms(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,9 @@ from videorepa.system.files import (
 from videorepa.system.fingerprint import json_digest
 
 GENERATION = "generation.json"
+
+SELECTION = "selection.json"
+"""Says how the clips beside it were chosen among several of a prompt."""
 
 CLIPS = "a folder of clips or a list of them"
 
@@ -165,6 +169,10 @@ def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
     path = folder / GENERATION
     # In this order, since another process that was started with this one may be writing it.
     in_use = not is_vacant(folder)
+    if (folder / SELECTION).exists():
+        raise UserError(
+            f"{folder} holds clips that `videorepa select` chose. Choose another folder with --out."
+        )
     if path.exists():
         if differing := _differing(_generation(path), made_with.model_dump()):
             raise UserError(
@@ -197,6 +205,29 @@ def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
     text = json.dumps(made_with.model_dump() | {"prompts": prompts}, indent=1, ensure_ascii=False)
     if not path.exists() or read_bytes(path) != text.encode():
         atomic_write(path, text)
+
+
+def write_chosen(videos: Path, out: Path, chosen: Sequence[CaptionedClip]) -> None:
+    """Copy clips of a folder into an empty one in the same layout, each as its prompt's sample 0.
+
+    Numbered so, clips chosen from two models are compared prompt by prompt. The sidecar keeps the
+    number of before as "chosen_k".
+
+    Args:
+        videos: A folder with sidecars.
+        chosen: One clip of each prompt.
+    """
+    path = videos / GENERATION
+    generation = _generation(path) if path.is_file() else {}
+    prompts = {"prompts": [clip.prompt_id for clip in chosen], "samples": 1}
+    files = {out / GENERATION: generation | prompts}
+    for clip in chosen:
+        copy = clip_path(out, clip.prompt_id, 0)
+        shutil.copyfile(clip.path, copy)
+        sidecar = parse_json(read_text(clip.path.with_suffix(".json")))
+        files[copy.with_suffix(".json")] = sidecar | {"k": 0, "chosen_k": clip.k}
+    for file, values in files.items():
+        atomic_write(file, json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def clips_of(videos: Path) -> tuple[list[CaptionedClip], list[CaptionedClip]]:
@@ -339,7 +370,7 @@ def _sidecars(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.glob("*.json"))
-        if path.name != GENERATION and not path.name.startswith(".")
+        if path.name not in (GENERATION, SELECTION) and not path.name.startswith(".")
     ]
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +29,9 @@ Row = dict[str, Any]
 
 Rows of `evaluate` also have "clip", the digest of the video, and "caption", what the clip was
 scored against."""
+
+Better = Literal["higher", "lower"]
+"""Which way a score is better."""
 
 FLAGS = ("sa", "pc", "vq", "joint")
 """The flags in a row that are metrics themselves, not checks that decide one."""

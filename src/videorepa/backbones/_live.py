@@ -16,8 +16,9 @@ from videorepa.conditioning import Opening, check_alike, possible
 from videorepa.diffusion import Denoised, FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.settings.sections import ClipSize, Data, Generation
-from videorepa.system.configuration import read_configuration
+from videorepa.system.configuration import check_numbers, read_configuration
 from videorepa.system.hub import stock_loading
+from videorepa.system.randomness import generator
 from videorepa.system.weights import Misfit
 from videorepa.tokens import TokenGrid
 
@@ -141,7 +142,10 @@ class Backbone:
         option = "torch_dtype" if hasattr(diffusers, stock_class) else "dtype"
         loader = getattr(diffusers, stock_class, None) or getattr(transformers, stock_class)
         source = self.spec.folder()
-        read_configuration(source / part / "config.json")  # Raises for sizes without end.
+        # Raises for sizes without end.
+        configuration = read_configuration(source / part / "config.json")
+        if hasattr(diffusers, stock_class):
+            check_numbers(getattr(diffusers, stock_class), configuration)
         model, info = loader.from_pretrained(
             source, subfolder=part, output_loading_info=True, **{option: dtype}
         )
@@ -173,6 +177,18 @@ class Backbone:
                 self.spec.folder(), subfolder=processor, use_fast=False
             ),
         }
+
+    def reinitialise(self, seed: int) -> None:
+        """Give the transformer fresh random weights, as its class draws them by itself."""
+        model = self.transformer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, "untrained").initial_seed())
+            fresh = type(model).from_config(model.config)
+        trained = model.state_dict()
+        for name, tensor in fresh.state_dict(keep_vars=True).items():
+            # Some classes keep some weights in float32.
+            tensor.data = tensor.data.to(trained[name].dtype)
+        self.transformer = fresh.to(self.home).eval().requires_grad_(False)
 
     @cached_property
     def stock(self) -> Any:

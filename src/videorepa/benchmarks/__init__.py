@@ -15,9 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Better, Row
 from videorepa.data.manifest import Prompt
 from videorepa.settings.section import Section
 
@@ -43,6 +41,14 @@ class Benchmark(Section):
             count: The most prompts to return.
             seed: Chooses among several series of prompts, where the benchmark has them.
         """
+
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        """The columns of a row by which clips of a prompt can be ranked, each with what is better.
+
+        A measure of motion is none of them, since neither more nor less of it is better.
+        """
+        return {}
 
     def about(self) -> dict[str, Any]:
         """Whatever else a score depends on, such as a judge's weights.
@@ -91,8 +97,8 @@ class Benchmark(Section):
         """
         return [], []
 
-    def read(self, video: Path) -> np.ndarray:
-        """The frames that `score` expects, (F, H, W, 3) uint8.
+    def read(self, video: Path) -> Any:
+        """What `score` expects of a video: by default its frames, (F, H, W, 3) uint8.
 
         Raises:
             ClipError: The video cannot be read or scored.
@@ -102,7 +108,7 @@ class Benchmark(Section):
         return read_all(video)[0]
 
     @abstractmethod
-    def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
+    def score(self, frames: Any, prompt: str) -> dict[str, Any]:
         """Score one clip.
 
         Args:

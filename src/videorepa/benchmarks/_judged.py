@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import av
 import torch
 
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Better, Row
 from videorepa.benchmarks._listed import Listed
 from videorepa.evaluation.pairs import Pairs, mean, share, sweep
 from videorepa.system.device import Precision, compute_dtype, pick_device
@@ -61,6 +61,11 @@ class Judged(Listed):
     score_names: ClassVar[tuple[str, ...]]
     threshold: ClassVar[float]
     thresholds: ClassVar[tuple[float, ...]]
+
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        scores = [f"{metric}_{name}" for name in cls.score_names for metric in cls.metrics]
+        return dict.fromkeys([*scores, *cls.metrics, "joint"], "higher")
 
     def about(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Better, Row
 from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks.laws import checks as laws
 from videorepa.data.manifest import Prompt
@@ -41,6 +41,10 @@ class Lab(Benchmark):
 
     def scenario(self, prompt: str) -> str | None:
         return laws.parse_caption(prompt).event
+
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        return dict.fromkeys(FLAGS, "higher")
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, float | bool]:
         """Measure one clip.

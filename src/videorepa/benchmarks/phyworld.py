@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Better, Row
 from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks._phyworld import FRAMES, NAME, drawn, names, parsed, velocity_error
 from videorepa.data.manifest import Prompt
@@ -40,6 +40,10 @@ class PhyWorld(Benchmark):
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """Names of motions. Tasks and groups take turns."""
         return [Prompt(name, name) for name in names(count, seed)]
+
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        return {ERROR: "lower"}
 
     def about(self) -> dict[str, Any]:
         return {"compat": self.compat}

@@ -20,9 +20,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Better, Row
 from videorepa.benchmarks import Benchmark
 from videorepa.data.manifest import Prompt
+from videorepa.data.motion import motion
 from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluation.pairs import Pairs, mean
@@ -151,6 +152,10 @@ class Surprise(Benchmark):
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         raise UserError("The benchmark surprise has no prompts of its own; it takes any clips.")
 
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        return {"surprise": "lower", "surprise_max": "lower"}
+
     def about(self) -> dict[str, Any]:
         return {"about": NOT_INDEPENDENT, "judge": self._identity}
 
@@ -178,7 +183,7 @@ class Surprise(Benchmark):
             for values, of in zip(by_context.values(), self.live.surprises(window), strict=True):
                 values.append(float(of.mean()))
         table = np.array(list(by_context.values()))
-        row: dict[str, Any] = {"windows": len(starts), "motion": _motion(frames)}
+        row: dict[str, Any] = {"windows": len(starts), "motion": motion(frames)}
         if not np.isfinite(table).all():
             reason = "the judge's features are not finite"
             none = {"surprise": None, "surprise_max": None}
@@ -236,9 +241,3 @@ class Surprise(Benchmark):
             "seen": list(CONTEXTS),
             "scaling": "squashed to a square, bilinear, antialiased",
         }
-
-
-def _motion(frames: UInt8[np.ndarray, "f h w 3"]) -> float:
-    """The mean distance of neighbouring frames, in levels of 255."""
-    pairs = zip(frames[:-1], frames[1:], strict=True)
-    return float(np.mean([np.abs(a.astype(np.int16) - b).mean() for a, b in pairs]))

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from videorepa.artifacts.scores import Row
+from videorepa.artifacts.scores import Better, Row
 from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks._vbench import clip_of, dimension_metric
 from videorepa.data.flow import flow_method
@@ -222,6 +222,10 @@ class VBench(Benchmark):
             return []
         named = [(path, *clip_of(path.stem)) for path in paths]
         return [(path, {"prompt_id": text, "caption": text, "k": k}) for path, text, k in named]
+
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        return dict.fromkeys(MEASURED, "higher")
 
     def about(self) -> dict[str, Any]:
         return {"judge": self._identity}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from videorepa.benchmarks._vbench import (
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
 from videorepa.evaluation.pairs import Pairs
+from videorepa.system.checks import finite_number
 from videorepa.system.files import check_is_folder, parse_json, read_bytes
 
 RESULTS = "*_eval_results.json"
@@ -187,7 +187,7 @@ def _checked(path: Path, dimension: str, entry: Any) -> tuple[float | None, list
     lowest = -1.0 if dimension in COSINES else 0.0
     fits = all(lowest <= value <= 1 + 1e-6 for value in values)
     if values and len(values) == len(clips) and dimension not in BY_FRAMES:
-        fits = fits and abs(float(np.mean(values)) - (_finite(aggregate) or 0.0)) < 1e-4
+        fits = fits and abs(float(np.mean(values)) - (finite_number(aggregate) or 0.0)) < 1e-4
     if not fits:
         unit = UNITS.get(dimension, 1.0)
         raise UserError(
@@ -196,7 +196,7 @@ def _checked(path: Path, dimension: str, entry: Any) -> tuple[float | None, list
             f"on average; expected {unit * lowest:g} to {unit:g} and {unit:g} times the mean. "
             "The file was changed, or another version wrote it: score the clips with VBench 0.1.5."
         )
-    return _finite(aggregate), clips
+    return finite_number(aggregate), clips
 
 
 def _row(path: Path, dimension: str, clip: dict[str, Any], prompts: dict[str, str]) -> Row:
@@ -222,9 +222,5 @@ def _row(path: Path, dimension: str, clip: dict[str, Any], prompts: dict[str, st
 
 def _value(dimension: str, clip: dict[str, Any]) -> float | None:
     """A clip's value in the unit of its dimension's mean; None unless it is a finite number."""
-    value = _finite(clip["video_results"])
+    value = finite_number(clip["video_results"])
     return None if value is None else value / UNITS.get(dimension, 1.0)
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from videorepa.artifacts.scores import Better
 from videorepa.benchmarks._judged import DigitAnswer
 from videorepa.benchmarks._videophysics import Videophysics
 from videorepa.benchmarks.mplug_owl.judge import rate
@@ -49,6 +50,11 @@ class VideoPhy2(Videophysics):
                 f"{self.captions} has the value {value!r} in is_hard; expected True or False."
             )
         return "hard" if hard else None
+
+    @classmethod
+    def ranked_by(cls) -> dict[str, Better]:
+        expected: dict[str, Better] = {f"{metric}_expected": "higher" for metric in cls.metrics}
+        return super().ranked_by() | expected
 
     def readout(self) -> dict[str, str]:
         return {"parser": "published" if self.compat_parser else "exactly one digit"}

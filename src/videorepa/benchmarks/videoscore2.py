@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,16 +13,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from videorepa.benchmarks._judged import DigitAnswer, Judged
+from videorepa.benchmarks._qwen import PAIR, QwenVL, judge_digest, video_patches
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import read_all
 from videorepa.errors import ClipError, UserError
-from videorepa.system.configuration import read_configuration
 from videorepa.system.device import pick_device
-from videorepa.system.files import parse_json, read_text
-from videorepa.system.fingerprint import file_sample_digest, json_digest
-from videorepa.system.hub import stock_loading
+from videorepa.system.files import read_text
+from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import console
-from videorepa.system.weights import Misfit
 
 # Sampling and scaling as in qwen-vl-utils, which the published code relies on.
 FPS = 2.0
@@ -38,12 +34,7 @@ FEWEST_PIXELS, MOST_PIXELS = 128 * 28**2, 768 * 28**2
 MOST_PIXELS_OF_ALL = 115_200 * 28**2
 """Pixels of every second frame together."""
 
-PAIR = 2
-"""Frames that a token covers."""
-
 ANSWER_LENGTH = 1024
-
-DIGITS = ("1", "2", "3", "4", "5")
 
 PLACE = "{caption}"
 
@@ -92,83 +83,14 @@ def patches(
         Scaled and normalised patches, and their number along time, height and width.
     """
     most = max(min(MOST_PIXELS, MOST_PIXELS_OF_ALL * PAIR // len(frames)), FEWEST_PIXELS * 21 // 20)
-    prepared = processor(
-        list(frames),
-        size={"shortest_edge": FEWEST_PIXELS, "longest_edge": most},
-        input_data_format="channels_last",
-        return_tensors="pt",
-    )
-    # It turns an image into a video of PAIR equal frames: (frame, patch, colour, copy, pixel).
-    stills = prepared["pixel_values"].unflatten(0, (len(frames), -1)).unflatten(2, (3, PAIR, -1))
-    pairs = torch.stack([stills[0::2, :, :, 0], stills[1::2, :, :, 1]], 3)
-    _, height, width = prepared["image_grid_thw"][0].tolist()
-    return pairs.flatten(2).flatten(0, 1), torch.tensor([[len(pairs), height, width]])
+    return video_patches(processor, frames, FEWEST_PIXELS, most)
 
 
-@dataclass(frozen=True)
-class QwenJudge:
-    """VideoScore2, loaded.
+class QwenJudge(QwenVL):
+    """VideoScore2, loaded."""
 
-    Attributes:
-        template: The chat template, where a file of its own holds it.
-        processor: The stock processor of images.
-        digits: The ids of "1" to "5".
-    """
-
-    model: Any
-    tokenizer: Any
-    template: str | None
-    processor: Any
-    digits: list[int]
-
-    @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> QwenJudge:
-        """Load a published folder without running any code in it.
-
-        Raises:
-            UserError: The folder is incomplete or does not hold such a model.
-        """
-        from transformers import (
-            AutoTokenizer,
-            Qwen2_5_VLForConditionalGeneration,
-            Qwen2VLImageProcessorPil,
-        )
-
-        kind: Any = Qwen2_5_VLForConditionalGeneration
-        # Older folders hold the template in this file, which a tokenizer does not read.
-        chat = folder / "chat_template.json"
-        expected = (
-            "Expected a Qwen2.5-VL folder as VideoScore2 is published: config.json, *.safetensors "
-            "and the tokenizer's files."
-        )
-        with stock_loading(f"The judge {folder}", expected):
-            template = parse_json(read_text(chat))["chat_template"] if chat.exists() else None
-            read_configuration(folder / "config.json")  # Raises for sizes without end.
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            model, info = kind.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-        # Otherwise transformers would initialise missing weights at random.
-        misfit = Misfit.reported(info)
-        if misfit.missing:
-            raise UserError(
-                f"{folder} does not fit the judge; {misfit}. Copy or download the folder again."
-            )
-        encoded = [tokenizer.encode(digit, add_special_tokens=False) for digit in DIGITS]
-        if any(len(ids) != 1 for ids in encoded):
-            raise UserError(
-                f"The tokenizer in {folder} has no token of its own for each digit, so the judge's "
-                "scores cannot be read; expected Qwen2.5's."
-            )
-        vision = model.config.vision_config
-        processor = Qwen2VLImageProcessorPil(
-            patch_size=vision.patch_size,
-            merge_size=vision.spatial_merge_size,
-            temporal_patch_size=PAIR,
-        )
-        return cls(
-            model.to(device).eval(), tokenizer, template, processor, [ids[0] for ids in encoded]
-        )
+    stock = "Qwen2_5_VLForConditionalGeneration"
+    published = "a Qwen2.5-VL folder as VideoScore2 is published"
 
     def inputs(self, frames: UInt8[np.ndarray, "t h w 3"], instruction: str) -> dict[str, Tensor]:
         """The stock model's inputs: the instruction's ids with the video's tokens, and the video.
@@ -177,12 +99,7 @@ class QwenJudge:
             UserError: The chat template and the instruction do not make one place for the video.
         """
         content = [{"type": "video"}, {"type": "text", "text": instruction}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        text = self.chat([{"role": "user", "content": content}])
         video = self.model.config.video_token_id
         ids = self.tokenizer(text)["input_ids"]
         if ids.count(video) != 1:
@@ -207,46 +124,15 @@ class QwenJudge:
         }
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
-    @torch.no_grad()
     def answer(
         self, frames: UInt8[np.ndarray, "t h w 3"], instruction: str
     ) -> tuple[list[int], Float[Tensor, "l 5"]]:
-        """Generate an answer greedily.
-
-        Returns:
-            The answer's tokens, and for each token the logits of the five digits, before any
-            penalty that generation_config.json asks for.
-        """
-        inputs = self.inputs(frames, instruction)
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=ANSWER_LENGTH,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        tokens = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        return tokens, torch.cat([logits[:, self.digits] for logits in output.logits])
-
-    def decode(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        """Generate an answer greedily; see `generate`."""
+        return self.generate(self.inputs(frames, instruction), ANSWER_LENGTH)
 
     def rate(self, tokens: list[int], logits: Float[Tensor, "l 5"], marker: str) -> DigitAnswer:
         """The score after the marker, and the probability of each digit in its place."""
-        score = score_after(self.decode(tokens), marker)
-        if score is None:
-            return DigitAnswer(None, "nothing", {})
-        number, start = score
-        if number not in DIGITS:
-            return DigitAnswer(None, number, {})
-        ends = range(len(tokens) + 1)
-        token = bisect_right(ends, start, key=lambda end: len(self.decode(tokens[:end]))) - 1
-        if not logits[token].isfinite().all():
-            return DigitAnswer(None, f"{number} (its logits are not finite)", {})
-        shares = logits[token].softmax(-1).tolist()
-        return DigitAnswer(int(number), number, dict(zip(DIGITS, shares, strict=True)))
+        return self.digit(tokens, logits, score_after(self.decode(tokens), marker))
 
 
 def score_after(answer: str, marker: str) -> tuple[str, int] | None:
@@ -368,11 +254,9 @@ class VideoScore2(Judged):
 
     @cached_property
     def _identity(self) -> dict[str, str]:
-        suffixes = (".safetensors", ".json", ".jinja", ".txt")
-        files = sorted(file for file in self._folder.glob("*.*") if file.suffix in suffixes)
         return {
             "model": "Qwen2.5-VL",
-            "weights": json_digest({file.name: file_sample_digest(file) for file in files}),
+            "weights": judge_digest(self._folder),
             "frames": f"{FPS:g} a second, {FEWEST_FRAMES} to {MOST_FRAMES}",
             "scaling": "to multiples of 28, bicubic, by Pillow",
         }

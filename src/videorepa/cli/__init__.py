@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 import videorepa
-from videorepa.cli.clips import evaluate, generate, refine, report
+from videorepa.cli.clips import evaluate, generate, refine, report, select
 from videorepa.cli.exchange import export, import_
 from videorepa.cli.lab import demo, lab
 from videorepa.cli.probing import likelihood, probe, scan
@@ -24,12 +24,12 @@ from videorepa.system.stopping import Terminated, terminable
 VERBS = {
     verb.__name__.removesuffix("_"): verb  # `import` cannot name a function.
     for verb in (
-        *(prepare, head, train, refine, generate, evaluate, export, import_),
+        *(prepare, head, train, refine, generate, evaluate, select, export, import_),
         *(inspect, verify, scan, probe, likelihood, compare, report, demo, lab),
     )
 }
 
-STARTS_OVER = {"head", "export", "import", "inspect", "verify", "compare", "report"}
+STARTS_OVER = {"head", "export", "import", "inspect", "verify", "compare", "report", "select"}
 """Verbs that lose their work when they are stopped. The others resume it."""
 
 

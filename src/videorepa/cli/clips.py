@@ -118,36 +118,49 @@ def evaluate(
       physics_iq, physics_iq_verified: films of experiments. For continuations, not text alone.
       videophy, videophy2: a judge of 14 GB and the list of captions.
       videoscore2: a judge of 17 GB, and its instruction.
+      phyjudge: a judge of 18 GB with its LoRA, its instruction, and the laws of each prompt.
       vbench: DINO and two CLIPs.
       vbench_results: result files of VBench's own tool, and no clips.
       surprise: V-JEPA 2 with its predictor, and nothing about the prompts.
       rated: files of blind ratings.
+      agreement: scores, and people's ratings of the same clips. It judges the judge.
 
     For example:
       videorepa evaluate lab clips/aligned
       videorepa evaluate lab clips/aligned --against clips/control
       videorepa evaluate videophy clips/aligned --set captions=videophy.csv
       videorepa evaluate rated clips/aligned --against clips/control --ratings ratings-ada.json
+      videorepa evaluate agreement phyground.csv --ratings phyground/annotations
 
     Args:
-      benchmark: Name of the benchmark, such as `lab`; `rated` counts blind ratings.
+      benchmark: Name of the benchmark, such as `lab`; `rated` counts blind ratings, and `agreement`
+        compares scores with ratings.
       videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions;
         or a folder in the layout of the benchmark's authors, for those that have one.
       out: Folder of the scores; by default `scores` in the folder of the clips.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
-      ratings: Files that the report's page saved, one for each rater; for `rated` only.
+      ratings: For `rated`, files that the report's page saved, one for each rater. For `agreement`,
+        people's ratings: PhyGround's annotations, VideoPhy's table or one of your own.
     """
     from videorepa.evaluate import evaluate
+    from videorepa.evaluation.agreement import agreement
     from videorepa.evaluation.ratings import rated
     from videorepa.evaluation.tables import table
     from videorepa.system.files import short_name
 
-    if (benchmark == "rated") != bool(ratings) or (ratings and against is None):
+    if benchmark == "rated" and not (ratings and against):
         raise UserError(
             "Blind ratings need all three: evaluate rated CLIPS --against CLIPS --ratings FILE."
         )
+    if (benchmark in ("rated", "agreement")) != bool(ratings):
+        raise UserError(
+            "--ratings is for two benchmarks, which need it: evaluate agreement CLIPS --ratings "
+            "FILE, and evaluate rated CLIPS --against CLIPS --ratings FILE."
+        )
     part = parse_shard(shard)
-    if against is not None and ratings:
+    if benchmark == "agreement":
+        scores = agreement(videos, ratings, out, against=against, settings=set)
+    elif against is not None and ratings:
         scores = rated(videos, against, ratings, out)
     else:
         scores = evaluate(benchmark, videos, out, against=against, settings=set, shard=part)
@@ -160,6 +173,52 @@ def evaluate(
     print(f"scores: {scores.folder}")
     failures = {f"{f.prompt_id} {f.k}": f.reason for f in scores.summary.failures}
     refuse(failures, "clip", "could not be scored; the table is of the others.")
+
+
+def select(
+    videos: Positional[Annotated[Path, tyro.conf.arg(metavar="VIDEOS")]],
+    out: Path,
+    by: Path,
+    column: str | None = None,
+    judged_by: Path | None = None,
+    judged_column: str | None = None,
+    most: int | None = None,
+) -> None:
+    """Choose the best of each prompt's clips by a score, and print what choosing among n does.
+
+    The curve is the expected score of the best of n clips, over all subsets of a prompt's clips. A
+    score's own curve always rises; --judged-by says what the choice does to another score. Motion
+    stands beside, since a still clip can win. Whether more or less is better the benchmark knows.
+
+    For example:
+      videorepa generate runs/aligned --prompts prompts.txt --out clips/aligned --samples 8
+      videorepa evaluate surprise clips/aligned --out clips/aligned/surprise
+      videorepa select clips/aligned --by clips/aligned/surprise --column surprise --out clips/best
+
+    Args:
+      videos: Folder that `generate` wrote, with several samples of each prompt.
+      out: Folder of the chosen clips, which `evaluate` and `report` read as any other.
+      by: Folder of the scores to choose by, which `evaluate` wrote for these clips.
+      column: Column of its rows to choose by; a wrong one is answered with the list.
+      judged_by: Folder of other scores of the same clips, to judge the choice by.
+      judged_column: Column of its rows to judge by.
+      most: The curve's last n; by default the most clips that a prompt has. Prompts with fewer are
+        left out of the curve, and named.
+    """
+    from videorepa.evaluation.tables import best_of_table
+    from videorepa.select import select
+
+    selection = select(
+        videos,
+        out,
+        by=by,
+        column=column,
+        judged_by=judged_by,
+        judged_column=judged_column,
+        most=most,
+    )
+    print(best_of_table(selection))
+    print(f"clips: {out}")
 
 
 def report(
@@ -181,7 +240,7 @@ def report(
     Args:
       runs: Folders that `train` wrote.
       out: The page.
-      clips: Folders that `generate` wrote, or lists of clips as for `evaluate`.
+      clips: Folders that `generate` or `select` wrote, or lists of clips as for `evaluate`.
         If `evaluate` has scored them, the page shows the scores too.
       scan: Folders that `scan` wrote.
       probe: Folders that `probe` wrote.

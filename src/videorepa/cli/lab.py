@@ -54,9 +54,10 @@ def lab(
 ) -> None:
     """Run the lab's study, or make a part of its micro models from a recipe in recipes/micro.
 
-    A `study` trains, generates and scores every arm with every seed, and prints the tables. A
-    second call resumes where the first one stopped, and several processes can share the work. The
-    options --out, --rows, --shard and --set are for it alone.
+    A `study` trains every arm with every seed, measures each model, generates and scores its clips
+    as the recipe asks, and prints the tables. A second call resumes where the first one stopped,
+    and several processes can share the work. The options --out, --rows, --shard and --set are for
+    it alone.
 
     The parts `phyworld`, `contact` and `pairs` draw clips: of PhyWorld's tasks, for models that
     continue clips; of two objects that touch or not, for `videorepa probe --protocol lab`; and each
@@ -73,16 +74,17 @@ def lab(
       part: What to make.
       recipe: A YAML file; for a study by default the short one that is shipped.
       out: Folder of the study.
-      rows: Train nothing, and print the tables of this file of scores, which a study wrote.
+      rows: Train nothing, and print the tables of this file, rows.csv or measured.csv, which a
+        study wrote.
     """
     if part == "study":
         from videorepa.lab.study.arms import cost, study
         from videorepa.lab.study.recipe import SHORT, StudyRecipe
-        from videorepa.lab.study.tables import read_rows, tables
+        from videorepa.lab.study.tables import tables_of
 
         parsed = StudyRecipe.from_yaml(recipe or SHORT, set)
         if rows is not None:
-            print(tables(parsed, read_rows(rows)))
+            print(tables_of(parsed, rows))
             return
         result = study(parsed, out, shard=parse_shard(shard))
         print(f"{result.tables}\n{cost(result.recipe, result.out)}")

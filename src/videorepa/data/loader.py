@@ -187,15 +187,15 @@ class Loader:
         if not self.online:
             return stored
         try:
-            frames = self.source.sample(self.indices[clip.id]).frames
+            sampled = self.source.sample(self.indices[clip.id])
         except ClipError as error:
             raise UserError(
                 f"The clip {clip.id!r} can no longer be read ({error}), and the teacher is online. "
                 "Run `videorepa prepare` again, or set align.teacher to cached."
             ) from None
-        video = to_video(frames)[None]
+        video = to_video(sampled.frames)[None]
         for spec, encoder in self.online.items():
-            stored[spec] = grid = encoder(video)
+            stored[spec] = grid = encoder.see(video, [sampled.scene])
             values = [grid.tokens] if grid.saliency is None else [grid.tokens, grid.saliency]
             check_finite(f"The features that {spec.name} gives of the clip {clip.id!r}", *values)
         return stored

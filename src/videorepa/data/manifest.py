@@ -203,6 +203,15 @@ def _rows(path: Path, *suffixes: str) -> Iterator[ListRow]:
     return _some(path, READERS[suffix](path))
 
 
+def read_table(path: Path) -> list[ListRow]:
+    """Read the rows of a .csv or .jsonl file, whatever its columns.
+
+    Raises:
+      UserError: The file is not usable; the message names the line.
+    """
+    return list(_rows(path, ".csv", ".jsonl"))
+
+
 def _some(path: Path, rows: Iterator[ListRow]) -> Iterator[ListRow]:
     row = None
     for row in rows:

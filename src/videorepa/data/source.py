@@ -127,7 +127,7 @@ class LabSource:
         from videorepa.world.render import make_clip
 
         clip = make_clip(self.lab.seed, index, frames=self.count, split=self.lab.split)
-        return Sampled(clip.frames, self.foresee(index))
+        return Sampled(clip.frames, self.foresee(index), clip.scene)
 
     def foresee(self, index: int) -> Sampling:
         from videorepa.world.simulator import FPS

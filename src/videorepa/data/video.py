@@ -32,6 +32,8 @@ from videorepa.system.files import atomic_path, check_is_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from videorepa.world.simulator import Scene
+
 READER = 2
 """Changes whenever the same file may give other frames than before, so that caches are refused.
 Since 2, mirrored pictures are put upright and HDR is mapped to BT.709."""
@@ -244,10 +246,17 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 class Sampled(NamedTuple):
-    """A clip of a fixed shape, (frames, height, width, 3) uint8 RGB, and how it was sampled."""
+    """A clip of a fixed shape.
+
+    Attributes:
+      frames: (frames, height, width, 3) uint8 RGB.
+      sampling: How it was sampled from its video.
+      scene: What the simulator drew it from; None for a video.
+    """
 
     frames: np.ndarray
     sampling: Sampling
+    scene: Scene | None = None
 
 
 def sample_clip(

@@ -7,8 +7,9 @@ grid's shape without loading weights. Its `Encoder` is the live network.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,9 @@ from videorepa.settings import plugins
 from videorepa.settings.bounds import Frames, Side
 from videorepa.settings.section import Section, Weights
 from videorepa.tokens import TokenGrid
+
+if TYPE_CHECKING:
+    from videorepa.world.simulator import Scene
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -62,7 +66,12 @@ class EncoderSpec(Section):
         deviation are not applied.
       group: Frames in a piece; all by default.
       crop: Height and width of a piece in pixels; the whole frame by default.
+
+    Attributes:
+      reads_scenes: Whether it reads the simulator's scenes of clips in place of their pixels.
     """
+
+    reads_scenes: ClassVar[bool] = False
 
     name: str
     weights: Weights
@@ -104,6 +113,18 @@ class EncoderSpec(Section):
         Raises:
           UserError: The encoder cannot see such clips.
         """
+
+    def check_sees(self, has_scenes: bool = False) -> None:
+        """Check that the encoder can see clips, which have scenes or frames alone.
+
+        Raises:
+          UserError: It reads scenes, and there are none.
+        """
+        if self.reads_scenes and not has_scenes:
+            raise UserError(
+                f"The encoder {self.name} reads the simulator's scenes, and here clips are frames "
+                "alone. It is for prepare and train with clips of data.lab. Choose another encoder."
+            )
 
     def patch_grid(self, sizes: Sizes, clip_frames: int) -> TokenGrid:
         """What `shape` returns for an encoder with a token for each tubelet and patch.
@@ -188,6 +209,15 @@ class Encoder(nn.Module):
             std = video.new_tensor(self.std).view(3, 1, 1)
             video = (video - mean) / std
         return TokenGrid(self._in_pieces(video.to(parameter.dtype)), start, self.stride)
+
+    def see(self, video: Float[Tensor, "b f 3 h w"], scenes: Sequence[Scene | None]) -> TokenGrid:
+        """The grid of clips from a source: by their pixels, unless the encoder reads their scenes.
+
+        Args:
+          video: The clips.
+          scenes: What the simulator drew each from; None for other clips.
+        """
+        return self(video)
 
     def _in_pieces(self, video: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b t h w d"]:
         frames, height, width = self.spec.piece

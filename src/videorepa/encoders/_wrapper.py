@@ -22,6 +22,12 @@ class WrapperSpec(EncoderSpec):
     of: EncoderField
 
     @model_validator(mode="after")
+    def _wraps_a_network(self) -> WrapperSpec:
+        if self.of.reads_scenes:
+            raise ValueError(f"{self.of.name} is no network, so `of` cannot be {self.of.name}")
+        return self
+
+    @model_validator(mode="after")
     def _copy_from_of(self) -> WrapperSpec:
         for key in _SET_BY_OF:
             value = getattr(self.of, key)

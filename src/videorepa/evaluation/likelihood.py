@@ -172,24 +172,6 @@ def repeated(text: Text, n: int) -> Text:
     return {name: value.expand(n, *value.shape[1:]) for name, value in text.items()}
 
 
-def untrained(backbone: Backbone, seed: int) -> Backbone:
-    """Give the backbone fresh random weights, as a straw man: it knows no physics.
-
-    It predicts next to nothing, so it prefers the clip whose latents are smaller, and is at 50 %
-    only where real and broken clips do not differ in that.
-    """
-    model = backbone.transformer
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "untrained").initial_seed())
-        fresh = type(model).from_config(model.config)
-    trained = model.state_dict()
-    for name, tensor in fresh.state_dict(keep_vars=True).items():
-        # Some classes keep some weights in float32.
-        tensor.data = tensor.data.to(trained[name].dtype)
-    backbone.transformer = fresh.to(backbone.device).eval().requires_grad_(False)
-    return backbone
-
-
 @torch.no_grad()
 def encode(
     backbone: Backbone, frames: Sequence[np.ndarray], batch: int

@@ -104,7 +104,7 @@ class Pairs(NamedTuple):
             UserError: The two have no clip in common, one has two rows for a clip, or a clip of
                 one is of another caption than the clip of that name in the other.
         """
-        a, b = _by_clip(rows_a), _by_clip(rows_b)
+        a, b = rows_by_clip(rows_a), rows_by_clip(rows_b)
         both = sorted(a.keys() & b.keys())
         for clip in both:
             if subject(a[clip]) != subject(b[clip]):
@@ -198,7 +198,8 @@ class Pairs(NamedTuple):
         return {"difference": sum(map(sum, clusters)) / n, "low": low, "high": high, **counts}
 
 
-def _by_clip(rows: Sequence[Row]) -> dict[Key, Row]:
+def rows_by_clip(rows: Sequence[Row]) -> dict[Key, Row]:
+    """Rows by their clip. Raises UserError if a clip has two."""
     clips = {clip_key(row): row for row in rows}
     if len(clips) < len(rows):
         raise UserError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from videorepa.artifacts.scores import Metric, MetricDifference, Scores
+from videorepa.artifacts.selection import Selection
+from videorepa.system.wording import count
 
 
 def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
@@ -73,3 +75,24 @@ def _difference(value: MetricDifference, metric: Metric) -> str:
     interval = f"[{value.low:{digits}}, {value.high:{digits}}]"
     test = "" if value.p is None else f", p = {value.p:.3f} ({value.p_holm:.3f} as one of a family)"
     return f"{value.difference:{digits}}{unit} {interval}{test}"
+
+
+def best_of_table(selection: Selection) -> str:
+    """The curves of a choice as plain text, a line for each n, and what one has to know of them."""
+    by, most = selection.chosen_by, selection.most
+    lines = [
+        f"{selection.source}: the best of each prompt's clips by {by} ({by.better} is better); "
+        f"{len(selection.chosen)} chosen of {len(selection.clips)}",
+        f"expected of the best of n clips, over {count(selection.prompts, 'prompt')} of "
+        f"{count(selection.captions, 'caption')} with {most} clips or more:",
+    ]
+    for curve in selection.curves:
+        role = "" if curve.role == "motion" else f", {curve.role}"
+        lines.append(f"{curve.label}{' in %' if curve.percent else ''}{role}")
+        digits = ".1f" if curve.percent else ".4f"
+        for point in curve.points:
+            value = f"{point.mean:{digits}} [{point.low:{digits}}, {point.high:{digits}}]"
+            ends = f"[{point.change_low:+{digits}}, {point.change_high:+{digits}}]"
+            change = f"   {point.change:+{digits}} {ends} against n=1" if point.n > 1 else ""
+            lines.append(f"  n={point.n:<3d} {value}{change}")
+    return "\n".join([*lines, *selection.notes])

@@ -70,11 +70,18 @@ def _teacher_from(text: str, recipe: Recipe) -> EncoderSpec:
 
 
 def all_teachers(recipe: Recipe, further: Mapping[str, EncoderSpec]) -> dict[str, EncoderSpec]:
-    """The recipe's teacher and further ones, by name. Raises UserError if two have one name."""
+    """The recipe's teacher and further ones, by name.
+
+    Raises:
+        UserError: Two have one name, or one cannot see frames.
+    """
     own = {} if recipe.encoder is None else {recipe.encoder.name: recipe.encoder}
     if twice := sorted(own.keys() & further.keys()):
         raise UserError(f"Two teachers have the name {', '.join(twice)}. Give each its own name.")
-    return own | dict(further)
+    together = own | dict(further)
+    for spec in together.values():
+        spec.check_sees()
+    return together
 
 
 def straw_men(teacher: EncoderSpec) -> dict[str, EncoderSpec]:

@@ -14,9 +14,10 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from videorepa.artifacts.clips import Key, Sidecar, left_over, readable_clips
+from videorepa.artifacts.clips import SELECTION, Key, Sidecar, left_over, readable_clips
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Scores
+from videorepa.artifacts.selection import Selection
 from videorepa.errors import UserError
 from videorepa.evaluation.likelihood import FOLDER as LIKELIHOOD
 from videorepa.evaluation.ratings import FORMAT, QUESTIONS
@@ -28,6 +29,7 @@ from videorepa.report.plots import COLOURS, SHOWN_SHARE, SMOOTHED_SHARE
 from videorepa.report.probes import draw_probe
 from videorepa.report.scans import draw_scan
 from videorepa.report.scores import FEWEST_PROMPTS, BenchmarkTable, draw_tables
+from videorepa.report.selections import draw_selection
 from videorepa.report.training import draw_training, recipe_differences
 from videorepa.system import wording
 from videorepa.system.files import atomic_write
@@ -59,8 +61,8 @@ def report(
     Args:
         runs: Folders that `train` wrote.
         out: The page.
-        generations: Folders that `generate` wrote, or lists of clips from elsewhere as `evaluate`
-            takes them, by the model's name.
+        generations: Folders that `generate` or `select` wrote, or lists of clips from elsewhere as
+            `evaluate` takes them, by the model's name.
         scores: Folders that `evaluate` wrote, one per benchmark, by the model's name. A name is the
             same model here and in `generations`.
         scans: Folders that `scan` wrote.
@@ -98,6 +100,11 @@ def report(
     for name in clips:
         for scores_of_model in scored.get(name, ()):
             scores_of_model.check(clips[name])
+    selected = {
+        name: Selection.read(Path(folder))
+        for name, folder in generations.items()
+        if (Path(folder) / SELECTION).is_file()
+    }
     likely = {name: _likelihood(folder) for name, folder in _by_name(likelihoods).items()}
     for of_models in likely.values():
         for name, of_model in of_models.items():
@@ -151,6 +158,10 @@ def report(
         likelihoods={
             name: draw_likelihood(f"likelihood-{place}", of_models, colours)
             for place, (name, of_models) in enumerate(likely.items())
+        },
+        selections={
+            name: draw_selection(f"selection-{place}", selection, colours[name])
+            for place, (name, selection) in enumerate(selected.items())
         },
         smoothed=100 * SMOOTHED_SHARE,
         shown=100 * SHOWN_SHARE,
@@ -320,3 +331,5 @@ def _sources(
         yield source("answers about each clip", name, folder / "predictions.csv")
     for name, folder in generations.items():
         yield source("clips, prompts, seeds", name, Path(folder))
+        if (Path(folder) / SELECTION).is_file():
+            yield source("best of n", name, Path(folder) / SELECTION)

@@ -22,8 +22,13 @@ MOST_FAULTS = 20
 """Most faults that a message lists."""
 
 SPELLINGS = ("one", "many")
-"""Tags of values that are one section or a list of them. They are no keys, so no message names
+"""Tags of values that are one thing or a list of them. They are no keys, so no message names
 them."""
+
+
+def spelling(value: Any) -> str:
+    """Tell which of SPELLINGS a value has."""
+    return SPELLINGS[isinstance(value, (list, tuple))]
 
 
 Weights = Annotated[str, AfterValidator(from_home)]

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from videorepa.settings.bounds import (
     AtOnce,
@@ -22,7 +30,16 @@ from videorepa.settings.bounds import (
     Side,
     Width,
 )
-from videorepa.settings.section import Section
+from videorepa.settings.section import Section, spelling
+
+Knot = tuple[Share, Annotated[float, Field(ge=0)]]
+"""A point of a curve over the noise: a noise level sigma, and the factor there."""
+
+Gate = Annotated[
+    Annotated[Literal["none", "signal"], Tag("one")]
+    | Annotated[tuple[Knot, ...], Field(min_length=2), Tag("many")],
+    Discriminator(spelling),
+]
 
 
 class When(Section):
@@ -34,14 +51,26 @@ class When(Section):
       opposed: Stops the term for good once its gradient at the tapped tokens has opposed that of
         the diffusion loss (mean cosine below 0) over this many steps, as HASTE does (arXiv
         2505.16792).
-      gate: "signal" scales each sample's loss by 1 - sigma^2, the share of signal at its noise
-        level, as LaMo does (arXiv 2605.23878).
+      gate: The factor of each sample's loss by its noise level sigma, from 0 (no noise) to 1 (noise
+        alone). "signal" is 1 - sigma^2, the share of signal, as in LaMo (arXiv 2605.23878). A list
+        of points [sigma, factor] is a curve: linear between them, constant beyond the ends.
     """
 
     until: Number | None = None
     decay: Literal["constant", "linear", "cosine"] = "constant"
     opposed: Number | None = None
-    gate: Literal["none", "signal"] = "none"
+    gate: Gate = "none"
+
+    @field_validator("gate")
+    @classmethod
+    def _curve_rises_in_sigma(cls, gate: Gate) -> Gate:
+        if isinstance(gate, str):
+            return gate
+        if any(here[0] >= there[0] for here, there in pairwise(gate)):
+            raise ValueError("list the points [sigma, factor] by rising sigma, each sigma once")
+        if not any(factor for _, factor in gate):
+            raise ValueError("a curve that is 0 everywhere lets nothing count; use weight: 0")
+        return gate
 
     @model_validator(mode="after")
     def _decays_by_some_step(self) -> When:
@@ -185,6 +214,7 @@ class Train(Section):
 
     Attributes:
       lora: None trains all of the transformer's weights.
+      from_scratch: Starts from random weights, which `seed` draws, instead of the checkpoint's.
       precision: "auto" computes in bfloat16 if the hardware supports it, or else in float32.
         Trained weights are always held in float32.
       deterministic: Takes kernels that give the same bits each time. A CPU does so anyway; on a
@@ -196,6 +226,7 @@ class Train(Section):
     """
 
     lora: Lora | None = None
+    from_scratch: bool = False
     precision: Literal["auto", "float32"] = "auto"
     deterministic: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -203,6 +234,15 @@ class Train(Section):
     checkpoint_every: Number = 500
     keep_checkpoints: Number = 2
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    @model_validator(mode="after")
+    def _an_adapter_needs_trained_weights(self) -> Train:
+        if self.from_scratch and self.lora is not None:
+            raise ValueError(
+                "from_scratch: true is for training all weights; an adapter of random weights that "
+                "stay as they are learns nothing. Take out lora or from_scratch"
+            )
+        return self
 
 
 class Memory(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,3 +37,12 @@ def check_shapes(
     """Raise UserError, saying how `what` (a plural) differs, unless names and shapes are right."""
     if misfit := Misfit.between(tensors, expected):
         raise UserError(f"{what} are not as expected; {misfit}. {advice}")
+
+
+def finite_number(value: object) -> float | None:
+    """What JSON holds as a float, or None unless it is a number that a float can be."""
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

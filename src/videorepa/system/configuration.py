@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,20 @@ def read_configuration(path: Path) -> dict[str, Any]:
         raise ValueError(f"it holds {type(values).__name__}; expected keys and values")
     _check(values)
     return values
+
+
+def check_numbers(stock_class: type, values: Mapping[str, Any]) -> None:
+    """Check that what a stock class takes as a number is none in quotes.
+
+    The classes would keep the text, and fail over it when the model runs.
+
+    Raises:
+      ValueError: It is; the message names the key.
+    """
+    for key, parameter in inspect.signature(stock_class).parameters.items():
+        is_number = type(parameter.default) in (int, float)
+        if is_number and isinstance(value := values.get(key), str):
+            raise ValueError(f"{key} is {shown(value)}, which is text; expected a number")
 
 
 def _check(values: dict[str, Any]) -> None:

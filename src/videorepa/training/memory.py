@@ -61,6 +61,8 @@ def load_transformer(
     home = at_first if is_offloaded else home
     backbone = recipe.backbone.load(("transformer",), at_first, loaded_in)
     backbone.device = device
+    if recipe.train.from_scratch and device.type != "meta":
+        backbone.reinitialise(recipe.seed)
     transformer = backbone.transformer
     # A file stays mapped until all of its weights have been converted, so they are converted in the
     # order in which they lie there.

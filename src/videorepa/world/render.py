@@ -85,13 +85,50 @@ def render(scene: Scene, trajectory: Trajectory) -> np.ndarray:
     shape's edge. For these sizes that is accurate to a few percent.
     """
     camera = _camera(scene.look, len(trajectory.positions))
-    rows = np.arange(SIZE, dtype=np.float32) + 0.5 + camera[:, 1, None]
-    columns = np.arange(SIZE, dtype=np.float32) + 0.5 + camera[:, 0, None]
+    rows, columns = _pixels(camera)
     frames = _room(scene.look, camera)
     _cast_shadows(frames, scene, trajectory, rows, columns)
-    dark = np.full(3, PLANK, np.float32)
+    colours = [*(COLOURS[body.colour] for body in scene.bodies), (PLANK,) * 3, (SCREEN,) * 3]
+    _paint_things(frames, scene, trajectory, rows, columns, np.array(colours, np.float32))
+    return (np.clip(frames, 0, 1) * 255.0 + 0.5).astype(np.uint8)
+
+
+def visible(scene: Scene, trajectory: Trajectory) -> np.ndarray:
+    """What `render` shows in each pixel: (frames, SIZE, SIZE, bodies + 3) shares that add up to 1.
+
+    They are those of each body, of planks, of the screen, and of the room behind all.
+    """
+    rows, columns = _pixels(_camera(scene.look, len(trajectory.positions)))
+    count = len(scene.bodies) + 3
+    shares = np.zeros((len(rows), SIZE, SIZE, count), np.float32)
+    shares[..., -1] = 1
+    # Each thing is painted over the others in a channel of its own.
+    _paint_things(shares, scene, trajectory, rows, columns, np.eye(count, dtype=np.float32)[:-1])
+    return shares
+
+
+def _pixels(camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places in the world of each frame's pixel centres: y by row and x by column."""
+    axis = np.arange(SIZE, dtype=np.float32) + 0.5
+    return axis + camera[:, 1, None], axis + camera[:, 0, None]
+
+
+def _paint_things(
+    frames: np.ndarray,
+    scene: Scene,
+    trajectory: Trajectory,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    colours: np.ndarray,
+) -> None:
+    """Paint planks, bodies and the screen over a clip.
+
+    Args:
+        colours: One of each body, of planks and of the screen, with as many channels as the clip.
+    """
+    *of_bodies, of_planks, of_screen = colours
     for plank in scene.planks:
-        _paint(frames, _plank_distance(plank, rows, columns), dark)
+        _paint(frames, _plank_distance(plank, rows, columns), of_planks)
     for index, body in enumerate(scene.bodies):
         x, y = trajectory.positions[:, index].T
         dx, dy = columns - x[:, None], rows - y[:, None]
@@ -100,12 +137,9 @@ def render(scene: Scene, trajectory: Trajectory) -> np.ndarray:
         else:
             assert isinstance(body, Box)
             away = _box_distance(body, trajectory.angles[:, index], dx, dy)
-        _paint(frames, away, np.array(COLOURS[body.colour], np.float32))
+        _paint(frames, away, of_bodies[index])
     if scene.screen is not None:
-        _paint(
-            frames, _screen_distance(scene.screen, rows, columns), np.full(3, SCREEN, np.float32)
-        )
-    return (np.clip(frames, 0, 1) * 255.0 + 0.5).astype(np.uint8)
+        _paint(frames, _screen_distance(scene.screen, rows, columns), of_screen)
 
 
 def _paint(frames: np.ndarray, distance: np.ndarray, colour: np.ndarray) -> None:

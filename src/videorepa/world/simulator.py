@@ -34,6 +34,9 @@ GRAVITY = 0.45
 SUBSTEPS = 8
 """Engine steps per frame. A body that falls from the top moves 0.8 pixels in its last step."""
 
+TOUCHED = ("floor", "plank", "body")
+"""What a body can touch."""
+
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.16, 0.16),
     "yellow": (0.93, 0.85, 0.12),
@@ -174,21 +177,56 @@ def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Tr
         return _simulate(scene, frames, gravity)
 
 
-def _simulate(scene: Scene, frames: int, gravity: float) -> Trajectory:
-    space = pymunk.Space()
-    space.gravity = (0.0, gravity)
-    space.collision_slop = 0.02
-    floor = pymunk.Segment(space.static_body, (-1000, FLOOR + 10), (1000, FLOOR + 10), 10)
-    floor.elasticity, floor.friction = 1.0, 1.0
-    space.add(floor)
-    for plank in scene.planks:
-        rail = pymunk.Segment(space.static_body, plank.start, plank.end, plank.radius)
-        rail.elasticity, rail.friction = 0.6, 1.0
-        space.add(rail)
+def until_contact(scene: Scene, frames: int = FRAMES, horizon: int = FRAMES) -> np.ndarray:
+    """Foretell, for each frame, when each body will touch something.
 
-    count = len(scene.bodies)
+    Args:
+        frames: Number of frames.
+        horizon: How many frames ahead contact counts, the last frames' beyond the clip's end.
+
+    Returns:
+        (frames, bodies, len(TOUCHED)): the time in frames until a body touches the floor, a plank
+        and another body, exact to an engine step; 0 while it does, infinite if it does not.
+    """
+    with postponed(shown=False):
+        touching = _touching(scene, (frames - 1 + horizon) * SUBSTEPS)
+    waits = np.full(touching.shape, np.inf)
+    wait = waits[-1]
+    for step in reversed(range(len(touching))):
+        wait = waits[step] = np.where(touching[step], 0.0, wait + 1 / SUBSTEPS)
+    waits = waits[::SUBSTEPS][:frames]
+    return np.where(waits <= horizon, waits, np.inf)
+
+
+def _touching(scene: Scene, steps: int) -> np.ndarray:
+    """(steps + 1, bodies, len(TOUCHED)) bool, what each body touches after each engine step."""
+    space, bodies, floor = _space(scene, GRAVITY)
+    index_of = {shape: index for index, body in enumerate(bodies) for shape in body.shapes}
+    touching = np.zeros((steps + 1, len(bodies), len(TOUCHED)), bool)
+    now = np.zeros_like(touching[0])
+
+    def touch(arbiter: pymunk.Arbiter, _space: pymunk.Space, _data: object) -> None:
+        one, other = arbiter.shapes
+        for shape, touched in ((one, other), (other, one)):
+            if (body := index_of.get(shape)) is not None:
+                kind = "body" if touched in index_of else "floor" if touched is floor else "plank"
+                now[body, TOUCHED.index(kind)] = True
+
+    space.on_collision(pre_solve=touch)
+    for after in touching[1:]:
+        now[:] = False
+        space.step(1.0 / SUBSTEPS)
+        after[:] = now
+    # The engine finds contacts when it steps: those of the initial state in the first step.
+    touching[0] = touching[1]
+    return touching
+
+
+def _simulate(scene: Scene, frames: int, gravity: float) -> Trajectory:
+    space, engine_bodies, _ = _space(scene, gravity)
+    count = len(engine_bodies)
     touching = np.zeros((count, count), bool)
-    index_of = {}
+    index_of = {shape: index for index, body in enumerate(engine_bodies) for shape in body.shapes}
 
     def touch(arbiter: pymunk.Arbiter, _space: pymunk.Space, _data: object) -> None:
         first, second = (index_of.get(shape) for shape in arbiter.shapes)
@@ -196,13 +234,6 @@ def _simulate(scene: Scene, frames: int, gravity: float) -> Trajectory:
             touching[first, second] = touching[second, first] = True
 
     space.on_collision(begin=touch)
-    engine_bodies = []
-    for index, body in enumerate(scene.bodies):
-        engine_body, shape = _engine_body(body)
-        space.add(engine_body, shape)
-        index_of[shape] = index
-        engine_bodies.append(engine_body)
-
     positions = np.empty((frames, count, 2), np.float32)
     angles = np.empty((frames, count), np.float32)
     touched = np.empty((frames, count, count), bool)
@@ -213,6 +244,24 @@ def _simulate(scene: Scene, frames: int, gravity: float) -> Trajectory:
         angles[frame] = [body.angle for body in engine_bodies]
         touched[frame] = touching
     return Trajectory(positions, angles, touched)
+
+
+def _space(scene: Scene, gravity: float) -> tuple[pymunk.Space, list[pymunk.Body], pymunk.Segment]:
+    """The engine's space in its initial state, its bodies in the scene's order, and the floor."""
+    space = pymunk.Space()
+    space.gravity = (0.0, gravity)
+    space.collision_slop = 0.02
+    floor = pymunk.Segment(space.static_body, (-1000, FLOOR + 10), (1000, FLOOR + 10), 10)
+    floor.elasticity, floor.friction = 1.0, 1.0
+    space.add(floor)
+    for plank in scene.planks:
+        rail = pymunk.Segment(space.static_body, plank.start, plank.end, plank.radius)
+        rail.elasticity, rail.friction = 0.6, 1.0
+        space.add(rail)
+    bodies = [_engine_body(body) for body in scene.bodies]
+    for body, shape in bodies:
+        space.add(body, shape)
+    return space, [body for body, _ in bodies], floor
 
 
 def _engine_body(body: Body) -> tuple[pymunk.Body, pymunk.Shape]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from videorepa.artifacts.finished import read_finished
+from videorepa.artifacts.model import Model
 from videorepa.artifacts.reading import read_record
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Summary, scored_rows
@@ -22,8 +24,17 @@ from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
 from videorepa.generate import generate
+from videorepa.lab.study.measures import Meter
 from videorepa.lab.study.recipe import BASE, StudyRecipe
-from videorepa.lab.study.tables import CHECKS_PASSED, VIOLATION, Row, read_rows, rows_text, tables
+from videorepa.lab.study.seeds import measured_text, read_measured
+from videorepa.lab.study.tables import (
+    CHECKS_PASSED,
+    VIOLATION,
+    Row,
+    all_tables,
+    read_rows,
+    rows_text,
+)
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
@@ -33,7 +44,10 @@ from videorepa.system.lock import SUFFIX, sole_user
 from videorepa.system.progress import console
 from videorepa.train import train
 
-ROWS = "rows.csv"
+ROWS, MEASURED = "rows.csv", "measured.csv"
+
+MEASURED_AS_STEPS = 120
+"""About how many training steps take as long as measuring a model; for the time left alone."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +55,29 @@ class Study:
     """The results of a study.
 
     Attributes:
-        rows: The scores of every clip, from which the tables follow.
+        rows: The scores of every clip.
+        measured: What was measured on every model without sampling from it.
         missing: Arms and seeds that are not finished.
     """
 
     recipe: StudyRecipe
     out: Path
     rows: list[Row]
+    measured: list[Row]
     missing: list[str]
 
     @cached_property
     def tables(self) -> str:
         """The tables in Markdown. They are cached, since each interval needs ten thousand draws."""
-        return tables(self.recipe, self.rows)
+        return all_tables(self.recipe, self.rows, self.measured)
 
 
 def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) -> Study:
     """Train, generate and score every arm with every seed, resuming where an earlier call stopped.
 
     Args:
-        out: Gets rows.csv, with a row for every clip, and tables.md once everything is done.
+        out: Gets rows.csv, with a row for every clip, measured.csv, with what was measured on every
+            model, and tables.md once everything is done.
         shard: (i, n) does every n-th arm and seed, from the i-th on.
 
     Raises:
@@ -82,14 +99,23 @@ def _study(recipe: StudyRecipe, out: Path, index: int, count: int) -> Study:
     for part in ((index, count), (0, 1)):  # The second pass does what other processes left.
         for arm in arms:
             prepare(recipes[arm], shard=part)
+    meter = Meter(recipe.recipe, recipe.measures, out) if recipe.measures else None
     for arm, seed in _with_time_left(recipe, out, mine):
-        _run(recipe, out, arm, seed)
+        _run(recipe, out, arm, seed, meter)
     rows = list(_rows(recipe, out, jobs))
     if rows:  # An empty shard may find no finished job.
         atomic_write(out / ROWS, rows_text(rows))
         rows = read_rows(out / ROWS)  # So that the tables are about the file's rounded numbers.
-    missing = [f"{a}, seed {s}" for a, s in jobs if _clips_left(recipe, out, a, s)]
-    result = Study(recipe, out, rows, missing)
+    measured = list(_measured(recipe, out, jobs))
+    if measured:
+        atomic_write(out / MEASURED, measured_text(measured))
+        measured = read_measured(out / MEASURED)
+    missing = [
+        f"{arm}, seed {seed}"
+        for arm, seed in jobs
+        if _clips_left(recipe, out, arm, seed) or _measures_left(recipe, out, arm, seed)
+    ]
+    result = Study(recipe, out, rows, measured, missing)
     if not missing:
         atomic_write(out / "tables.md", result.tables)
     return result
@@ -116,13 +142,15 @@ def _prompts(count: int) -> list[Prompt]:
     return plugins.benchmark("lab").prompts(count, seed=0)
 
 
-def _run(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> None:
+def _run(recipe: StudyRecipe, out: Path, arm: str, seed: int, meter: Meter | None) -> None:
     prompts = _prompts(recipe.prompts)
     if arm == BASE:
         model = out / f"{BASE}.yaml"
         _with_cache(recipe.recipe, out).to_yaml(model)
     else:
         model = train(_with_cache(recipe.trained(arm, seed), out), run_folder(out, arm, seed)).path
+    if meter is not None and (arm, seed) in recipe.asked():
+        meter.measure(Model.of(model), measured_path(out, arm, seed))
     for step, count in recipe.parts_of(arm, seed):
         clips = clips_folder(out, arm, seed, step)
         begun, more = time.monotonic(), _scored(clips) < count
@@ -137,7 +165,12 @@ def _with_time_left(
     recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]
 ) -> Iterator[tuple[str, int]]:
     """Yield each job after printing it, with the time left at the pace so far."""
-    todo = [_steps_left(recipe, out, *job) + _clips_left(recipe, out, *job) for job in jobs]
+    todo = [
+        _steps_left(recipe, out, *job)
+        + _clips_left(recipe, out, *job)
+        + MEASURED_AS_STEPS * _measures_left(recipe, out, *job)
+        for job in jobs
+    ]
     begun, done = time.monotonic(), 0
     for number, (arm, seed) in enumerate(jobs):
         left = ""
@@ -147,6 +180,19 @@ def _with_time_left(
         console.print(f"{number + 1}/{len(jobs)}  {arm}, seed {seed}{left}", style="bold")
         yield arm, seed
         done += todo[number]
+
+
+def _measures_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> bool:
+    return (arm, seed) in recipe.asked() and not measured_path(out, arm, seed).exists()
+
+
+def _measured(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> Iterator[Row]:
+    """What was measured so far, by arm and seed."""
+    for arm, seed in jobs:
+        path = measured_path(out, arm, seed)
+        if (arm, seed) in recipe.asked():
+            for row in read_finished(path, {}, list[Row]) or ():
+                yield {"arm": arm, "seed": seed} | row
 
 
 def _steps_left(recipe: StudyRecipe, out: Path, arm: str, seed: int) -> int:
@@ -184,6 +230,11 @@ def _seconds(clips: Path) -> float:
 def run_folder(out: Path, arm: str, seed: int) -> Path:
     """The folder of an arm's training in a study's folder."""
     return out / "runs" / f"{arm}-{seed}"
+
+
+def measured_path(out: Path, arm: str, seed: int) -> Path:
+    """The file of what was measured on an arm's model, in a study's folder."""
+    return out / "measured" / f"{arm}-{seed}.json"
 
 
 def clips_folder(out: Path, arm: str, seed: int, step: int | None = None) -> Path:

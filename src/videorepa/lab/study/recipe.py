@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from videorepa.errors import UserError
+from videorepa.lab.study.measures import Measures
 from videorepa.recipe import Recipe
 from videorepa.settings.bounds import AtOnce, Clips, Number, Seed
 from videorepa.settings.section import Section, change, read_values
@@ -19,7 +20,14 @@ BASE = "base"
 SHORT = Path(__file__).parents[1] / "study.yaml"
 """The shipped study: the main arms with few prompts and seeds."""
 
-Prompts = Annotated[Clips, Field(ge=2)]
+
+def _no_single_one(count: int) -> int:
+    if count == 1:
+        raise ValueError("one clip has no spread: give 2 or more, or 0 for none")
+    return count
+
+
+Prompts = Annotated[int, Field(ge=0, le=1_000_000), AfterValidator(_no_single_one)]
 
 
 class Arm(Section):
@@ -62,11 +70,17 @@ class StudyRecipe(Section):
 
     Attributes:
         recipe: The recipe of every arm, apart from the arm's changes.
-        prompts: Number of clips for each arm and seed. A repeated caption gets other noise.
+        prompts: Number of clips for each arm and seed; 0 makes none. A repeated caption gets other
+            noise.
         seeds: Seeds of the trainings. Each also seeds the noise of its clips, which is the same for
             all arms.
         control: The arm to compare the others with.
         again: Arms that all tables but the first repeat, besides base and control.
+        measures: What is asked of every model without sampling from it; by default nothing.
+        scale: Arms that are the control trained for fewer or more steps, and the control, from the
+            shortest on. A difference is also expressed in steps by them.
+        known: Pairs of arms of which the second is better for a known reason, such as more clips.
+            With those of `scale` they show which measures can be relied on.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -76,6 +90,9 @@ class StudyRecipe(Section):
     seeds: tuple[Seed, ...] = Field(min_length=1)
     control: str = "control"
     again: tuple[str, ...] = ()
+    measures: Measures | None = None
+    scale: tuple[str, ...] = ()
+    known: tuple[tuple[str, str], ...] = ()
     arms: dict[str, Arm]
     more: FurtherSeeds | None = None
     curve: Curve | None = None
@@ -86,6 +103,7 @@ class StudyRecipe(Section):
             raise ValueError(f"`{BASE}` is the untouched model, and no arm can have its name")
         wanted = [self.control, *self.again]
         wanted += [name for part in (self.more, self.curve) if part for name in part.arms]
+        wanted += [*self.scale, *(name for pair in self.known for name in pair)]
         wanted += [arm.control for arm in self.arms.values() if arm.control]
         if missing := [name for name in wanted if name not in self.arms]:
             raise ValueError(f"there is no arm {', '.join(missing)}")
@@ -93,6 +111,19 @@ class StudyRecipe(Section):
             raise ValueError(f"the seeds {', '.join(map(str, self._every_seed))} repeat one")
         for name in self.arms:
             self.trained(name, self.seeds[0])  # Raises for an invalid change.
+        if not self.prompts and self.measures is None:
+            raise ValueError("without `prompts` and `measures` nothing is asked of the arms")
+        return self
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> StudyRecipe:
+        steps = [self.trained(name, self.seeds[0]).optim.steps for name in self.scale]
+        if self.scale and (self.control not in self.scale or steps != sorted(set(steps))):
+            listed = ", ".join(f"{name} {n}" for name, n in zip(self.scale, steps, strict=True))
+            raise ValueError(
+                f"scale lists the control and the same with fewer and more steps, which rise; got "
+                f"{listed}, and the control is {self.control}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -117,7 +148,7 @@ class StudyRecipe(Section):
         """Read the recipe of a study.
 
         With `extends: short` the file has only the differences from the shipped study, and its arms
-        come after those of that study.
+        come after those of that study. With the name of a file beside it, from that file's.
 
         Args:
             overrides: Changes such as `prompts=64` or `recipe.optim.steps=9`.
@@ -125,16 +156,7 @@ class StudyRecipe(Section):
         Raises:
             UserError: The file cannot be read, or a value is wrong.
         """
-        values = read_values(path)
-        extended = values.pop("extends", None)
-        if extended is not None:
-            if extended != "short":
-                raise UserError(f"{path}: extends can only be `short`; got {extended!r}.")
-            short = read_values(SHORT)
-            arms = values.get("arms") or {}
-            values = short | values
-            if isinstance(arms, dict):
-                values["arms"] = short["arms"] | arms
+        values = _extended(path)
         for override in overrides:
             change(values, override)
         return cls.checked(values, f"{path} is not a recipe of a study")
@@ -166,6 +188,12 @@ class StudyRecipe(Section):
             jobs += [(arm, seed) for seed in every for arm in arms if seed in self.seeds_of(arm)]
         return jobs
 
+    def asked(self) -> set[tuple[str, int]]:
+        """The arms and seeds whose models are measured. Base is the same with every seed."""
+        if self.measures is None:
+            return set()
+        return {(arm, seed) for arm, seed in self.jobs() if arm != BASE or seed == self.seeds[0]}
+
     def control_of(self, arm: str) -> str:
         return self.arms[arm].control or self.control
 
@@ -175,8 +203,31 @@ class StudyRecipe(Section):
 
     def parts_of(self, arm: str, seed: int) -> list[tuple[int | None, int]]:
         """The steps at which an arm makes clips, None for its end, and the number of prompts."""
-        parts: list[tuple[int | None, int]] = [(None, self.prompts_of(arm))]
+        count = self.prompts_of(arm)
+        parts: list[tuple[int | None, int]] = [(None, count)] if count else []
         if self.curve and arm in self.curve.arms and seed == self.seeds[0]:
             count = min(self.curve.prompts, self.prompts)
             parts += [(step, count) for step in self.curve.steps]
         return parts
+
+
+def _extended(path: Path) -> dict[str, Any]:
+    """The values of a study's file, on top of those of the file that it extends."""
+    values = read_values(path)
+    name = values.pop("extends", None)
+    if name is None:
+        return values
+    if name != "short" and (not isinstance(name, str) or Path(name).name != name):
+        raise UserError(
+            f"{path}: extends can be `short` or the name of a file beside it; got {name!r}."
+        )
+    base = SHORT if name == "short" else path.with_name(name)
+    if base == path:
+        raise UserError(f"{path}: extends names the file itself.")
+    extended = read_values(base)
+    if "extends" in extended:
+        raise UserError(f"{path}: extends names {name}, which extends another study itself.")
+    arms = values.get("arms") or {}
+    if isinstance(arms, dict) and isinstance(extended.get("arms"), dict):
+        values["arms"] = extended["arms"] | arms
+    return extended | values

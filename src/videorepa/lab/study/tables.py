@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from videorepa.errors import UserError
 from videorepa.evaluation.pairs import share
 from videorepa.evaluation.statistics import holm, paired_bootstrap, sign_flip
 from videorepa.lab.study.recipe import BASE, StudyRecipe
+from videorepa.lab.study.seeds import in_markdown, measured_tables, read_measured
 from videorepa.system.files import check_is_file, csv_text
 
 SCORES = ("sa", "pc", "joint")
@@ -233,12 +235,6 @@ class ArmTable:
         return "\n".join(lines)
 
 
-def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows with the same columns as a table in Markdown."""
-    head = [list(rows[0]), ["---"] * len(rows[0])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *(r.values() for r in rows)))
-
-
 def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, ArmTable]:
     """The tables of a study by name, without those of which no arm is finished."""
     at_end: dict[str, list[Row]] = defaultdict(list)
@@ -250,6 +246,23 @@ def by_table(recipe: StudyRecipe, rows: Sequence[Row]) -> dict[str, ArmTable]:
         if at_end[name]:
             groups[arm.table].append(name)
     return {group: ArmTable(recipe, names, at_end) for group, names in groups.items()}
+
+
+def all_tables(recipe: StudyRecipe, rows: Sequence[Row], measured: Sequence[Row]) -> str:
+    """The tables of a study's clips, then of what was measured on its models."""
+    parts = (tables(recipe, rows) if rows else "", measured_tables(recipe, measured))
+    return "\n".join(part for part in parts if part)
+
+
+def tables_of(recipe: StudyRecipe, path: Path) -> str:
+    """The tables of a file that a study wrote: its clips' scores, or what was measured.
+
+    Raises:
+        UserError: The file is neither.
+    """
+    with suppress(UserError):
+        return measured_tables(recipe, read_measured(path))
+    return tables(recipe, read_rows(path))
 
 
 def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:

@@ -1,0 +1,268 @@
+"""What was measured on a study's models, and the tables in which trainings are the unit.
+
+Trainings that differ in their seed alone differ more than most arms do. So an arm is compared with
+its control seed by seed, and an interval is about other seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videorepa.errors import UserError
+from videorepa.evaluation.statistics import MeanOfFew, holm, mean_of_few
+from videorepa.lab.study.measures import ALL, LIKELIER, LOG_RATIO, LOSS
+from videorepa.lab.study.recipe import BASE, StudyRecipe
+from videorepa.system.files import check_is_file, csv_text
+
+Row = dict[str, Any]
+
+COLUMNS = ("arm", "seed", "measure", "part", "value", "n")
+
+SIGN = {LOSS: -1, LIKELIER: 1, LOG_RATIO: 1}
+"""The measures, each 1 where more is better and -1 where less is."""
+
+
+def measured_text(rows: Sequence[Row]) -> str:
+    """Rows as CSV, with six digits."""
+    return csv_text(COLUMNS, [row | {"value": f"{row['value']:.6g}"} for row in rows])
+
+
+def read_measured(path: Path) -> list[Row]:
+    """Read what `measured_text` wrote.
+
+    Raises:
+        UserError: The file cannot be read or was not written by a study.
+    """
+    kinds = {"seed": int, "value": float, "n": int}
+    try:
+        check_is_file(path)
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [
+                {key: kinds.get(key, str)(row[key]) for key in COLUMNS}
+                for row in csv.DictReader(file, strict=True)
+            ]
+    except (OSError, ValueError, KeyError, csv.Error, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} is not what a study measured: {reason}") from None
+    if not rows:
+        raise UserError(f"{path} is not what a study measured: it is empty")
+    return rows
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better an arm is than its control in one measure, seed by seed.
+
+    Attributes:
+        of: The mean over seeds; above 0 is better, whichever way the measure goes.
+        by_seed: The gain of each seed.
+        steps: How many more steps of the control's training are worth as much, and as much as the
+            ends of the interval: infinite beyond the study's scale, NaN without one.
+        p_holm: The p-value adjusted for the arms of the table.
+    """
+
+    of: MeanOfFew
+    by_seed: tuple[float, ...]
+    steps: tuple[float, float, float]
+    p_holm: float = float("nan")
+
+
+class Measured:
+    """What a study measured.
+
+    Args:
+        recipe: The study.
+        rows: The rows of `Meter.measure`, with arm and seed.
+    """
+
+    def __init__(self, recipe: StudyRecipe, rows: Sequence[Row]) -> None:
+        self.recipe = recipe
+        self.values: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
+        for row in rows:
+            self.values[row["arm"], row["measure"], row["part"]][row["seed"]] = row["value"]
+        self.parts = {
+            measure: list(dict.fromkeys(r["part"] for r in rows if r["measure"] == measure))
+            for measure in SIGN
+        }
+
+    def of(self, arm: str, measure: str, part: str = ALL) -> dict[int, float]:
+        """The values of an arm by seed; empty if it was not measured."""
+        return self.values.get((arm, measure, part), {})
+
+    def gain(self, arm: str, control: str, measure: str, part: str = ALL) -> Gain | None:
+        """An arm's gain over another with the same seeds; None if they share none."""
+        ours, theirs = self.of(arm, measure, part), self.of(control, measure, part)
+        seeds = sorted(ours.keys() & theirs.keys())
+        if not seeds:
+            return None
+        by_seed = tuple(SIGN[measure] * (ours[seed] - theirs[seed]) for seed in seeds)
+        of = mean_of_few(by_seed)
+        value, low, high = (self._more_steps(x, measure, part) for x in (of.value, of.low, of.high))
+        return Gain(of, by_seed, (value, low, high))
+
+    def _more_steps(self, gain: float, measure: str, part: str) -> float:
+        """How many more steps of the control's training are worth a gain.
+
+        It is read off the mean gains of the scale's arms over the control, linearly in the
+        logarithm of steps. It is infinite beyond the scale, and NaN where there is none or more
+        steps are not better throughout.
+        """
+        first = self.recipe.seeds[0]
+        steps, gains = [], []
+        for arm in self.recipe.scale:
+            ours = self.of(arm, measure, part)
+            theirs = self.of(self.recipe.control, measure, part)
+            both = ours.keys() & theirs.keys()
+            if not both:
+                continue
+            steps.append(self.recipe.trained(arm, first).optim.steps)
+            gains.append(SIGN[measure] * float(np.mean([ours[s] - theirs[s] for s in both])))
+        if len(steps) < 2 or any(np.diff(gains) <= 0):
+            return math.nan
+        worth = np.interp(gain, gains, np.log(steps), left=-math.inf, right=math.inf)
+        return float(np.exp(worth)) - self.recipe.trained(self.recipe.control, first).optim.steps
+
+    def gains(self, names: Sequence[str], measure: str, part: str = ALL) -> dict[str, Gain]:
+        """The gains of arms over their controls, with p-values adjusted for one another."""
+        found = {}
+        for name in names:
+            gain = self.gain(name, self.recipe.control_of(name), measure, part)
+            if gain is not None and name != self.recipe.control_of(name):
+                found[name] = gain
+        adjusted = holm([gain.of.p for gain in found.values()])
+        return {
+            name: replace(gain, p_holm=p)
+            for (name, gain), p in zip(found.items(), adjusted, strict=True)
+        }
+
+    def table(self, names: Sequence[str]) -> str:
+        """Arms beside base and control in each measure, in Markdown."""
+        measures = [measure for measure in SIGN if self.parts[measure]]
+        gains = {measure: self.gains(names, measure) for measure in measures}
+        rows = []
+        for name in dict.fromkeys((BASE, self.recipe.control, *names)):
+            seeds = len(self.of(name, LOSS))
+            if not seeds:
+                continue
+            arm = self.recipe.arms.get(name)
+            cells = {"arm": name, "what it is": arm.about if arm else "the shipped model"}
+            cells["seeds"] = str(seeds)
+            for measure in measures:
+                cells[measure] = _number(
+                    measure, float(np.mean([*self.of(name, measure).values()]))
+                )
+                cells[f"{measure}: gain"] = self._cell(gains[measure].get(name), measure)
+            rows.append(cells)
+        return in_markdown(rows)
+
+    def _cell(self, gain: Gain | None, measure: str) -> str:
+        if gain is None:
+            return ""
+        of = gain.of
+        if len(gain.by_seed) == 1:
+            return f"{_change(measure, of.value)}, one seed"
+        interval = f"[{_change(measure, of.low)}, {_change(measure, of.high)}]"
+        cell = f"{_change(measure, of.value)} {interval}, p {gain.p_holm:.2g}"
+        return cell + (f", {_steps(*gain.steps)}" if not math.isnan(gain.steps[0]) else "")
+
+    def by_part(self, names: Sequence[str], measure: str) -> str:
+        """The gains of arms by noise level or by law, in Markdown.
+
+        Those whose interval over seeds leaves out 0 are bold. They are not adjusted for how many
+        there are.
+        """
+        parts = [part for part in self.parts[measure] if part != ALL]
+        rows = []
+        for name in names:
+            cells = {"arm": name}
+            for part in parts:
+                gain = self.gain(name, self.recipe.control_of(name), measure, part)
+                if gain is None or name == self.recipe.control_of(name):
+                    break
+                text = _change(measure, gain.of.value)
+                cells[part] = f"**{text}**" if gain.of.low > 0 or gain.of.high < 0 else text
+            else:
+                rows.append(cells)
+        return in_markdown(rows) if rows and parts else ""
+
+    def calibration(self) -> str:
+        """Whether each measure orders the arms of which it is known which is better, in Markdown.
+
+        For each pair of arms it has the share of seeds with the right order, and the mean gain over
+        the spread of gains between seeds; then the spread between the control's trainings, and the
+        smallest gain that so many seeds would show.
+        """
+        pairs = [*zip(self.recipe.scale, self.recipe.scale[1:], strict=False), *self.recipe.known]
+        control = self.recipe.control
+        rows = []
+        for measure in SIGN:
+            for part in (ALL, *(part for part in self.parts[measure] if part != ALL)):
+                cells = {"measure": f"{measure}, {part}"}
+                for worse, better in pairs:
+                    gain = self.gain(better, worse, measure, part)
+                    if gain is None:
+                        continue
+                    right = sum(value > 0 for value in gain.by_seed)
+                    cells[f"{worse} < {better}"] = (
+                        f"{right}/{len(gain.by_seed)}, {_change(measure, gain.of.value)}"
+                    )
+                if len(cells) == 1:
+                    continue
+                values = [*self.of(control, measure, part).values()]
+                spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+                cells["control's spread"] = _number(measure, spread)
+                rows.append(cells)
+        return in_markdown(rows) if rows else ""
+
+
+def _number(measure: str, value: float) -> str:
+    return f"{value:.2f}" if measure == LIKELIER else f"{value:.5f}"
+
+
+def _change(measure: str, gain: float) -> str:
+    """A gain in words: of the loss in units of 1e-5, of the rest in its own."""
+    if measure == LOSS:
+        return f"{gain * 1e5:+.0f}e-5"
+    return f"{gain:+.2f}" if measure == LIKELIER else f"{gain:+.4f}"
+
+
+def _steps(value: float, low: float, high: float) -> str:
+    def one(x: float) -> str:
+        return f"{x:+.0f}" if math.isfinite(x) else ("beyond" if x > 0 else "below")
+
+    return f"{one(value)} steps [{one(low)}, {one(high)}]"
+
+
+def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows as a table in Markdown; a cell that a row lacks is empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns), *([r.get(c, "") for c in columns] for r in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def measured_tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
+    """All tables of what was measured, in Markdown; "" without rows."""
+    if not rows:
+        return ""
+    measured = Measured(recipe, rows)
+    parts = []
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, arm in recipe.arms.items():
+        if measured.of(name, LOSS):
+            groups[arm.table].append(name)
+    for group, names in groups.items():
+        parts += [f"### {group.capitalize()}, measured without sampling", measured.table(names)]
+        for measure, kind in ((LOSS, "noise level"), (LOG_RATIO, "law")):
+            if table := measured.by_part(names, measure):
+                parts += [f"Gains in {measure} by {kind}:", table]
+    if table := measured.calibration():
+        parts += ["### What each measure can tell", table]
+    return "\n\n".join(part for part in parts if part) + "\n"
