@@ -106,12 +106,19 @@ def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         yield call
 
 
-def make_backbone(folder: Path, rotary: bool = False) -> Path:
-    """A CogVideoX pipeline of a few thousand weights: 4x in time, 4x in space, patch 2."""
+def make_backbone(folder: Path, rotary: bool = False, **changes: Any) -> Path:
+    """A CogVideoX pipeline of a few thousand weights: 4x in time, 4x in space, patch 2.
+
+    Args:
+      folder: Where it goes.
+      rotary: Rotary positions, as 5B has.
+      changes: Of the transformer's configuration; an input of twice the channels takes an image.
+    """
     import torch
     from diffusers import (
         AutoencoderKLCogVideoX,
         CogVideoXDPMScheduler,
+        CogVideoXImageToVideoPipeline,
         CogVideoXPipeline,
         CogVideoXTransformer3DModel,
     )
@@ -142,22 +149,23 @@ def make_backbone(folder: Path, rotary: bool = False) -> Path:
         sample_width=16,
         scaling_factor=0.9,
     )
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=16,
-        text_embed_dim=16,
-        num_layers=3,
-        sample_width=4,
-        sample_height=4,
-        sample_frames=9,
-        patch_size=2,
-        max_text_seq_length=12,
-        spatial_interpolation_scale=1.0,
-        use_rotary_positional_embeddings=rotary,
-    )
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 16,
+        "text_embed_dim": 16,
+        "num_layers": 3,
+        "sample_width": 4,
+        "sample_height": 4,
+        "sample_frames": 9,
+        "patch_size": 2,
+        "max_text_seq_length": 12,
+        "spatial_interpolation_scale": 1.0,
+        "use_rotary_positional_embeddings": rotary,
+    }
+    transformer = CogVideoXTransformer3DModel(**config | changes)
     scheduler = CogVideoXDPMScheduler(
         rescale_betas_zero_snr=True,
         prediction_type="v_prediction",
@@ -165,7 +173,9 @@ def make_backbone(folder: Path, rotary: bool = False) -> Path:
         timestep_spacing="trailing",
     )
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
-    CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, scheduler).save_pretrained(folder)
+    takes_image = transformer.config.in_channels != transformer.config.out_channels
+    pipeline = CogVideoXImageToVideoPipeline if takes_image else CogVideoXPipeline
+    pipeline(tokenizer, text_encoder, vae, transformer, scheduler).save_pretrained(folder)
     return folder
 
 

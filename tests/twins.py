@@ -46,6 +46,24 @@ def cogvideox_15(folder: Path) -> Path:
     return folder
 
 
+def cogvideox_i2v(folder: Path) -> Path:
+    """5B's, from an image: twice the channels, and learned positions beside the rotary ones."""
+    changes = {"in_channels": 8, "use_learned_positional_embeddings": True}
+    return make_backbone(folder, rotary=True, **changes)
+
+
+def cogvideox_15_i2v(folder: Path) -> Path:
+    """1.5's: images at the inverse scale, and one more number that the model is always told."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    changes = {"in_channels": 8, "patch_size_t": 2, "patch_bias": False, "ofs_embed_dim": 16}
+    make_backbone(folder, rotary=True, **changes)
+    vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae")
+    vae.register_to_config(invert_scale_latents=True)
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
 def _wan(folder: Path, channels: int, vae: dict, experts: int = 1, **options: float | bool) -> Path:
     from diffusers import (
         AutoencoderKLWan,
@@ -354,6 +372,8 @@ def mochi(folder: Path) -> Path:
 TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "cogvideox": ({"name": "cogvideox"}, cogvideox),
     "cogvideox-1.5": ({"name": "cogvideox"}, cogvideox_15),
+    "cogvideox-i2v": ({"name": "cogvideox"}, cogvideox_i2v),
+    "cogvideox-1.5-i2v": ({"name": "cogvideox"}, cogvideox_15_i2v),
     "wan-2.1": ({"name": "wan"}, wan),
     "wan-2.2": ({"name": "wan", "expert": "low"}, wan_experts),
     "wan-2.2-ti2v": ({"name": "wan"}, wan_ti2v),

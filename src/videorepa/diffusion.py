@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 Latents = Float[Tensor, "b ..."]
@@ -27,6 +27,24 @@ class Denoised(NamedTuple):
     loss: Float[Tensor, " b"]
     clean: Latents
     sigma: Float[Tensor, " b"]
+
+
+class _Held:
+    """Leaves latents out of a loss that are no prediction, since the model was given them."""
+
+    def __init__(self, mask: Bool[Tensor, "b ..."] | None) -> None:
+        self._mask = mask
+
+    def mean(self, errors: Latents) -> Float[Tensor, " b"]:
+        """The mean of each sample over the latents that are not held."""
+        if self._mask is None:
+            return errors.flatten(1).mean(1)
+        counts = (~self._mask).expand_as(errors).flatten(1).sum(1)
+        return torch.where(self._mask, 0.0, errors).flatten(1).sum(1) / counts
+
+    def true(self, predicted: Latents, clean: Latents) -> Latents:
+        """The predicted latents, with the true ones where they are held."""
+        return predicted if self._mask is None else torch.where(self._mask, clean, predicted)
 
 
 class VPrediction:
@@ -53,7 +71,12 @@ class VPrediction:
         return signal * clean + spread * noise
 
     def denoised(
-        self, velocity: Latents, clean: Latents, noise: Latents, timestep: Int[Tensor, " b"]
+        self,
+        velocity: Latents,
+        clean: Latents,
+        noise: Latents,
+        timestep: Int[Tensor, " b"],
+        held: Bool[Tensor, "b ..."] | None = None,
     ) -> Denoised:
         """x0_pred = sqrt(a_t) x_t - sqrt(1 - a_t) v, and the loss of each sample.
 
@@ -64,12 +87,14 @@ class VPrediction:
           clean: x_0, the latents.
           noise: The noise that was added.
           timestep: t of each sample.
+          held: Latents that the model was given without noise. They have no loss and get no
+            gradient, and the predicted latents are the true ones there.
         """
         signal, spread = self._scales(timestep, clean)
         noisy = self.add_noise(clean, noise, timestep)
         predicted = signal * noisy - spread * velocity.float()
-        loss = ((predicted - clean) ** 2 / spread**2).flatten(1).mean(1)
-        return Denoised(loss, predicted, spread.flatten())
+        loss = _Held(held).mean((predicted - clean) ** 2 / spread**2)
+        return Denoised(loss, _Held(held).true(predicted, clean), spread.flatten())
 
     def noise_error(self, denoised: Denoised) -> Float[Tensor, " b"]:
         """The mean of (noise - predicted noise)^2 of each sample: a_t times the loss."""
@@ -122,7 +147,12 @@ class FlowMatching:
         return (1 - sigma) * clean + sigma * noise
 
     def denoised(
-        self, velocity: Latents, clean: Latents, noise: Latents, timestep: Num[Tensor, " b"]
+        self,
+        velocity: Latents,
+        clean: Latents,
+        noise: Latents,
+        timestep: Num[Tensor, " b"],
+        held: Bool[Tensor, "b ..."] | None = None,
     ) -> Denoised:
         """x0_pred = x_t - sigma v, and the loss of each sample.
 
@@ -133,12 +163,13 @@ class FlowMatching:
           clean: x_0, the latents.
           noise: The noise that was added.
           timestep: 1000 sigma of each sample.
+          held: As in `VPrediction.denoised`.
         """
         sigma = self._sigma(timestep, clean)
         velocity = velocity.float()
         predicted = self.add_noise(clean, noise, timestep) - sigma * velocity
-        loss = ((velocity - (noise - clean)) ** 2).flatten(1).mean(1)
-        return Denoised(loss, predicted, sigma.flatten())
+        loss = _Held(held).mean((velocity - (noise - clean)) ** 2)
+        return Denoised(loss, _Held(held).true(predicted, clean), sigma.flatten())
 
     def noise_error(self, denoised: Denoised) -> Float[Tensor, " b"]:
         """The loss itself: a flow's prediction is the velocity, and no noise is predicted."""

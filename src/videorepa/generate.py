@@ -86,6 +86,7 @@ def generate(
     source = Model.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
+    source.spec.check_text_mode("`generate`")
     source.spec.check_generation(settings)
     made_with = MadeWith.model_validate(
         source.about()

@@ -11,6 +11,7 @@ import torch
 
 from videorepa.align.contract import Contract, check
 from videorepa.align.terms import Grids
+from videorepa.conditioning import frames_of
 from videorepa.data.sampling import Sampling, sampling_notes
 from videorepa.data.source import ClipSource, open_source
 from videorepa.errors import ClipError, UserError
@@ -94,9 +95,11 @@ class Inspection:
             f"  clip             {_times(size.frames, size.height, size.width)} RGB",
             f"  latents          {_times(frames, height, width)} x {channels}",
             f"  block output     {_shape(shapes.grid)}, after each of {shapes.blocks} blocks",
+            *self._shown(),
         ]
         for name, term in recipe.terms.items():
             lines += ["", f"alignment: {name}", *self._term(term, self.contract.terms[name])]
+            lines += self._left_out(name)
         lines += [
             "",
             "parameters",
@@ -152,6 +155,43 @@ class Inspection:
             f"operations, per step of {optim.batch_size * optim.accumulate} clips",
             f"  floating-point   {cost.operations / 1e12:.3g} trillion",
         ]
+
+    def _shown(self) -> list[str]:
+        """What the model is shown of clips."""
+        continuation = self.contract.continuation
+        conditioning = self.recipe.backbone.conditioning()
+        if continuation is None or conditioning is None:
+            return []
+        assert continuation.latents is not None and continuation.probability is not None
+        stride = self.recipe.backbone.geometry().frames
+        counts = " or ".join(map(str, continuation.latents))
+        last = frames_of(max(continuation.latents), stride) - 1
+        frames = "frame 0" if not last else f"frames 0-{last}"
+        place = "in place of noisy ones, without a loss"
+        if conditioning.place == "by channels":
+            place = "in channels of their own"
+        often = f"{continuation.probability:.3g} of the samples"
+        if continuation.dropout:
+            often += f", taken away again from {continuation.dropout:.3g}"
+        return [f"  shown            the first {counts} latents ({frames}), {place}; {often}"]
+
+    def _left_out(self, name: str) -> list[str]:
+        """Which steps a term does not compare, where the model is shown something."""
+        if self.contract.continuation is None:
+            return []
+        lines = ["  left out, by how many latents are shown"]
+        common = self.contract.terms[name].common
+        common = common.steps(0, common.size[0] - self.recipe.terms[name].ahead)
+        for latents, frame in self.contract.left_out[name].items():
+            kept = common.since(frame) if frame else common
+            steps = common.size[0] - kept.size[0]
+            lines.append(
+                f"    {latents:<14} {f'steps 0-{steps - 1}' if steps > 1 else 'step 0'}, "
+                f"{math.prod(kept.size)} tokens are compared"
+                if steps
+                else f"    {latents:<14} nothing"
+            )
+        return lines
 
     def _term(self, term: Align, grids: Grids) -> list[str]:
         clip, common = self.recipe.data, grids.common
@@ -210,6 +250,9 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
         tensor.numel() * (BYTES_TEXT if tensor.is_floating_point() else 1)
         for tensor in shapes.text.values()
     )
+    image = 0
+    if contract.continuation is not None:
+        image = sum(tensor.nbytes for tensor in recipe.backbone.image(recipe.data).values())
     trained = shapes.parameters
     if recipe.train.lora is not None:
         trained = recipe.backbone.lora_parameters(recipe.train.lora)
@@ -217,7 +260,7 @@ def inspect(recipe: Recipe, *, device: str | None = None) -> Inspection:
         recipe=recipe,
         contract=contract,
         trained_parameters=trained,
-        bytes_per_clip=moments + text,
+        bytes_per_clip=moments + text + image,
         feature_bytes_per_clip=features,
         device=pick_device(device),
     )

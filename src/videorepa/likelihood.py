@@ -139,12 +139,14 @@ def likelihood(
 def _sources(recipe: Recipe, models: Mapping[str, Path], straw_man: bool) -> dict[str, Model]:
     precision = recipe.train.precision
     base = Model(recipe.name, recipe.backbone, recipe.data, recipe.generation, precision)
+    base.spec.check_text_mode("`likelihood`")
     sources = {BASE: base}
     for name, path in models.items():
         if name in (BASE, UNTRAINED):
             raise UserError(f"A model cannot be called {name}, which is a source of its own.")
         model = Model.of(path)
         model.spec.check_clip(recipe.data)
+        model.spec.check_text_mode("`likelihood`")
         sources[name] = replace(model, precision=precision)
     folders = {name: _folder(name) for name in sources}
     if len(set(folders.values())) < len(folders):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from videorepa.align.contract import check
-from videorepa.backbones import Backbone, Text
+from videorepa.backbones import Backbone, Part
 from videorepa.data.cache import Cache, Lacks, Record
 from videorepa.data.digests import Digests
 from videorepa.data.sampling import Sampling, sampling_notes
@@ -24,6 +24,7 @@ from videorepa.system.background import ahead, behind
 from videorepa.system.checks import check_shard
 from videorepa.system.device import compute_dtype, pick_device
 from videorepa.system.progress import console, track
+from videorepa.system.randomness import generator
 from videorepa.system.wording import count
 
 KEEP_SECONDS = 60.0
@@ -83,8 +84,9 @@ def prepare(
 ) -> Prepared:
     """Fill the recipe's cache with the parts that it lacks.
 
-    A clip's parts are its latents, its caption's text embeddings, and the features of each encoder
-    whose `align.teacher` is "cached". Parts whose video or caption has changed are made again. Only
+    A clip's parts are its latents, its caption's text embeddings, the features of each encoder
+    whose `align.teacher` is "cached", and its first frame encoded alone where the model is shown
+    it so. Parts whose video or caption has changed are made again. Only
     the models that make missing parts are loaded. A clip that cannot be used is reported in the
     result and in the cache's `failures`, and the others are still prepared.
 
@@ -185,15 +187,18 @@ def _load(
     where: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Backbone | None, dict[EncoderSpec, Encoder]]:
-    """Load the models that make the latents and features that lack."""
+    """Load the models that make the latents, images and features that lack."""
     encoders = {
         spec: spec.load(where, dtype)
         for spec in recipe.stored_encoders
         if any(spec in lacks.features for lacks in lacking)
     }
     backbone = None
-    if any(lacks.latents for lacks in lacking):
-        backbone = recipe.backbone.preparing.load(("vae",), where, dtype)
+    if any(lacks.latents or lacks.image for lacks in lacking):
+        parts: tuple[Part, ...] = ("vae",)
+        if any(lacks.image for lacks in lacking):
+            parts = ("vae", "image_encoder")
+        backbone = recipe.backbone.preparing.load(parts, where, dtype)
     return backbone, encoders
 
 
@@ -219,7 +224,7 @@ def _read(
             return error
 
     def wants_video(chunk: Sequence[_ClipWork]) -> bool:
-        return any(work.lacks.latents or work.lacks.features for work in chunk)
+        return any(w.lacks.latents or w.lacks.features or w.lacks.image for w in chunk)
 
     wanted = (work for chunk in chunks if wants_video(chunk) for work in chunk)
     with closing(ahead(sample, wanted, READERS, most=size + READERS)) as results:
@@ -256,12 +261,20 @@ def _encode(
             for row, work in enumerate(works):
                 if spec in work.lacks.features:
                     later(cache.write_features, work.clip, work.source, spec, grid.sample(row))
-    if backbone is None or not any(work.lacks.latents for work in works):
+    if backbone is None:
         return
-    latents = backbone.encode_video(video)
-    for row, work in enumerate(works):
-        if work.lacks.latents:
-            later(_write_clip, cache, work, sampled[row].sampling, latents[row])
+    if any(work.lacks.image for work in works):
+        # Caches can be shared by recipes of all seeds, so the draws depend on the clips alone.
+        draws = [generator(0, "image noise", work.clip.id) for work in works]
+        images = backbone.encode_image(video, draws)
+        for row, work in enumerate(works):
+            if work.lacks.image:
+                later(cache.write_image, work.clip, work.source, _one(images, row))
+    if any(work.lacks.latents for work in works):
+        latents = backbone.encode_video(video)
+        for row, work in enumerate(works):
+            if work.lacks.latents:
+                later(_write_clip, cache, work, sampled[row].sampling, latents[row])
 
 
 def _write_clip(cache: Cache, work: _ClipWork, sampling: Sampling, moments: torch.Tensor) -> None:
@@ -316,5 +329,5 @@ def _look_up(
     return works
 
 
-def _one(texts: Text, row: int) -> Text:
-    return {name: tensor[row] for name, tensor in texts.items()}
+def _one(tensors: Mapping[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
+    return {name: tensor[row] for name, tensor in tensors.items()}

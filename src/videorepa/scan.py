@@ -214,6 +214,7 @@ def _measure(
     levels = sorted({part.level for part in missing if part.level is not None})
     if not levels:
         return
+    recipe.backbone.check_text_mode("`scan`")
     backbone = recipe.backbone.load(("vae", "text_encoder"), where, dtype)
     encoded = encode(backbone, clips, recipe.seed)
     del backbone

@@ -96,9 +96,11 @@ class TokenGrid:
 
     def sample(self, index: int) -> TokenGrid:
         """One clip of the batch, as a batch of one."""
-        one = slice(index, index + 1)
-        saliency = None if self.saliency is None else self.saliency[one]
-        return replace(self, tokens=self.tokens[one], saliency=saliency)
+        return self.mapped(lambda tensor: tensor[index : index + 1])
+
+    def samples(self, indices: Sequence[int]) -> TokenGrid:
+        """Some clips of the batch."""
+        return self.mapped(lambda tensor: torch.stack([tensor[index] for index in indices]))
 
     def detach(self) -> TokenGrid:
         """The same tokens without a gradient."""

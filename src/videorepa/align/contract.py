@@ -8,9 +8,11 @@ import torch
 
 from videorepa.align.terms import Grids, Terms, grids
 from videorepa.backbones import BackboneShapes
+from videorepa.conditioning import frames_of, possible
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.bounds import is_same_rate
+from videorepa.settings.sections import Continuation
 from videorepa.tokens import TokenGrid
 
 
@@ -22,11 +24,16 @@ class Contract:
       shapes: The backbone's shapes for the recipe's clips.
       terms: The grids of each alignment term, by its name; shapes only.
       projector_parameters: The number of weights of all projectors.
+      continuation: What the model is shown of clips; None if nothing.
+      left_out: Before which frame each term compares nothing, by its name and by how many of a
+        clip's latents the model is shown.
     """
 
     shapes: BackboneShapes
     terms: dict[str, Grids]
     projector_parameters: int
+    continuation: Continuation | None
+    left_out: dict[str, dict[int, int]]
 
 
 def check(recipe: Recipe) -> Contract:
@@ -37,6 +44,9 @@ def check(recipe: Recipe) -> Contract:
     """
     backbone = recipe.backbone
     shapes = backbone.shapes(recipe.data)
+    continuation = backbone.continuation(recipe.data)
+    if recipe.validation is not None and (recipe.validation.prompts or recipe.validation.pairs):
+        backbone.check_text_mode("`validation`")
     backbone.check_generation(recipe.generation)
     fps, told = recipe.data.fps, backbone.told_fps
     if fps and told and not is_same_rate(fps, told):
@@ -58,7 +68,12 @@ def check(recipe: Recipe) -> Contract:
     compared = {
         name: grids(term, shapes, recipe.data.frames) for name, term in recipe.terms.items()
     }
-    return Contract(shapes, compared, _projector_parameters(recipe, shapes, compared))
+    with torch.device("meta"):
+        terms = Terms(recipe, shapes)
+    left_out = _left_out(recipe, terms, continuation)
+    _check_losses(terms, compared, left_out)
+    parameters = sum(p.numel() for p in terms.parameters())
+    return Contract(shapes, compared, parameters, continuation, left_out)
 
 
 def _check_prepared(recipe: Recipe, shapes: BackboneShapes) -> None:
@@ -74,16 +89,40 @@ def _check_prepared(recipe: Recipe, shapes: BackboneShapes) -> None:
         )
 
 
-def _projector_parameters(
-    recipe: Recipe, shapes: BackboneShapes, compared: dict[str, Grids]
-) -> int:
-    with torch.device("meta"):
-        terms = Terms(recipe, shapes)
-    for (_, term), shape in zip(terms.named(), compared.values(), strict=True):
-        # A projector or loss that would raise in training raises here.
-        sides = term.sides(shape.student, shape.target)
-        term.align.loss(*(term.centred(_thin(side)) for side in sides))
-    return sum(p.numel() for p in terms.parameters())
+def _left_out(
+    recipe: Recipe, terms: Terms, continuation: Continuation | None
+) -> dict[str, dict[int, int]]:
+    stride = recipe.backbone.geometry().frames
+    left_out = {}
+    for name, (_, term) in zip(recipe.terms, terms.named(), strict=True):
+        cuts = {n: term.left_out(frames_of(n, stride)) for n in possible(continuation)}
+        if term.align.centre == "clips" and len(set(cuts.values())) > 1:
+            raise UserError(
+                f"The alignment {name} has centre: clips, a mean over the batch, whose clips would "
+                "be compared on different frames: data.condition shows "
+                f"{' or '.join(map(str, cuts))} of their latents. Show all of them alike, or take "
+                "another `centre`."
+            )
+        left_out[name] = cuts
+    return left_out
+
+
+def _check_losses(
+    terms: Terms, compared: dict[str, Grids], left_out: dict[str, dict[int, int]]
+) -> None:
+    """A projector or loss that would raise in training raises here."""
+    for (_, term), (name, shape) in zip(terms.named(), compared.items(), strict=True):
+        for latents, frame in left_out[name].items():
+            try:
+                sides = term.sides(shape.student, shape.target, frame)
+                term.align.loss(*(term.centred(_thin(side)) for side in sides))
+            except UserError as error:
+                if not frame:
+                    raise
+                raise UserError(
+                    f"The alignment {name} cannot leave out the first {latents} of a clip's "
+                    f"latents, which data.condition shows to the model: {error}"
+                ) from None
 
 
 def _thin(grid: TokenGrid) -> TokenGrid:

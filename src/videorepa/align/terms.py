@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from videorepa.align.projector import projector_between
 from videorepa.align.resampling import centred_similarity, common_grid, resample
 from videorepa.align.taps import Tapped, tap
 from videorepa.backbones import Backbone, BackboneShapes
+from videorepa.conditioning import Opening
 from videorepa.diffusion import Denoised
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError
@@ -32,6 +33,13 @@ class Grids(NamedTuple):
     student: TokenGrid
     target: TokenGrid
     common: TokenGrid
+
+
+class Sides(NamedTuple):
+    """The two sides of a term as its loss gets them."""
+
+    student: TokenGrid
+    target: TokenGrid
 
 
 def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
@@ -98,7 +106,11 @@ class Term(nn.Module):
         return self.align.is_probe or self.weight(step) > 0
 
     def forward(
-        self, student: TokenGrid, target: TokenGrid, sigma: Float[Tensor, " b"]
+        self,
+        student: TokenGrid,
+        target: TokenGrid,
+        sigma: Float[Tensor, " b"],
+        shown: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The unweighted loss, and the mean-centred similarity of the two sides.
 
@@ -106,25 +118,58 @@ class Term(nn.Module):
           student: The student's grid as tapped.
           target: The other side's grid.
           sigma: The noise level of each sample, 0 to 1.
+          shown: How many first frames of each clip the model was shown; by default none of any.
+            What covers them is left out of both sides.
         """
+        alike: dict[int, list[int]] = defaultdict(list)
+        for index, frames in enumerate(shown or [0]):
+            alike[self.left_out(frames)].append(index)
+        if len(alike) == 1:
+            return self._compared(student, target, sigma, *alike)
+        # Each clip's loss is over what is left of it, and the batch's is the mean over clips.
+        loss, similarity = sigma.new_zeros(()), sigma.new_zeros(())
+        for frames, some in alike.items():
+            parts = self._compared(student.samples(some), target.samples(some), sigma[some], frames)
+            share = len(some) / len(sigma)
+            loss, similarity = loss + share * parts[0], similarity + share * parts[1]
+        return loss, similarity
+
+    def left_out(self, shown: int) -> int:
+        """Before which frame the term compares nothing, for a model that was shown the first
+        `shown` frames; 0 if that leaves out nothing that it would compare."""
+        return shown if shown > max(self.common.start, 0) else 0
+
+    def _compared(
+        self, student: TokenGrid, target: TokenGrid, sigma: Float[Tensor, " b"], left_out: int
+    ) -> tuple[Tensor, Tensor]:
         if self.align.standardise is not None:
             target = target.standardised(self.align.standardise)
-        projected, target = (self.centred(side) for side in self.sides(student, target))
+        sides = (self.centred(side) for side in self.sides(student, target, left_out))
+        projected, target = sides
         return self._loss(projected, target, sigma), centred_similarity(projected, target)
 
-    def sides(self, student: TokenGrid, target: TokenGrid) -> tuple[TokenGrid, TokenGrid]:
+    def sides(self, student: TokenGrid, target: TokenGrid, left_out: int = 0) -> Sides:
         """Bring both sides to the common grid: to all its steps, or with `ahead` the student to the
         early ones and the target to as many later ones.
 
+        Args:
+          student: The student's grid.
+          target: The other side's grid.
+          left_out: Before which frame the student is not compared.
+
         Raises:
-          UserError: The student has no step that is over with the early ones.
+          UserError: The student has no step that is over with the early ones, or none is left.
         """
         ahead = self.align.ahead
         early = self.common.steps(0, self.common.size[0] - ahead)
+        # Interpolation must not mix in the steps that are left out, or those that are foretold.
+        if left_out:
+            student = student.since(left_out)
         if ahead:
-            # Interpolation must not mix in the steps that are foretold.
             student = student.since(early.start).until(early.start + early.size[0] * early.stride)
-        return self.projector(student, early), resample(target, self.common).steps(ahead)
+        projected, target = self.projector(student, early), resample(target, self.common)
+        first = early.size[0] - early.since(left_out).size[0] if left_out else 0
+        return Sides(projected.steps(first), target.steps(first + ahead))
 
     def centred(self, grid: TokenGrid) -> TokenGrid:
         """A side's grid with means subtracted as the recipe's `centre` asks."""
@@ -216,6 +261,7 @@ class Terms(nn.Module):
         denoised: Denoised,
         teachers: Mapping[EncoderSpec, TokenGrid],
         frames: int,
+        opening: Opening | None = None,
     ) -> Aligned:
         """Compute the terms for the batch that was just denoised.
 
@@ -226,7 +272,9 @@ class Terms(nn.Module):
           denoised: The transformer's prediction for them.
           teachers: The clips' features by their encoder.
           frames: Frames of a clip.
+          opening: What the model was shown of the clips.
         """
+        shown = opening and opening.frames(backbone.geometry.frames)
         outputs: dict[Any, Any] = {number: tapped.take() for number, tapped in self._taps.items()}
         outputs |= {"clean": denoised.clean, "latents": latents}
 
@@ -252,7 +300,7 @@ class Terms(nn.Module):
                 if isinstance(align.target, int):
                     output = self.gathering.whole(output)
                 target = grid(align.target, output).detach()
-            loss, similarity = term(student, target, denoised.sigma)
+            loss, similarity = term(student, target, denoised.sigma, shown)
             results.append(TermResult(suffix, term.weight(step), loss, similarity, gradients))
         return Aligned(results)
 

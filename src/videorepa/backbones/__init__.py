@@ -4,7 +4,7 @@ A family is two classes. Its `BackboneSpec` is the description that a recipe hol
 configuration files and loads no weights. Its `Backbone` is the live model.
 """
 
-from videorepa.backbones._live import ONE_TILE, Backbone, Config, Part, Text
+from videorepa.backbones._live import ONE_TILE, Backbone, Config, Image, Part, Text
 from videorepa.backbones._noise import timestep_of_noise
 from videorepa.backbones._spec import TWO_STREAMS, BackboneShapes, BackboneSpec, Geometry
 
@@ -16,6 +16,7 @@ __all__ = [
     "BackboneSpec",
     "Config",
     "Geometry",
+    "Image",
     "Part",
     "Text",
     "timestep_of_noise",

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from videorepa.conditioning import Opening, check_alike, possible
 from videorepa.diffusion import Denoised, FlowMatching, VPrediction
 from videorepa.errors import UserError
-from videorepa.settings.sections import ClipSize, Generation
+from videorepa.settings.sections import ClipSize, Data, Generation
 from videorepa.system.configuration import check_numbers, read_configuration
 from videorepa.system.hub import stock_loading
 from videorepa.system.randomness import generator
@@ -23,7 +24,7 @@ from videorepa.tokens import TokenGrid
 
 Config = dict[str, Any]
 
-Part = Literal["transformer", "vae", "text_encoder"]
+Part = Literal["transformer", "vae", "text_encoder", "image_encoder"]
 
 Text = dict[str, Tensor]
 """Encoded captions, by the names of the transformer's arguments: embeddings, (B, tokens, width) or
@@ -33,6 +34,10 @@ Text = dict[str, Tensor]
 ONE_TILE = 256
 """Pixels a side of the largest clips that are never tiled, about as many as the tiles of published
 autoencoders have. The lab's small models would else cut clips into pieces of a few pixels."""
+
+
+Image = dict[str, Tensor]
+"""A clip's first frame, encoded as its model takes it, by names that the family chooses."""
 
 
 class Backbone:
@@ -46,6 +51,7 @@ class Backbone:
       transformer: The stock transformer, or None unless it was requested.
       vae: The stock autoencoder, or None.
       text_parts: Text encoders and tokenizers by their folders, each None unless requested.
+      image_parts: Likewise image encoders and processors, where the model has them.
       device: Where the models run, and the transformer's inputs go.
       home: Where the models are loaded, which is `device` unless that is changed afterwards.
       dtype: The dtype of the transformer's inputs.
@@ -62,10 +68,17 @@ class Backbone:
         self.vae: Any = None
         self.transformer: Any = None
         self.text_parts: dict[str, Any] = {}
+        self.image_parts: dict[str, Any] = {}
         for name in spec.text_encoders:
             self.text_parts |= {name: None, _tokenizer_of(name): None}
         with self.loading():
             self.geometry = spec.geometry()
+            self.conditioning = spec.conditioning()
+            for name, stock in spec.image_encoders().items():
+                processor = name.replace("encoder", "processor")
+                self.image_parts |= {name: None, processor: None}
+                if "image_encoder" in parts:
+                    self.image_parts |= self._image_part(name, stock)
             if "vae" in parts:
                 self.vae = self.whole(spec.vae_class, "vae", self.vae_dtype)
             if "text_encoder" in parts:
@@ -153,6 +166,18 @@ class Backbone:
             tokenizer: AutoTokenizer.from_pretrained(self.spec.folder(), subfolder=tokenizer),
         }
 
+    def _image_part(self, name: str, stock_class: str) -> dict[str, Any]:
+        from transformers import AutoImageProcessor
+
+        processor = name.replace("encoder", "processor")
+        return {
+            name: self.whole(stock_class, name, self.dtype),
+            # The one on PIL needs no torchvision.
+            processor: AutoImageProcessor.from_pretrained(
+                self.spec.folder(), subfolder=processor, use_fast=False
+            ),
+        }
+
     def reinitialise(self, seed: int) -> None:
         """Give the transformer fresh random weights, as its class draws them by itself."""
         model = self.transformer
@@ -172,12 +197,12 @@ class Backbone:
 
         index = self.spec.config("model_index")
         options = {name: index[name] for name in self.spec.options}
-        return getattr(diffusers, self.spec.pipeline_class)(**self.components(), **options)
+        return getattr(diffusers, self.spec.stock_pipeline)(**self.components(), **options)
 
     def components(self) -> dict[str, Any]:
         """The parts that the stock pipeline is made of, by their names in it."""
         modules = {"vae": self.vae, "transformer": self.transformer, "scheduler": self.scheduler}
-        return modules | self.text_parts
+        return modules | self.text_parts | self.image_parts
 
     def pipeline(self, transformer: Any = None) -> Any:
         """The stock pipeline around the loaded parts, ready to sample.
@@ -299,6 +324,41 @@ class Backbone:
         centre, factor = (value.view(1, -1, 1, 1, 1).to(sample.device) for value in self._scaling)
         return ((sample - centre) * factor).permute(0, 2, 1, 3, 4)
 
+    def encode_image(
+        self,
+        video: Float[Tensor, "b f 3 h w"],
+        draws: Sequence[torch.Generator] | None = None,
+    ) -> Image:
+        """What the model needs of the first frames besides the clips' latents; {} if nothing.
+
+        Args:
+          video: The clips.
+          draws: A generator on the CPU for each clip, for what its authors add to images in
+            training. Without them images are encoded as they are sampled from.
+        """
+        return {}
+
+    def image(self, stored: Image, generator: torch.Generator | None) -> Image:
+        """What `Opening.image` holds: images at the scale of this checkpoint's transformer.
+
+        Args:
+          stored: What `encode_image` returns.
+          generator: As of `latents`.
+        """
+        return stored
+
+    def blank_opening(self, data: Data, count: int) -> Opening | None:
+        """The most that is shown of a recipe's clips, of images that are zero throughout: for work
+        in which their content does not matter. None where nothing is shown."""
+        continuation = self.spec.continuation(data)
+        if continuation is None:
+            return None
+        stored = {
+            name: torch.zeros(count, *like.shape, dtype=like.dtype, device=self.device)
+            for name, like in self.spec.image(data).items()
+        }
+        return Opening((max(possible(continuation)),) * count, self.image(stored, None))
+
     @cached_property
     def _scaling(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
         return self.read_scaling()
@@ -325,6 +385,7 @@ class Backbone:
         text: Text,
         noise: Float[Tensor, "b f c h w"],
         timestep: Num[Tensor, " b"],
+        opening: Opening | None = None,
     ) -> Denoised:
         """Run the transformer once on noisy latents.
 
@@ -333,24 +394,47 @@ class Backbone:
           text: The captions, as `encode_text` returns them.
           noise: The noise to add.
           timestep: Of each sample, 0 to 1000: the higher, the more noise.
+          opening: What the model is shown of each clip; by default nothing.
 
         Returns:
-          The loss of each sample, and the clean latents that the model predicts.
+          The loss of each sample, and the clean latents that the model predicts. Latents that are
+          shown in their own place are true in both, and have no loss.
         """
-        noisy = self.diffusion.add_noise(latents, noise, timestep)
-        output = self.transformer(**self.inputs(noisy, text, timestep), return_dict=False)[0]
-        return self.diffusion.denoised(self.velocity(output, noisy), latents, noise, timestep)
+        noisy, held = self.diffusion.add_noise(latents, noise, timestep), None
+        if opening is not None and self.conditioning.place == "in place":
+            held = opening.mask(latents)
+            noisy = torch.where(held, latents, noisy)
+        inputs = self.inputs(noisy, text, timestep)
+        if opening is not None:
+            if self.conditioning.is_alike:
+                check_alike(opening.latents, self.spec.weights)
+            inputs = self.shown(inputs, noisy, opening)
+        output = self.transformer(**inputs, return_dict=False)[0]
+        return self.diffusion.denoised(self.velocity(output, noisy), latents, noise, timestep, held)
 
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
     ) -> Config:
-        """The transformer's arguments, as the stock pipeline would pass them."""
+        """The transformer's arguments, as the stock pipeline would pass them.
+
+        A model that has always been shown an image is shown a blank one.
+        """
         embeddings = {
             name: value.to(self.dtype) if value.is_floating_point() else value
             for name, value in text.items()
         }
         latents = noisy.to(self.dtype).permute(0, 2, 1, 3, 4)
         return {"hidden_states": latents, "timestep": timestep} | embeddings
+
+    def shown(self, inputs: Config, noisy: Float[Tensor, "b f c h w"], opening: Opening) -> Config:
+        """The transformer's arguments with the clips' openings in them.
+
+        Args:
+          inputs: What `inputs` returns for the noisy latents.
+          noisy: The noisy latents, in which those that are shown in place are clean already.
+          opening: What the model is shown.
+        """
+        raise NotImplementedError
 
     def velocity(
         self, output: Tensor, noisy: Float[Tensor, "b f c h w"]

@@ -119,15 +119,20 @@ class Sampler:
                 if module is not transformer:
                     offload_layers(module, backbone.device)
 
-    def sample(self, prompt: str, seed: int) -> np.ndarray:
+    def sample(self, prompt: str, seed: int, image: Any = None) -> np.ndarray:
         """Sample a clip, (frames, height, width, 3) uint8, from the noise of a seed.
+
+        Args:
+          prompt: One of the texts that were encoded.
+          seed: The noise's.
+          image: The clip's first frame, a PIL image of the clip's size, for a model that takes one.
 
         Raises:
           UserError: The model gives values that are not finite.
         """
         vae, home = self.backbone.vae, self.backbone.home
         vae.to(self.backbone.device)
-        frames = self._run(prompt, seed, "np")
+        frames = self._run(prompt, seed, "np", image)
         vae.to(home)
         if not np.isfinite(frames).all():
             raise UserError(
@@ -140,7 +145,9 @@ class Sampler:
         """Run the transformer as often as `sample` does, for processes that hold shards of it."""
         self._run(prompt, 0, "latent")
 
-    def _run(self, prompt: str, seed: int, output: Literal["np", "latent"]) -> Any:
+    def _run(
+        self, prompt: str, seed: int, output: Literal["np", "latent"], image: Any = None
+    ) -> Any:
         names = self.backbone.spec.prompt_arguments
         text = {names[key]: tensor for key, tensor in self.texts[prompt].items()}
         if self.negative is not None:
@@ -153,6 +160,7 @@ class Sampler:
                 output_type=output,
                 **{key: tensor.to(self.backbone.device) for key, tensor in text.items()},
                 **self.arguments,
+                **({} if image is None else {"image": image}),
             ).frames[0]
 
     @contextmanager

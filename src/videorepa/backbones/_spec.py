@@ -14,13 +14,15 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from videorepa.backbones._live import Backbone, Config, Part, Text
+from videorepa.backbones._live import Backbone, Config, Image, Part, Text
+from videorepa.conditioning import Conditioning, frames_of
 from videorepa.errors import UserError, as_user_error
 from videorepa.settings.section import Section, Weights
-from videorepa.settings.sections import ClipSize, Generation, Lora
+from videorepa.settings.sections import ClipSize, Continuation, Data, Generation, Lora
 from videorepa.system.configuration import read_configuration
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
+from videorepa.system.wording import count
 from videorepa.tokens import TokenGrid
 
 
@@ -88,6 +90,7 @@ class BackboneSpec(Section):
         kind or the other.
       live: The class of the live model.
       pipeline_class: The stock pipeline.
+      image_pipeline: The stock pipeline that takes an image, if the family has one.
       also_of: Other stock pipelines whose folders hold the same parts.
       transformer_class: The stock transformer.
       vae_class: The stock autoencoder.
@@ -111,6 +114,7 @@ class BackboneSpec(Section):
 
     live: ClassVar[type[Backbone]]
     pipeline_class: ClassVar[str]
+    image_pipeline: ClassVar[str | None] = None
     also_of: ClassVar[tuple[str, ...]] = ()
     transformer_class: ClassVar[str]
     vae_class: ClassVar[str]
@@ -158,13 +162,13 @@ class BackboneSpec(Section):
           tokens: How many tokens each text has, by its name, as `count_tokens` counts.
         """
         limit = self.text_tokens
-        cut = {name: count for name, count in tokens.items() if count > limit}
+        cut = {name: length for name, length in tokens.items() if length > limit}
         if not cut:
             return ""
-        name, count = next(iter(cut.items()))
+        name, length = next(iter(cut.items()))
         return (
             f"{len(cut)} of {len(tokens)} {what} are longer than the {limit} tokens that "
-            f"{self.weights} takes, and were cut. The first is {name[:80]!r}, with {count}. "
+            f"{self.weights} takes, and were cut. The first is {name[:80]!r}, with {length}. "
             "Shorten them where the rest matters."
         )
 
@@ -285,10 +289,10 @@ class BackboneSpec(Section):
                 "folder."
             )
         pipeline = _read_json(index).get("_class_name")
-        if pipeline not in (self.pipeline_class, *self.also_of):
+        if pipeline not in (self.pipeline_class, self.image_pipeline, *self.also_of):
+            classes = " or a ".join(filter(None, (self.pipeline_class, self.image_pipeline)))
             raise UserError(
-                f"{folder} holds a {pipeline}; the backbone {self.name} loads a "
-                f"{self.pipeline_class}."
+                f"{folder} holds a {pipeline}; the backbone {self.name} loads a {classes}."
             )
         return folder
 
@@ -312,6 +316,73 @@ class BackboneSpec(Section):
                 f"{self.weights} takes heights and widths that are multiples of {unit}; the recipe "
                 f"asks for {size.height}x{size.width}. Try {near[0]}x{near[1]}."
             )
+
+    def conditioning(self) -> Conditioning | None:
+        """How this checkpoint takes the opening of a clip; None if it takes text alone."""
+        return None
+
+    def continuation(self, data: Data) -> Continuation | None:
+        """What is shown of a recipe's clips in training, completed; None if nothing is.
+
+        Raises:
+          UserError: The model cannot be trained as `data.condition` says, or clips are too short.
+        """
+        conditioning = self.conditioning()
+        if conditioning is None:
+            if data.condition is not None:
+                raise UserError(
+                    f"The recipe has data.condition, and {self.weights} takes text alone. Leave it "
+                    "out, or take a model that continues an image; docs/backbones.md lists them."
+                )
+            return None
+        chosen = conditioning.completed(data.condition, self.weights)
+        if chosen is not None and chosen.latents:
+            stride = self.geometry().frames
+            covered = frames_of(max(chosen.latents), stride)
+            if data.frames <= covered:
+                raise UserError(
+                    f"Clips of {count(data.frames, 'frame')} are shown whole: data.condition shows "
+                    f"their first {count(covered, 'frame')}, and nothing is left to continue. Set "
+                    f"data.frames to {covered + stride} or more."
+                )
+        return chosen
+
+    def check_text_mode(self, doing: str) -> None:
+        """Check that the model works from text alone.
+
+        Args:
+          doing: What shows it no image.
+
+        Raises:
+          UserError: It has always been shown an image.
+        """
+        conditioning = self.conditioning()
+        if conditioning is not None and conditioning.is_required:
+            raise UserError(
+                f"{self.weights} continues an image, and {doing} shows it none. Take a "
+                "text-to-video model."
+            )
+
+    @property
+    def stock_pipeline(self) -> str:
+        """The stock pipeline that samples from this checkpoint."""
+        conditioning = self.conditioning()
+        is_for_images = conditioning is not None and conditioning.is_required
+        return self.image_pipeline if is_for_images and self.image_pipeline else self.pipeline_class
+
+    def image_encoders(self) -> dict[str, str]:
+        """Stock encoders of images by their folders; each one's processor is in the folder with
+        "processor" for "encoder"."""
+        return {}
+
+    def image(self, size: ClipSize) -> Image:
+        """What `encode_image` returns of one clip, without the batch dimension, on the meta device,
+        in the dtypes in which it is stored. It is {} where the clip's own latents are enough."""
+        return {}
+
+    def image_fingerprint(self) -> dict[str, str]:
+        """Digests of what stored images depend on, besides what `fingerprint` has."""
+        return {part: weights_digest(self.folder() / part) for part in self.image_encoders()}
 
     def check_generation(self, settings: Generation) -> None:
         """Check that the model's pipeline has the settings that are switched on.
@@ -366,6 +437,12 @@ class BackboneSpec(Section):
                 "was copied from."
             )
         )
+
+    def least_size(self) -> ClipSize:
+        """The smallest clip on which every weight is used: two tokens each way."""
+        geometry = self.geometry()
+        side = 2 * geometry.pixels * geometry.patch
+        return ClipSize(frames=1 + geometry.stride, height=side, width=side)
 
     def default_size(self) -> ClipSize:
         """The clip size that the model was made for."""

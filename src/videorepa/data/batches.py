@@ -13,6 +13,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from videorepa.backbones import Text
+from videorepa.conditioning import Opening
 from videorepa.encoders import EncoderSpec
 from videorepa.tokens import TokenGrid
 
@@ -27,6 +28,7 @@ class Batch:
       noise: Standard normal.
       timestep: One for each clip.
       teachers: The clips' features by encoder.
+      opening: What the model is shown of the clips; None where it works from text alone.
     """
 
     latents: Float[Tensor, "b f c h w"]
@@ -34,6 +36,7 @@ class Batch:
     noise: Float[Tensor, "b f c h w"]
     timestep: Num[Tensor, " b"]
     teachers: dict[EncoderSpec, TokenGrid]
+    opening: Opening | None = None
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """A batch of what `change` makes of each tensor."""
@@ -43,6 +46,7 @@ class Batch:
             change(self.noise),
             change(self.timestep),
             {encoder: grid.mapped(change) for encoder, grid in self.teachers.items()},
+            self.opening and self.opening.mapped(change),
         )
 
     def to(self, device: torch.device) -> Batch:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from videorepa.backbones import Text
+from videorepa.backbones import Image, Text
 from videorepa.data.sampling import Sampling
 from videorepa.data.source import SourceClip
 from videorepa.data.video import READER
@@ -86,11 +86,13 @@ class Lacks:
       latents: Why the latents have to be; "" if they are there.
       text: Why its caption's text embeddings have to be; "" if they are there.
       features: Why each encoder's features have to be; without those that are there.
+      image: Why its first frame has to be encoded alone; "" if it is there, or is not needed.
     """
 
     latents: str
     text: str
     features: dict[EncoderSpec, str]
+    image: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.first)
@@ -98,7 +100,8 @@ class Lacks:
     @property
     def first(self) -> str:
         """The first of the reasons; "" if nothing has to be made."""
-        return next(filter(None, (self.latents, self.text, *self.features.values())), "")
+        reasons = (self.latents, self.text, self.image, *self.features.values())
+        return next(filter(None, reasons), "")
 
 
 class Cache:
@@ -106,7 +109,7 @@ class Cache:
 
     Its `fingerprint.json` records what they were made with: the backbone, the clip size, the
     reader of videos and the precision. Each teacher's features have a folder of their own, so
-    recipes with different teachers share the rest.
+    recipes with different teachers share the rest. So do images, for models that are shown one.
 
     Args:
       recipe: Names the folder, the models and the clip size.
@@ -151,7 +154,17 @@ class Cache:
         }
         for encoder, folder in self.features.items():
             self.shapes[folder] = _feature_shapes(self.grids[encoder])
+        self.images: Path | None = None
+        self.image_likes: Image = {}
+        if recipe.backbone.continuation(data) is not None:
+            self.image_likes = recipe.backbone.image(data)
+        if self.image_likes:
+            names = {"tensors": " ".join(sorted(self.image_likes))}
+            made_by = json_digest(backbone.image_fingerprint() | names)
+            self.images = self.root / f"images-{made_by}"
+            self.shapes[self.images] = {name: (*t.shape,) for name, t in self.image_likes.items()}
         folders = [self.clips, self.captions, self.failures, *self.features.values()]
+        folders += [self.images] if self.images else []
         if create:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +238,14 @@ class Cache:
                 features[encoder] = f"its features of {encoder.name} are not there"
             elif about.get("source") != (source or (record and record.source)):
                 features[encoder] = replaced
-        return record, Lacks(latents, text, features)
+        image = ""
+        if self.images is not None:
+            about = self._about(self.images, clip)
+            if about is None:
+                image = "its first frame's own encoding is not there"
+            elif about.get("source") != (source or (record and record.source)):
+                image = replaced
+        return record, Lacks(latents, text, features, image)
 
     def _record(self, clip: SourceClip) -> Record | None:
         about = self._about(self.clips, clip)
@@ -337,6 +357,32 @@ class Cache:
         tokens = dequantised(tensors["tokens"], tensors["scale"])[None]
         saliency = tensors["saliency"][None].float() if "saliency" in tensors else None
         return replace(self.grids[encoder], tokens=tokens, saliency=saliency)
+
+    def write_image(self, clip: SourceClip, source: str, image: Image) -> None:
+        """Write what a clip's first frame was encoded as.
+
+        Args:
+          clip: The clip.
+          source: The digest of its content.
+          image: What `Backbone.encode_image` made of it, without the batch dimension.
+
+        Raises:
+          UserError: As `write_clip` does.
+        """
+        assert self.images is not None
+        what = f"The image of the clip {clip.id!r}"
+        tensors = {
+            name: tensor.to("cpu", self.image_likes[name].dtype).contiguous()
+            for name, tensor in image.items()
+        }
+        _check_made(what, tensors, self.shapes[self.images])
+        _write(self._file(self.images, clip), tensors, {"id": clip.id, "source": source})
+
+    def read_image(self, clip: SourceClip) -> Image:
+        """Read what `write_image` wrote; {} where the model needs none. Raises UserError."""
+        if self.images is None:
+            return {}
+        return self._read_clip(self.images, clip, "image")[0]
 
     def has_empty_caption(self) -> bool:
         return (self.root / EMPTY_CAPTION).exists()

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from videorepa.backbones import Backbone
+from videorepa.backbones import Backbone, Image
+from videorepa.conditioning import Opening, draw_latents_shown
 from videorepa.data.batches import Batch, ahead
 from videorepa.data.cache import Cache
 from videorepa.data.digests import Digests
@@ -118,6 +119,7 @@ class Loader:
             if term.encoder and term.encoder not in recipe.stored_encoders
         }
         self.empty_caption = self.cache.read_empty_caption()
+        self.continuation = recipe.backbone.continuation(recipe.data)
 
     def batches(self, start: int, rank: int, count: int) -> Iterator[Batch]:
         """Give the micro-batches of process `rank` of `count`, from step `start` to the last.
@@ -151,8 +153,31 @@ class Loader:
             encoder: TokenGrid.batch([grid[encoder] for grid in grids]) for encoder in grids[0]
         }
         text = {name: torch.stack([t[name] for t in texts]) for name in texts[0]}
-        batch = Batch(torch.cat(latents), text, torch.cat(noises), torch.cat(times), teachers)
+        batch = Batch(
+            torch.cat(latents),
+            text,
+            torch.cat(noises),
+            torch.cat(times),
+            teachers,
+            self._opening(numbers),
+        )
         return batch.to(self.device)
+
+    def _opening(self, numbers: range) -> Opening | None:
+        """Draw what is shown of the samples' clips, apart from all other draws."""
+        if self.continuation is None:
+            return None
+        seed, shown, images = self.recipe.seed, [], []
+        is_alike = self.backbone.conditioning.is_alike
+        for number in numbers:
+            of = numbers.start if is_alike else number
+            count = draw_latents_shown(self.continuation, generator(seed, "opening", of))
+            shown.append(count)
+            clip = self.clips[clip_index(seed, number, len(self.clips))]
+            stored = {name: t[None] for name, t in self.cache.read_image(clip).items()}
+            images.append(self.backbone.image(stored, generator(seed, "image", number)))
+        image: Image = {name: torch.cat([one[name] for one in images]) for name in images[0]}
+        return Opening(tuple(shown), image)
 
     def _features(self, clip: SourceClip) -> dict[EncoderSpec, TokenGrid]:
         """Read or compute each teacher's features of a clip."""

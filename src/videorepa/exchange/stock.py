@@ -15,7 +15,6 @@ from torch import Tensor
 
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
-from videorepa.settings.sections import ClipSize
 
 # Runs in a process that does not import videorepa, as a user of the export would write it. A LoRA
 # for ComfyUI is added to diffusers' layers in the way in which ComfyUI adds it to its own.
@@ -55,13 +54,10 @@ assert "videorepa" not in sys.modules
 def inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
     """Draw arguments for the recipe's transformer, the same ones every time.
 
-    They are of a clip of two tokens in time, two down and two across: every weight is used on it,
-    and the published size would take a large model an hour on a CPU.
+    They are of the smallest clip on which every weight is used: the published size would take a
+    large model an hour on a CPU.
     """
-    geometry = recipe.backbone.geometry()
-    side = 2 * geometry.pixels * geometry.patch
-    size = ClipSize(frames=1 + geometry.stride, height=side, width=side)
-    shapes = recipe.backbone.shapes(size)
+    shapes = recipe.backbone.shapes(recipe.backbone.least_size())
     draw = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, *shapes.latents, generator=draw)
     text = {

@@ -44,7 +44,8 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
     live = spec.load((), torch.device("cpu"), dtype)
     scheduler, options = live.scheduler_class()
     arguments = live.sampling(recipe.data, settings)
-    classes, parts, then = [spec.pipeline_class], {}, []
+    takes_image = spec.stock_pipeline != spec.pipeline_class
+    classes, parts, then = [spec.stock_pipeline], {}, []
     if product != LORA_FILE:
         classes.append(spec.transformer_class)
         source = f'"{product}", torch_dtype={dtype}'
@@ -71,8 +72,9 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
         [
             "import torch",
             f"from diffusers import {', '.join(sorted(classes))}",
+            *(["from diffusers.utils import load_image"] if takes_image else []),
             "",
-            f"pipe = {spec.pipeline_class}.from_pretrained(",
+            f"pipe = {spec.stock_pipeline}.from_pretrained(",
             f"    {_literal(spec.source)},",
             *(f"    {name}={value}," for name, value in parts.items()),
             f"    torch_dtype={of_pipeline},{remark}",
@@ -80,6 +82,7 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
             *then,
             'prompt, seed = "A ball falls.", 0  # A clip\'s sidecar holds both.',
             "frames = pipe(",
+            *(['    image=load_image("first-frame.png"),'] if takes_image else []),
             "    prompt=prompt,",
             "    generator=torch.Generator().manual_seed(seed),",
             *(f"    {name}={_literal(value)}," for name, value in arguments.items()),

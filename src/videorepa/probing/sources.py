@@ -237,6 +237,7 @@ class ModelFeatures:
     def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
         """Load the model."""
         model = self._open()
+        model.spec.check_text_mode("`probe`")
         text = model.spec.load(("text_encoder",), device, dtype).encode_text([""])
         backbone = model.load(device, dtype, ("transformer", "vae"))
         blocks = Blocks(backbone, self.blocks)

@@ -7,7 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from videorepa.settings.bounds import (
     AtOnce,
@@ -103,6 +110,28 @@ class ClipSize(Section):
     width: Annotated[Side, Field(ge=8)] = 720
 
 
+class Continuation(Section):
+    """What the model is shown of a clip in training, so that it continues the clip.
+
+    What is left out is as the model's authors train it; `docs/backbones.md` says how that is.
+
+    Attributes:
+      latents: How many of the clip's first latents: 1 is the first frame. Of several numbers one is
+        drawn for each sample.
+      probability: Share of samples that are shown them; the others are of text alone.
+      dropout: Share of samples from which the image is taken away again, for models that expect
+        one and are trained without it at times, as for guidance.
+    """
+
+    latents: Annotated[
+        tuple[Frames, ...] | None,
+        Field(min_length=1),
+        BeforeValidator(lambda value: (value,) if isinstance(value, int) else value),
+    ] = None
+    probability: Share | None = None
+    dropout: Share | None = None
+
+
 class Data(ClipSize):
     """Where captioned clips come from, their size, and where they are cached.
 
@@ -114,6 +143,8 @@ class Data(ClipSize):
       lab: Clips of the lab's simulator.
       fps: Frames per second that clips of videos show. By default a clip is spread over its video,
         as published: it has every n-th frame, with n as large as the video's length allows.
+      condition: What the model is shown of a clip. Left out, it is text alone, or the first frame
+        where the model has no text mode.
       cache: Folder of latents, text embeddings and teacher features. Recipes can share it.
       prepare_batch: How many clips `prepare` encodes at once.
     """
@@ -122,6 +153,7 @@ class Data(ClipSize):
     root: Path | None = None
     lab: LabClips | None = None
     fps: Rate | None = None
+    condition: Continuation | None = None
     cache: Path
     prepare_batch: AtOnce = 1
 

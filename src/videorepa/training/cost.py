@@ -295,7 +295,9 @@ def _batch(recipe: Recipe, backbone: Backbone, ledger: Ledger) -> Batch:
     }
     ledger.within("activations")
     timestep = backbone.sample_timesteps(latents, torch.Generator())
-    return Batch(latents, _text(shapes, count), torch.empty_like(latents), timestep, teachers)
+    opening = backbone.blank_opening(recipe.data, count)
+    text = _text(shapes, count)
+    return Batch(latents, text, torch.empty_like(latents), timestep, teachers, opening)
 
 
 def _without_content(grid: TokenGrid) -> TokenGrid:

@@ -71,10 +71,16 @@ class Student(nn.Module):
         frames = self.recipe.data.frames
         with autocast(self.device, self.dtype):
             denoised = self.backbone.denoising_loss(
-                batch.latents, batch.text, batch.noise, batch.timestep
+                batch.latents, batch.text, batch.noise, batch.timestep, batch.opening
             )
             aligned = self.terms(
-                step, self.backbone, batch.latents, denoised, batch.teachers, frames
+                step,
+                self.backbone,
+                batch.latents,
+                denoised,
+                batch.teachers,
+                frames,
+                batch.opening,
             )
         return denoised, aligned
 

@@ -88,4 +88,5 @@ def _batch(recipe: Recipe, student: Student, device: torch.device) -> Batch:
             grid = TokenGrid(tokens, shape.start, shape.stride, saliency)
             teachers[term.encoder] = TokenGrid.batch([grid] * count).to(device)
     timestep = student.backbone.sample_timesteps(latents, draw)
-    return Batch(latents, text, noise, timestep, teachers)
+    opening = student.backbone.blank_opening(recipe.data, count)
+    return Batch(latents, text, noise, timestep, teachers, opening)

@@ -1,0 +1,340 @@
+"""Models that are shown the opening of a clip: what is shown, denoised, compared and cached."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import recipe_values, write_clips
+from twins import TWINS
+from videorepa.align.contract import check
+from videorepa.align.terms import Grids, Term
+from videorepa.conditioning import Conditioning, Opening, draw_latents_shown, possible
+from videorepa.data.cache import Cache
+from videorepa.data.loader import Loader, PreparedClips
+from videorepa.diffusion import FlowMatching, VPrediction
+from videorepa.errors import UserError
+from videorepa.generate import generate
+from videorepa.inspect import inspect
+from videorepa.prepare import prepare
+from videorepa.recipe import Align, Recipe
+from videorepa.settings.sections import Continuation
+from videorepa.system.randomness import generator
+from videorepa.tokens import TokenGrid
+from videorepa.train import train
+
+CPU = torch.device("cpu")
+
+
+def drawn(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+# What is shown.
+
+
+def test_an_opening_is_the_first_latents_and_the_frames_that_they_cover() -> None:
+    opening = Opening((0, 1, 2))
+    shown = opening.mask(torch.zeros(3, 4, 2, 1, 1)).flatten(1)
+    assert shown.tolist() == [[False] * 4, [True] + [False] * 3, [True] * 2 + [False] * 2]
+    assert opening.frames(4) == [0, 1, 5] and opening.frames(8) == [0, 1, 9]
+
+
+def test_shares_of_what_is_shown_are_those_that_were_asked_for() -> None:
+    asked = Continuation(latents=(1, 2), probability=0.5, dropout=0.2)
+    counts = [draw_latents_shown(asked, generator(0, n)) for n in range(4000)]
+    shares = [counts.count(n) / len(counts) for n in range(3)]
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+    assert possible(asked) == [0, 1, 2] and possible(None) == [0]
+    always = Continuation(latents=(1,), probability=1.0, dropout=0.0)
+    assert possible(always) == [1]
+    assert {draw_latents_shown(always, generator(0, n)) for n in range(50)} == {1}
+
+
+TRAINED = Continuation(latents=(1,), probability=0.3, dropout=0.0)
+
+
+def test_what_a_recipe_leaves_out_is_as_the_authors_train_it() -> None:
+    optional = Conditioning("in place", TRAINED, most=2)
+    assert optional.completed(None, "m") is None
+    assert optional.completed(Continuation(), "m") == TRAINED
+    asked = Continuation.model_validate({"latents": 2})
+    assert optional.completed(asked, "m") == TRAINED.model_copy(update={"latents": (2,)})
+    required = Conditioning("by channels", TRAINED, is_required=True)
+    assert required.completed(None, "m") == TRAINED
+
+
+@pytest.mark.parametrize(
+    ("more", "asked", "message"),
+    [
+        ({}, {"latents": 2}, "at most 1"),
+        ({}, {"dropout": 0.1}, "a lower `probability`"),
+        ({"is_required": True}, {"probability": 0.5}, "no text mode"),
+        ({"is_required": True, "has_blank": True}, {"probability": 0.5}, "`dropout` takes"),
+    ],
+)
+def test_what_a_model_is_not_made_for_is_refused(more: dict, asked: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Conditioning("in place", TRAINED, **more).completed(Continuation(**asked), "m")
+
+
+# Denoising.
+
+
+@pytest.mark.parametrize("kind", ["flow", "v"])
+def test_latents_shown_in_place_have_no_loss_and_no_gradient(kind: str) -> None:
+    diffusion: Any = FlowMatching()
+    if kind == "v":
+        diffusion = VPrediction(torch.linspace(0.999, 0.01, 1000))
+    clean, noise, velocity = (drawn(2, 3, 2, 2, 2, seed=n) for n in range(3))
+    held = Opening((1, 0)).mask(clean)
+    timestep = torch.tensor([500, 500])
+    plain = diffusion.denoised(velocity, clean, noise, timestep)
+    velocity.requires_grad_()
+    denoised = diffusion.denoised(velocity, clean, noise, timestep, held)
+    rest = diffusion.denoised(velocity[:1, 1:], clean[:1, 1:], noise[:1, 1:], timestep[:1])
+    torch.testing.assert_close(denoised.loss[0], rest.loss[0])
+    torch.testing.assert_close(denoised.loss[1], plain.loss[1])
+    assert torch.equal(denoised.clean[0, 0], clean[0, 0])
+    assert torch.equal(denoised.clean[1], plain.clean[1])
+    (denoised.loss.sum() + denoised.clean.sum()).backward()
+    assert velocity.grad is not None and not velocity.grad[0, 0].any()
+    assert velocity.grad[0, 1:].all() and velocity.grad[1].all()
+
+
+# Alignment.
+
+LOSSES = [
+    {"name": "relation", "margin": 0.0},
+    {"name": "cosine"},
+    {"name": "crepa"},
+    {"name": "relation_l2"},
+    {"name": "sara"},
+]
+
+
+def compared(align: dict, student: TokenGrid, target: TokenGrid) -> Term:
+    from videorepa.align.resampling import common_grid
+
+    torch.manual_seed(0)
+    described = Align.model_validate({"block": 1, "hidden": 8, "projector": "none"} | align)
+    common = common_grid(student.on_meta(), target.on_meta(), described.interpolate)
+    return Term(described, Grids(student, target, common))
+
+
+def pair(clips: int = 3) -> tuple[TokenGrid, TokenGrid]:
+    """A student whose first step is the first frame, and a teacher that saw all frames."""
+    student = TokenGrid(drawn(clips, 4, 2, 2, 6, seed=1), start=-3, stride=4)
+    return student, TokenGrid(drawn(clips, 13, 2, 2, 6, seed=2))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss["name"])
+@pytest.mark.parametrize("interpolate", ["student", "teacher"])
+def test_tokens_that_were_shown_are_compared_with_none(loss: dict, interpolate: str) -> None:
+    student, target = pair()
+    term = compared({"loss": loss, "interpolate": interpolate}, student, target)
+    sigma, shown = torch.full((3,), 0.5), [1, 1, 1]
+    tokens = student.tokens.clone().requires_grad_()
+    loss_, similarity = term(student.with_tokens(tokens), target, sigma, shown)
+    loss_.backward()
+    assert tokens.grad is not None and not tokens.grad[:, 0].any() and tokens.grad[:, 1:].any()
+    changed = tokens.detach().clone()
+    changed[:, 0] = 9.0
+    others = term(student.with_tokens(changed), target, sigma, shown)
+    assert torch.equal(others[0], loss_) and torch.equal(others[1], similarity)
+
+
+def test_each_clip_keeps_what_it_was_not_shown() -> None:
+    """The batch's loss is the mean over clips of what each would have alone."""
+    student, target = pair()
+    term = compared({"interpolate": "teacher", "when": {"gate": "signal"}}, student, target)
+    sigma, shown = torch.tensor([0.2, 0.5, 0.8]), [0, 5, 1]
+    together = term(student, target, sigma, shown)
+    alone = [
+        term(student.sample(n), target.sample(n), sigma[n : n + 1], shown[n : n + 1])
+        for n in range(3)
+    ]
+    for value, each in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(value, torch.stack(each).mean())
+    rest = student.since(5), target.since(1)
+    cut = compared({"interpolate": "teacher", "when": {"gate": "signal"}}, *rest)
+    torch.testing.assert_close(
+        alone[1][0], cut(rest[0].sample(1), rest[1].sample(1), sigma[1:2])[0]
+    )
+
+
+def test_a_student_that_foretells_is_not_asked_what_it_was_shown() -> None:
+    student, target = pair()
+    term = compared({"interpolate": "teacher", "ahead": 1}, student, target)
+    sides = term.sides(student, target, 1)
+    assert [(side.start, side.size[0]) for side in sides] == [(1, 2), (5, 2)]
+
+
+def test_a_first_frame_that_is_not_compared_anyway_changes_nothing() -> None:
+    """VideoREPA's teacher sees frames from 1 on."""
+    student, target = pair()
+    target = target.since(1)
+    term = compared({}, student, target)
+    sigma = torch.full((3,), 0.5)
+    plain = term(student, target, sigma)
+    shown = term(student, target, sigma, [1, 0, 1])
+    assert torch.equal(plain[0], shown[0]) and torch.equal(plain[1], shown[1])
+    assert [term.left_out(frames) for frames in (0, 1, 5)] == [0, 0, 5]
+
+
+# A model that continues an image.
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("conditioned")
+    return {
+        name: TWINS[name][1](root / name)
+        for name in ("cogvideox", "cogvideox-i2v", "cogvideox-1.5-i2v")
+    }
+
+
+@pytest.fixture
+def own(folders: dict[str, Path], twins: dict[str, Path], tmp_path: Path) -> Recipe:
+    clips = write_clips(tmp_path / "clips", count=3)
+    values = recipe_values(twins, clips, tmp_path / "cache")
+    values["backbone"] = {"name": "cogvideox", "weights": str(folders["cogvideox-i2v"])}
+    return Recipe.parse(values).override("train.precision=float32")
+
+
+def test_what_conditions_a_model_of_text_alone_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="takes text alone"):
+        check(recipe.override("data.condition={latents: 1}"))
+    for wrong in ("{latents: 0}", "{latents: []}", "{probability: 2}", "{dropout: a}"):
+        with pytest.raises(UserError, match=r"data\.condition"):
+            recipe.override(f"data.condition={wrong}")
+
+
+def test_clips_that_are_shown_whole_are_refused(own: Recipe) -> None:
+    one = own.data.model_copy(update={"frames": 1})
+    with pytest.raises(UserError, match="Set data.frames to 5 or more"):
+        own.backbone.continuation(one)
+
+
+def test_learned_positions_are_of_one_size(own: Recipe) -> None:
+    for change in ("data.frames=13", "data.height=32"):
+        with pytest.raises(UserError, match="learned positions"):
+            check(own.override(change))
+
+
+def test_a_mean_over_clips_that_are_compared_on_different_frames_is_refused(own: Recipe) -> None:
+    changes = ("align.centre=clips", "align.interpolate=teacher", "optim.batch_size=2")
+    centred = own.override(*changes, "align.encoder=null", "align.target=3", "encoder=null")
+    with pytest.raises(UserError, match="centre: clips"):
+        check(centred)
+    check(centred.override("data.condition={dropout: 0.0}"))
+
+
+def test_inspect_says_what_is_shown_and_what_is_compared(own: Recipe) -> None:
+    text = str(inspect(own.override("align.target=3", "encoder=null"), device="cpu"))
+    assert "the first 1 latents (frame 0), in channels of their own; 1 of the samples" in text
+    assert "taken away again from 0.05" in text
+    assert "0              nothing" in text and "step 0, 8 tokens are compared" in text
+
+
+def test_text_alone_is_refused_where_an_image_is_expected(own: Recipe, tmp_path: Path) -> None:
+    from videorepa.data.manifest import Prompt
+
+    with pytest.raises(UserError, match="continues an image, and `generate` shows it none"):
+        generate(Path(own.backbone.source), [Prompt("a", "A ball.")], tmp_path / "clips")
+    with pytest.raises(UserError, match="`validation` shows it none"):
+        check(own.override("validation={every: 1, prompts: [A ball falls.]}"))
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in paths}
+
+
+def test_a_cache_of_text_mode_counts_and_gets_the_images_beside_it(
+    own: Recipe, folders: dict[str, Path]
+) -> None:
+    text = own.override(f"backbone.weights={folders['cogvideox']}")
+    prepare(text)
+    before = files(own.data.cache)
+    assert not any("images" in name for name in before)
+    with pytest.raises(UserError, match="its first frame's own encoding is not there"):
+        PreparedClips(own, shown=False)
+    assert prepare(own).made == 3
+    after = files(own.data.cache)
+    assert all(after[name] == content for name, content in before.items() if "digests" not in name)
+    new = after.keys() - before.keys()
+    assert len(new) == 3 and all(name.startswith("images-") for name in new)
+    assert prepare(own).complete == 3 and prepare(text).complete == 3
+    one = Cache(own).read_image(PreparedClips(own, shown=False).clips[0])
+    assert one["image"].shape == (8, 1, 4, 4) and one["image"].dtype == torch.float16
+
+
+def test_an_image_is_encoded_alone_and_not_as_a_part_of_its_clip(own: Recipe) -> None:
+    live = own.backbone.load(("vae",), CPU)
+    video = torch.rand(2, 9, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    alone = live.encode_image(video)["image"]
+    torch.testing.assert_close(alone, live.encode_video(video[:, :1]))
+    assert not torch.allclose(alone, live.encode_video(video)[:, :, :1], atol=1e-2)
+    noisy = live.encode_image(video, [generator(0, n) for n in range(2)])["image"]
+    assert not torch.allclose(noisy, alone)
+    again = live.encode_image(video[1:], [generator(0, 1)])["image"]
+    torch.testing.assert_close(noisy[1:], again)
+
+
+def test_training_draws_what_text_mode_does_and_what_is_shown_beside_it(
+    own: Recipe, folders: dict[str, Path]
+) -> None:
+    own = own.override("optim.batch_size=3", "data.condition={dropout: 0.5}")
+    text = own.override("data.condition=null", f"backbone.weights={folders['cogvideox']}")
+    prepare(own)
+    batches = []
+    for recipe in (text, own):
+        live = recipe.backbone.load((), CPU)
+        loader = Loader(recipe, PreparedClips(recipe, shown=False), live, CPU)
+        batches.append([loader.batch(range(n, n + 3)) for n in (0, 3, 6, 9)])
+    for plain, shown in zip(*batches, strict=True):
+        for name in ("latents", "noise", "timestep"):
+            assert torch.equal(getattr(plain, name), getattr(shown, name))
+        assert plain.opening is None and shown.opening.image["image"].shape == (3, 1, 4, 4, 4)
+    counts = [count for batch in batches[1] for count in batch.opening.latents]
+    assert {*counts} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["cogvideox-i2v", "cogvideox-1.5-i2v"])
+def test_a_training_from_images_resumes_to_the_last_bit(
+    own: Recipe, folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    changes = ("optim.steps=4", "train.checkpoint_every=2", "optim.warmup_steps=0")
+    own = own.override(f"backbone.weights={folders[name]}", *changes, "align.interpolate=teacher")
+    prepare(own)
+    whole, part = (train(own, tmp_path / name) for name in ("whole", "part"))
+    shutil.rmtree(part.checkpoints / "step-00000004")
+    train(own, part.path)
+    losses = [
+        [(row["denoise"], row["align"]) for row in map(json.loads, run.log_path.open())]
+        for run in (whole, part)
+    ]
+    assert len(losses[0]) == 4 and losses[0] == losses[1]
+    a, b = whole.trained().trained, part.trained().trained
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_what_is_shown_changes_what_the_model_predicts(own: Recipe) -> None:
+    live = own.backbone.load(("transformer", "vae", "text_encoder"), CPU)
+    latents, noise = drawn(2, 3, 4, 4, 4, seed=1), drawn(2, 3, 4, 4, 4, seed=2)
+    text, timestep = live.encode_text(["a", "b"]), torch.tensor([500, 500])
+
+    def clean(counts: tuple[int, ...], seed: int) -> torch.Tensor:
+        opening = Opening(counts, {"image": drawn(2, 1, 4, 4, 4, seed=seed)})
+        with torch.no_grad():
+            return live.denoising_loss(latents, text, noise, timestep, opening).clean
+
+    a, b, blank = clean((1, 0), 3), clean((1, 0), 4), clean((0, 0), 3)
+    assert not torch.allclose(a[0], b[0]) and not torch.allclose(a[0], blank[0])
+    assert torch.allclose(a[1], b[1]) and torch.allclose(a[1], blank[1])
