@@ -243,6 +243,10 @@ BILLIONS = {
     "HunyuanVideo-1.5-Diffusers-720p_t2v": 8.33,
     "HunyuanVideo-1.5-Diffusers-480p_i2v": 8.33,
     "HunyuanVideo-1.5-Diffusers-720p_i2v": 8.33,
+    "Kandinsky-5.0-T2V-Lite-pretrain-5s-Diffusers": 2.0,
+    "Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers": 2.0,
+    "Kandinsky-5.0-T2V-Lite-nocfg-5s-Diffusers": 2.0,
+    "Kandinsky-5.0-I2V-Lite-5s": 2.0,
     "mochi-1-preview": 10.03,
 }
 
@@ -454,7 +458,7 @@ def test_prompts_encoded_before_give_the_stock_pipelines_clip(twin: Twin) -> Non
 MIXED = ["wan-2.2-ti2v", "ltx", "ltx-0.9.5"]
 """Models that have a text mode, and are shown images in place."""
 
-IN_PLACE = [*MIXED, "hunyuan_video-i2v"]
+IN_PLACE = [*MIXED, "hunyuan_video-i2v", "kandinsky5-i2v"]
 
 
 @pytest.mark.parametrize("twin", IN_PLACE, indirect=True)

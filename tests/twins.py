@@ -475,6 +475,64 @@ def _hunyuan_video_15(folder: Path, pipeline: str, **image: Any) -> Path:
     return folder
 
 
+def kandinsky5(folder: Path) -> Path:
+    """4 frames and 8x8 pixels a latent, patch 2; latents have their channels last."""
+    return _kandinsky5(folder, "Kandinsky5T2VPipeline")
+
+
+def kandinsky5_i2v(folder: Path) -> Path:
+    """The image stands in place of the first latent, which a mask tells."""
+    return _kandinsky5(folder, "Kandinsky5I2VPipeline")
+
+
+def _kandinsky5(folder: Path, pipeline: str) -> Path:
+    import diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5Transformer3DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    transformer = Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=16,
+        in_text_dim2=8,
+        time_dim=16,
+        model_dim=32,
+        ff_dim=32,
+        num_visual_blocks=3,
+        axes_dims=(4, 6, 6),
+        visual_cond=True,
+    )
+    for name, parameter in transformer.named_parameters():
+        if "modulation" in name:  # Zero in a new model, whose blocks do nothing.
+            parameter.data.normal_(std=0.1)
+    made = getattr(diffusers, pipeline)(
+        transformer=transformer,
+        vae=_hunyuan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=10.0),
+        text_encoder=None,
+        tokenizer=None,
+        **_clip_text(),
+    )
+    template = made.prompt_template.partition("{}")[0]
+    tokenizer = word_tokenizer(template, made.prompt_template_encode_start_idx)
+    qwen = Qwen2_5_VLConfig(
+        text_config=_qwen_text(tokenizer),
+        vision_config={
+            "depth": 1,
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+        },
+    )
+    made.register_modules(
+        text_encoder=Qwen2_5_VLForConditionalGeneration(qwen), tokenizer=tokenizer
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
 def _qwen_text(tokenizer: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
@@ -541,6 +599,8 @@ TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "hunyuan_video-i2v-33ch": ({"name": "hunyuan_video"}, hunyuan_video_i2v_33ch),
     "hunyuan_video_15": ({"name": "hunyuan_video_15"}, hunyuan_video_15),
     "hunyuan_video_15-i2v": ({"name": "hunyuan_video_15"}, hunyuan_video_15_i2v),
+    "kandinsky5": ({"name": "kandinsky5"}, kandinsky5),
+    "kandinsky5-i2v": ({"name": "kandinsky5"}, kandinsky5_i2v),
     "mochi": ({"name": "mochi"}, mochi),
 }
 """By the model's name: what a recipe says of the backbone, and what makes its twin."""
