@@ -243,10 +243,10 @@ BILLIONS = {
     "HunyuanVideo-1.5-Diffusers-720p_t2v": 8.33,
     "HunyuanVideo-1.5-Diffusers-480p_i2v": 8.33,
     "HunyuanVideo-1.5-Diffusers-720p_i2v": 8.33,
-    "Kandinsky-5.0-T2V-Lite-pretrain-5s-Diffusers": 2.0,
-    "Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers": 2.0,
-    "Kandinsky-5.0-T2V-Lite-nocfg-5s-Diffusers": 2.0,
-    "Kandinsky-5.0-I2V-Lite-5s": 2.0,
+    "Kandinsky-5.0-T2V-Lite-pretrain-5s-Diffusers": 2.01,
+    "Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers": 2.01,
+    "Kandinsky-5.0-T2V-Lite-nocfg-5s-Diffusers": 2.01,
+    "Kandinsky-5.0-I2V-Lite-5s": 2.01,
     "mochi-1-preview": 10.03,
 }
 
