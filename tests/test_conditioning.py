@@ -259,7 +259,7 @@ def test_a_mean_over_clips_that_are_compared_on_different_frames_is_refused(own:
 
 def test_inspect_says_what_is_shown_and_what_is_compared(own: Recipe) -> None:
     text = str(inspect(own.override("align.target=3", "encoder=null"), device="cpu"))
-    assert "the first 1 latents (frame 0), in channels of their own; 1 of the samples" in text
+    assert "the first 1 latent (frame 0), in channels of their own; 1 of the samples" in text
     assert "taken away again from 0.05" in text
     assert "0              nothing" in text and "step 0, 8 tokens are compared" in text
 
@@ -293,6 +293,21 @@ def test_a_cache_of_text_mode_counts_and_gets_the_images_beside_it(
     assert prepare(own).complete == 3 and prepare(text).complete == 3
     one = Cache(own).read_image(PreparedClips(own, shown=False).clips[0])
     assert one["image"].shape == (8, 1, 4, 4) and one["image"].dtype == torch.float16
+
+
+def test_batches_are_shown_alike_where_a_model_cannot_mix_them(own: Recipe, monkeypatch) -> None:
+    own = own.override("optim.batch_size=3", "data.condition={dropout: 0.5}")
+    prepare(own)
+    live = own.backbone.load(("transformer",), CPU)
+    live.conditioning = replace(live.conditioning, is_alike=True)
+    loader = Loader(own, PreparedClips(own, shown=False), live, CPU)
+    batches = [loader.batch(range(n, n + 3)) for n in range(0, 24, 3)]
+    assert {batch.opening.latents for batch in batches if batch.opening} == {(0,) * 3, (1,) * 3}
+    one = batches[0]
+    assert one.opening is not None
+    mixed = replace(one.opening, latents=(0, 1, 1))
+    with pytest.raises(UserError, match="shown 0, 1, 1 latents"):
+        live.denoising_loss(one.latents, one.text, one.noise, one.timestep, mixed)
 
 
 def test_an_image_is_encoded_alone_and_not_as_a_part_of_its_clip(own: Recipe) -> None:
