@@ -721,8 +721,9 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     stock = type(twin.live.transformer).from_pretrained(twin.folder, subfolder=twin.live.part)
     stock.load_lora_adapter(product.parent, weight_name=product.name, use_safetensors=True)
     assert [adapter.lora_alpha for adapter in stock.peft_config.values()] == [2]
+    image = None
     if twin.takes_image:
-        return
+        twin.image.save(image := product.parent / "first-frame.png")
     module, made = importlib.import_module("videorepa.generate"), []
 
     def keep(path: Path, frames: Any, fps: float) -> None:
@@ -730,7 +731,8 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
         path.touch()
 
     monkeypatch.setattr(module, "write_video", keep)
-    clips = generate(run.path, [Prompt("a", "A ball falls.")], tmp_path / "generated")
+    prompt = Prompt("a", "A ball falls.", image=image)
+    clips = generate(run.path, [prompt], tmp_path / "generated")
     about = json.loads(clips[0].with_suffix(".json").read_text())
     expected = Generation(**twin.spec.generation | {"steps": 2}).model_dump()
     assert {key: about[key] for key in expected} == expected
