@@ -116,7 +116,7 @@ def watch(
         negative_prompt="",
     )
     arguments = ours.sampling(size, settings)
-    arguments |= {spec.prompt_arguments[name]: value.to(device) for name, value in text.items()}
+    arguments |= {name: value.to(device) for name, value in ours.prompt(text).items()}
     if "decode_noise_scale" in arguments:
         arguments["decode_noise_scale"] = 0.0
     watched = Watched()
