@@ -8,12 +8,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import diffusers
 import numpy as np
@@ -57,6 +59,7 @@ from videorepa.training.student import Student
 from videorepa.training.validation import encoded_prompts, validation
 
 CPU = torch.device("cpu")
+WHOLE = ("transformer", "vae", "text_encoder", "image_encoder")
 CAPTIONS = ["A red ball falls.", 'A sign says "stop".', ""]
 
 
@@ -85,7 +88,7 @@ class Twin:
 
     @cached_property
     def live(self) -> Any:
-        return self.spec.load(("transformer", "vae", "text_encoder"), CPU)
+        return self.spec.load(WHOLE, CPU)
 
     @cached_property
     def video(self) -> torch.Tensor:
@@ -102,15 +105,15 @@ class Twin:
 
     @property
     def takes_image(self) -> bool:
-        conditioning = self.spec.conditioning()
-        return conditioning is not None and conditioning.is_required
+        return self.spec.takes_image
 
     def opening(self, clips: int, seed: int) -> Opening | None:
         """The first frames of clips of the video, for a model that has always been shown one."""
         if not self.takes_image:
             return None
-        stored = self.live.encode_image(self.video[:clips])
-        return Opening((1,) * clips, self.live.image(stored, draw(seed)))
+        live, video = self.live, self.video[:clips]
+        image = live.image(live.encode_image(video), live.encode_video(video), draw(seed))
+        return Opening((1,) * clips, image)
 
     @cached_property
     def latents(self) -> torch.Tensor:
@@ -205,6 +208,9 @@ def test_clips_that_do_not_fit_are_refused_with_sizes_that_do(twin: Twin) -> Non
 
 
 BILLIONS = {
+    "Wan2.1-I2V-14B-480P-Diffusers": 16.4,
+    "Wan2.1-I2V-14B-720P-Diffusers": 16.4,
+    "Wan2.2-I2V-A14B-Diffusers": 14.29,
     "CogVideoX-5b-I2V": 5.57,
     "CogVideoX1.5-5B-I2V": 5.57,
     "CogVideoX-2b": 1.69,
@@ -321,9 +327,13 @@ class Watched:
 def watched(twin: Twin) -> Watched:
     if twin.kind == "cosmos":
         pytest.skip("its pipeline counts noise in a way of its own: tests/test_cosmos.py")
+    return watch(twin, from_image=twin.takes_image)
+
+
+def watch(twin: Twin, from_image: bool) -> Watched:
     live, settings = twin.live, Generation(**twin.spec.generation)
     settings = settings.changed(steps=3, guidance_scale=1.0, dynamic_guidance=False)
-    pipeline = live.pipeline()
+    pipeline = live.pipeline(from_image=from_image)
     pipeline.set_progress_bar_config(disable=True)
     seen: dict[str, Any] = {}
 
@@ -348,12 +358,15 @@ def watched(twin: Twin) -> Watched:
     pipeline.scheduler.step, pipeline.vae.decode = step, decode
     arguments = live.sampling(twin.size, settings)
     live.guide(settings)
-    if twin.takes_image:
+    if from_image:
         arguments["image"] = twin.image
+    if from_image and "image_cond_noise_scale" in signature(pipeline.__call__).parameters:
+        arguments["image_cond_noise_scale"] = 0.0  # It adds noise to what is shown.
     pipeline(prompt=CAPTIONS[0], generator=draw(3), output_type="np", **arguments)
     handle.remove()
     pipeline.scheduler.step, pipeline.vae.decode = real_step, real_decode
-    return Watched(**seen, scheduler=pipeline.scheduler)
+    # The scheduler is at its last step, and another clip would take it on.
+    return Watched(**seen, scheduler=deepcopy(pipeline.scheduler))
 
 
 def as_contract(twin: Twin, sampled: torch.Tensor) -> torch.Tensor:
@@ -372,12 +385,24 @@ def timestep_of(twin: Twin, watched: Watched) -> torch.Tensor:
     return 1000 - timestep if twin.kind == "mochi" else timestep
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ftfy() -> Iterator[None]:
+    """Wan's image pipeline wants this package, which leaves our captions as they are."""
+    module = importlib.import_module("diffusers.pipelines.wan.pipeline_wan_i2v")
+    with patch.object(module, "ftfy", Mock(fix_text=lambda text: text), create=True):
+        yield
+
+
 def test_inputs_are_those_of_the_stock_pipeline(twin: Twin, watched: Watched) -> None:
     noisy = as_contract(twin, watched.sample)
     text = twin.live.encode_text(CAPTIONS[:1])
     ours = twin.live.inputs(noisy, text, timestep_of(twin, watched))
     if (opening := twin.opening(1, 3)) is not None:
         ours = twin.live.shown(ours, noisy, opening)
+    check_inputs(ours, watched)
+
+
+def check_inputs(ours: dict[str, Any], watched: Watched) -> None:
     theirs = {
         k: v for k, v in watched.inputs.items() if k not in ("return_dict", "attention_kwargs")
     }
@@ -396,7 +421,7 @@ def test_prompts_encoded_before_give_the_stock_pipelines_clip(twin: Twin) -> Non
         steps=2, guidance_scale=2.0, negative_prompt="Blur." * twin.spec.takes_negative_prompt
     )
     # Not `twin.live`, whose scheduler other tests look at.
-    whole = twin.spec.load(("transformer", "vae", "text_encoder"), CPU)
+    whole = twin.spec.load(WHOLE, CPU)
     pipeline = whole.pipeline()
     whole.guide(settings)
     arguments = whole.sampling(twin.size, settings)
@@ -406,9 +431,52 @@ def test_prompts_encoded_before_give_the_stock_pipelines_clip(twin: Twin) -> Non
     stock = pipeline(prompt=CAPTIONS[1], generator=draw(3), output_type="np", **arguments).frames[0]
 
     texts = encode_prompts(twin.spec.load(("text_encoder",), CPU), CAPTIONS[:2], settings)
-    backbone = twin.spec.load(("transformer", "vae"), CPU)
+    backbone = twin.spec.load(("transformer", "vae", "image_encoder"), CPU)
     clip = Sampler(backbone, twin.size, settings, texts).sample(CAPTIONS[1], 3, image)
     assert np.array_equal(clip, (stock * 255.0).round().astype(np.uint8))
+
+
+IN_PLACE = ["wan-2.2-ti2v", "ltx", "ltx-0.9.5"]
+
+
+@pytest.mark.parametrize("twin", IN_PLACE, indirect=True)
+def test_what_is_shown_in_place_is_as_in_the_stock_image_pipeline(twin: Twin) -> None:
+    """Inputs, predicted latents and loss are, and no gradient reaches what is shown."""
+    live, watched = twin.live, watch(twin, from_image=True)
+    noisy = as_contract(twin, watched.inputs["hidden_states"])
+    text, timestep = live.encode_text(CAPTIONS[:1]), timestep_of(twin, watched)
+    generator = draw(3)
+    if twin.described.get("positions") == "causal":
+        torch.randn(noisy.shape, generator=generator)  # It draws the noise first.
+    moments = live.encode_video(twin.video[:1, :1])
+    image = live.latents(moments, generator)
+    image = live.image({}, moments, None).get("latents", image)
+    torch.testing.assert_close(image, noisy[:, :1])
+    opening = Opening((1,), {"latents": image})
+    check_inputs(live.shown(live.inputs(noisy, text, timestep), noisy, opening), watched)
+
+    spread = timestep.item() / 1000
+    clean = torch.randn(noisy.shape, generator=draw(4))
+    noise = (noisy - (1 - spread) * clean) / spread
+    with torch.no_grad():
+        denoised = live.denoising_loss(clean, text, noise, timestep, opening)
+    expected = as_contract(twin, watched.clean())[:, -2:]
+    close = {"rtol": 5e-3, "atol": 5e-3} if twin.kind == "wan" else {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(denoised.clean[:, 1:], expected, **close)
+    assert torch.equal(denoised.clean[:, :1], image)
+    loss = ((expected - clean[:, 1:]) / spread).square().mean()
+    torch.testing.assert_close(denoised.loss, loss[None], rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("twin", IN_PLACE, indirect=True)
+def test_clips_that_are_shown_nothing_are_as_in_text_mode(twin: Twin) -> None:
+    live, latents, text = twin.live, twin.latents, twin.live.encode_text(CAPTIONS[:2])
+    noise, timestep = torch.randn(latents.shape, generator=draw(5)), torch.tensor([300.0, 700.0])
+    with torch.no_grad():
+        plain = live.denoising_loss(latents, text, noise, timestep)
+        mixed = live.denoising_loss(latents, text, noise, timestep, Opening((0, 1)))
+    torch.testing.assert_close(mixed.loss[0], plain.loss[0])
+    assert not torch.allclose(mixed.clean[1, 1:], plain.clean[1, 1:])
 
 
 def test_the_loss_is_that_of_the_stock_scheduler(twin: Twin, watched: Watched) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from videorepa.generate import generate
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Align, Recipe
+from videorepa.settings import plugins
 from videorepa.settings.sections import Continuation
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
@@ -191,20 +194,32 @@ def test_a_first_frame_that_is_not_compared_anyway_changes_nothing() -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes each twin once, when it is first asked for."""
     root = tmp_path_factory.mktemp("conditioned")
-    return {
-        name: TWINS[name][1](root / name)
-        for name in ("cogvideox", "cogvideox-i2v", "cogvideox-1.5-i2v")
-    }
+    return cache(lambda name: TWINS[name][1](root / name))
 
 
 @pytest.fixture
-def own(folders: dict[str, Path], twins: dict[str, Path], tmp_path: Path) -> Recipe:
-    clips = write_clips(tmp_path / "clips", count=3)
-    values = recipe_values(twins, clips, tmp_path / "cache")
-    values["backbone"] = {"name": "cogvideox", "weights": str(folders["cogvideox-i2v"])}
-    return Recipe.parse(values).override("train.precision=float32")
+def recipe_of(folders: Callable[[str], Path], twins: dict[str, Path], tmp_path: Path):
+    def made(name: str) -> Recipe:
+        described = {**TWINS[name][0], "weights": str(folders(name))}
+        spec = plugins.description("backbones", described["name"])(**described)
+        geometry = spec.geometry()
+        side, frames = 2 * geometry.pixels * geometry.patch, 1 + 2 * geometry.stride
+        clips = write_clips(tmp_path / f"{name}-clips", count=3, size=side, frames=frames)
+        values = recipe_values(twins, clips, tmp_path / f"{name}-cache")
+        values["backbone"] = described
+        values["data"] |= {"frames": frames, "height": side, "width": side}
+        values["generation"] |= {"dynamic_guidance": False}
+        return Recipe.parse(values)
+
+    return made
+
+
+@pytest.fixture
+def own(recipe_of: Callable[[str], Recipe]) -> Recipe:
+    return recipe_of("cogvideox-i2v")
 
 
 def test_what_conditions_a_model_of_text_alone_is_refused(recipe: Recipe) -> None:
@@ -257,9 +272,9 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_a_cache_of_text_mode_counts_and_gets_the_images_beside_it(
-    own: Recipe, folders: dict[str, Path]
+    own: Recipe, folders: Callable[[str], Path]
 ) -> None:
-    text = own.override(f"backbone.weights={folders['cogvideox']}")
+    text = own.override(f"backbone.weights={folders('cogvideox')}")
     prepare(text)
     before = files(own.data.cache)
     assert not any("images" in name for name in before)
@@ -288,10 +303,10 @@ def test_an_image_is_encoded_alone_and_not_as_a_part_of_its_clip(own: Recipe) ->
 
 
 def test_training_draws_what_text_mode_does_and_what_is_shown_beside_it(
-    own: Recipe, folders: dict[str, Path]
+    own: Recipe, folders: Callable[[str], Path]
 ) -> None:
     own = own.override("optim.batch_size=3", "data.condition={dropout: 0.5}")
-    text = own.override("data.condition=null", f"backbone.weights={folders['cogvideox']}")
+    text = own.override("data.condition=null", f"backbone.weights={folders('cogvideox')}")
     prepare(own)
     batches = []
     for recipe in (text, own):
@@ -306,12 +321,25 @@ def test_training_draws_what_text_mode_does_and_what_is_shown_beside_it(
     assert {*counts} == {0, 1}
 
 
-@pytest.mark.parametrize("name", ["cogvideox-i2v", "cogvideox-1.5-i2v"])
+@pytest.mark.parametrize(
+    ("name", "condition"),
+    [
+        ("cogvideox-i2v", "null"),
+        ("cogvideox-1.5-i2v", "{dropout: 0.5}"),
+        ("wan-2.1-i2v", "null"),
+        ("wan-2.2-i2v", "{}"),
+        ("wan-2.2-ti2v", "{}"),
+        ("ltx", "{probability: 0.5}"),
+        ("ltx-0.9.5", "{latents: [1, 2], probability: 0.8}"),
+    ],
+)
 def test_a_training_from_images_resumes_to_the_last_bit(
-    own: Recipe, folders: dict[str, Path], tmp_path: Path, name: str
+    recipe_of: Callable[[str], Recipe], tmp_path: Path, name: str, condition: str
 ) -> None:
     changes = ("optim.steps=4", "train.checkpoint_every=2", "optim.warmup_steps=0")
-    own = own.override(f"backbone.weights={folders[name]}", *changes, "align.interpolate=teacher")
+    changes += ("align.target=3", "encoder=null", "optim.accumulate=1")
+    own = recipe_of(name).override(*changes, f"data.condition={condition}")
+    check(own)
     prepare(own)
     whole, part = (train(own, tmp_path / name) for name in ("whole", "part"))
     shutil.rmtree(part.checkpoints / "step-00000004")
@@ -323,6 +351,22 @@ def test_a_training_from_images_resumes_to_the_last_bit(
     assert len(losses[0]) == 4 and losses[0] == losses[1]
     a, b = whole.trained().trained, part.trained().trained
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", ["wan-2.1-i2v", "wan-2.2-ti2v", "ltx"])
+def test_a_first_latent_that_is_the_images_is_not_encoded_again(
+    recipe_of: Callable[[str], Recipe], name: str
+) -> None:
+    own = recipe_of(name)
+    live = own.backbone.load(("vae", "image_encoder"), CPU)
+    data = own.data
+    draw = torch.Generator().manual_seed(0)
+    video = torch.rand(2, data.frames, 3, data.height, data.width, generator=draw)
+    whole, alone = live.encode_video(video), live.encode_video(video[:, :1])
+    torch.testing.assert_close(whole[:, :, :1], alone, rtol=1e-4, atol=1e-5)
+    made, likes = live.encode_image(video), own.backbone.image(data)
+    assert {k: v.shape[1:] for k, v in made.items()} == {k: v.shape for k, v in likes.items()}
+    assert bool(made) == (name == "wan-2.1-i2v")
 
 
 def test_what_is_shown_changes_what_the_model_predicts(own: Recipe) -> None:

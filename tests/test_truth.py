@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from videorepa.align.contract import check
 from videorepa.data.source import open_source
 from videorepa.data.video import to_video
-from videorepa.encoders.truth import FACTS, SPEED, Truth
+from videorepa.encoders.truth import FACTS, SPEED, Tells, Truth
 from videorepa.errors import UserError
 from videorepa.head import train_head
 from videorepa.inspect import inspect
@@ -41,6 +42,7 @@ from videorepa.world.simulator import (
     until_contact,
 )
 
+SCENE_AND_PLACE: tuple[tuple[Tells, ...], ...] = (("scene", "place"), ("place", "scene"))
 SHARE, RIGHT, DOWN, *_ = range(FACTS)
 TO_FLOOR, TO_PLANK, TO_BODY = (3 + TOUCHED.index(kind) for kind in ("floor", "plank", "body"))
 
@@ -60,6 +62,19 @@ def falling(**changes) -> Scene:
 
 
 # What it says of bodies.
+
+
+def test_a_part_of_the_truth_is_those_channels_of_all_of_it() -> None:
+    whole = Truth().tokens(falling(), 17)
+    motion = Truth(tells=("motion",)).tokens(falling(), 17)
+    assert motion.shape[-1] == 2 * len(COLOURS) == Truth(tells=("motion",)).shape(17).width
+    green = 2 * list(COLOURS).index("green")
+    assert np.array_equal(motion[..., green : green + 2], of_colour(whole, "green")[..., 1:3])
+    # In the order of the channels, whichever is named first.
+    some = [Truth(tells=tells).tokens(falling(), 17) for tells in SCENE_AND_PLACE]
+    assert np.array_equal(*some) and np.array_equal(some[0][..., -3:], whole[..., -3:])
+    with pytest.raises(ValidationError, match="told once"):
+        Truth(tells=("place", "place"))
 
 
 def test_a_ball_in_free_fall() -> None:

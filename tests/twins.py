@@ -67,26 +67,38 @@ def cogvideox_15_i2v(folder: Path) -> Path:
     return folder
 
 
-def _wan(folder: Path, channels: int, vae: dict, experts: int = 1, **options: float | bool) -> Path:
-    from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+def _wan(
+    folder: Path,
+    channels: int,
+    vae: dict,
+    experts: int = 1,
+    image: dict[str, Any] | None = None,
+    transformer: dict[str, Any] | None = None,
+    **options: float | bool,
+) -> Path:
+    """A Wan pipeline; with the further parts `image`, the one that takes an image."""
+    from diffusers import (
+        UniPCMultistepScheduler,
+        WanImageToVideoPipeline,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
     from transformers import UMT5Config, UMT5EncoderModel
 
     torch.manual_seed(0)
-    transformers = [
-        WanTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=channels,
-            out_channels=channels,
-            text_dim=16,
-            freq_dim=16,
-            ffn_dim=16,
-            num_layers=3,
-            rope_max_seq_len=32,
-        )
-        for _ in range(experts)
-    ]
-    WanPipeline(
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": channels,
+        "out_channels": channels,
+        "text_dim": 16,
+        "freq_dim": 16,
+        "ffn_dim": 16,
+        "num_layers": 3,
+        "rope_max_seq_len": 32,
+    }
+    transformers = [WanTransformer3DModel(**config | (transformer or {})) for _ in range(experts)]
+    (WanPipeline if image is None else WanImageToVideoPipeline)(
         tokenizer=t5_tokenizer(),
         text_encoder=UMT5EncoderModel(UMT5Config(**T5)),
         vae=_wan_vae(channels, **vae),
@@ -95,6 +107,7 @@ def _wan(folder: Path, channels: int, vae: dict, experts: int = 1, **options: fl
         ),
         transformer=transformers[0],
         transformer_2=transformers[-1] if experts > 1 else None,
+        **(image or {}),
         **options,
     ).save_pretrained(folder)
     return folder
@@ -131,12 +144,61 @@ def wan_ti2v(folder: Path) -> Path:
     return _wan(folder, channels=4, vae=vae, expand_timesteps=True)
 
 
+def wan_i2v(folder: Path) -> Path:
+    """Wan 2.1 from an image: a mask and the image's latents beside the latents, and CLIP."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(1)
+    side = 28
+    clip = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=side,
+        patch_size=14,
+    )
+    parts = {
+        "image_encoder": CLIPVisionModel(clip),
+        "image_processor": CLIPImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        ),
+    }
+    changes = {"in_channels": 12, "image_dim": 8, "added_kv_proj_dim": 24}
+    return _wan(folder, channels=4, vae={}, image=parts, transformer=changes)
+
+
+def wan_i2v_experts(folder: Path) -> Path:
+    """Wan 2.2 A14B from an image: without CLIP."""
+    changes = {"in_channels": 12}
+    options = {"experts": 2, "boundary_ratio": 0.9}
+    return _wan(folder, channels=4, vae={}, image={}, transformer=changes, **options)
+
+
 def ltx(folder: Path) -> Path:
     """8 frames and 32x32 pixels a latent, patch 1, and statistics among the VAE's weights."""
+    return _ltx(
+        folder,
+        "LTXPipeline",
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+
+
+def ltx_condition(folder: Path) -> Path:
+    """0.9.5 and later: the pipeline with causal positions, whose scheduler shifts nothing."""
+    return _ltx(folder, "LTXConditionPipeline")
+
+
+def _ltx(folder: Path, pipeline: str, **scheduler: float | bool) -> Path:
+    import diffusers
     from diffusers import (
         AutoencoderKLLTXVideo,
         FlowMatchEulerDiscreteScheduler,
-        LTXPipeline,
         LTXVideoTransformer3DModel,
     )
 
@@ -151,15 +213,8 @@ def ltx(folder: Path) -> Path:
     )
     vae.latents_mean += 0.1 * torch.arange(channels)
     vae.latents_std += 0.2 * torch.arange(channels)
-    LTXPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=0.95,
-            max_shift=2.05,
-            base_image_seq_len=1024,
-            max_image_seq_len=4096,
-            shift_terminal=0.1,
-        ),
+    getattr(diffusers, pipeline)(
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
         vae=vae,
         text_encoder=t5_encoder(),
         tokenizer=t5_tokenizer(),
@@ -470,7 +525,10 @@ TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "wan-2.1": ({"name": "wan"}, wan),
     "wan-2.2": ({"name": "wan", "expert": "low"}, wan_experts),
     "wan-2.2-ti2v": ({"name": "wan"}, wan_ti2v),
+    "wan-2.1-i2v": ({"name": "wan"}, wan_i2v),
+    "wan-2.2-i2v": ({"name": "wan", "expert": "low"}, wan_i2v_experts),
     "ltx": ({"name": "ltx"}, ltx),
+    "ltx-0.9.5": ({"name": "ltx", "positions": "causal"}, ltx_condition),
     "hunyuan_video": ({"name": "hunyuan_video"}, hunyuan_video),
     "hunyuan_video_15": ({"name": "hunyuan_video_15"}, hunyuan_video_15),
     "mochi": ({"name": "mochi"}, mochi),

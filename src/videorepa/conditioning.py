@@ -27,7 +27,7 @@ class Conditioning:
         is not used, so they have no loss. "by channels" puts them beside the noisy latents, which
         are denoised as all others are.
       trained: What the authors show in training. All of its fields are set.
-      most: Most latents that can be shown.
+      most: Most latents that can be shown; None for any number.
       is_required: The model has no text mode: it has always been shown an opening.
       has_blank: The model has been trained without the opening that it expects (`dropout`).
       is_alike: All clips of a batch are shown alike, since the model cannot mix them.
@@ -35,7 +35,7 @@ class Conditioning:
 
     place: Literal["in place", "by channels"]
     trained: Continuation
-    most: int = 1
+    most: int | None = 1
     is_required: bool = False
     has_blank: bool = False
     is_alike: bool = False
@@ -57,7 +57,7 @@ class Conditioning:
             return self.trained if self.is_required else None
         chosen = self.trained.model_copy(update=asked.model_dump(exclude_none=True))
         assert chosen.latents and chosen.probability is not None
-        if max(chosen.latents) > self.most:
+        if self.most is not None and max(chosen.latents) > self.most:
             raise UserError(
                 f"data.condition.latents is {max(chosen.latents)}; {weights} is shown at most "
                 f"{self.most}."
@@ -83,8 +83,8 @@ class Opening:
 
     Attributes:
       latents: How many of each clip's first latents; 0 where it sees nothing.
-      image: What `Backbone.image` makes of the first frames, one row for each clip; {} where the
-        clips' own latents are enough.
+      image: What `Backbone.image` makes of the first frames, one row for each clip. Its "latents"
+        stand in place of the clips' own; {} where those are enough.
     """
 
     latents: tuple[int, ...]
@@ -99,6 +99,14 @@ class Opening:
         shown = torch.tensor(self.latents, device=latents.device)
         numbers = torch.arange(latents.shape[1], device=latents.device)
         return (numbers < shown[:, None])[:, :, None, None, None]
+
+    def held(self, latents: Float[Tensor, "b f c h w"]) -> Float[Tensor, "b f c h w"]:
+        """A batch's latents with those in them that are shown in place."""
+        if "latents" not in self.image:
+            return latents
+        image, true = self.image["latents"], latents.clone()
+        true[:, : image.shape[1]] = image
+        return torch.where(self.mask(latents), true, latents)
 
     def frames(self, stride: int) -> list[int]:
         """How many first frames each clip's shown latents cover.

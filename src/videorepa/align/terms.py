@@ -144,8 +144,8 @@ class Term(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if self.align.standardise is not None:
             target = target.standardised(self.align.standardise)
-        sides = (self.centred(side) for side in self.sides(student, target, left_out))
-        projected, target = sides
+        sides = self.sides(student, target, left_out)
+        projected, target = (self.centred(side) for side in sides)
         return self._loss(projected, target, sigma), centred_similarity(projected, target)
 
     def sides(self, student: TokenGrid, target: TokenGrid, left_out: int = 0) -> Sides:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from videorepa.conditioning import Opening, check_alike, possible
@@ -193,28 +193,39 @@ class Backbone:
     @cached_property
     def stock(self) -> Any:
         """The stock pipeline around the loaded parts."""
+        return self._around(self.spec.stock_pipeline)
+
+    @cached_property
+    def image_stock(self) -> Any:
+        """The stock pipeline that continues an image, around the loaded parts."""
+        stock_class = self.spec.stock_image_pipeline
+        return self.stock if stock_class == self.spec.stock_pipeline else self._around(stock_class)
+
+    def _around(self, pipeline: str) -> Any:
         import diffusers
 
         index = self.spec.config("model_index")
         options = {name: index[name] for name in self.spec.options}
-        return getattr(diffusers, self.spec.stock_pipeline)(**self.components(), **options)
+        return getattr(diffusers, pipeline)(**self.components(), **options)
 
     def components(self) -> dict[str, Any]:
         """The parts that the stock pipeline is made of, by their names in it."""
         modules = {"vae": self.vae, "transformer": self.transformer, "scheduler": self.scheduler}
         return modules | self.text_parts | self.image_parts
 
-    def pipeline(self, transformer: Any = None) -> Any:
+    def pipeline(self, transformer: Any = None, from_image: bool = False) -> Any:
         """The stock pipeline around the loaded parts, ready to sample.
 
         Args:
           transformer: Used in place of the backbone's own, for models in training.
+          from_image: Take the pipeline that continues an image.
         """
         if transformer is not None:
             # Some pipelines read the transformer's configuration when they are made.
             self.transformer = transformer
-            self.__dict__.pop("stock", None)
-        return self.stock
+            for made in ("stock", "image_stock"):
+                self.__dict__.pop(made, None)
+        return self.image_stock if from_image else self.stock
 
     def sampling(self, size: ClipSize, settings: Generation) -> Config:
         """The pipeline's arguments for clips of a size, except the prompt and the generator.
@@ -338,11 +349,18 @@ class Backbone:
         """
         return {}
 
-    def image(self, stored: Image, generator: torch.Generator | None) -> Image:
+    def image(
+        self,
+        stored: Image,
+        moments: Float[Tensor, "b m t h w"],
+        generator: torch.Generator | None,
+    ) -> Image:
         """What `Opening.image` holds: images at the scale of this checkpoint's transformer.
 
         Args:
           stored: What `encode_image` returns.
+          moments: What `encode_video` returns of the clips, for models that take their first
+            latents otherwise than `latents` draws them.
           generator: As of `latents`.
         """
         return stored
@@ -357,7 +375,9 @@ class Backbone:
             name: torch.zeros(count, *like.shape, dtype=like.dtype, device=self.device)
             for name, like in self.spec.image(data).items()
         }
-        return Opening((max(possible(continuation)),) * count, self.image(stored, None))
+        moments = torch.zeros(count, *self.spec.moments(data), device=self.device)
+        image = self.image(stored, moments, None)
+        return Opening((max(possible(continuation)),) * count, image)
 
     @cached_property
     def _scaling(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
@@ -400,9 +420,11 @@ class Backbone:
           The loss of each sample, and the clean latents that the model predicts. Latents that are
           shown in their own place are true in both, and have no loss.
         """
-        noisy, held = self.diffusion.add_noise(latents, noise, timestep), None
+        held = None
         if opening is not None and self.conditioning.place == "in place":
-            held = opening.mask(latents)
+            latents, held = opening.held(latents), opening.mask(latents)
+        noisy = self.diffusion.add_noise(latents, noise, timestep)
+        if held is not None:
             noisy = torch.where(held, latents, noisy)
         inputs = self.inputs(noisy, text, timestep)
         if opening is not None:
@@ -440,6 +462,15 @@ class Backbone:
           opening: What the model is shown.
         """
         raise NotImplementedError
+
+    def shown_tokens(
+        self, noisy: Float[Tensor, "b f c h w"], opening: Opening
+    ) -> Bool[Tensor, "b n"]:
+        """Which of the transformer's tokens are shown, row by row and frame by frame."""
+        clips, frames, _, height, width = noisy.shape
+        patch = self.geometry.patch
+        size = clips, frames, height // patch, width // patch
+        return opening.mask(noisy)[:, :, 0].expand(size).flatten(1)
 
     def velocity(
         self, output: Tensor, noisy: Float[Tensor, "b f c h w"]

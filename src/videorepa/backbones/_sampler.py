@@ -86,6 +86,7 @@ class Sampler:
       transformer: Used in place of the backbone's own, for models in training. It stays where it
         is, and computes in the backbone's dtype, whatever its weights have.
       offload: What waits in main memory.
+      from_image: Take the pipeline that continues an image.
     """
 
     def __init__(
@@ -96,12 +97,13 @@ class Sampler:
         texts: Mapping[str, Text],
         transformer: Any = None,
         offload: Offload = "none",
+        from_image: bool = False,
     ) -> None:
         self.backbone, self.texts = backbone, texts
         self.negative = texts.get(settings.negative_prompt)
         self.arguments = backbone.sampling(size, settings)
         self.arguments.pop("negative_prompt", None)
-        self.pipeline = backbone.pipeline(transformer)
+        self.pipeline = backbone.pipeline(transformer, from_image)
         self.pipeline.set_progress_bar_config(disable=True)
         backbone.guide(settings)
         if settings.tiling:

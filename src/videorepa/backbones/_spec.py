@@ -353,6 +353,12 @@ class BackboneSpec(Section):
                 )
         return chosen
 
+    @property
+    def takes_image(self) -> bool:
+        """Whether the model has no text mode: it has always been shown an image."""
+        conditioning = self.conditioning()
+        return conditioning is not None and conditioning.is_required
+
     def check_text_mode(self, doing: str) -> None:
         """Check that the model works from text alone.
 
@@ -362,8 +368,7 @@ class BackboneSpec(Section):
         Raises:
           UserError: It has always been shown an image.
         """
-        conditioning = self.conditioning()
-        if conditioning is not None and conditioning.is_required:
+        if self.takes_image:
             raise UserError(
                 f"{self.weights} continues an image, and {doing} shows it none. Take a "
                 "text-to-video model."
@@ -372,9 +377,13 @@ class BackboneSpec(Section):
     @property
     def stock_pipeline(self) -> str:
         """The stock pipeline that samples from this checkpoint."""
-        conditioning = self.conditioning()
-        is_for_images = conditioning is not None and conditioning.is_required
-        return self.image_pipeline if is_for_images and self.image_pipeline else self.pipeline_class
+        return self.stock_image_pipeline if self.takes_image else self.pipeline_class
+
+    @property
+    def stock_image_pipeline(self) -> str:
+        """The stock pipeline that continues an image from this checkpoint."""
+        assert self.image_pipeline is not None
+        return self.image_pipeline
 
     def image_encoders(self) -> dict[str, str]:
         """Stock encoders of images by their folders; each one's processor is in the folder with

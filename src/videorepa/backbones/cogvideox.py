@@ -99,7 +99,12 @@ class CogVideoXBackbone(Backbone):
             images = images + torch.stack(noises).to(images) / 2  # Pixels run from 0 to 1 here.
         return {"image": self.encode_video(images)}
 
-    def image(self, stored: Image, generator: torch.Generator | None) -> Image:
+    def image(
+        self,
+        stored: Image,
+        moments: Float[Tensor, "b m t h w"],
+        generator: torch.Generator | None,
+    ) -> Image:
         image = super().latents(stored["image"], generator)
         vae = self.spec.config("vae")
         if vae["invert_scale_latents"]:

@@ -1,4 +1,4 @@
-"""LTX-Video (arXiv 2501.00103), text to video, on unmodified diffusers classes."""
+"""LTX-Video (arXiv 2501.00103), text or image to video, on unmodified diffusers classes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from videorepa.backbones import Backbone, BackboneSpec, Config, Text
+from videorepa.conditioning import Conditioning, Opening
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
 from videorepa.settings.bounds import Fps
-from videorepa.settings.sections import ClipSize, Generation
+from videorepa.settings.sections import ClipSize, Continuation, Generation
 
 _THIRTEEN_BILLION = {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}
 
@@ -73,13 +74,37 @@ class LTXBackbone(Backbone):
     ) -> Config:
         _, frames, _, height, width = noisy.shape
         ratio, pixels = self.geometry.frames, self.geometry.pixels
-        return super().inputs(noisy, text, timestep) | {
-            "hidden_states": noisy.to(self.dtype).permute(0, 1, 3, 4, 2).flatten(1, 3),
+        inputs = super().inputs(noisy, text, timestep) | {
+            "hidden_states": noisy.to(self.dtype).permute(0, 1, 3, 4, 2).flatten(1, 3)
+        }
+        if self.spec.positions == "causal":
+            return inputs | {
+                "video_coords": self._coordinates(noisy),
+                "timestep": timestep.float()[:, None],
+            }
+        return inputs | {
             "num_frames": frames,
             "height": height,
             "width": width,
             "rope_interpolation_scale": (ratio / self.spec.frame_rate, pixels, pixels),
         }
+
+    def _coordinates(self, latents: Float[Tensor, "b f c h w"]) -> Float[Tensor, "b 3 n"]:
+        """Seconds, rows and columns at which each token begins, as `LTXConditionPipeline` has them:
+        the first latent covers one frame, so the others begin that much earlier."""
+        clips, frames, _, height, width = latents.shape
+        ratio, pixels = self.geometry.frames, self.geometry.pixels
+        times, rows, columns = (
+            torch.arange(count, dtype=torch.float32, device=latents.device)
+            for count in (frames, height, width)
+        )
+        times = (ratio * times + 1 - ratio).clamp(min=0) * (1.0 / self.spec.frame_rate)
+        grid = torch.meshgrid(times, pixels * rows, pixels * columns, indexing="ij")
+        return torch.stack(grid).flatten(1).expand(clips, -1, -1)
+
+    def shown(self, inputs: Config, noisy: Float[Tensor, "b f c h w"], opening: Opening) -> Config:
+        timestep = inputs["timestep"].reshape(-1, 1)
+        return inputs | {"timestep": torch.where(self.shown_tokens(noisy, opening), 0.0, timestep)}
 
     def velocity(
         self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
@@ -88,6 +113,12 @@ class LTXBackbone(Backbone):
         return output.unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3)
 
     def sampling(self, size: ClipSize, settings: Generation) -> dict[str, Any]:
+        if self.spec.positions == "causal" and self.scheduler.config["use_dynamic_shifting"]:
+            raise UserError(
+                f"The scheduler of {self.spec.weights} has use_dynamic_shifting, with which "
+                "LTXConditionPipeline fails; so the model is of the first versions. Set "
+                "backbone.positions to uniform."
+            )
         arguments = super().sampling(size, settings) | {"frame_rate": self.spec.frame_rate}
         if self.spec.config("vae")["timestep_conditioning"]:
             # The decoder does the last denoising step. These are the authors' values.
@@ -100,10 +131,14 @@ class LTX(BackboneSpec):
 
     Args:
       frame_rate: Frames per second of the clips, from which the model computes positions in time.
+      positions: When a latent begins. "uniform" has latent t at 8 t frames, as LTXPipeline,
+        LTXImageToVideoPipeline and the authors' trainer do. "causal" has it at 8 t - 7, where its
+        frames are: so does LTXConditionPipeline, which is for 0.9.5 and later.
     """
 
     live: ClassVar = LTXBackbone
     pipeline_class = "LTXPipeline"
+    image_pipeline = "LTXImageToVideoPipeline"
     also_of: ClassVar = ("LTXConditionPipeline",)
     transformer_class = "LTXVideoTransformer3DModel"
     vae_class = "AutoencoderKLLTXVideo"
@@ -126,6 +161,21 @@ class LTX(BackboneSpec):
 
     name: Literal["ltx"] = "ltx"
     frame_rate: Fps = 25
+    positions: Literal["uniform", "causal"] = "uniform"
+
+    def conditioning(self) -> Conditioning:
+        trained = Continuation(latents=(1,), probability=0.1, dropout=0.0)
+        # LTXImageToVideoPipeline takes an image alone, LTXConditionPipeline a video too.
+        return Conditioning("in place", trained, most=None if self.positions == "causal" else 1)
+
+    @property
+    def stock_pipeline(self) -> str:
+        return "LTXConditionPipeline" if self.positions == "causal" else super().stock_pipeline
+
+    @property
+    def stock_image_pipeline(self) -> str:
+        causal = self.positions == "causal"
+        return "LTXConditionPipeline" if causal else super().stock_image_pipeline
 
     @property
     def text_tokens(self) -> int:

@@ -175,7 +175,9 @@ class Loader:
             shown.append(count)
             clip = self.clips[clip_index(seed, number, len(self.clips))]
             stored = {name: t[None] for name, t in self.cache.read_image(clip).items()}
-            images.append(self.backbone.image(stored, generator(seed, "image", number)))
+            moments = self.cache.read_clip(clip)[0][None]
+            draw = generator(seed, "image", number)
+            images.append(self.backbone.image(stored, moments, draw))
         image: Image = {name: torch.cat([one[name] for one in images]) for name in images[0]}
         return Opening(tuple(shown), image)
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from videorepa.encoders import Encoder, EncoderSpec, Sizes
@@ -40,7 +40,14 @@ HORIZON = 4.0
 FACTS = 3 + len(TOUCHED)
 """Channels of a body: its share, its velocity and how near it is to touching something."""
 
-WIDTH = FACTS * len(COLOURS) + 3
+TELLS: dict[str, list[int]] = {
+    "place": [0],
+    "motion": [1, 2],
+    "contact": [*range(3, FACTS)],
+}
+"""The channels of a body by what they tell."""
+
+Tells = Literal["place", "motion", "contact", "scene"]
 
 
 class Truth(EncoderSpec):
@@ -56,6 +63,8 @@ class Truth(EncoderSpec):
       patch: Pixels along a side of a token.
       tubelet: Frames that a token covers.
       tau: Frames in which the nearness of a contact falls to 1/e.
+      tells: Which of these are told: "place" is the bodies' shares, "motion" their velocities,
+        "contact" what they near, and "scene" the last three shares.
     """
 
     reads_scenes: ClassVar[bool] = True
@@ -72,9 +81,25 @@ class Truth(EncoderSpec):
     patch: Side = 8
     tubelet: Frames = 2
     tau: float = Field(default=4.0, gt=0, le=100)
+    tells: tuple[Tells, ...] = Field(("place", "motion", "contact", "scene"), min_length=1)
+
+    @field_validator("tells")
+    @classmethod
+    def _once(cls, tells: tuple[Tells, ...]) -> tuple[Tells, ...]:
+        if len(set(tells)) < len(tells):
+            raise ValueError(f"each is told once; got {', '.join(tells)}")
+        return tells
+
+    @property
+    def _channels(self) -> list[int]:
+        """Which of all channels a token has, in their order."""
+        facts = sorted(fact for name, of in TELLS.items() if name in self.tells for fact in of)
+        bodies = [body * FACTS + fact for body in range(len(COLOURS)) for fact in facts]
+        last = FACTS * len(COLOURS)
+        return bodies + ([last, last + 1, last + 2] if "scene" in self.tells else [])
 
     def shape(self, clip_frames: int) -> TokenGrid:
-        return self.patch_grid(Sizes(WIDTH, self.patch, self.tubelet), clip_frames)
+        return self.patch_grid(Sizes(len(self._channels), self.patch, self.tubelet), clip_frames)
 
     def fingerprint(self) -> dict[str, str]:
         return {"encoder": json_digest([FORMAT, VERSION, self.model_dump()])}
@@ -103,7 +128,7 @@ class Truth(EncoderSpec):
         still = shares[..., len(scene.bodies) :]
         by_frame = np.concatenate([bodies.reshape(*still.shape[:3], -1), still], -1)[start:]
         by_step = by_frame.reshape(steps, self.tubelet, *by_frame.shape[1:])
-        return by_step.mean(1).astype(np.float32)
+        return by_step.mean(1)[..., self._channels].astype(np.float32)
 
 
 class TruthEncoder(Encoder):

@@ -44,8 +44,7 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
     live = spec.load((), torch.device("cpu"), dtype)
     scheduler, options = live.scheduler_class()
     arguments = live.sampling(recipe.data, settings)
-    conditioning = spec.conditioning()
-    takes_image = conditioning is not None and conditioning.is_required
+    takes_image = spec.takes_image
     classes, parts, then = [spec.stock_pipeline], {}, []
     if product != LORA_FILE:
         classes.append(spec.transformer_class)
