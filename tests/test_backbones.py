@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -248,6 +249,10 @@ BILLIONS = {
     "Kandinsky-5.0-T2V-Lite-nocfg-5s-Diffusers": 2.0,
     "Kandinsky-5.0-I2V-Lite-5s": 2.0,
     "mochi-1-preview": 10.03,
+    "Cosmos-Predict2-2B-Video2World": 1.96,
+    "Cosmos-Predict2-14B-Video2World": 14.27,
+    "Cosmos-Predict2.5-2B": 2.06,
+    "Cosmos-Predict2.5-14B": 14.37,
 }
 
 
@@ -297,7 +302,9 @@ def test_tokens_are_counted_as_the_text_encoder_sees_them(twin: Twin) -> None:
     else:
         short, fitting, *cut = text["encoder_hidden_states"]
         assert not torch.allclose(short, fitting)
-        assert all(torch.allclose(fitting, other) for other in cut)
+        # A chat's end is cut off with the rest.
+        kept = limit - 1 if twin.kind == "cosmos_25" else limit
+        assert all(torch.allclose(fitting[:kept], other[:kept]) for other in cut)
 
 
 def test_parts_load_alone(twin: Twin) -> None:
@@ -342,6 +349,8 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(twin: Twin) -> Watched:
+    if twin.kind == "cosmos":
+        pytest.skip("its pipeline counts noise in a way of its own: tests/test_cosmos.py")
     return watch(twin, from_image=twin.takes_image)
 
 
@@ -399,6 +408,8 @@ def as_contract(twin: Twin, sampled: torch.Tensor) -> torch.Tensor:
 
 def timestep_of(twin: Twin, watched: Watched) -> torch.Tensor:
     """Ours, in which 1000 is noise alone."""
+    if twin.kind == "cosmos_25":  # Its scheduler rounds, and it tells the transformer exactly.
+        return 1000 * watched.inputs["timestep"].flatten()[:1]
     timestep = watched.timestep.reshape(1)
     return 1000 - timestep if twin.kind == "mochi" else timestep
 
@@ -429,6 +440,8 @@ def check_inputs(ours: dict[str, Any], watched: Watched) -> None:
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         value = ours[name]
+        if name in twin.spec.raw_text() and expected.shape != value.shape:
+            expected = twin.live.transformer.crossattn_proj(expected)
         if isinstance(expected, torch.Tensor) and value.dtype == torch.bool:
             value = value.to(expected.dtype)
         torch.testing.assert_close(value, expected, msg=lambda text, n=name: f"{n}: {text}")
@@ -735,7 +748,8 @@ def test_validation_computes_as_a_training_in_bfloat16(
     assert {out.dtype for o in outputs for out in (o if isinstance(o, tuple) else (o,))} == {
         torch.bfloat16
     }
-    assert loaded.pop("vae") == (torch.float32 if twin.kind == "wan" else torch.bfloat16)
+    is_wans = twin.spec.vae_class == "AutoencoderKLWan"
+    assert loaded.pop("vae") == (torch.float32 if is_wans else torch.bfloat16)
     assert set(loaded.values()) == {torch.bfloat16}
     assert not student.backbone.transformer._forward_pre_hooks
 
@@ -782,6 +796,8 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     about = json.loads(clips[0].with_suffix(".json").read_text())
     expected = Generation(**twin.spec.generation | {"steps": 2}).model_dump()
     assert {key: about[key] for key in expected} == expected
+    if twin.kind == "cosmos_25":
+        return  # The card's pipeline wants NVIDIA's guardrail.
     frames = sampled_by_card(product.parent, clips[0].with_suffix(".json"), monkeypatch)["frames"]
     assert abs(made[0] - frames * 255.0).max() < 1
 
@@ -820,10 +836,14 @@ class InProcess:
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [(), ("train.lora={rank: 2, alpha: 4}",)], ids=["all", "lora"])
 def test_an_export_loads_in_a_process_that_has_only_diffusers(
-    recipe: Recipe, tmp_path: Path, changes: tuple[str, ...]
+    twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch, changes: tuple[str, ...]
 ) -> None:
     own = recipe.override(*changes)
     prepare(own)
+    if twin.kind in ("cosmos", "cosmos_25") and importlib.util.find_spec("torchvision") is None:
+        # A clean process would need it.
+        stock = importlib.import_module("videorepa.exchange.stock")
+        monkeypatch.setattr(stock, "subprocess", InProcess)
     export(train(own, tmp_path / "run").path, tmp_path / "out")
 
 
@@ -859,7 +879,7 @@ def test_the_authors_negative_prompts_are_used_and_refused_where_there_is_no_pas
     twin: Twin, recipe: Recipe
 ) -> None:
     own = recipe.generation.negative_prompt
-    assert bool(own) == (twin.kind in ("wan", "ltx", "kandinsky5"))
+    assert bool(own) == (twin.kind in ("wan", "ltx", "kandinsky5", "cosmos", "cosmos_25"))
     assert twin.live.sampling(twin.size, recipe.generation).get("negative_prompt", "") == own
     asked = recipe.override("generation.negative_prompt=blurry")
     if not twin.spec.takes_negative_prompt:
