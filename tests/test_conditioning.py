@@ -26,8 +26,10 @@ from videorepa.data.cache import Cache
 from videorepa.data.image import read_image
 from videorepa.data.loader import Loader, PreparedClips
 from videorepa.data.manifest import Prompt, read_prompts
+from videorepa.data.source import open_source
+from videorepa.data.video import to_video
 from videorepa.diffusion import FlowMatching, VPrediction
-from videorepa.errors import UserError
+from videorepa.errors import ClipError, UserError
 from videorepa.generate import generate
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
@@ -538,3 +540,81 @@ def test_a_model_of_text_alone_says_that_it_is_shown_no_image(
     (clip,) = generate(Path(recipe.backbone.source), [prompt], tmp_path / "made", settings=settings)
     assert "image" not in json.loads(clip.with_suffix(".json").read_text())
     assert "it is shown none" in " ".join(capsys.readouterr().err.split())
+
+
+# Text encoders that see the image, and image encoders.
+
+
+@pytest.fixture
+def seeing(twins: dict[str, Path], tmp_path: Path) -> Recipe:
+    folder = TWINS["hunyuan_video-i2v"][1](tmp_path / "model")
+    clips = write_clips(tmp_path / "clips", count=2)
+    clips.write_text("video,caption\nclip0.mp4,A ball.\nclip1.mp4,A ball.\n")
+    values = recipe_values(twins, clips, tmp_path / "cache")
+    values["backbone"] = {"name": "hunyuan_video", "weights": str(folder)}
+    return Recipe.parse(values)
+
+
+def stored_text(recipe: Recipe) -> list[torch.Tensor]:
+    cache = Cache(recipe)
+    clips = PreparedClips(recipe, shown=False).clips
+    return [cache.read_clip(clip)[1]["encoder_hidden_states"].float() for clip in clips]
+
+
+def test_a_caption_is_encoded_with_its_own_clips_first_frame(seeing: Recipe) -> None:
+    assert prepare(seeing).made == 2
+    text, source = stored_text(seeing), open_source(seeing.data)
+    live = seeing.backbone.load(("text_encoder",), CPU)
+    for row, stored in enumerate(text):
+        frame = to_video(source.sample(row).frames[:1])
+        own = live.encode_text_of(["A ball."], frame)["encoder_hidden_states"][0]
+        assert torch.equal(stored, own.bfloat16().float())
+    blank = live.encode_text(["A ball."])["encoder_hidden_states"][0]
+    assert not torch.allclose(*text, atol=1e-4)
+    assert not torch.allclose(text[0], blank, rtol=1e-2, atol=1e-4)
+
+    path = Path(seeing.data.manifest)
+    path.write_text("video,caption\nclip0.mp4,A ball.\nclip1.mp4,A cube.\n")
+    assert prepare(seeing).made == 1
+    again = stored_text(seeing)
+    assert torch.equal(again[0], text[0]) and not torch.allclose(again[1], text[1])
+
+
+def test_a_clip_whose_first_frame_cannot_be_read_fails_and_the_others_do_not(
+    seeing: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = type(open_source(seeing.data))
+    real = source.sample
+
+    def sample(self: Any, number: int) -> Any:
+        if number == 0:
+            raise ClipError("it is torn")
+        return real(self, number)
+
+    monkeypatch.setattr(source, "sample", sample)
+    prepared = prepare(seeing)
+    assert prepared.made == 1 and prepared.failed == {"clip0.mp4": "it is torn"}
+
+
+def test_hunyuan_video_15_is_refused_without_embeddings_and_at_sides_it_would_not_choose(
+    tmp_path: Path,
+) -> None:
+    folder = TWINS["hunyuan_video_15-i2v"][1](tmp_path / "model")
+    spec = plugins.description("backbones", "hunyuan_video_15")(weights=str(folder))
+    live = spec.load(("image_encoder",), CPU)
+    video = torch.rand(2, 5, 3, 32, 32, generator=generator(0))
+    stored = live.encode_image(video)
+    assert {name: tensor.shape[1:] for name, tensor in stored.items()} == {"image_embeds": (4, 8)}
+    moments = torch.zeros(2, *spec.moments(ClipSize(frames=5, height=32, width=32)))
+    noisy, text = torch.zeros(2, 2, 4, 2, 2), {}
+    inputs = live.inputs(noisy, text, torch.tensor([500, 500]))
+    shown = live.shown(inputs, noisy, Opening((1, 1), live.image(stored, moments, None)))
+    assert torch.equal(shown["image_embeds"], stored["image_embeds"])
+    hidden = live.shown(inputs, noisy, Opening((0, 0), live.image(stored, moments, None)))
+    assert all(
+        torch.equal(hidden[name], inputs[name]) for name in ("hidden_states", "image_embeds")
+    )
+    with pytest.raises(UserError, match="SigLIP embeddings"):
+        live.shown(inputs, noisy, Opening((1, 1)))
+    with pytest.raises(UserError, match="32x32 for one of 64x64"):
+        live.sampling(ClipSize(frames=5, height=64, width=64), Generation(**spec.generation))

@@ -129,6 +129,9 @@ def test_every_backbone_does_what_its_stock_pipeline_does(
         make(root)
     kept = recipe.model_dump(mode="json", include={"name", "data", "optim"})
     own = Recipe.parse(kept | {"backbone": described | {"weights": str(root)}})
+    conditioning = own.backbone.conditioning()
+    if conditioning is not None and conditioning.is_required:
+        pytest.skip("it has no text mode, which this comparison is of")
     geometry = own.backbone.geometry()
     unit = geometry.pixels * geometry.patch
     monkeypatch.setattr(pipeline, "HEIGHT", 2 * unit)

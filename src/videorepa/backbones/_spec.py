@@ -96,6 +96,7 @@ class BackboneSpec(Section):
       vae_class: The stock autoencoder.
       text_encoders: Stock text encoders by their folders. Each one's tokenizer is in the folder
         of the same name with "tokenizer" for "text_encoder".
+      image_processor: The folder of the processor of the image that an encoder sees.
       text_width: The key of the text embeddings' width in the transformer's configuration.
       text_mask: The transformer takes a mask of the text's tokens.
       prompt_arguments: The pipeline's argument for each of a prompt's tensors, by the name that the
@@ -119,6 +120,7 @@ class BackboneSpec(Section):
     transformer_class: ClassVar[str]
     vae_class: ClassVar[str]
     text_encoders: ClassVar[dict[str, str]]
+    image_processor: ClassVar[str] = "image_processor"
     text_width: ClassVar[str] = "text_embed_dim"
     text_mask: ClassVar[bool] = False
     prompt_arguments: ClassVar[dict[str, str]] = {
@@ -202,6 +204,11 @@ class BackboneSpec(Section):
             if self.text_mask:
                 text["encoder_attention_mask"] = torch.empty(self.text_tokens, dtype=torch.bool)
         return text
+
+    def raw_text(self) -> Text:
+        """The same as the stock pipeline gives it to the transformer, which may take more of it
+        than is stored."""
+        return self.text()
 
     def moments(self, size: ClipSize) -> tuple[int, int, int, int]:
         """Shape of what `encode_video` returns of one clip: channels, frames, height, width."""
@@ -289,10 +296,11 @@ class BackboneSpec(Section):
                 "folder."
             )
         pipeline = _read_json(index).get("_class_name")
-        if pipeline not in (self.pipeline_class, self.image_pipeline, *self.also_of):
-            classes = " or a ".join(filter(None, (self.pipeline_class, self.image_pipeline)))
+        own = dict.fromkeys(filter(None, (self.pipeline_class, self.image_pipeline)))
+        if pipeline not in (*own, *self.also_of):
             raise UserError(
-                f"{folder} holds a {pipeline}; the backbone {self.name} loads a {classes}."
+                f"{folder} holds a {pipeline}; the backbone {self.name} loads a "
+                f"{' or a '.join(own)}."
             )
         return folder
 
@@ -316,6 +324,13 @@ class BackboneSpec(Section):
                 f"{self.weights} takes heights and widths that are multiples of {unit}; the recipe "
                 f"asks for {size.height}x{size.width}. Try {near[0]}x{near[1]}."
             )
+
+    def check_batch(self, clips: int) -> None:
+        """Check that the model can be trained on batches of so many clips.
+
+        Raises:
+          UserError: It cannot.
+        """
 
     def conditioning(self) -> Conditioning | None:
         """How this checkpoint takes the opening of a clip; None if it takes text alone."""
@@ -379,9 +394,17 @@ class BackboneSpec(Section):
         assert self.image_pipeline is not None
         return self.image_pipeline
 
+    @property
+    def text_sees_image(self) -> bool:
+        """Whether a text encoder sees a clip's first frame beside its caption."""
+        return False
+
+    def text_encoder_classes(self) -> dict[str, str]:
+        """This checkpoint's stock text encoders by their folders."""
+        return self.text_encoders
+
     def image_encoders(self) -> dict[str, str]:
-        """Stock encoders of images by their folders; each one's processor is in the folder with
-        "processor" for "encoder"."""
+        """The stock encoder of images by its folder; its processor is in `image_processor`."""
         return {}
 
     def image(self, size: ClipSize) -> Image:

@@ -44,7 +44,7 @@ def drawn_text(spec: BackboneSpec, dtype: torch.dtype) -> Text:
         name: torch.randn(1, *like.shape, generator=draw).to(dtype)
         if like.is_floating_point()
         else torch.ones(1, *like.shape, dtype=like.dtype)
-        for name, like in spec.text().items()
+        for name, like in spec.raw_text().items()
     }
 
 
@@ -99,6 +99,8 @@ def watch(
             parts[part] = loader.from_pretrained(
                 spec.folder(), subfolder=own, torch_dtype=precision
             ).to(device)
+        if (checker := ours.components().get("safety_checker")) is not None:
+            parts["safety_checker"] = checker
         if "boundary_ratio" in spec.options:
             # With two experts the pipeline would change between them.
             parts |= {"transformer_2": None, "boundary_ratio": None}
@@ -115,7 +117,7 @@ def watch(
         negative_prompt="",
     )
     arguments = ours.sampling(size, settings)
-    arguments |= {spec.prompt_arguments[name]: value.to(device) for name, value in text.items()}
+    arguments |= {name: value.to(device) for name, value in ours.prompt(text).items()}
     if "decode_noise_scale" in arguments:
         arguments["decode_noise_scale"] = 0.0
     watched = Watched()
@@ -174,11 +176,7 @@ def compare_with_stock(
     spec, device = recipe.backbone, backbone.device
     shapes = spec.shapes(size)
     noisy = _as_ours(watched.inputs["hidden_states"], shapes.latents).float()
-    timestep = watched.inputs["timestep"].flatten()[:1].to(device)
-    if timestep.is_floating_point():
-        timestep = timestep.float()
-    if backbone.scheduler.config.get("invert_sigmas"):
-        timestep = STEPS - timestep  # The transformer's time runs from noise to latents.
+    timestep = backbone.timestep_in(watched.inputs).to(device)
     text = {name: value.to(device) for name, value in drawn_text(spec, backbone.dtype).items()}
 
     ours = backbone.inputs(noisy, text, timestep)
