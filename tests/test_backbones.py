@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -248,6 +249,10 @@ BILLIONS = {
     "Kandinsky-5.0-T2V-Lite-nocfg-5s-Diffusers": 2.01,
     "Kandinsky-5.0-I2V-Lite-5s": 2.01,
     "mochi-1-preview": 10.03,
+    "Cosmos-Predict2-2B-Video2World": 1.96,
+    "Cosmos-Predict2-14B-Video2World": 14.27,
+    "Cosmos-Predict2.5-2B": 2.06,
+    "Cosmos-Predict2.5-14B": 14.37,
 }
 
 
@@ -297,7 +302,9 @@ def test_tokens_are_counted_as_the_text_encoder_sees_them(twin: Twin) -> None:
     else:
         short, fitting, *cut = text["encoder_hidden_states"]
         assert not torch.allclose(short, fitting)
-        assert all(torch.allclose(fitting, other) for other in cut)
+        # A chat's end is cut off with the rest.
+        kept = limit - 1 if twin.kind == "cosmos_25" else limit
+        assert all(torch.allclose(fitting[:kept], other[:kept]) for other in cut)
 
 
 def test_parts_load_alone(twin: Twin) -> None:
@@ -342,6 +349,8 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(twin: Twin) -> Watched:
+    if twin.kind == "cosmos":
+        pytest.skip("its pipeline counts noise in a way of its own: tests/test_cosmos.py")
     return watch(twin, from_image=twin.takes_image)
 
 
@@ -399,6 +408,8 @@ def as_contract(twin: Twin, sampled: torch.Tensor) -> torch.Tensor:
 
 def timestep_of(twin: Twin, watched: Watched) -> torch.Tensor:
     """Ours, in which 1000 is noise alone."""
+    if twin.kind == "cosmos_25":  # Its scheduler rounds, and it tells the transformer exactly.
+        return 1000 * watched.inputs["timestep"].flatten()[:1]
     timestep = watched.timestep.reshape(1)
     return 1000 - timestep if twin.kind == "mochi" else timestep
 
@@ -419,16 +430,18 @@ def test_inputs_are_those_of_the_stock_pipeline(twin: Twin, watched: Watched) ->
     ours = twin.live.inputs(noisy, text, timestep_of(twin, watched))
     if (opening := twin.opening(1, 3)) is not None:
         ours = twin.live.shown(ours, noisy, opening)
-    check_inputs(ours, watched)
+    check_inputs(twin, ours, watched)
 
 
-def check_inputs(ours: dict[str, Any], watched: Watched) -> None:
+def check_inputs(twin: Twin, ours: dict[str, Any], watched: Watched) -> None:
     theirs = {
         k: v for k, v in watched.inputs.items() if k not in ("return_dict", "attention_kwargs")
     }
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         value = ours[name]
+        if name in twin.spec.raw_text() and expected.shape != value.shape:
+            expected = twin.live.transformer.crossattn_proj(expected)
         if isinstance(expected, torch.Tensor) and value.dtype == torch.bool:
             value = value.to(expected.dtype)
         torch.testing.assert_close(value, expected, msg=lambda text, n=name: f"{n}: {text}")
@@ -448,8 +461,8 @@ def test_prompts_encoded_before_give_the_stock_pipelines_clip(twin: Twin) -> Non
         arguments["image"] = image
     stock = pipeline(prompt=CAPTIONS[1], generator=draw(3), output_type="np", **arguments).frames[0]
 
-    images = {prompt: twin.video[0, 0] for prompt in CAPTIONS[:2]}
-    texts = encode_prompts(twin.spec.load(("text_encoder",), CPU), CAPTIONS[:2], settings, images)
+    coder = twin.spec.load(("text_encoder",), CPU)
+    texts = encode_prompts(coder, CAPTIONS[:2], settings, [image, image])
     backbone = twin.spec.load(("transformer", "vae", "image_encoder"), CPU)
     clip = Sampler(backbone, twin.size, settings, texts).sample(CAPTIONS[1], 3, image)
     assert np.array_equal(clip, (stock * 255.0).round().astype(np.uint8))
@@ -476,7 +489,7 @@ def test_what_is_shown_in_place_is_as_in_the_stock_image_pipeline(twin: Twin) ->
         image = live.latents(moments, generator)
     torch.testing.assert_close(image, noisy[:, :1])
     opening = Opening((1,), {"latents": image})
-    check_inputs(live.shown(live.inputs(noisy, text, timestep), noisy, opening), watched)
+    check_inputs(twin, live.shown(live.inputs(noisy, text, timestep), noisy, opening), watched)
 
     spread = timestep.item() / 1000
     clean = torch.randn(noisy.shape, generator=draw(4))
@@ -735,7 +748,8 @@ def test_validation_computes_as_a_training_in_bfloat16(
     assert {out.dtype for o in outputs for out in (o if isinstance(o, tuple) else (o,))} == {
         torch.bfloat16
     }
-    assert loaded.pop("vae") == (torch.float32 if twin.kind == "wan" else torch.bfloat16)
+    is_wans = twin.spec.vae_class == "AutoencoderKLWan"
+    assert loaded.pop("vae") == (torch.float32 if is_wans else torch.bfloat16)
     assert set(loaded.values()) == {torch.bfloat16}
     assert not student.backbone.transformer._forward_pre_hooks
 
@@ -767,8 +781,9 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
     stock = type(twin.live.transformer).from_pretrained(twin.folder, subfolder=twin.live.part)
     stock.load_lora_adapter(product.parent, weight_name=product.name, use_safetensors=True)
     assert [adapter.lora_alpha for adapter in stock.peft_config.values()] == [2]
+    image = None
     if twin.takes_image:
-        return
+        twin.image.save(image := product.parent / "first-frame.png")
     module, made = importlib.import_module("videorepa.generate"), []
 
     def keep(path: Path, frames: Any, fps: float) -> None:
@@ -776,10 +791,13 @@ def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, mon
         path.touch()
 
     monkeypatch.setattr(module, "write_video", keep)
-    clips = generate(run.path, [Prompt("a", "A ball falls.")], tmp_path / "generated")
+    prompt = Prompt("a", "A ball falls.", image=image)
+    clips = generate(run.path, [prompt], tmp_path / "generated")
     about = json.loads(clips[0].with_suffix(".json").read_text())
     expected = Generation(**twin.spec.generation | {"steps": 2}).model_dump()
     assert {key: about[key] for key in expected} == expected
+    if twin.kind == "cosmos_25":
+        return  # The card's pipeline wants NVIDIA's guardrail.
     frames = sampled_by_card(product.parent, clips[0].with_suffix(".json"), monkeypatch)["frames"]
     assert abs(made[0] - frames * 255.0).max() < 1
 
@@ -818,10 +836,14 @@ class InProcess:
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [(), ("train.lora={rank: 2, alpha: 4}",)], ids=["all", "lora"])
 def test_an_export_loads_in_a_process_that_has_only_diffusers(
-    recipe: Recipe, tmp_path: Path, changes: tuple[str, ...]
+    twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch, changes: tuple[str, ...]
 ) -> None:
     own = recipe.override(*changes)
     prepare(own)
+    if twin.kind in ("cosmos", "cosmos_25") and importlib.util.find_spec("torchvision") is None:
+        # A clean process would need it.
+        stock = importlib.import_module("videorepa.exchange.stock")
+        monkeypatch.setattr(stock, "subprocess", InProcess)
     export(train(own, tmp_path / "run").path, tmp_path / "out")
 
 
@@ -857,7 +879,7 @@ def test_the_authors_negative_prompts_are_used_and_refused_where_there_is_no_pas
     twin: Twin, recipe: Recipe
 ) -> None:
     own = recipe.generation.negative_prompt
-    assert bool(own) == (twin.kind in ("wan", "ltx", "kandinsky5"))
+    assert bool(own) == (twin.kind in ("wan", "ltx", "kandinsky5", "cosmos", "cosmos_25"))
     assert twin.live.sampling(twin.size, recipe.generation).get("negative_prompt", "") == own
     asked = recipe.override("generation.negative_prompt=blurry")
     if not twin.spec.takes_negative_prompt:

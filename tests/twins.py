@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from conftest import make_backbone
 
@@ -75,7 +78,6 @@ def _wan(
 ) -> Path:
     """A Wan pipeline; with the further parts `image`, the one that takes an image."""
     from diffusers import (
-        AutoencoderKLWan,
         UniPCMultistepScheduler,
         WanImageToVideoPipeline,
         WanPipeline,
@@ -99,15 +101,7 @@ def _wan(
     (WanPipeline if image is None else WanImageToVideoPipeline)(
         tokenizer=t5_tokenizer(),
         text_encoder=UMT5EncoderModel(UMT5Config(**T5)),
-        vae=AutoencoderKLWan(
-            base_dim=4,
-            z_dim=channels,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            latents_mean=[0.1 * (n + 1) for n in range(channels)],
-            latents_std=[0.5 + 0.1 * n for n in range(channels)],
-            **vae,
-        ),
+        vae=_wan_vae(channels, **vae),
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
@@ -117,6 +111,20 @@ def _wan(
         **options,
     ).save_pretrained(folder)
     return folder
+
+
+def _wan_vae(channels: int, **options: Any) -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1 * (n + 1) for n in range(channels)],
+        latents_std=[0.5 + 0.1 * n for n in range(channels)],
+        **options,
+    )
 
 
 def wan(folder: Path) -> Path:
@@ -396,6 +404,16 @@ CHAT = (
 )
 
 
+TINY_QWEN: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+}
+
+
 def hunyuan_video_15(folder: Path) -> Path:
     """4 frames and 16x16 pixels a latent, patch 1; there is a place for an image."""
     return _hunyuan_video_15(folder, "HunyuanVideo15Pipeline")
@@ -534,19 +552,7 @@ def _kandinsky5(folder: Path, pipeline: str) -> Path:
 
 
 def _qwen_text(tokenizer: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e4,
-            "mrope_section": [1, 1, 2],
-        },
-    }
+    return TINY_QWEN | {"vocab_size": len(tokenizer)}
 
 
 def mochi(folder: Path) -> Path:
@@ -582,6 +588,97 @@ def mochi(folder: Path) -> Path:
     return folder
 
 
+def _cosmos_transformer(**options: Any) -> Any:
+    from diffusers import CosmosTransformer3DModel
+    from diffusers.models.transformers import transformer_cosmos
+
+    if not hasattr(transformer_cosmos, "transforms"):
+        # All that the transformer takes from torchvision, which tests must not need.
+        nearest = SimpleNamespace(NEAREST="nearest")
+        resize = SimpleNamespace(resize=lambda x, size, interpolation: F.interpolate(x, size))
+        transformer_cosmos.transforms = SimpleNamespace(  # pyright: ignore
+            functional=resize, InterpolationMode=nearest
+        )
+    return CosmosTransformer3DModel(
+        in_channels=5,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=18,
+        num_layers=3,
+        mlp_ratio=2.0,
+        text_embed_dim=16,
+        adaln_lora_dim=4,
+        max_size=(8, 16, 16),
+        rope_scale=(1.0, 3.0, 3.0),
+        extra_pos_embed_type=None,
+        **options,
+    )
+
+
+def _without_guardrail(pipeline: Any, folder: Path) -> Path:
+    pipeline.save_pretrained(folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"safety_checker": [None, None]}))
+    return folder
+
+
+def cosmos(folder: Path) -> Path:
+    """Predict2 Video2World: Wan's autoencoder, and frames in place that a mask tells."""
+    from diffusers import Cosmos2VideoToWorldPipeline, FlowMatchEulerDiscreteScheduler
+
+    from videorepa.backbones._cosmos import NoGuardrail
+
+    torch.manual_seed(0)
+    pipeline = Cosmos2VideoToWorldPipeline(
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=_cosmos_transformer(),
+        vae=_wan_vae(4),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        safety_checker=NoGuardrail(),  # pyright: ignore
+    )
+    return _without_guardrail(pipeline, folder)
+
+
+def cosmos_25(folder: Path) -> Path:
+    """Predict2.5: the text encoder's layers side by side, which the transformer projects."""
+    from diffusers import Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    from videorepa.backbones._cosmos import NoGuardrail
+    from videorepa.backbones.cosmos_25 import SYSTEM_PROMPT
+
+    torch.manual_seed(0)
+    chat = CHAT.replace("message.content", "message.content[0].text")
+    template = f"<|im_start|>system {SYSTEM_PROMPT}<|im_end|> <|im_start|>user"
+    tokenizer = word_tokenizer(template, 0, chat)
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2}
+    pipeline = Cosmos2_5_PredictBasePipeline(
+        text_encoder=Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(
+                text_config=_qwen_text(tokenizer),
+                vision_config=vision | {"out_hidden_size": 16, "fullatt_block_indexes": [0]},
+            )
+        ),
+        tokenizer=tokenizer,
+        transformer=_cosmos_transformer(
+            use_crossattn_projection=True,
+            crossattn_proj_in_channels=48,
+            encoder_hidden_states_channels=16,
+        ),
+        vae=_wan_vae(4),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            use_karras_sigmas=True,
+            sigma_min=0.01,
+            sigma_max=200.0,
+        ),
+        safety_checker=NoGuardrail(),  # pyright: ignore
+    )
+    return _without_guardrail(pipeline, folder)
+
+
 TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "cogvideox": ({"name": "cogvideox"}, cogvideox),
     "cogvideox-1.5": ({"name": "cogvideox"}, cogvideox_15),
@@ -602,5 +699,7 @@ TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "kandinsky5": ({"name": "kandinsky5"}, kandinsky5),
     "kandinsky5-i2v": ({"name": "kandinsky5"}, kandinsky5_i2v),
     "mochi": ({"name": "mochi"}, mochi),
+    "cosmos": ({"name": "cosmos"}, cosmos),
+    "cosmos_25": ({"name": "cosmos_25"}, cosmos_25),
 }
 """By the model's name: what a recipe says of the backbone, and what makes its twin."""

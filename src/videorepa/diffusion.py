@@ -29,7 +29,7 @@ class Denoised(NamedTuple):
     sigma: Float[Tensor, " b"]
 
 
-class _Held:
+class _Shown:
     """Leaves latents out of a loss that are no prediction, since the model was given them."""
 
     def __init__(self, mask: Bool[Tensor, "b ..."] | None) -> None:
@@ -93,8 +93,8 @@ class VPrediction:
         signal, spread = self._scales(timestep, clean)
         noisy = self.add_noise(clean, noise, timestep)
         predicted = signal * noisy - spread * velocity.float()
-        loss = _Held(held).mean((predicted - clean) ** 2 / spread**2)
-        return Denoised(loss, _Held(held).true(predicted, clean), spread.flatten())
+        loss = _Shown(held).mean((predicted - clean) ** 2 / spread**2)
+        return Denoised(loss, _Shown(held).true(predicted, clean), spread.flatten())
 
     def noise_error(self, denoised: Denoised) -> Float[Tensor, " b"]:
         """The mean of (noise - predicted noise)^2 of each sample: a_t times the loss."""
@@ -168,8 +168,8 @@ class FlowMatching:
         sigma = self._sigma(timestep, clean)
         velocity = velocity.float()
         predicted = self.add_noise(clean, noise, timestep) - sigma * velocity
-        loss = _Held(held).mean((velocity - (noise - clean)) ** 2)
-        return Denoised(loss, _Held(held).true(predicted, clean), sigma.flatten())
+        loss = _Shown(held).mean((velocity - (noise - clean)) ** 2)
+        return Denoised(loss, _Shown(held).true(predicted, clean), sigma.flatten())
 
     def noise_error(self, denoised: Denoised) -> Float[Tensor, " b"]:
         """The loss itself: a flow's prediction is the velocity, and no noise is predicted."""

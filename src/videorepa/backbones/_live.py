@@ -459,6 +459,11 @@ class Backbone:
         latents = noisy.to(self.dtype).permute(0, 2, 1, 3, 4)
         return {"hidden_states": latents, "timestep": timestep} | embeddings
 
+    def timestep_in(self, inputs: Config) -> Num[Tensor, " 1"]:
+        """The first sample's timestep, as `inputs` takes it, from the transformer's arguments."""
+        timestep = inputs["timestep"].flatten()[:1]
+        return timestep.float() if timestep.is_floating_point() else timestep
+
     def shown(self, inputs: Config, noisy: Float[Tensor, "b f c h w"], opening: Opening) -> Config:
         """The transformer's arguments with the clips' openings in them.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import chain
+from hashlib import sha256
+from itertools import chain, repeat
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from videorepa.backbones import Backbone, Text
 from videorepa.errors import UserError
@@ -39,11 +39,18 @@ def noise_seed(prompt: str, k: int, nth: int = 0, seed: int = 0) -> int:
     return stable_seed("generate", prompt, k, nth, seed)
 
 
+def told(backbone: Backbone, prompt: str, image: Any) -> str:
+    """What a prompt's text is called: by its image too, where a text encoder sees that."""
+    if image is None or not backbone.spec.text_sees_image:
+        return prompt
+    return f"{sha256(image.tobytes()).hexdigest()} {prompt}"
+
+
 def encode_prompts(
     backbone: Backbone,
     prompts: Iterable[str],
     settings: Generation,
-    images: Mapping[str, Float[Tensor, "3 h w"]] | None = None,
+    images: Iterable[Any] = (),
 ) -> dict[str, Text]:
     """Encode prompts and the negative prompt, each once and alone, into main memory.
 
@@ -51,17 +58,24 @@ def encode_prompts(
       backbone: With its text encoders; it is not needed any more afterwards.
       prompts: What will be sampled.
       settings: The sampling settings.
-      images: The prompts' first frames, in [0, 1], for text encoders that see them.
+      images: The prompts' first frames, PIL images, for text encoders that see them.
+
+    Returns:
+      The texts by what `told` calls them.
     """
     negative = [settings.negative_prompt] if backbone.spec.takes_negative_prompt else []
     texts: dict[str, Text] = {}
-    for prompt in chain(prompts, negative):
-        if prompt not in texts:
-            if backbone.spec.text_sees_image and images and prompt in images:
-                text = backbone.encode_text_of([prompt], images[prompt][None])
-            else:
-                text = backbone.encode_text([prompt])
-            texts[prompt] = {name: tensor.cpu() for name, tensor in text.items()}
+    shown = zip(prompts, chain(images, repeat(None)), strict=False)
+    for prompt, image in chain(shown, ((prompt, None) for prompt in negative)):
+        name = told(backbone, prompt, image)
+        if name in texts:
+            continue
+        if name == prompt:
+            text = backbone.encode_text([prompt])
+        else:
+            frame = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255.0
+            text = backbone.encode_text_of([prompt], frame[None])
+        texts[name] = {key: tensor.cpu() for key, tensor in text.items()}
     return texts
 
 
@@ -158,7 +172,7 @@ class Sampler:
     def _run(
         self, prompt: str, seed: int, output: Literal["np", "latent"], image: Any = None
     ) -> Any:
-        text = self.backbone.prompt(self.texts[prompt])
+        text = self.backbone.prompt(self.texts[told(self.backbone, prompt, image)])
         if self.negative is not None:
             negative = self.backbone.prompt(self.negative)
             text |= {f"negative_{name}": value for name, value in negative.items()}

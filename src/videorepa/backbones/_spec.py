@@ -207,6 +207,11 @@ class BackboneSpec(Section):
                 text["encoder_attention_mask"] = torch.empty(self.text_tokens, dtype=torch.bool)
         return text
 
+    def raw_text(self) -> Text:
+        """The same as the stock pipeline gives it to the transformer, which may take more of it
+        than is stored."""
+        return self.text()
+
     def moments(self, size: ClipSize) -> tuple[int, int, int, int]:
         """Shape of what `encode_video` returns of one clip: channels, frames, height, width."""
         geometry = self.geometry()
@@ -293,10 +298,11 @@ class BackboneSpec(Section):
                 "folder."
             )
         pipeline = _read_json(index).get("_class_name")
-        if pipeline not in (self.pipeline_class, self.image_pipeline, *self.also_of):
-            classes = " or a ".join(filter(None, (self.pipeline_class, self.image_pipeline)))
+        own = dict.fromkeys(filter(None, (self.pipeline_class, self.image_pipeline)))
+        if pipeline not in (*own, *self.also_of):
             raise UserError(
-                f"{folder} holds a {pipeline}; the backbone {self.name} loads a {classes}."
+                f"{folder} holds a {pipeline}; the backbone {self.name} loads a "
+                f"{' or a '.join(own)}."
             )
         return folder
 

@@ -46,6 +46,9 @@ class MochiBackbone(Backbone):
     ) -> Config:
         return super().inputs(noisy, text, STEPS - timestep)
 
+    def timestep_in(self, inputs: Config) -> Num[Tensor, " 1"]:
+        return STEPS - super().timestep_in(inputs)
+
     def velocity(
         self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
     ) -> Float[Tensor, "b f c h w"]:

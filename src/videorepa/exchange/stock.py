@@ -64,7 +64,7 @@ def inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
         name: torch.randn(1, *like.shape, generator=draw)
         if like.is_floating_point()
         else torch.ones(1, *like.shape, dtype=like.dtype)
-        for name, like in shapes.text.items()
+        for name, like in recipe.backbone.raw_text().items()
     }
     return backbone.inputs(noisy, text, torch.tensor([500]))
 

@@ -44,7 +44,7 @@ def drawn_text(spec: BackboneSpec, dtype: torch.dtype) -> Text:
         name: torch.randn(1, *like.shape, generator=draw).to(dtype)
         if like.is_floating_point()
         else torch.ones(1, *like.shape, dtype=like.dtype)
-        for name, like in spec.text().items()
+        for name, like in spec.raw_text().items()
     }
 
 
@@ -87,7 +87,6 @@ def watch(
     import diffusers
 
     spec = recipe.backbone
-    spec.check_text_mode("this comparison")
     ours = spec.load((), device, dtype)
     with ours.loading():
         parts: dict[str, Any] = dict.fromkeys(ours.text_parts)
@@ -100,6 +99,8 @@ def watch(
             parts[part] = loader.from_pretrained(
                 spec.folder(), subfolder=own, torch_dtype=precision
             ).to(device)
+        if (checker := ours.components().get("safety_checker")) is not None:
+            parts["safety_checker"] = checker
         if "boundary_ratio" in spec.options:
             # With two experts the pipeline would change between them.
             parts |= {"transformer_2": None, "boundary_ratio": None}
@@ -180,11 +181,7 @@ def compare_with_stock(
     spec, device = recipe.backbone, backbone.device
     shapes = spec.shapes(size)
     noisy = _as_ours(watched.inputs["hidden_states"], spec, size).float()
-    timestep = watched.inputs["timestep"].flatten()[:1].to(device)
-    if timestep.is_floating_point():
-        timestep = timestep.float()
-    if backbone.scheduler.config.get("invert_sigmas"):
-        timestep = STEPS - timestep  # The transformer's time runs from noise to latents.
+    timestep = backbone.timestep_in(watched.inputs).to(device)
     text = {name: value.to(device) for name, value in drawn_text(spec, backbone.dtype).items()}
 
     ours = backbone.inputs(noisy, text, timestep)
