@@ -430,10 +430,10 @@ def test_inputs_are_those_of_the_stock_pipeline(twin: Twin, watched: Watched) ->
     ours = twin.live.inputs(noisy, text, timestep_of(twin, watched))
     if (opening := twin.opening(1, 3)) is not None:
         ours = twin.live.shown(ours, noisy, opening)
-    check_inputs(ours, watched)
+    check_inputs(twin, ours, watched)
 
 
-def check_inputs(ours: dict[str, Any], watched: Watched) -> None:
+def check_inputs(twin: Twin, ours: dict[str, Any], watched: Watched) -> None:
     theirs = {
         k: v for k, v in watched.inputs.items() if k not in ("return_dict", "attention_kwargs")
     }
@@ -489,7 +489,7 @@ def test_what_is_shown_in_place_is_as_in_the_stock_image_pipeline(twin: Twin) ->
         image = live.latents(moments, generator)
     torch.testing.assert_close(image, noisy[:, :1])
     opening = Opening((1,), {"latents": image})
-    check_inputs(live.shown(live.inputs(noisy, text, timestep), noisy, opening), watched)
+    check_inputs(twin, live.shown(live.inputs(noisy, text, timestep), noisy, opening), watched)
 
     spread = timestep.item() / 1000
     clean = torch.randn(noisy.shape, generator=draw(4))
