@@ -103,6 +103,7 @@ class BackboneSpec(Section):
         tensor has among the transformer's arguments.
       vocabularies: Folders of the tokenizers that have a vocabulary file of their own.
       prompt_arguments: The stock pipeline's names of encoded text, by the transformer's.
+      has_channels_last: The stock pipeline's latents are (B, F, H, W, C).
       options: Values of model_index.json that the pipeline's constructor takes.
       published: Configurations by the last part of a Hub id, so that `inspect` can describe a
         checkpoint that is not on this machine. They hold only what differs from the stock
@@ -134,6 +135,7 @@ class BackboneSpec(Section):
         "encoder_attention_mask": "prompt_attention_mask",
         "pooled_projections": "pooled_prompt_embeds",
     }
+    has_channels_last: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, dict[str, Config]]] = {}
     size: ClassVar[ClipSize]

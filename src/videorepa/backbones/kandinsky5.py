@@ -164,6 +164,7 @@ class Kandinsky5(BackboneSpec):
         "text_encoder": "Qwen2_5_VLForConditionalGeneration",
         "text_encoder_2": "CLIPTextModel",
     }
+    has_channels_last = True
     text_width = "in_text_dim"
     text_mask = True
     vocabularies: ClassVar = ("tokenizer", "tokenizer_2")
