@@ -104,7 +104,7 @@ def watch(
         if "boundary_ratio" in spec.options:
             # With two experts the pipeline would change between them.
             parts |= {"transformer_2": None, "boundary_ratio": None}
-        pipeline: Any = getattr(diffusers, spec.pipeline_class).from_pretrained(
+        pipeline: Any = getattr(diffusers, spec.stock_pipeline).from_pretrained(
             spec.folder(), **parts
         )
     pipeline.set_progress_bar_config(disable=True)
