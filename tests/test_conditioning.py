@@ -21,6 +21,7 @@ from twins import TWINS
 from videorepa.align.contract import check
 from videorepa.align.terms import Grids, Term
 from videorepa.artifacts.model import Model
+from videorepa.backbones._sampler import encode_prompts, told
 from videorepa.conditioning import Conditioning, Opening, draw_latents_shown, possible
 from videorepa.data.cache import Cache
 from videorepa.data.image import read_image
@@ -618,3 +619,14 @@ def test_hunyuan_video_15_is_refused_without_embeddings_and_at_sides_it_would_no
         live.shown(inputs, noisy, Opening((1, 1)))
     with pytest.raises(UserError, match="32x32 for one of 64x64"):
         live.sampling(ClipSize(frames=5, height=64, width=64), Generation(**spec.generation))
+
+
+def test_equal_prompts_with_other_images_have_texts_of_their_own(seeing: Recipe) -> None:
+    coder = seeing.backbone.load(("text_encoder",), CPU)
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    settings = Generation(**seeing.backbone.generation)
+    texts = encode_prompts(coder, ["A ball."] * 3, settings, [red, blue, red])
+    assert len(texts) == 2
+    one, other = (texts[told(coder, "A ball.", image)] for image in (red, blue))
+    name = "encoder_hidden_states"
+    assert not torch.allclose(one[name], other[name], atol=1e-4)
