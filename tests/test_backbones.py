@@ -249,6 +249,8 @@ BILLIONS = {
     "Kandinsky-5.0-T2V-Lite-nocfg-5s-Diffusers": 2.01,
     "Kandinsky-5.0-I2V-Lite-5s": 2.01,
     "mochi-1-preview": 10.03,
+    "LTX-2": 18.88,
+    "LTX-2.3-Diffusers": 18.99,
     "Cosmos-Predict2-2B-Video2World": 1.96,
     "Cosmos-Predict2-14B-Video2World": 14.27,
     "Cosmos-Predict2.5-2B": 2.06,
@@ -349,8 +351,8 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(twin: Twin) -> Watched:
-    if twin.kind == "cosmos":
-        pytest.skip("its pipeline counts noise in a way of its own: tests/test_cosmos.py")
+    if twin.kind in ("cosmos", "ltx2"):
+        pytest.skip(f"its pipeline does more than one model's steps: tests/test_{twin.kind}.py")
     return watch(twin, from_image=twin.takes_image)
 
 
@@ -647,6 +649,8 @@ def test_what_training_takes_is_predicted_from_configuration_alone(
 def test_like_blocks_are_predicted_exactly(
     recipe: Recipe, tmp_path: Path, monkeypatch, changes: tuple[str, ...]
 ) -> None:
+    if recipe.backbone.name == "ltx2":
+        pytest.skip("all blocks run, since sound gets no gradient")
     deep = deepened(recipe, tmp_path / "deep", blocks=9)
     check_shortcut(deep.override(*changes), CPU, monkeypatch)
 
@@ -757,6 +761,8 @@ def test_validation_computes_as_a_training_in_bfloat16(
 @pytest.mark.slow
 def test_from_clips_to_an_export(twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
     """Prepare, train, export adapters, generate: as a user would."""
+    if twin.kind == "ltx2":  # Its many kinds of guidance make much of bfloat16's roundings.
+        recipe = recipe.override("train.precision=float32")
     assert prepare(recipe).made == 2
     item = open_source(recipe.data).items[0]
     _, text = Cache(recipe).read_clip(item)

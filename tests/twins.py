@@ -679,6 +679,110 @@ def cosmos_25(folder: Path) -> Path:
     return _without_guardrail(pipeline, folder)
 
 
+def _ltx2(folder: Path, layers: dict[str, Any], connectors: dict[str, Any]) -> Path:
+    from diffusers import (
+        AutoencoderKLLTX2Audio,
+        AutoencoderKLLTX2Video,
+        FlowMatchEulerDiscreteScheduler,
+        LTX2Pipeline,
+        LTX2VideoTransformer3DModel,
+    )
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    channels, tokenizer = 4, word_tokenizer("", 1)
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=channels,
+        block_out_channels=(8, 16, 32, 64),
+        decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+    )
+    vae.latents_mean += 0.1 * torch.arange(channels)
+    vae.latents_std += 0.2 * torch.arange(channels)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    text = small | {"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 8}
+    vision = {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    LTX2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.95,
+            max_shift=2.05,
+            base_image_seq_len=1024,
+            max_image_seq_len=4096,
+            shift_terminal=0.1,
+        ),
+        vae=vae,
+        audio_vae=AutoencoderKLLTX2Audio(
+            base_channels=4, ch_mult=(1,), num_res_blocks=1, latent_channels=2, mel_bins=8
+        ),
+        text_encoder=Gemma3ForConditionalGeneration(
+            Gemma3Config(
+                text_config=text | {"vocab_size": len(tokenizer)},
+                vision_config=small | vision,
+                mm_tokens_per_image=4,
+            )
+        ),
+        tokenizer=tokenizer,
+        connectors=LTX2TextConnectors(
+            caption_channels=16,
+            text_proj_in_factor=4,
+            video_connector_num_attention_heads=2,
+            video_connector_num_layers=1,
+            video_connector_num_learnable_registers=16,
+            audio_connector_num_attention_heads=2,
+            audio_connector_attention_head_dim=8,
+            audio_connector_num_layers=1,
+            audio_connector_num_learnable_registers=16,
+            rope_double_precision=False,
+            rope_type="split",
+            **connectors,
+        ),
+        transformer=LTX2VideoTransformer3DModel(
+            in_channels=channels,
+            out_channels=channels,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            cross_attention_dim=32,
+            audio_in_channels=4,
+            audio_out_channels=4,
+            audio_num_attention_heads=2,
+            audio_attention_head_dim=8,
+            audio_cross_attention_dim=16,
+            num_layers=3,
+            caption_channels=16,
+            rope_type="split",
+            rope_double_precision=False,
+            **layers,
+        ),
+        vocoder=LTX2Vocoder(in_channels=16, hidden_channels=32),
+    ).save_pretrained(folder)
+    return folder
+
+
+def ltx2(folder: Path) -> Path:
+    """LTX-2: as LTX, with sound beside it; 8 frames and 32x32 pixels a latent, patch 1."""
+    return _ltx2(folder, {}, {"video_connector_attention_head_dim": 8})
+
+
+def ltx2_3(folder: Path) -> Path:
+    """LTX-2.3: text of two widths, which the transformer takes as it is, and gated attention."""
+    flags = ("gated_attn", "cross_attn_mod", "audio_gated_attn", "audio_cross_attn_mod")
+    connectors = {
+        "video_connector_attention_head_dim": 16,
+        "per_modality_projections": True,
+        "video_hidden_dim": 32,
+        "audio_hidden_dim": 16,
+        "video_gated_attn": True,
+        "audio_gated_attn": True,
+    }
+    layers = dict.fromkeys((*flags, "perturbed_attn"), True) | {"use_prompt_embeddings": False}
+    return _ltx2(folder, layers, connectors)
+
+
 TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "cogvideox": ({"name": "cogvideox"}, cogvideox),
     "cogvideox-1.5": ({"name": "cogvideox"}, cogvideox_15),
@@ -701,5 +805,7 @@ TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "mochi": ({"name": "mochi"}, mochi),
     "cosmos": ({"name": "cosmos"}, cosmos),
     "cosmos_25": ({"name": "cosmos_25"}, cosmos_25),
+    "ltx2": ({"name": "ltx2"}, ltx2),
+    "ltx2.3": ({"name": "ltx2"}, ltx2_3),
 }
 """By the model's name: what a recipe says of the backbone, and what makes its twin."""

@@ -248,6 +248,11 @@ class Backbone:
             arguments["negative_prompt"] = settings.negative_prompt
         return arguments
 
+    def unguided(self) -> Config:
+        """The pipeline's arguments by which it ends with what training computes, where it has more
+        kinds of guidance than a scale of 1 switches off."""
+        return {}
+
     def tile(self, size: ClipSize) -> None:
         """Let the autoencoder encode and decode clips of a size in overlapping tiles, as stock.
 

@@ -102,7 +102,6 @@ class BackboneSpec(Section):
       prompt_arguments: The pipeline's argument for each of a prompt's tensors, by the name that the
         tensor has among the transformer's arguments.
       vocabularies: Folders of the tokenizers that have a vocabulary file of their own.
-      prompt_arguments: The stock pipeline's names of encoded text, by the transformer's.
       has_channels_last: The stock pipeline's latents are (B, F, H, W, C).
       options: Values of model_index.json that the pipeline's constructor takes.
       published: Configurations by the last part of a Hub id, so that `inspect` can describe a
@@ -130,11 +129,6 @@ class BackboneSpec(Section):
         "pooled_projections": "pooled_prompt_embeds",
     }
     vocabularies: ClassVar[tuple[str, ...]] = ("tokenizer",)
-    prompt_arguments: ClassVar[dict[str, str]] = {
-        "encoder_hidden_states": "prompt_embeds",
-        "encoder_attention_mask": "prompt_attention_mask",
-        "pooled_projections": "pooled_prompt_embeds",
-    }
     has_channels_last: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, dict[str, Config]]] = {}

@@ -62,12 +62,15 @@ class LTXBackbone(Backbone):
     def sample_timesteps(
         self, latents: Float[Tensor, "b f c h w"], generator: torch.Generator
     ) -> Num[Tensor, " b"]:
-        # As in Lightricks' own trainer: the mean of the logit-normal grows with the number of
-        # tokens, from 0.95 at 1024 to 2.05 at 4096.
-        tokens = latents[0, :, 0].numel()
-        mean = 0.95 + (2.05 - 0.95) * (tokens - 1024) / (4096 - 1024)
-        flow = replace(self.diffusion, shift=math.exp(mean))
+        flow = replace(self.diffusion, shift=math.exp(self.mean(latents)))
         return flow.sample_timesteps(len(latents), generator).to(self.device)
+
+    def mean(self, latents: Float[Tensor, "b f c h w"]) -> float:
+        """The mean of the noise levels' logit-normal distribution in training."""
+        # As in Lightricks' own trainer it grows with the number of tokens, from 0.95 at 1024 to
+        # 2.05 at 4096.
+        tokens = latents[0, :, 0].numel()
+        return 0.95 + (2.05 - 0.95) * (tokens - 1024) / (4096 - 1024)
 
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]

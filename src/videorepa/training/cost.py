@@ -206,6 +206,8 @@ def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
     pass, and of the last but one in the backward pass.
     """
     backbone = student.backbone
+    if "audio_hidden_states" in inspect.signature(backbone.block(1).forward).parameters:
+        return []  # Sound gets no gradient, which a skipped block would not know.
     blocks = student.recipe.backbone.shapes(student.recipe.data).blocks
     each = {number: backbone.block(number) for number in range(1, blocks + 1)}
     tapped = student.terms.blocks

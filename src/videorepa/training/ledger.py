@@ -164,8 +164,10 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
 
 
 def _attention_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    gradient: Tensor | None, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> int:
+    if gradient is None:  # Nothing depends on this attention, such as that of sound beside a video.
+        return 0
     return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
 
 

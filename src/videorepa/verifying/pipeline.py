@@ -24,7 +24,11 @@ HEIGHT, WIDTH = 128, 192
 ROUNDED = 5e-3
 """The relative difference that is allowed where a stock scheduler rounds its timesteps."""
 
-INDIFFERENT = {"return_dict", "attention_kwargs"}
+INDIFFERENT = {
+    *("return_dict", "attention_kwargs", "spatio_temporal_guidance_blocks", "perturbation_mask"),
+    # The video of LTX-2 does not depend on sound here.
+    *("audio_coords", "audio_hidden_states", "audio_num_frames"),
+}
 """Arguments of transformers that do not change what they compute here."""
 
 
@@ -99,8 +103,8 @@ def watch(
             parts[part] = loader.from_pretrained(
                 spec.folder(), subfolder=own, torch_dtype=precision
             ).to(device)
-        if (checker := ours.components().get("safety_checker")) is not None:
-            parts["safety_checker"] = checker
+        own = ours.components()
+        parts |= {name: own[name] for name in ("safety_checker", "connectors") if name in own}
         if "boundary_ratio" in spec.options:
             # With two experts the pipeline would change between them.
             parts |= {"transformer_2": None, "boundary_ratio": None}
@@ -116,7 +120,7 @@ def watch(
         dynamic_guidance=False,
         negative_prompt="",
     )
-    arguments = ours.sampling(size, settings)
+    arguments = ours.sampling(size, settings) | ours.unguided()
     arguments |= {name: value.to(device) for name, value in ours.prompt(text).items()}
     if "decode_noise_scale" in arguments:
         arguments["decode_noise_scale"] = 0.0
@@ -152,6 +156,10 @@ def watch(
         watched.final = sample("latent")
         pipeline.register_modules(vae=_Listener(pipeline.vae, watched))
         sample("pt")
+    final, decoded = watched.final, watched.decoded
+    if final.shape == decoded.shape and torch.allclose(final, decoded.to(final), 1e-2, 1e-2):
+        # Some pipelines return latents unscaled.
+        watched.final = ours.latents(torch.cat([final, torch.full_like(final, -30.0)], 1), None)
     return watched
 
 
@@ -185,6 +193,7 @@ def compare_with_stock(
     text = {name: value.to(device) for name, value in drawn_text(spec, backbone.dtype).items()}
 
     ours = backbone.inputs(noisy, text, timestep)
+    ours = {name: value for name, value in ours.items() if name not in INDIFFERENT}
     missing = sorted(ours.keys() ^ watched.inputs.keys())
     if missing:
         record.add(
