@@ -1,7 +1,9 @@
-"""Makes the tables and figures of docs/study.md from docs/study/: python dev/results.py [STUDY]
+"""Makes the tables and figures of docs/study.md and docs/answer.md from docs/study/.
 
-Given the folder of a study, it first copies the study's scores and costs into docs/study/, and
-makes the picture of some arms' clips side by side anew.
+Run: python dev/results.py [STUDY ...]
+
+Given the folder of a study, it first copies what is there of its scores, costs and measurements
+into docs/study/, and makes the picture of some arms' clips side by side anew.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
 from videorepa.evaluation.pairs import share
-from videorepa.lab.study.arms import ROWS, clips_folder, cost
+from videorepa.lab.study.arms import MEASURED, ROWS, clips_folder, cost
+from videorepa.lab.study.measures import ALL, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
+from videorepa.lab.study.seeds import Measured, in_markdown, read_measured
 from videorepa.lab.study.tables import (
     VIOLATION,
     Row,
     by_table,
-    in_markdown,
     on_the_way,
     read_rows,
     tables,
@@ -35,9 +38,12 @@ from videorepa.lab.study.tables import (
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGE = DOCS / "study.md"
+PAGES = (DOCS / "study.md", DOCS / "answer.md")
 KEPT = DOCS / "study"
 RECIPE = ROOT / "recipes" / "micro" / "study.yaml"
+MAP = ROOT / "recipes" / "micro" / "map.yaml"
+CONTROLS = ("clips-12000", "repa-truth", "trd-truth", "clips-120")
+"""The arms of the figure of gains by noise level."""
 POOL = "4"
 """Rows and columns of places in the probe's figure; the table has all poolings."""
 NAMES = {
@@ -135,6 +141,76 @@ def arms_table() -> str:
         cells = [row["arm"], row["seeds"], loss, share, cosine, less, apart]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+@cache
+def _measured() -> Measured:
+    return Measured(StudyRecipe.from_yaml(MAP), read_measured(KEPT / MEASURED))
+
+
+def _groups() -> dict[str, list[str]]:
+    """The measured arms of each table of the map."""
+    measured, groups = _measured(), defaultdict(list)
+    for name, arm in measured.recipe.arms.items():
+        if measured.of(name, LOSS):
+            groups[arm.table].append(name)
+    return groups
+
+
+def controls_table() -> str:
+    """The positive controls and the control's steps, as they were measured."""
+    return _measured().table([*_groups()["main"], *_groups().get("steps", [])])
+
+
+def calibration_table() -> str:
+    """Which measure orders what is known to differ."""
+    return _measured().calibration()
+
+
+def gains() -> Figure:
+    """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
+    measured = _measured()
+    arms = {
+        name: gain
+        for of in _groups().values()
+        for name, gain in measured.gains(of, LOSS).items()
+        if len(gain.by_seed) > 1
+    }
+    figure = Figure(figsize=(9, 1.2 + 0.26 * len(arms)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    for place, (name, gain) in enumerate(arms.items()):
+        control = measured.of(measured.recipe.control_of(name), LOSS)
+        percent = 100 / float(np.mean([*control.values()]))
+        reach = [[gain.of.value - gain.of.low], [gain.of.high - gain.of.value]]
+        left.errorbar(
+            percent * gain.of.value, place, xerr=percent * np.array(reach), fmt="o", color="C0"
+        )
+        of_seeds = percent * np.array(gain.by_seed)
+        left.plot(of_seeds, [place] * len(of_seeds), "|", color="C0", ms=9)
+    left.axvline(0, color="gray", linestyle=":")
+    left.set_xscale("symlog", linthresh=1)
+    left.set_yticks(range(len(arms)), arms)
+    left.invert_yaxis()
+    left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
+    levels = [part for part in measured.parts[LOSS] if part != ALL]
+    for number, name in enumerate(name for name in CONTROLS if name in arms):
+        of = [measured.gain(name, measured.recipe.control_of(name), LOSS, x) for x in levels]
+        base = [
+            float(np.mean([*measured.of(measured.recipe.control_of(name), LOSS, x).values()]))
+            for x in levels
+        ]
+        value, low, high = (
+            np.array([100 * getattr(g.of, k) / b for g, b in zip(of, base, strict=True) if g])
+            for k in ("value", "low", "high")
+        )
+        where = np.arange(len(levels)) + 0.08 * number
+        right.errorbar(where, value, (value - low, high - value), marker="o", label=name)
+    right.axhline(0, color="gray", linestyle=":")
+    right.set_yscale("symlog", linthresh=1)
+    right.set_xticks(range(len(levels)), levels)
+    right.set_xlabel("the noise's share of the variance")
+    right.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def filled(text: str) -> str:
@@ -272,20 +348,27 @@ TABLES = {
     "study": study_table,
     "further": further_table,
     "arms": arms_table,
+    "controls": controls_table,
+    "calibration": calibration_table,
 }
-"""The tables that stand on the page between marks of these names."""
+"""The tables that stand on the pages between marks of these names."""
 
 
 def main() -> None:
     for study in sys.argv[1:]:
-        shutil.copy(Path(study) / ROWS, KEPT / ROWS)
-        (KEPT / "cost.md").write_text(cost(_study()[0], Path(study)) + "\n")
-        sheet(Path(study)).save(DOCS / "lab-clips.png", optimize=True)
+        if (Path(study) / MEASURED).exists():
+            shutil.copy(Path(study) / MEASURED, KEPT / MEASURED)
+        if (Path(study) / ROWS).exists():
+            shutil.copy(Path(study) / ROWS, KEPT / ROWS)
+            (KEPT / "cost.md").write_text(cost(_study()[0], Path(study)) + "\n")
+            sheet(Path(study)).save(DOCS / "lab-clips.png", optimize=True)
     matplotlib.rcParams["svg.hashsalt"] = "the same ids each time"
-    PAGE.write_text(filled(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
     (KEPT / "tables.md").write_text(tables(*_study()))
     probe().savefig(DOCS / "lab-probe.svg", metadata={"Date": None})
     differences().savefig(DOCS / "lab-differences.svg", metadata={"Date": None})
+    gains().savefig(DOCS / "lab-gains.svg", metadata={"Date": None})
     curves().savefig(DOCS / "lab-curves.svg", metadata={"Date": None})
 
 

@@ -37,7 +37,7 @@ from videorepa.world.simulator import COLOURS
 CPU = torch.device("cpu")
 FITTED, READ = 902, 901
 """The series of the clips that readouts are fitted to, and of those that they read."""
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
+LEVELS = (0.1, 0.5, 0.9)
 BLOCKS = (2, 4, 6)
 STRENGTHS = (10.0, 100.0, 1e3, 1e4, 1e5)
 BATCH = 24

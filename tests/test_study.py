@@ -444,7 +444,7 @@ def test_a_gain_is_paired_by_seed_and_worth_steps() -> None:
     likelier = [row | {"measure": "likelier"} for row in rows]
     assert Measured(scaled(), likelier).gains(["trd"], "likelier")["trd"].of.value < 0
     text = measured_tables(scaled(), rows)
-    assert "+5000e-5 [+2516e-5, +7484e-5], p 0.013, +83 steps [+38, +136]" in text
+    assert "+5000e-5 [+2516e-5, +7484e-5], p 0.013, steps +83 [+38, +136]" in text
     assert "| loss, all | 3/3, +10000e-5 | 3/3, +10000e-5 | 3/3, +5000e-5 |" in text
 
 
@@ -452,7 +452,7 @@ def test_a_measure_that_does_not_order_the_scale_says_nothing_in_steps() -> None
     losses = {"short": 1.0, "control": 1.0, "long": 0.9, "trd": 0.95}
     rows = [measured(arm, seed, loss) for arm, loss in losses.items() for seed in (0, 1)]
     assert math.isnan(Measured(scaled(), rows).gains(["trd"], "loss")["trd"].steps[0])
-    assert "steps [" not in measured_tables(scaled(), rows)
+    assert "steps +" not in measured_tables(scaled(), rows)
     # Beyond the longest training it says so, and one seed has no interval.
     far = [measured(arm, 0, loss) for arm, loss in (losses | {"trd": 0.1, "short": 1.1}).items()]
     gain = Measured(scaled(), far).gains(["trd"], "loss")["trd"]

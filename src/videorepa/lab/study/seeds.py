@@ -236,9 +236,11 @@ def _change(measure: str, gain: float) -> str:
 
 def _steps(value: float, low: float, high: float) -> str:
     def one(x: float) -> str:
-        return f"{x:+.0f}" if math.isfinite(x) else ("beyond" if x > 0 else "below")
+        if math.isfinite(x):
+            return f"{x:+.0f}"
+        return "more than the scale has" if x > 0 else "fewer than the scale has"
 
-    return f"{one(value)} steps [{one(low)}, {one(high)}]"
+    return f"steps {one(value)} [{one(low)}, {one(high)}]"
 
 
 def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
