@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from conftest import recipe_values, write_clips
 from twins import TWINS
 from videorepa.align.contract import check
 from videorepa.align.terms import Grids, Term
+from videorepa.artifacts.model import Model
 from videorepa.conditioning import Conditioning, Opening, draw_latents_shown, possible
 from videorepa.data.cache import Cache
+from videorepa.data.image import read_image
 from videorepa.data.loader import Loader, PreparedClips
+from videorepa.data.manifest import Prompt, read_prompts
+from videorepa.data.source import open_source
+from videorepa.data.video import to_video
 from videorepa.diffusion import FlowMatching, VPrediction
-from videorepa.errors import UserError
+from videorepa.errors import ClipError, UserError
 from videorepa.generate import generate
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Align, Recipe
 from videorepa.settings import plugins
-from videorepa.settings.sections import Continuation
+from videorepa.settings.sections import ClipSize, Continuation, Generation
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
@@ -252,15 +261,13 @@ def test_a_mean_over_clips_that_are_compared_on_different_frames_is_refused(own:
 
 def test_inspect_says_what_is_shown_and_what_is_compared(own: Recipe) -> None:
     text = str(inspect(own.override("align.target=3", "encoder=null"), device="cpu"))
-    assert "the first 1 latents (frame 0), in channels of their own; 1 of the samples" in text
+    assert "the first 1 latent (frame 0), in channels of their own; 1 of the samples" in text
     assert "taken away again from 0.05" in text
     assert "0              nothing" in text and "step 0, 8 tokens are compared" in text
 
 
 def test_text_alone_is_refused_where_an_image_is_expected(own: Recipe, tmp_path: Path) -> None:
-    from videorepa.data.manifest import Prompt
-
-    with pytest.raises(UserError, match="continues an image, and `generate` shows it none"):
+    with pytest.raises(UserError, match="continues one"):
         generate(Path(own.backbone.source), [Prompt("a", "A ball.")], tmp_path / "clips")
     with pytest.raises(UserError, match="`validation` shows it none"):
         check(own.override("validation={every: 1, prompts: [A ball falls.]}"))
@@ -288,6 +295,21 @@ def test_a_cache_of_text_mode_counts_and_gets_the_images_beside_it(
     assert prepare(own).complete == 3 and prepare(text).complete == 3
     one = Cache(own).read_image(PreparedClips(own, shown=False).clips[0])
     assert one["image"].shape == (8, 1, 4, 4) and one["image"].dtype == torch.float16
+
+
+def test_batches_are_shown_alike_where_a_model_cannot_mix_them(own: Recipe, monkeypatch) -> None:
+    own = own.override("optim.batch_size=3", "data.condition={dropout: 0.5}")
+    prepare(own)
+    live = own.backbone.load(("transformer",), CPU)
+    live.conditioning = replace(live.conditioning, is_alike=True)
+    loader = Loader(own, PreparedClips(own, shown=False), live, CPU)
+    batches = [loader.batch(range(n, n + 3)) for n in range(0, 24, 3)]
+    assert {batch.opening.latents for batch in batches if batch.opening} == {(0,) * 3, (1,) * 3}
+    one = batches[0]
+    assert one.opening is not None
+    mixed = replace(one.opening, latents=(0, 1, 1))
+    with pytest.raises(UserError, match="shown 0, 1, 1 latents"):
+        live.denoising_loss(one.latents, one.text, one.noise, one.timestep, mixed)
 
 
 def test_an_image_is_encoded_alone_and_not_as_a_part_of_its_clip(own: Recipe) -> None:
@@ -382,3 +404,217 @@ def test_what_is_shown_changes_what_the_model_predicts(own: Recipe) -> None:
     a, b, blank = clean((1, 0), 3), clean((1, 0), 4), clean((0, 0), 3)
     assert not torch.allclose(a[0], b[0]) and not torch.allclose(a[0], blank[0])
     assert torch.allclose(a[1], b[1]) and torch.allclose(a[1], blank[1])
+
+
+# Generation.
+
+
+@pytest.fixture
+def frame(tmp_path: Path) -> Path:
+    pixels = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "frames" / "a.png"
+    path.parent.mkdir()
+    Image.fromarray(pixels.byte().numpy()).save(path)
+    return path
+
+
+def test_images_come_in_any_form_that_rgb_of_eight_bits_can_hold(frame: Path) -> None:
+    plain = Image.open(frame)
+    expected = np.asarray(plain)
+    assert np.array_equal(np.asarray(read_image(frame, 16, 16)), expected)
+    for name, same in {
+        "opaque.png": plain.convert("RGBA"),
+        "lossless.webp": plain,
+        "plain.bmp": plain,
+        "plain.tif": plain,
+    }.items():
+        same.save(path := frame.with_name(name), **({"lossless": True} if "webp" in name else {}))
+        assert np.array_equal(np.asarray(read_image(path, 16, 16)), expected), name
+    plain.convert("L").save(grey := frame.with_name("grey.png"))
+    assert np.asarray(read_image(grey, 16, 16)).shape == (16, 16, 3)
+    turned = plain.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # To be shown turned by 90 degrees clockwise.
+    turned.save(path := frame.with_name("turned.png"), exif=exif)
+    assert np.array_equal(np.asarray(read_image(path, 16, 16)), expected)
+    plain.resize((32, 32)).save(large := frame.with_name("large.png"))
+    assert read_image(large, 16, 16).size == (16, 16)
+
+
+def test_images_that_cannot_be_shown_are_refused_with_the_reason(frame: Path) -> None:
+    plain = Image.open(frame)
+
+    def saved(name: str, image: Image.Image) -> Path:
+        image.save(path := frame.with_name(name))
+        return path
+
+    clear = plain.convert("RGBA")
+    clear.putpixel((0, 0), (0, 0, 0, 0))
+    sixteen = Image.fromarray(np.zeros((16, 16), np.uint16))
+    (cut := frame.with_name("cut.png")).write_bytes(frame.read_bytes()[:100])
+    (text := frame.with_name("text.png")).write_text("no image")
+    for path, reason in (
+        (saved("clear.png", clear), "transparent in parts"),
+        (saved("cmyk.jpg", plain.convert("CMYK")), "of the kind CMYK"),
+        (saved("sixteen.png", sixteen), "of the kind I;16"),
+        (saved("wide.png", plain.resize((32, 16))), "another shape. Crop it to 16:16"),
+        (cut, "cannot be read"),
+        (text, "is no image"),
+        (frame.with_name("absent.png"), "does not exist"),
+        (frame.parent, "is a folder"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            read_image(path, 16, 16)
+
+
+def test_lists_name_images_by_a_column_or_by_ids(frame: Path, tmp_path: Path) -> None:
+    table = tmp_path / "prompts.csv"
+    table.write_text("id,caption,image\na,A ball.,frames/a.png\n")
+    assert read_prompts(table)[0].image is None
+    (prompt,) = read_prompts(table, with_images=True)
+    assert prompt.image is not None and prompt.image.samefile(frame)
+    (prompt,) = read_prompts(table.with_name("prompts.csv"), with_images=True)
+    table.write_text("id,caption,image\na,A ball.,a.png\n")
+    (prompt,) = read_prompts(table, with_images=True, images=frame.parent)
+    assert prompt.image is not None and prompt.image.samefile(frame)
+    table.write_text("id,caption\na,A ball.\n")
+    (prompt,) = read_prompts(table, with_images=True, images=frame.parent)
+    assert prompt.image == frame
+    for text, reason in (
+        ("id,caption,image\na,A ball.,../a.png\n", "leads out"),
+        ("id,caption,image\na,A ball.,\n", "'image' is empty"),
+        ("id,caption\nb,A ball.\n", "holds 0 images called 'b'"),
+    ):
+        table.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            read_prompts(table, with_images=True, images=frame.parent)
+    shutil.copy(frame, frame.with_suffix(".jpg"))
+    table.write_text("id,caption\na,A ball.\n")
+    with pytest.raises(UserError, match="holds 2 images called 'a'"):
+        read_prompts(table, with_images=True, images=frame.parent)
+
+
+@pytest.mark.parametrize("name", ["cogvideox-i2v", "wan-2.1-i2v", "wan-2.2-ti2v", "ltx-0.9.5"])
+def test_clips_continue_their_images_and_are_kept_while_these_are_the_same(
+    recipe_of: Callable[[str], Recipe], frame: Path, tmp_path: Path, name: str, monkeypatch
+) -> None:
+    own = recipe_of(name)
+    size = ClipSize(**own.data.model_dump(include=set(ClipSize.model_fields)))
+    Image.open(frame).resize((size.width, size.height)).save(frame)
+    model, out = Path(own.backbone.source), tmp_path / "made"
+    settings = Generation(**own.backbone.generation | {"steps": 1, "dynamic_guidance": False})
+    module, made = importlib.import_module("videorepa.generate"), []
+
+    def keep(path: Path, frames: np.ndarray, fps: float) -> None:
+        made.append(frames)
+        path.touch()
+
+    monkeypatch.setattr(module, "write_video", keep)
+    opened = Model.of
+
+    def of(path: Path, *_: Any) -> Model:
+        return replace(opened(path, own.backbone.name), spec=own.backbone)
+
+    monkeypatch.setattr(module.Model, "of", of)
+    prompt = Prompt("a", "A ball falls.", image=frame)
+    options = {"settings": settings, "size": size}
+    (clip,) = generate(model, [prompt], out, **options)
+    assert "image" in json.loads(clip.with_suffix(".json").read_text())
+    assert generate(model, [prompt], out, **options) == [clip] and len(made) == 1
+    ImageOps.invert(Image.open(frame)).save(frame)
+    with pytest.raises(UserError, match="differs in image"):
+        generate(model, [prompt], out, **options)
+    generate(model, [prompt], tmp_path / "other", **options)
+    assert not np.array_equal(made[0], made[1])
+    with pytest.raises(UserError, match="has no image"):
+        generate(model, [prompt, Prompt("b", "A cup.")], out, **options)
+    if not own.backbone.takes_image:
+        with pytest.raises(UserError, match="differs in image"):
+            generate(model, [Prompt("a", "A ball falls.")], out, **options)
+
+
+def test_a_model_of_text_alone_says_that_it_is_shown_no_image(
+    recipe: Recipe, frame: Path, tmp_path: Path, capsys
+) -> None:
+    prompt, settings = Prompt("a", "A ball.", image=frame), recipe.generation.changed(steps=1)
+    (clip,) = generate(Path(recipe.backbone.source), [prompt], tmp_path / "made", settings=settings)
+    assert "image" not in json.loads(clip.with_suffix(".json").read_text())
+    assert "it is shown none" in " ".join(capsys.readouterr().err.split())
+
+
+# Text encoders that see the image, and image encoders.
+
+
+@pytest.fixture
+def seeing(twins: dict[str, Path], tmp_path: Path) -> Recipe:
+    folder = TWINS["hunyuan_video-i2v"][1](tmp_path / "model")
+    clips = write_clips(tmp_path / "clips", count=2)
+    clips.write_text("video,caption\nclip0.mp4,A ball.\nclip1.mp4,A ball.\n")
+    values = recipe_values(twins, clips, tmp_path / "cache")
+    values["backbone"] = {"name": "hunyuan_video", "weights": str(folder)}
+    return Recipe.parse(values)
+
+
+def stored_text(recipe: Recipe) -> list[torch.Tensor]:
+    cache = Cache(recipe)
+    clips = PreparedClips(recipe, shown=False).clips
+    return [cache.read_clip(clip)[1]["encoder_hidden_states"].float() for clip in clips]
+
+
+def test_a_caption_is_encoded_with_its_own_clips_first_frame(seeing: Recipe) -> None:
+    assert prepare(seeing).made == 2
+    text, source = stored_text(seeing), open_source(seeing.data)
+    live = seeing.backbone.load(("text_encoder",), CPU)
+    for row, stored in enumerate(text):
+        frame = to_video(source.sample(row).frames[:1])
+        own = live.encode_text_of(["A ball."], frame)["encoder_hidden_states"][0]
+        assert torch.equal(stored, own.bfloat16().float())
+    blank = live.encode_text(["A ball."])["encoder_hidden_states"][0]
+    assert not torch.allclose(*text, atol=1e-4)
+    assert not torch.allclose(text[0], blank, rtol=1e-2, atol=1e-4)
+
+    path = Path(seeing.data.manifest)
+    path.write_text("video,caption\nclip0.mp4,A ball.\nclip1.mp4,A cube.\n")
+    assert prepare(seeing).made == 1
+    again = stored_text(seeing)
+    assert torch.equal(again[0], text[0]) and not torch.allclose(again[1], text[1])
+
+
+def test_a_clip_whose_first_frame_cannot_be_read_fails_and_the_others_do_not(
+    seeing: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = type(open_source(seeing.data))
+    real = source.sample
+
+    def sample(self: Any, number: int) -> Any:
+        if number == 0:
+            raise ClipError("it is torn")
+        return real(self, number)
+
+    monkeypatch.setattr(source, "sample", sample)
+    prepared = prepare(seeing)
+    assert prepared.made == 1 and prepared.failed == {"clip0.mp4": "it is torn"}
+
+
+def test_hunyuan_video_15_is_refused_without_embeddings_and_at_sides_it_would_not_choose(
+    tmp_path: Path,
+) -> None:
+    folder = TWINS["hunyuan_video_15-i2v"][1](tmp_path / "model")
+    spec = plugins.description("backbones", "hunyuan_video_15")(weights=str(folder))
+    live = spec.load(("image_encoder",), CPU)
+    video = torch.rand(2, 5, 3, 32, 32, generator=generator(0))
+    stored = live.encode_image(video)
+    assert {name: tensor.shape[1:] for name, tensor in stored.items()} == {"image_embeds": (4, 8)}
+    moments = torch.zeros(2, *spec.moments(ClipSize(frames=5, height=32, width=32)))
+    noisy, text = torch.zeros(2, 2, 4, 2, 2), {}
+    inputs = live.inputs(noisy, text, torch.tensor([500, 500]))
+    shown = live.shown(inputs, noisy, Opening((1, 1), live.image(stored, moments, None)))
+    assert torch.equal(shown["image_embeds"], stored["image_embeds"])
+    hidden = live.shown(inputs, noisy, Opening((0, 0), live.image(stored, moments, None)))
+    assert all(
+        torch.equal(hidden[name], inputs[name]) for name in ("hidden_states", "image_embeds")
+    )
+    with pytest.raises(UserError, match="SigLIP embeddings"):
+        live.shown(inputs, noisy, Opening((1, 1)))
+    with pytest.raises(UserError, match="32x32 for one of 64x64"):
+        live.sampling(ClipSize(frames=5, height=64, width=64), Generation(**spec.generation))

@@ -289,13 +289,16 @@ def test_the_prediction_knows_how_much_loading_takes(recipe: Recipe) -> None:
     assert predict(published, CPU).loading == 0, "its files are not here"
 
 
+DEPTHS = ("num_layers", "num_single_layers", "num_visual_blocks")
+
+
 def deepened(recipe: Recipe, folder: Path, blocks: int) -> Recipe:
     """The recipe with a model of more blocks, of which there is the configuration alone."""
     source = Path(recipe.backbone.source)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     for path in folder.glob("transformer*/config.json"):
         config = json.loads(path.read_text())
-        config |= {key: blocks for key in ("num_layers", "num_single_layers") if key in config}
+        config |= {key: blocks for key in DEPTHS if key in config}
         path.write_text(json.dumps(config))
     return recipe.override(f"backbone.weights={folder}")
 

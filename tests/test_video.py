@@ -208,26 +208,26 @@ def test_matching_size_is_untouched(tmp_path: Path) -> None:
 def test_crop_is_central() -> None:
     image = np.zeros((40, 100, 3), np.uint8)
     image[:, 30:70] = 200
-    assert (video._fit(image, 40, 40) == 200).all()
-    assert (video._fit(image, 20, 20) == 200).all()
-    assert (video._fit(image.transpose(1, 0, 2), 20, 20) == 200).all()
-    assert not (video._fit(image, 20, 22) == 200).all()
+    assert (video.fit(image, 40, 40) == 200).all()
+    assert (video.fit(image, 20, 20) == 200).all()
+    assert (video.fit(image.transpose(1, 0, 2), 20, 20) == 200).all()
+    assert not (video.fit(image, 20, 22) == 200).all()
 
 
 def test_shrinking_uses_antialias_and_rounds() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, 1::4] = 255
     # A quarter of 255 is 63.75. Without antialias two columns of four would count: 127.5.
-    assert (video._fit(stripes, 16, 16)[:, 1:-1] == 64).all()
+    assert (video.fit(stripes, 16, 16)[:, 1:-1] == 64).all()
     constant = np.full((50, 70, 3), 77, np.uint8)
-    assert (video._fit(constant, 33, 21) == 77).all()
+    assert (video.fit(constant, 33, 21) == 77).all()
 
 
 def test_scaled_values_agree_with_pillow() -> None:
     image_module = pytest.importorskip("PIL.Image")
     pixels = np.random.default_rng(1).integers(0, 256, (60, 90, 3), np.uint8)
     expected = image_module.fromarray(pixels).resize((36, 24), image_module.Resampling.BILINEAR)
-    assert abs(video._fit(pixels, 24, 36).astype(int) - np.asarray(expected, int)).max() <= 1
+    assert abs(video.fit(pixels, 24, 36).astype(int) - np.asarray(expected, int)).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(0, 8, 8), (4, 0, 8), (4, 8, -1)])

@@ -231,9 +231,11 @@ def _ltx(folder: Path, pipeline: str, **scheduler: float | bool) -> Path:
     return folder
 
 
-def word_tokenizer(template: str, cropped: int, chat: str | None = None) -> Any:
+def word_tokenizer(
+    template: str, cropped: int, chat: str | None = None, after: tuple[str, ...] = ()
+) -> Any:
     """A token for each word of the template up to the caption, filled up in front to as many as
-    the pipeline crops, and a token for each letter of all other words."""
+    the pipeline crops, for each of those after the caption, and for each letter of all others."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -243,7 +245,7 @@ def word_tokenizer(template: str, cropped: int, chat: str | None = None) -> Any:
     )
     words = [word for word, _ in split.pre_tokenize_str(template)]
     letters = [chr(code) for code in range(33, 127)]
-    pieces = ["<pad>", "<unk>", "<start>", *words, *letters, *(f"##{c}" for c in letters)]
+    pieces = ["<pad>", "<unk>", "<start>", *words, *after, *letters, *(f"##{c}" for c in letters)]
     vocabulary = {piece: n for n, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
@@ -262,54 +264,91 @@ def word_tokenizer(template: str, cropped: int, chat: str | None = None) -> Any:
 
 def hunyuan_video(folder: Path) -> Path:
     """4 frames and 8x8 pixels a latent, patch 2; two blocks with two streams, two with one."""
-    from diffusers import (
-        AutoencoderKLHunyuanVideo,
-        FlowMatchEulerDiscreteScheduler,
-        HunyuanVideoPipeline,
-        HunyuanVideoTransformer3DModel,
-    )
+    from diffusers import HunyuanVideoPipeline
     from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, LlamaConfig, LlamaModel
+    from transformers import LlamaModel
 
     torch.manual_seed(0)
     template = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")[0]
     tokenizer = word_tokenizer(template, DEFAULT_PROMPT_TEMPLATE["crop_start"])
+    llama = LlamaModel(_llama(tokenizer, positions=512))
+    parts = _hunyuan_video()
+    HunyuanVideoPipeline(text_encoder=llama, tokenizer=tokenizer, **parts).save_pretrained(folder)
+    return folder
+
+
+def hunyuan_video_i2v(folder: Path) -> Path:
+    """The image stands in place of the first latent, and LLaVA sees it beside the caption."""
+    return _hunyuan_video_i2v(folder, image_condition_type="token_replace")
+
+
+def hunyuan_video_i2v_33ch(folder: Path) -> Path:
+    """The image stands beside the first latent, and the model is told no guidance."""
+    changes = {"in_channels": 9, "guidance_embeds": False}
+    return _hunyuan_video_i2v(folder, image_condition_type="latent_concat", **changes)
+
+
+def _hunyuan_video_i2v(folder: Path, **changes: Any) -> Path:
+    from diffusers import HunyuanVideoImageToVideoPipeline
+    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video_image2video as i2v
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    template = i2v.DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")[0]
+    cropped, after = i2v.DEFAULT_PROMPT_TEMPLATE["crop_start"], ("assistant",)
+    tokenizer = word_tokenizer(template, cropped, after=after)
+    clip = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=336,
+        patch_size=14,
+    )
+    llava = LlavaConfig(
+        vision_config=clip,
+        text_config=_llama(tokenizer, positions=2048),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    HunyuanVideoImageToVideoPipeline(
+        text_encoder=LlavaForConditionalGeneration(llava),
+        tokenizer=tokenizer,
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+        ),
+        **_hunyuan_video(**changes),
+    ).save_pretrained(folder)
+    return folder
+
+
+def _llama(tokenizer: Any, positions: int) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=positions,
+    )
+
+
+def _clip_text() -> dict[str, Any]:
+    """A text encoder and its tokenizer, with a token for each letter."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
     letters = [chr(code) for code in range(33, 127)]
     clip = [*letters, *(f"{letter}</w>" for letter in letters)]
     clip += ["<|startoftext|>", "<|endoftext|>"]
-    HunyuanVideoPipeline(
-        text_encoder=LlamaModel(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                max_position_embeddings=512,
-            )
-        ),
-        tokenizer=tokenizer,
-        transformer=HunyuanVideoTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=12,
-            num_layers=2,
-            num_single_layers=2,
-            num_refiner_layers=1,
-            text_embed_dim=16,
-            pooled_projection_dim=8,
-            rope_axes_dim=(4, 4, 4),
-        ),
-        vae=AutoencoderKLHunyuanVideo(
-            latent_channels=4,
-            block_out_channels=(8, 8, 8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            scaling_factor=0.5,
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
-        text_encoder_2=CLIPTextModel(
+    return {
+        "text_encoder_2": CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(clip),
                 hidden_size=8,
@@ -319,9 +358,44 @@ def hunyuan_video(folder: Path) -> Path:
                 eos_token_id=len(clip) - 1,
             )
         ),
-        tokenizer_2=CLIPTokenizer({piece: n for n, piece in enumerate(clip)}, []),
-    ).save_pretrained(folder)
-    return folder
+        "tokenizer_2": CLIPTokenizer({piece: n for n, piece in enumerate(clip)}, []),
+    }
+
+
+def _hunyuan_vae() -> Any:
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    return AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+    )
+
+
+def _hunyuan_video(**changes: Any) -> dict[str, Any]:
+    """The parts that all forms of HunyuanVideo have."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
+
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "num_refiner_layers": 1,
+        "text_embed_dim": 16,
+        "pooled_projection_dim": 8,
+        "rope_axes_dim": (4, 4, 4),
+    }
+    return {
+        "transformer": HunyuanVideoTransformer3DModel(**config | changes),
+        "vae": _hunyuan_vae(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=7.0),
+        **_clip_text(),
+    }
 
 
 CHAT = (
@@ -342,6 +416,32 @@ TINY_QWEN: dict[str, Any] = {
 
 def hunyuan_video_15(folder: Path) -> Path:
     """4 frames and 16x16 pixels a latent, patch 1; there is a place for an image."""
+    return _hunyuan_video_15(folder, "HunyuanVideo15Pipeline")
+
+
+def hunyuan_video_15_i2v(folder: Path) -> Path:
+    """The image stands beside the first latent, and among the text as SigLIP sees it."""
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(1)
+    siglip = SiglipVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    return _hunyuan_video_15(
+        folder,
+        "HunyuanVideo15ImageToVideoPipeline",
+        image_encoder=SiglipVisionModel(siglip),
+        feature_extractor=SiglipImageProcessor(size={"height": 28, "width": 28}),
+    )
+
+
+def _hunyuan_video_15(folder: Path, pipeline: str, **image: Any) -> Path:
+    import diffusers
     from diffusers import (
         AutoencoderKLHunyuanVideo15,
         ClassifierFreeGuidance,
@@ -363,10 +463,8 @@ def hunyuan_video_15(folder: Path) -> Path:
     template = f"<|im_start|>system {system['system_message'].default}<|im_end|> <|im_start|>user"
     tokenizer = word_tokenizer(template, system["crop_start"].default, CHAT)
     glyphs = ByT5Tokenizer()
-    HunyuanVideo15Pipeline(
-        text_encoder=Qwen2_5_VLTextModel(
-            Qwen2_5_VLTextConfig(vocab_size=len(tokenizer), **TINY_QWEN)
-        ),
+    getattr(diffusers, pipeline)(
+        text_encoder=Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**_qwen_text(tokenizer))),
         tokenizer=tokenizer,
         transformer=HunyuanVideo15Transformer3DModel(
             in_channels=2 * channels + 1,
@@ -379,6 +477,7 @@ def hunyuan_video_15(folder: Path) -> Path:
             text_embed_2_dim=8,
             image_embed_dim=8,
             rope_axes_dim=(4, 4, 4),
+            target_size=32,
         ),
         vae=AutoencoderKLHunyuanVideo15(
             latent_channels=channels, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1
@@ -389,8 +488,71 @@ def hunyuan_video_15(folder: Path) -> Path:
         ),
         tokenizer_2=glyphs,
         guider=ClassifierFreeGuidance(guidance_scale=6.0),
+        **image,
     ).save_pretrained(folder)
     return folder
+
+
+def kandinsky5(folder: Path) -> Path:
+    """4 frames and 8x8 pixels a latent, patch 2; latents have their channels last."""
+    return _kandinsky5(folder, "Kandinsky5T2VPipeline")
+
+
+def kandinsky5_i2v(folder: Path) -> Path:
+    """The image stands in place of the first latent, which a mask tells."""
+    return _kandinsky5(folder, "Kandinsky5I2VPipeline")
+
+
+def _kandinsky5(folder: Path, pipeline: str) -> Path:
+    import diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5Transformer3DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    transformer = Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=16,
+        in_text_dim2=8,
+        time_dim=16,
+        model_dim=32,
+        ff_dim=32,
+        num_visual_blocks=3,
+        axes_dims=(4, 6, 6),
+        visual_cond=True,
+    )
+    for name, parameter in transformer.named_parameters():
+        if "modulation" in name:  # Zero in a new model, whose blocks do nothing.
+            parameter.data.normal_(std=0.1)
+    made = getattr(diffusers, pipeline)(
+        transformer=transformer,
+        vae=_hunyuan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=10.0),
+        text_encoder=None,
+        tokenizer=None,
+        **_clip_text(),
+    )
+    template = made.prompt_template.partition("{}")[0]
+    tokenizer = word_tokenizer(template, made.prompt_template_encode_start_idx)
+    qwen = Qwen2_5_VLConfig(
+        text_config=_qwen_text(tokenizer),
+        vision_config={
+            "depth": 1,
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+        },
+    )
+    made.register_modules(
+        text_encoder=Qwen2_5_VLForConditionalGeneration(qwen), tokenizer=tokenizer
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
+def _qwen_text(tokenizer: Any) -> dict[str, Any]:
+    return TINY_QWEN | {"vocab_size": len(tokenizer)}
 
 
 def mochi(folder: Path) -> Path:
@@ -494,7 +656,7 @@ def cosmos_25(folder: Path) -> Path:
     pipeline = Cosmos2_5_PredictBasePipeline(
         text_encoder=Qwen2_5_VLForConditionalGeneration(
             Qwen2_5_VLConfig(
-                text_config=TINY_QWEN | {"vocab_size": len(tokenizer)},
+                text_config=_qwen_text(tokenizer),
                 vision_config=vision | {"out_hidden_size": 16, "fullatt_block_indexes": [0]},
             )
         ),
@@ -634,7 +796,12 @@ TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "ltx": ({"name": "ltx"}, ltx),
     "ltx-0.9.5": ({"name": "ltx", "positions": "causal"}, ltx_condition),
     "hunyuan_video": ({"name": "hunyuan_video"}, hunyuan_video),
+    "hunyuan_video-i2v": ({"name": "hunyuan_video"}, hunyuan_video_i2v),
+    "hunyuan_video-i2v-33ch": ({"name": "hunyuan_video"}, hunyuan_video_i2v_33ch),
     "hunyuan_video_15": ({"name": "hunyuan_video_15"}, hunyuan_video_15),
+    "hunyuan_video_15-i2v": ({"name": "hunyuan_video_15"}, hunyuan_video_15_i2v),
+    "kandinsky5": ({"name": "kandinsky5"}, kandinsky5),
+    "kandinsky5-i2v": ({"name": "kandinsky5"}, kandinsky5_i2v),
     "mochi": ({"name": "mochi"}, mochi),
     "cosmos": ({"name": "cosmos"}, cosmos),
     "cosmos_25": ({"name": "cosmos_25"}, cosmos_25),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from videorepa.artifacts.clips import MadeWith, Sidecar, claim, clip_path, left_over
 from videorepa.artifacts.model import Model
+from videorepa.backbones import Part
 from videorepa.backbones._sampler import Offload, Sampler, encode_prompts, noise_seed
+from videorepa.data.image import image_digest, read_image
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
 from videorepa.errors import UserError, within_memory
@@ -41,6 +43,8 @@ def generate(
     A clip that is there is kept if it is of the same prompt, seed and settings. Clips of prompts
     that are no longer in the list stay, but neither `evaluate` nor `report` counts them.
 
+    Prompts that have images are continued from them, each the first frame of its clip.
+
     The noise of a clip is a function of its prompt, its number k and `seed`, so that all models
     start from the same noise; see `noise_seed`.
 
@@ -66,7 +70,7 @@ def generate(
     Raises:
         UserError: `out` holds clips of another model or of other settings, or a clip of another
             prompt where one of these belongs; there are no prompts, or a prompt's id occurs twice;
-            the CPU is to offload.
+            the CPU is to offload; an image is missing or cannot be used.
     """
     if not prompts:
         raise UserError("There are no prompts. Give a .txt, .csv or .jsonl file with at least one.")
@@ -86,7 +90,7 @@ def generate(
     source = Model.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
-    source.spec.check_text_mode("`generate`")
+    images = _images(prompts, source)
     source.spec.check_generation(settings)
     made_with = MadeWith.model_validate(
         source.about()
@@ -94,7 +98,7 @@ def generate(
         | settings.model_dump()
         | {"noise": seed, "precision": str(source.dtype(where)).removeprefix("torch.")}
     )
-    every = list(_clips(prompts, settings.samples, seed, made_with, out))
+    every = list(_clips(prompts, images, settings.samples, seed, made_with, out))
     claim(out, made_with, every)
     if others := left_over(out):
         console.print(
@@ -103,17 +107,43 @@ def generate(
         )
     clips = every[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
+    for path in {images[clip.prompt_id] for clip in todo} if images else ():
+        read_image(path, size.height, size.width)  # Raises before any model is loaded.
     if todo:
         with within_memory(in_sampling(settings, offload)):
-            sampler = _sampler(source, todo, size, settings, where, offload)
+            sampler = _sampler(source, todo, size, settings, where, offload, bool(images))
             for clip in track(todo, "generate", done=len(clips) - len(todo)):
                 assert clip.seed is not None
                 # A sidecar whose video is gone may be of another prompt, and must not stand beside
                 # this.
                 clip.sidecar.unlink(missing_ok=True)
-                write_video(clip.path, sampler.sample(clip.prompt, clip.seed), settings.fps)
+                image = None
+                if images:
+                    image = read_image(images[clip.prompt_id], size.height, size.width)
+                frames = sampler.sample(clip.prompt, clip.seed, image)
+                write_video(clip.path, frames, settings.fps)
                 clip.write()
     return [clip.path for clip in clips]
+
+
+def _images(prompts: Sequence[Prompt], source: Model) -> dict[str, Path]:
+    """The images to continue by the prompts' ids; none where the model works from text alone."""
+    images = {prompt.id: prompt.image for prompt in prompts if prompt.image is not None}
+    if images and source.spec.conditioning() is None:
+        console.print(
+            f"The prompts have images, and {source.spec.weights} takes text alone: it is shown "
+            "none of them."
+        )
+        return {}
+    if len(images) < len(prompts) and (images or source.spec.takes_image):
+        lacking = next(prompt.id for prompt in prompts if prompt.image is None)
+        raise UserError(
+            f"The prompt {lacking!r} has no image"
+            + (f", and {source.spec.weights} continues one. " if not images else "; others have. ")
+            + "Name it in the column `image` of a .csv or .jsonl list, or give --images a folder "
+            "of images that are called by the prompts' ids."
+        )
+    return images
 
 
 def _sampler(
@@ -123,6 +153,7 @@ def _sampler(
     settings: Generation,
     where: torch.device,
     offload: Offload,
+    from_image: bool,
 ) -> Sampler:
     """Encode the prompts of clips, drop the text encoders, and load the rest of the model."""
     dtype = source.dtype(where)
@@ -133,14 +164,23 @@ def _sampler(
     texts = encode_prompts(coder, track(prompts, "encode prompts"), settings)
     del coder
     home = where if offload == "none" else torch.device("cpu")
-    backbone = source.load(home, dtype, ("transformer", "vae"))
+    parts: tuple[Part, ...] = ("transformer", "vae")
+    if from_image:
+        parts = (*parts, "image_encoder")
+    backbone = source.load(home, dtype, parts)
     backbone.device = where
-    return Sampler(backbone, size, settings, texts, offload=offload)
+    return Sampler(backbone, size, settings, texts, offload=offload, from_image=from_image)
 
 
 def _clips(
-    prompts: Sequence[Prompt], samples: int, seed: int, made_with: MadeWith, out: Path
+    prompts: Sequence[Prompt],
+    images: Mapping[str, Path],
+    samples: int,
+    seed: int,
+    made_with: MadeWith,
+    out: Path,
 ) -> Iterator[Sidecar]:
+    digests = {name: image_digest(path) for name, path in images.items()}
     seen: Counter[str] = Counter()
     for prompt in prompts:
         # Equal prompts get different noise. Otherwise their clips would be copies of one clip.
@@ -155,4 +195,6 @@ def _clips(
                 "k": k,
                 "seed": noise_seed(prompt.text, k, nth, seed),
             }
+            if images:
+                about["image"] = digests[prompt.id]
             yield Sidecar.model_validate(about | made_with.model_dump())

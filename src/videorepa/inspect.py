@@ -164,7 +164,10 @@ class Inspection:
             return []
         assert continuation.latents is not None and continuation.probability is not None
         stride = self.recipe.backbone.geometry().frames
-        counts = " or ".join(map(str, continuation.latents))
+        *fewer, most = map(str, continuation.latents)
+        counts = count(int(most), "latent")
+        if fewer:
+            counts = f"{', '.join(fewer)} or {most} latents"
         last = frames_of(max(continuation.latents), stride) - 1
         frames = "frame 0" if not last else f"frames 0-{last}"
         place = "in place of noisy ones, without a loss"
@@ -173,7 +176,7 @@ class Inspection:
         often = f"{continuation.probability:.3g} of the samples"
         if continuation.dropout:
             often += f", taken away again from {continuation.dropout:.3g}"
-        return [f"  shown            the first {counts} latents ({frames}), {place}; {often}"]
+        return [f"  shown            the first {counts} ({frames}), {place}; {often}"]
 
     def _left_out(self, name: str) -> list[str]:
         """Which steps a term does not compare, where the model is shown something."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from videorepa.align.contract import check
@@ -123,12 +124,14 @@ def prepare(
     if todo or (complete and not cache.has_empty_caption()):
         with within_memory(in_encoding(recipe)):
             with behind(UNWRITTEN) as later:
-                _encode_captions(recipe, cache, todo, where, dtype, later)
+                _encode_captions(recipe, cache, source, todo, where, dtype, later, fail)
+            # Text encoders that see first frames have met videos that cannot be read.
+            todo = [[work for work in chunk if work.clip.id not in failed] for chunk in todo]
             lacking = [work.lacks for chunk in todo for work in chunk]
             backbone, encoders = _load(recipe, lacking, where, dtype)
             with (
                 behind(UNWRITTEN) as later,
-                closing(_read(source, todo, size, fail)) as chunks_read,
+                closing(_read(source, todo, size, fail, _lacks_frames)) as chunks_read,
             ):
                 progress = track(chunks_read, "prepare", len(starts), len(starts) - len(todo))
                 for works, sampled in progress:
@@ -146,10 +149,12 @@ def prepare(
 def _encode_captions(
     recipe: Recipe,
     cache: Cache,
+    source: ClipSource,
     chunks: Sequence[Sequence[_ClipWork]],
     where: torch.device,
     dtype: torch.dtype,
     later: Later,
+    fail: Fail,
 ) -> None:
     """Make the text that clips and the empty caption lack, and drop the text encoders.
 
@@ -159,21 +164,35 @@ def _encode_captions(
     if not todo and cache.has_empty_caption():
         return
     backbone = recipe.backbone.preparing.load(("text_encoder",), where, dtype)
+    sees_image, size = backbone.spec.text_sees_image, recipe.data.prepare_batch
     if not cache.has_empty_caption():
         cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
-    for chunk in track(todo, "encode captions"):
-        captions = [work.clip.caption for work in chunk]
-        texts, tokens = backbone.encode_text(captions), backbone.count_tokens(captions)
-        for row, work in enumerate(chunk):
-            if not _lacks_caption(cache, work):
+    with closing(_read(source, todo, size, fail, lambda _: sees_image)) as chunks_read:
+        for chunk, sampled in track(chunks_read, "encode captions", len(todo)):
+            captions = [work.clip.caption for work in chunk]
+            if not captions:
                 continue
-            clip, before = work.clip, work.record
-            if work.lacks.latents:
-                later(cache.keep_caption, clip, tokens[row], _one(texts, row))
+            if sees_image:
+                images = to_video(np.stack([clip.frames[0] for clip in sampled]))
+                texts = backbone.encode_text_of(captions, images)
             else:
-                assert before is not None  # Its caption alone has changed.
-                work.record = replace(before, caption=clip.caption, tokens=tokens[row])
-                later(cache.write_clip, work.record, cache.read_clip(clip)[0], _one(texts, row))
+                texts = backbone.encode_text(captions)
+            tokens = backbone.count_tokens(captions)
+            for row, work in enumerate(chunk):
+                if not _lacks_caption(cache, work):
+                    continue
+                clip, before = work.clip, work.record
+                if work.lacks.latents:
+                    later(cache.keep_caption, clip, tokens[row], _one(texts, row))
+                else:
+                    assert before is not None  # Its caption alone has changed.
+                    work.record = replace(before, caption=clip.caption, tokens=tokens[row])
+                    latents, _ = cache.read_clip(clip)
+                    later(cache.write_clip, work.record, latents, _one(texts, row))
+
+
+def _lacks_frames(work: _ClipWork) -> bool:
+    return bool(work.lacks.latents or work.lacks.features or work.lacks.image)
 
 
 def _lacks_caption(cache: Cache, work: _ClipWork) -> bool:
@@ -203,7 +222,11 @@ def _load(
 
 
 def _read(
-    source: ClipSource, chunks: Sequence[Sequence[_ClipWork]], size: int, fail: Fail
+    source: ClipSource,
+    chunks: Sequence[Sequence[_ClipWork]],
+    size: int,
+    fail: Fail,
+    wants: Callable[[_ClipWork], bool],
 ) -> Generator[tuple[Sequence[_ClipWork], list[Sampled]]]:
     """Read the videos of chunks, the next ones' while the caller works on one.
 
@@ -212,9 +235,10 @@ def _read(
       chunks: What lacks.
       size: Clips in a chunk, as many of which are read ahead.
       fail: Is told of clips that cannot be read; they are left out.
+      wants: Whether a clip's frames are needed. Those of all in its chunk are read then.
 
     Yields:
-      The usable clips of each chunk, and their frames: [] for a chunk that lacks captions alone.
+      The usable clips of each chunk, and their frames: [] for a chunk that needs none.
     """
 
     def sample(work: _ClipWork) -> Sampled | ClipError:
@@ -224,7 +248,7 @@ def _read(
             return error
 
     def wants_video(chunk: Sequence[_ClipWork]) -> bool:
-        return any(w.lacks.latents or w.lacks.features or w.lacks.image for w in chunk)
+        return any(wants(work) for work in chunk)
 
     wanted = (work for chunk in chunks if wants_video(chunk) for work in chunk)
     with closing(ahead(sample, wanted, READERS, most=size + READERS)) as results:

@@ -48,6 +48,7 @@ def check(recipe: Recipe) -> Contract:
     if recipe.validation is not None and (recipe.validation.prompts or recipe.validation.pairs):
         backbone.check_text_mode("`validation`")
     backbone.check_generation(recipe.generation)
+    backbone.check_batch(recipe.optim.batch_size)
     fps, told = recipe.data.fps, backbone.told_fps
     if fps and told and not is_same_rate(fps, told):
         raise UserError(

@@ -346,6 +346,8 @@ def _is_wanted(folder: Path) -> Callable[[CaptionedClip], bool]:
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The values that differ, by key. A clip is the same however many there are of its prompt."""
+    # A clip from text alone says nothing of an image.
+    before, now = ({"image": "none"} | values for values in (before, now))
     return {
         key: (before.get(key, "not recorded"), value)
         for key, value in now.items()

@@ -75,8 +75,7 @@ class Backbone:
             self.geometry = spec.geometry()
             self.conditioning = spec.conditioning()
             for name, stock in spec.image_encoders().items():
-                processor = name.replace("encoder", "processor")
-                self.image_parts |= {name: None, processor: None}
+                self.image_parts |= {name: None, spec.image_processor: None}
                 if "image_encoder" in parts:
                     self.image_parts |= self._image_part(name, stock)
             if "vae" in parts:
@@ -162,21 +161,24 @@ class Backbone:
 
         tokenizer = _tokenizer_of(name)
         return {
-            name: self.whole(self.spec.text_encoders[name], name, self.dtype),
+            name: self.whole(self.spec.text_encoder_classes()[name], name, self.dtype),
             tokenizer: AutoTokenizer.from_pretrained(self.spec.folder(), subfolder=tokenizer),
         }
 
     def _image_part(self, name: str, stock_class: str) -> dict[str, Any]:
-        from transformers import AutoImageProcessor
-
-        processor = name.replace("encoder", "processor")
         return {
             name: self.whole(stock_class, name, self.dtype),
-            # The one on PIL needs no torchvision.
-            processor: AutoImageProcessor.from_pretrained(
-                self.spec.folder(), subfolder=processor, use_fast=False
-            ),
+            self.spec.image_processor: self.image_processor(),
         }
+
+    def image_processor(self) -> Any:
+        """What makes an image into the image encoder's input."""
+        from transformers import AutoImageProcessor
+
+        # The one on PIL needs no torchvision.
+        return AutoImageProcessor.from_pretrained(
+            self.spec.folder(), subfolder=self.spec.image_processor, use_fast=False
+        )
 
     def reinitialise(self, seed: int) -> None:
         """Give the transformer fresh random weights, as its class draws them by itself."""
@@ -305,6 +307,15 @@ class Backbone:
             device=self.device,
         )
         return {"encoder_hidden_states": embeddings}
+
+    def encode_text_of(self, captions: Sequence[str], images: Float[Tensor, "b 3 h w"]) -> Text:
+        """As `encode_text`, for text encoders that see the clips' first frames, in [0, 1], beside
+        the captions (`spec.text_sees_image`). `encode_text` shows them black images."""
+        raise NotImplementedError
+
+    def prompt(self, text: Text) -> Text:
+        """A prompt's tensors by the names of the stock pipeline's arguments."""
+        return {self.spec.prompt_arguments[name]: tensor for name, tensor in text.items()}
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Count the tokens of each caption before it is cut to `spec.text_tokens`."""
@@ -436,8 +447,8 @@ class Backbone:
             if self.conditioning.is_alike:
                 check_alike(opening.latents, self.spec.weights)
             inputs = self.shown(inputs, noisy, opening)
-        output = self.transformer(**inputs, return_dict=False)[0]
-        return self.diffusion.denoised(self.velocity(output, noisy), latents, noise, timestep, held)
+        velocity = self.velocity(self.predict(inputs), noisy)
+        return self.diffusion.denoised(velocity, latents, noise, timestep, held)
 
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
@@ -477,6 +488,10 @@ class Backbone:
         size = clips, frames, height // patch, width // patch
         return opening.mask(noisy)[:, :, 0].expand(size).flatten(1)
 
+    def predict(self, inputs: Config) -> Tensor:
+        """The transformer's output for arguments as `inputs` gives them."""
+        return self.transformer(**inputs, return_dict=False)[0]
+
     def velocity(
         self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
     ) -> Float[Tensor, "b f c h w"]:
@@ -486,3 +501,11 @@ class Backbone:
 
 def _tokenizer_of(text_encoder: str) -> str:
     return text_encoder.replace("text_encoder", "tokenizer")
+
+
+def pictures(frames: Float[Tensor, "b 3 h w"]) -> list[Any]:
+    """Frames in [0, 1] as the PIL images that stock pipelines take."""
+    from PIL.Image import fromarray
+
+    pixels = (frames * 255.0).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [fromarray(frame) for frame in pixels]

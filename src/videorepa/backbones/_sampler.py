@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from videorepa.backbones import Backbone, Text
 from videorepa.errors import UserError
@@ -39,7 +40,10 @@ def noise_seed(prompt: str, k: int, nth: int = 0, seed: int = 0) -> int:
 
 
 def encode_prompts(
-    backbone: Backbone, prompts: Iterable[str], settings: Generation
+    backbone: Backbone,
+    prompts: Iterable[str],
+    settings: Generation,
+    images: Mapping[str, Float[Tensor, "3 h w"]] | None = None,
 ) -> dict[str, Text]:
     """Encode prompts and the negative prompt, each once and alone, into main memory.
 
@@ -47,12 +51,16 @@ def encode_prompts(
       backbone: With its text encoders; it is not needed any more afterwards.
       prompts: What will be sampled.
       settings: The sampling settings.
+      images: The prompts' first frames, in [0, 1], for text encoders that see them.
     """
     negative = [settings.negative_prompt] if backbone.spec.takes_negative_prompt else []
     texts: dict[str, Text] = {}
     for prompt in chain(prompts, negative):
         if prompt not in texts:
-            text = backbone.encode_text([prompt])
+            if backbone.spec.text_sees_image and images and prompt in images:
+                text = backbone.encode_text_of([prompt], images[prompt][None])
+            else:
+                text = backbone.encode_text([prompt])
             texts[prompt] = {name: tensor.cpu() for name, tensor in text.items()}
     return texts
 
@@ -150,10 +158,10 @@ class Sampler:
     def _run(
         self, prompt: str, seed: int, output: Literal["np", "latent"], image: Any = None
     ) -> Any:
-        names = self.backbone.spec.prompt_arguments
-        text = {names[key]: tensor for key, tensor in self.texts[prompt].items()}
+        text = self.backbone.prompt(self.texts[prompt])
         if self.negative is not None:
-            text |= {f"negative_{names[key]}": value for key, value in self.negative.items()}
+            negative = self.backbone.prompt(self.negative)
+            text |= {f"negative_{name}": value for name, value in negative.items()}
         with ExitStack() as stack:
             for module in self.autocast:
                 stack.enter_context(self._autocast(module))

@@ -96,12 +96,14 @@ class BackboneSpec(Section):
       vae_class: The stock autoencoder.
       text_encoders: Stock text encoders by their folders. Each one's tokenizer is in the folder
         of the same name with "tokenizer" for "text_encoder".
+      image_processor: The folder of the processor of the image that an encoder sees.
       text_width: The key of the text embeddings' width in the transformer's configuration.
       text_mask: The transformer takes a mask of the text's tokens.
       prompt_arguments: The pipeline's argument for each of a prompt's tensors, by the name that the
         tensor has among the transformer's arguments.
       vocabularies: Folders of the tokenizers that have a vocabulary file of their own.
       prompt_arguments: The stock pipeline's names of encoded text, by the transformer's.
+      has_channels_last: The stock pipeline's latents are (B, F, H, W, C).
       options: Values of model_index.json that the pipeline's constructor takes.
       published: Configurations by the last part of a Hub id, so that `inspect` can describe a
         checkpoint that is not on this machine. They hold only what differs from the stock
@@ -119,6 +121,7 @@ class BackboneSpec(Section):
     transformer_class: ClassVar[str]
     vae_class: ClassVar[str]
     text_encoders: ClassVar[dict[str, str]]
+    image_processor: ClassVar[str] = "image_processor"
     text_width: ClassVar[str] = "text_embed_dim"
     text_mask: ClassVar[bool] = False
     prompt_arguments: ClassVar[dict[str, str]] = {
@@ -132,6 +135,7 @@ class BackboneSpec(Section):
         "encoder_attention_mask": "prompt_attention_mask",
         "pooled_projections": "pooled_prompt_embeds",
     }
+    has_channels_last: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[dict[str, dict[str, Config]]] = {}
     size: ClassVar[ClipSize]
@@ -323,6 +327,13 @@ class BackboneSpec(Section):
                 f"asks for {size.height}x{size.width}. Try {near[0]}x{near[1]}."
             )
 
+    def check_batch(self, clips: int) -> None:
+        """Check that the model can be trained on batches of so many clips.
+
+        Raises:
+          UserError: It cannot.
+        """
+
     def conditioning(self) -> Conditioning | None:
         """How this checkpoint takes the opening of a clip; None if it takes text alone."""
         return None
@@ -385,9 +396,17 @@ class BackboneSpec(Section):
         assert self.image_pipeline is not None
         return self.image_pipeline
 
+    @property
+    def text_sees_image(self) -> bool:
+        """Whether a text encoder sees a clip's first frame beside its caption."""
+        return False
+
+    def text_encoder_classes(self) -> dict[str, str]:
+        """This checkpoint's stock text encoders by their folders."""
+        return self.text_encoders
+
     def image_encoders(self) -> dict[str, str]:
-        """Stock encoders of images by their folders; each one's processor is in the folder with
-        "processor" for "encoder"."""
+        """The stock encoder of images by its folder; its processor is in `image_processor`."""
         return {}
 
     def image(self, size: ClipSize) -> Image:

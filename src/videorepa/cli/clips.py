@@ -20,6 +20,7 @@ def generate(
     guidance_scale: float | None = None,
     backbone: str = "cogvideox",
     column: str | None = None,
+    images: Path | None = None,
     step: int | None = None,
     seed: int = 0,
     offload: Literal["none", "model", "group"] = "none",
@@ -45,6 +46,9 @@ def generate(
       backbone: Kind of a diffusers folder; runs and recipes state it themselves.
       column: Column of the texts, such as `detailed`; by default `caption`, or else `prompt`.
         Scores are always against `caption`.
+      images: Folder of first frames, for models that continue an image: those that the list's
+        column `image` names, or else files called by the prompts' ids. By default the column's
+        paths start from the list's folder.
       step: Step of the run's checkpoint to use; by default the newest.
       seed: Another seed gives every clip other noise.
       offload: What waits in main memory while it does not run: `model` keeps one model at a time on
@@ -58,7 +62,7 @@ def generate(
     changed = {key: value for key, value in options.items() if value is not None}
     clips = generate(
         model,
-        read_prompts(prompts, column),
+        read_prompts(prompts, column, with_images=True, images=images),
         out,
         settings=default_settings(model, backbone).changed(**changed),
         backbone=backbone,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from videorepa.backbones import Backbone, Image
 from videorepa.conditioning import Opening, draw_latents_shown
@@ -137,7 +138,7 @@ class Loader:
     def batch(self, numbers: range) -> Batch:
         """Make a batch of the samples with these numbers, which count over the whole training."""
         seed = self.recipe.seed
-        latents, noises, texts, times, grids = [], [], [], [], []
+        latents, noises, texts, times, grids, clips = [], [], [], [], [], []
         for number in numbers:
             clip = self.clips[clip_index(seed, number, len(self.clips))]
             draw = generator(seed, "sample", number)
@@ -147,6 +148,7 @@ class Loader:
             times.append(self.backbone.sample_timesteps(clean, draw))
             dropped = torch.rand((), generator=draw).item() < self.recipe.train.caption_dropout
             latents.append(clean)
+            clips.append((clip, moments[None]))
             texts.append(self.empty_caption if dropped else text)
             grids.append(self._features(clip))
         teachers = {
@@ -159,23 +161,27 @@ class Loader:
             torch.cat(noises),
             torch.cat(times),
             teachers,
-            self._opening(numbers),
+            self._opening(numbers, clips),
         )
         return batch.to(self.device)
 
-    def _opening(self, numbers: range) -> Opening | None:
-        """Draw what is shown of the samples' clips, apart from all other draws."""
+    def _opening(
+        self, numbers: range, clips: Sequence[tuple[SourceClip, Tensor]]
+    ) -> Opening | None:
+        """Draw what is shown of the samples' clips, apart from all other draws.
+
+        Args:
+          numbers: The samples.
+          clips: Their clips, with the moments of their latents.
+        """
         if self.continuation is None:
             return None
         seed, shown, images = self.recipe.seed, [], []
         is_alike = self.backbone.conditioning.is_alike
-        for number in numbers:
+        for number, (clip, moments) in zip(numbers, clips, strict=True):
             of = numbers.start if is_alike else number
-            count = draw_latents_shown(self.continuation, generator(seed, "opening", of))
-            shown.append(count)
-            clip = self.clips[clip_index(seed, number, len(self.clips))]
+            shown.append(draw_latents_shown(self.continuation, generator(seed, "opening", of)))
             stored = {name: t[None] for name, t in self.cache.read_image(clip).items()}
-            moments = self.cache.read_clip(clip)[0][None]
             draw = generator(seed, "image", number)
             images.append(self.backbone.image(stored, moments, draw))
         image: Image = {name: torch.cat([one[name] for one in images]) for name in images[0]}

@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,6 +28,9 @@ CAPTION_COLUMNS = ("caption", "prompt")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 """What may stand between a CSV's fields; the first that its header holds is taken. Excel writes
 semicolons where commas are decimal."""
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,14 @@ class Prompt:
       text: What the video is generated from.
       caption: What the video is scored against; by default the text.
       row: All values of the row that it was read from, by column.
+      image: The image that the video continues, if any; whether it is there has not been checked.
     """
 
     id: str
     text: str
     caption: str = ""
     row: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+    image: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.caption:
@@ -242,19 +248,19 @@ class _Root:
         self._real_folder = cache(os.path.realpath)
         self._names = cache(_names_in)
 
-    def find(self, row: ListRow, video: str) -> Path:
-        """Where a video should be. Raises UserError."""
+    def find(self, row: ListRow, video: str, column: str = "video") -> Path:
+        """Where a video, or what else a column names, should be. Raises UserError."""
         if "\0" in video:
-            raise row.error(f"'video' is {video!r}, which holds a zero byte and names no file")
+            raise row.error(f"{column!r} is {video!r}, which holds a zero byte and names no file")
         if not os.path.isabs(video) and _windows_anchor(video):
             raise row.error(
-                f"'video' is {video!r}, a path of Windows; write it from the root {self.path} on, "
-                "with / between the names"
+                f"{column!r} is {video!r}, a path of Windows; write it from the root {self.path} "
+                "on, with / between the names"
             )
         path = self._stored(os.path.join(self.path, video))
         if not self._real(path).startswith(self._inside):
             raise row.error(
-                f"'video' is {video!r}, which leads out of the root {self.path.absolute()}; "
+                f"{column!r} is {video!r}, which leads out of the root {self.path.absolute()}; "
                 f"expected a path inside it: correct it, or {self._advice}"
             )
         return Path(path)
@@ -328,7 +334,13 @@ def read_manifest(manifest: str | Path, root: str | Path | None = None) -> list[
     return entries
 
 
-def read_prompts(path: str | Path, column: str | None = None) -> list[Prompt]:
+def read_prompts(
+    path: str | Path,
+    column: str | None = None,
+    *,
+    with_images: bool = False,
+    images: Path | None = None,
+) -> list[Prompt]:
     """Read a list of prompts, in its order.
 
     A .txt file has one prompt a line. Each row of a .csv or .jsonl file has a `caption` or, where
@@ -339,16 +351,37 @@ def read_prompts(path: str | Path, column: str | None = None) -> list[Prompt]:
       path: The list.
       column: The column to generate from, such as `detailed`, instead of the caption. A clip is
         still scored against the caption, if the row has one.
+      with_images: Read the column `image`, which names the images that videos continue.
+      images: The folder from which its paths start and which they may not leave; by default the
+        list's own. A list without the column has an image for each prompt there, called by its id.
 
     Raises:
       UserError: The list is not usable; the message names the line.
     """
     prompts: list[Prompt] = []
     lines: dict[str, int] = {}
+    named: dict[str, list[Path]] = defaultdict(list)
+    if images is not None:
+        check_is_folder(images, f"the folder of the images of {path}")
+        for file in sorted(images.iterdir()):
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                named[file.stem].append(file)
+    advice = "name the folder that holds all images with --images"
+    within = _Root(images or Path(path).parent, advice)
     for row in _rows(Path(path), ".txt", ".csv", ".jsonl"):
         text = row.text(*([column] if column else CAPTION_COLUMNS))
         has_caption = any(name in row.values for name in CAPTION_COLUMNS)
         caption = row.text(*CAPTION_COLUMNS) if has_caption else text
         name = _add_id(row, f"{len(prompts):04d}", lines)
-        prompts.append(Prompt(name, text, caption, row.values))
+        image = None
+        if with_images and "image" in row.values:
+            image = within.find(row, row.text("image"), "image")
+        elif images is not None:
+            if len(named[name]) != 1:
+                raise row.error(
+                    f"{images} holds {len(named[name])} images called {name!r}; expected one, such "
+                    f"as {name}.png, or a column 'image' in the list"
+                )
+            (image,) = named[name]
+        prompts.append(Prompt(name, text, caption, row.values, image))
     return prompts

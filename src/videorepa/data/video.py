@@ -220,7 +220,7 @@ def _placement(path: Path, frame: VideoFrame) -> _Placement:
     return _Placement(True, b < 0, c < 0) if across > straight else _Placement(False, d < 0, a < 0)
 
 
-def _fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Centre-crop (h, w, 3) uint8 to the target's aspect ratio, then scale it to the target."""
     h, w = pixels.shape[:2]
     if w * height > h * width:
@@ -297,7 +297,7 @@ def sample_clip(
             stride, n, clip = max(1, expected // frames), 0, []
             for frame in _decode(path, container, stream):
                 if n % stride == 0 and len(clip) < frames:
-                    clip.append(_fit(_to_rgb(path, frame), height, width))
+                    clip.append(fit(_to_rgb(path, frame), height, width))
                 n += 1
             rate = _maybe_rate(stream)
         if stride == max(1, n // frames):
@@ -318,7 +318,7 @@ def _sample_at(path: Path, frames: int, height: int, width: int, fps: float) -> 
                 pixels = None
                 while len(clip) < frames and len(clip) / fps < until:
                     if pixels is None:
-                        pixels = _fit(_to_rgb(path, before[1]), height, width)
+                        pixels = fit(_to_rgb(path, before[1]), height, width)
                         distinct += 1
                     clip.append(pixels)
             before, n = coming, n + 1

@@ -157,9 +157,7 @@ class AsPublished:
         at = timestep.expand(len(shown)).to(shown.device)
         with_text, without = (
             self.backbone.velocity(
-                self.backbone.transformer(
-                    **self.backbone.inputs(shown, repeated(each, len(shown)), at), return_dict=False
-                )[0],
+                self.backbone.predict(self.backbone.inputs(shown, repeated(each, len(shown)), at)),
                 shown,
             ).float()
             for each in (text, self.negative)

@@ -251,9 +251,8 @@ def _skip_repeats(student: Student, ledger: Ledger) -> list[nn.Module]:
         signature = inspect.signature(block.forward)
 
         def pass_through(*arguments: Any, **named: Any) -> Any:
-            tensors = signature.bind(*arguments, **named).arguments
-            video = tensors["hidden_states"]
-            return (video, tensors["encoder_hidden_states"]) if pairs[like] else video
+            video, text, *_ = signature.bind(*arguments, **named).arguments.values()
+            return (video, text) if pairs[like] else video
 
         block.forward = pass_through
         skipped.append(block)

@@ -64,7 +64,7 @@ def _parts(recipe: Recipe, judge: Judged | None) -> Iterator[tuple[str, Path, st
     preparing = spec.preparing.folder()
     if preparing != folder:
         yield "vae of prepared_with", preparing / "vae", spec.vae_class
-    for part, stock_class in spec.text_encoders.items():
+    for part, stock_class in spec.text_encoder_classes().items():
         yield part, preparing / part, stock_class
     encoders = (term.encoder for term in recipe.terms.values() if term.encoder)
     for encoder in dict.fromkeys(innermost(encoder) for encoder in encoders):
