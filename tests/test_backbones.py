@@ -134,7 +134,11 @@ class Twin:
         return self.live.latents(self.live.encode_video(self.video), draw(2))
 
 
-@pytest.fixture(scope="module", params=list(TWINS))
+# 2.3 has all that LTX-2 has, and their contract takes longest.
+PARAMS = [pytest.param(n, marks=pytest.mark.slow) if n == "ltx2" else n for n in TWINS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def twin(request, tmp_path_factory: pytest.TempPathFactory) -> Twin:
     described, make = TWINS[request.param]
     return Twin(described, make(tmp_path_factory.mktemp("twin") / request.param))
