@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
 from videorepa.artifacts.clips import DIGEST, clip_digest
-from videorepa.system.files import atomic_path, read_bytes
+from videorepa.system.files import link_or_copy, read_bytes
 
 EMBEDDED_BYTES = 4 << 20
 """Clips of up to this many bytes in all stay within the page."""
@@ -51,13 +49,8 @@ class Media:
         self.folder.mkdir(parents=True, exist_ok=True)
         for digest, clip in self._clips.items():
             target = self.folder / f"{digest}.mp4"
-            if target.exists():
-                continue
-            try:
-                os.link(clip, target)
-            except OSError:
-                with atomic_path(target) as temporary:
-                    shutil.copyfile(clip, temporary)
+            if not target.exists():
+                link_or_copy(clip, target)
 
     def sweep(self) -> None:
         """Remove clips of an earlier page of this name that the new one does not show."""
