@@ -147,6 +147,19 @@ class Sidecar(CaptionedClip, MadeWith):
     def is_done(self) -> bool:
         return self.path.exists() and self.sidecar.exists()
 
+    @property
+    def kept_image(self) -> Path | None:
+        """The image that the clip continues, as its model was shown it, if it is kept."""
+        digest = (self.model_extra or {}).get("image")
+        path = image_path(self.path.parent, str(digest))
+        return path if digest and path.is_file() else None
+
+    @property
+    def kept_film(self) -> Path | None:
+        """What happened in the clip's place, if it was filmed and is kept."""
+        path = filmed_path(self.path.parent, self.prompt_id)
+        return path if path.is_file() else None
+
     def write(self) -> None:
         """Write the sidecar. Write the video first: a clip is done once its sidecar is there."""
         text = json.dumps(self.model_dump(), indent=1, ensure_ascii=False)
