@@ -461,3 +461,18 @@ def test_the_adapter_is_part_of_what_a_row_depends_on(judge, tmp_path):
     name = f"model.{ADAPTED[0]}.weight"
     merged, base = (dict(one.live.model.named_parameters())[name] for one in (bench, plain))
     assert not torch.equal(merged, base)
+
+
+def test_phygrounds_prompts_come_with_their_first_frames(tmp_path):
+    table = tmp_path / "prompts" / "phyground.json"
+    table.parent.mkdir()
+    entry = {"id": 7, "prompt": "A ball.", "physical_laws": ["gravity"], "id_stem": "0007_ball"}
+    table.write_text(json.dumps([entry]))
+    (prompt,) = PhyJudge(captions=str(tmp_path)).every_prompt()
+    assert (prompt.id, prompt.text, prompt.image) == ("7", "A ball.", None)
+    (tmp_path / "first_images").mkdir()
+    for captions in (tmp_path, table):
+        (prompt,) = PhyJudge(captions=str(captions)).every_prompt()
+        assert prompt.image == tmp_path / "first_images" / "0007_ball.jpg"
+    with pytest.raises(UserError, match="phyjudge has no list of prompts to generate from"):
+        PhyJudge().every_prompt()

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
+from conftest import recipe_values
+from twins import TWINS
 from videorepa.artifacts.scores import Row
 from videorepa.benchmarks._physics_iq import METRICS, VERIFIED
 from videorepa.benchmarks.physics_iq import PhysicsIQ
 from videorepa.benchmarks.physics_iq_verified import PhysicsIQVerified, sample_scores
 from videorepa.cli import main
-from videorepa.data.video import write_video
+from videorepa.data.video import read_shape, resize, write_video
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
 
@@ -182,3 +186,131 @@ def test_other_files_and_masks_of_our_own_are_refused(data: Path, tmp_path: Path
         bench.score(film(1.0), "left_slide")
     with pytest.raises(UserError, match="of the refined benchmark.*physics_iq_verified"):
         PhysicsIQ(data=data / VERIFIED).prompts(1, 0)
+
+
+# From first frames to a score.
+
+SWITCH = "switch-frames"
+
+
+@pytest.fixture
+def filmed(tmp_path: Path) -> Path:
+    """One experiment from two views, wider than high, at one frame a second."""
+    root = tmp_path / VERIFIED
+    films, masks = root / "split-videos/testing/1FPS", root / "video-masks/real/1FPS"
+    frames = root / SWITCH
+    lines = ["scenario,description,category,generated_video_name"]
+    for folder in (films, masks, frames):
+        folder.mkdir(parents=True)
+    for number, (take, view) in enumerate((t, v) for t in (1, 2) for v in ("left", "right")):
+        kind = f"1FPS_{view}_take-{take}_trimmed-slide.mp4"
+        clip = film(8.0 + take)[:5]
+        clip = np.concatenate([clip, clip[:, :, :32]], axis=2)
+        write_video(films / f"000{number + 1}_testing-videos_{kind}", clip, 1)
+        moving = np.where(clip > 200, 255, 0).astype(np.uint8)
+        write_video(masks / f"000{number + 1}_video-masks_{kind}", moving, 1)
+        lines.append(f"slide,A square slides.,Solid,000{number + 1}_{view}_trimmed-slide.mp4")
+        if take == 1:
+            name = f"000{number + 1}_{SWITCH}_anyFPS_{view}_trimmed-slide.jpg"
+            Image.fromarray(clip[0]).save(frames / name)
+    (tmp_path / "descriptions_base.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def model(tmp_path: Path, twins: dict[str, Path]) -> Path:
+    """A recipe of a model that continues an image, with clips of 9 frames at 1 a second."""
+    described, make = TWINS["wan-2.2-ti2v"]
+    values = recipe_values(twins, tmp_path / "unused.csv", tmp_path / "cache")
+    values["backbone"] = {**described, "weights": str(make(tmp_path / "model"))}
+    values["data"] |= {"frames": 9, "height": 32, "width": 32}
+    values["generation"] |= {"fps": 1, "steps": 1, "dynamic_guidance": False}
+    path = tmp_path / "i2v.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_first_frames_become_four_runs_with_a_score(
+    filmed: Path, model: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out, files = tmp_path / "made", f"data={filmed}"
+    settings = ["--set", files, "--set", f"descriptions={filmed / 'descriptions_base.csv'}"]
+    made = ["generate", str(model), "--prompts", "physics_iq_verified", "--out", str(out)]
+    assert main([*made, *settings]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cut to the first 5, as physics_iq_verified scores them; 4 frames of each" in said
+    clips = {path.name: path for path in out.glob("*.mp4")}
+    assert sorted(clips) == [f"{v}_slide-{k}.mp4" for v in ("left", "right") for k in range(4)]
+    for k in range(4):
+        named = sorted((out / f"run_0{k + 1}").iterdir())
+        assert [path.name for path in named] == [
+            "0001_left_trimmed-slide.mp4",
+            "0002_right_trimmed-slide.mp4",
+        ]
+        assert named[0].samefile(out / f"left_slide-{k}.mp4")
+    assert read_shape(clips["left_slide-0.mp4"]) == (1.0, 5, 32, 32)
+    assert read_shape(out / "filmed" / "left_slide.mp4") == (1.0, 5, 32, 32)
+    about = json.loads((out / "left_slide-3.json").read_text())
+    assert (about["prompt"], about["caption"]) == ("A square slides.", "left_slide")
+    assert (about["frames"], about["cut_from"], about["whole_image"]) == (5, 9, True)
+    with Image.open(out / "images" / f"{about['image']}.png") as shown:
+        pixels = np.asarray(shown)
+    with Image.open(next((filmed / VERIFIED / SWITCH).glob("0001*"))) as whole:
+        assert np.array_equal(pixels, resize(np.array(whole), 32, 32)), "squeezed, not cropped"
+
+    # Finished clips stay; one that was lost is made again, under its published name too.
+    before = {name: path.stat().st_mtime_ns for name, path in clips.items()}
+    clips["left_slide-1.mp4"].unlink()
+    assert main([*made, *settings]) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
+    assert {name for name in before if after[name] != before[name]} == {"left_slide-1.mp4"}
+    lost = out / "run_02" / "0001_left_trimmed-slide.mp4"
+    assert lost.samefile(clips["left_slide-1.mp4"])
+
+    assert main(["evaluate", "physics_iq_verified", str(out), *settings]) == 0
+    summary = json.loads((out / "scores" / "summary.json").read_text())
+    assert summary["n"] == 8 and summary["failures"] == summary["missing"] == []
+    runs = summary["metrics"]["score"]["runs"]
+    assert [run["n"] for run in runs] == [2] * 4
+    assert summary["metrics"]["score"]["deviation"] is not None
+    # The published layout gives the same numbers.
+    alone = evaluate("physics_iq_verified", out / "run_01", settings=settings[1::2])
+    assert alone.summary.metrics["score"].percent == runs[0]["score"]
+
+
+def test_what_cannot_become_a_score_is_refused_before_a_model_is_loaded(
+    filmed: Path, model: Path, tmp_path: Path, twins: dict[str, Path], capsys: Any
+) -> None:
+    table = filmed / "descriptions_base.csv"
+    made = ["generate", str(model), "--prompts", "physics_iq_verified", "--out", "made"]
+    settings = ["--set", f"data={filmed}", "--set", f"descriptions={table}"]
+    values = yaml.safe_load(model.read_text())
+
+    def refused(*command: str) -> str:
+        assert main(list(command)) == 1
+        return " ".join(capsys.readouterr().err.split())
+
+    def changed(**sections: dict[str, Any]) -> str:
+        path = tmp_path / "changed.yaml"
+        merged = {key: values[key] | section for key, section in sections.items()}
+        path.write_text(yaml.safe_dump(values | merged))
+        return str(path)
+
+    assert "does not describe left_slide" in refused(*made, *settings[:2])
+    other = ["generate", changed(generation={"fps": 7}), *made[2:], *settings]
+    said = refused(*other)
+    assert "no film with its mask at 7 frames a second" in said
+    assert "of 2 prompts, the first is left_slide" in said
+    other = ["generate", changed(data={"frames": 1}), *made[2:], *settings]
+    assert "Clips of 1 frames" in refused(*other)
+    text_alone = values["backbone"] | {"weights": str(twins["backbone"]), "name": "cogvideox"}
+    other = ["generate", changed(backbone=text_alone), *made[2:], *settings]
+    assert "takes text alone, and what is scored are continuations" in refused(*other)
+    assert "--images are for lists" in refused(*made, *settings, "--images", str(filmed))
+    assert "--set is for a benchmark's" in refused(*made[:3], str(table), *made[4:], *settings)
+    (image,) = (filmed / VERIFIED / SWITCH).glob("0001*")
+    Image.new("RGB", (64, 64)).save(image)
+    assert "64x64 pixels, upright, and its film" in refused(*made, *settings)
+    image.unlink()
+    assert "has no switch frame of left_slide; expected switch-frames/" in refused(*made, *settings)
+    assert not Path("made").exists()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
 from pages import (
     HOSTILE,
@@ -21,6 +23,7 @@ from pages import (
     write_run,
     write_scores,
 )
+from videorepa.artifacts.clips import filmed_path, image_path
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import holm
@@ -270,6 +273,48 @@ def test_a_missing_clip_leaves_its_place_empty(material: Material, tmp_path: Pat
     material.runs.clear()
     (material.generations["control"] / "roll-001-0.mp4").unlink()
     assert ">no clip</div>" in material.write(tmp_path / "report.html")
+
+
+@pytest.fixture
+def continued(tmp_path: Path) -> Material:
+    """Two models' clips that continue an image, of which the first has what happened beside it."""
+    generations = {}
+    for index, name in enumerate(("base", "aligned")):
+        folder = write_generation(tmp_path / name, 60 * index, {"roll-000": "A ball rolls."})
+        (sidecar,) = folder.glob("*.json")
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"image": "a" * 16}))
+        image_path(folder, "a" * 16).parent.mkdir()
+        Image.fromarray(ball(0, 0)[0]).save(image_path(folder, "a" * 16))
+        generations[name] = folder
+    film = filmed_path(generations["base"], "roll-000")
+    film.parent.mkdir()
+    write_video(film, ball(200, 0), 8)
+    return Material([], generations, {})
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_the_given_frame_and_what_happened_stand_before_the_clips(
+    continued: Material, tmp_path: Path, monkeypatch, browser, embedded: bool
+):
+    if not embedded:
+        monkeypatch.setattr(sys.modules["videorepa.report.media"], "EMBEDDED_BYTES", 0)
+    out = tmp_path / "page" / "report.html"
+    tags = Tags(continued.write(out))
+    assert len(tags.clips()) == 3 and tags.clips()[0]["data-label"] == "what happened"
+    beside = [path.suffix for path in out.parent.glob("*-files/*")]
+    assert sorted(beside) == ([] if embedded else [".mp4"] * 3 + [".png"])
+    complaints: list[str] = []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.on("console", lambda line: complaints.append(line.text))
+    page.goto(out.as_uri())
+    captions = page.locator("#clips figcaption .name").all_inner_texts()
+    assert captions == ["given frame", "what happened", "base", "aligned"]
+    page.wait_for_function("document.querySelector('.still').naturalWidth === 64")
+    page.wait_for_function("document.querySelectorAll('.row video').length === 3")
+    # Blind rating and filters count models alone.
+    assert page.evaluate("figures.get(rows[0]).length") == 2
+    page.close()
+    assert complaints == []
 
 
 def test_a_cut_off_last_line_is_left_out(tmp_path: Path):

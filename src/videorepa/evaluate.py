@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videorepa.artifacts.clips import CaptionedClip, clip_digest, clips_of
+from videorepa.artifacts.clips import GENERATION, CaptionedClip, clip_digest, clips_of
 from videorepa.artifacts.scores import (
     Row,
     Scores,
@@ -125,7 +125,8 @@ def evaluate(
 
 def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[CaptionedClip]]:
     """The clips to score, and those that are left over. Raises UserError if there are none."""
-    if videos.is_dir() and (own := bench.clips(videos)):
+    elsewhere = videos.is_dir() and not (videos / GENERATION).exists()
+    if elsewhere and (own := bench.clips(videos)):
         return [CaptionedClip(path=p, prompt=about["caption"], **about) for p, about in own], []
     clips, others = clips_of(videos)
     if not clips:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from videorepa.artifacts.clips import MadeWith, Sidecar, claim, clip_path, left_over
+from videorepa.artifacts.clips import (
+    MadeWith,
+    Sidecar,
+    claim,
+    clip_path,
+    filmed_path,
+    image_path,
+    left_over,
+)
 from videorepa.artifacts.model import Model
 from videorepa.backbones import Part
 from videorepa.backbones._sampler import Offload, Sampler, encode_prompts, noise_seed
+from videorepa.benchmarks import Benchmark, ClipForm
 from videorepa.data.image import image_digest, read_image
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
@@ -20,6 +29,7 @@ from videorepa.remedies import in_sampling
 from videorepa.settings.sections import ClipSize, Generation
 from videorepa.system.checks import check_shard
 from videorepa.system.device import pick_device
+from videorepa.system.files import atomic_path, link_or_copy
 from videorepa.system.progress import console, track
 from videorepa.system.wording import count
 
@@ -37,13 +47,19 @@ def generate(
     shard: tuple[int, int] = (0, 1),
     offload: Offload = "none",
     device: str | None = None,
+    benchmark: Benchmark | None = None,
 ) -> list[Path]:
     """Generate `settings.samples` clips of every prompt, and keep clips that are already there.
 
     A clip that is there is kept if it is of the same prompt, seed and settings. Clips of prompts
     that are no longer in the list stay, but neither `evaluate` nor `report` counts them.
 
-    Prompts that have images are continued from them, each the first frame of its clip.
+    Prompts that have images are continued from them, each the first frame of its clip. `out` keeps
+    the images as the model is shown them.
+
+    Clips for a benchmark are cut to the length that it scores. `out` also has them under the names
+    that its authors want, as hard links where the file system allows, and beside them what happened
+    in their place, where that was filmed.
 
     The noise of a clip is a function of its prompt, its number k and `seed`, so that all models
     start from the same noise; see `noise_seed`.
@@ -63,6 +79,7 @@ def generate(
         offload: What waits in main memory while it does not run: "model" keeps one model at a time
             on the GPU, "group" one layer of the transformer. The clips are the same.
         device: Where to compute; by default the first GPU, or the CPU.
+        benchmark: The benchmark that the prompts are of.
 
     Returns:
         The videos of the shard, in the order of the prompts.
@@ -70,7 +87,8 @@ def generate(
     Raises:
         UserError: `out` holds clips of another model or of other settings, or a clip of another
             prompt where one of these belongs; there are no prompts, or a prompt's id occurs twice;
-            the CPU is to offload; an image is missing or cannot be used.
+            the CPU is to offload; an image is missing or cannot be used; or the benchmark cannot
+            score such clips.
     """
     if not prompts:
         raise UserError("There are no prompts. Give a .txt, .csv or .jsonl file with at least one.")
@@ -92,11 +110,20 @@ def generate(
     source.spec.check_clip(size)
     images = _images(prompts, source)
     source.spec.check_generation(settings)
+    form = benchmark.form(settings.fps) if benchmark else ClipForm()
+    kept = _length(form, size, settings.fps, benchmark)
+    if form.whole_image and not images:
+        raise UserError(
+            f"{source.spec.weights} takes text alone, and what is scored are continuations of "
+            "images. Choose a model that continues an image (docs/backbones.md)."
+        )
     made_with = MadeWith.model_validate(
         source.about()
         | size.model_dump(include=set(ClipSize.model_fields))
         | settings.model_dump()
         | {"noise": seed, "precision": str(source.dtype(where)).removeprefix("torch.")}
+        | ({"frames": kept, "cut_from": size.frames} if kept < size.frames else {})
+        | ({"whole_image": True} if form.whole_image else {})
     )
     every = list(_clips(prompts, images, settings.samples, seed, made_with, out))
     claim(out, made_with, every)
@@ -107,8 +134,9 @@ def generate(
         )
     clips = every[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
-    for path in {images[clip.prompt_id] for clip in todo} if images else ():
-        read_image(path, size.height, size.width)  # Raises before any model is loaded.
+    of_prompts = {clip.prompt_id: clip for clip in clips}
+    if images:  # Before any model is loaded, since an image may be refused.
+        _keep_images(out, images, of_prompts, size, whole=form.whole_image)
     if todo:
         with within_memory(in_sampling(settings, offload)):
             sampler = _sampler(source, todo, size, settings, where, offload, images)
@@ -119,10 +147,14 @@ def generate(
                 clip.sidecar.unlink(missing_ok=True)
                 image = None
                 if images:
-                    image = read_image(images[clip.prompt_id], size.height, size.width)
+                    path = images[clip.prompt_id]
+                    image = read_image(path, size.height, size.width, whole=form.whole_image)
                 frames = sampler.sample(clip.prompt, clip.seed, image)
-                write_video(clip.path, frames, settings.fps)
+                write_video(clip.path, frames[:kept], settings.fps)
                 clip.write()
+    if benchmark is not None:
+        _publish(out, clips, benchmark)
+        _keep_films(out, of_prompts.values(), benchmark)
     return [clip.path for clip in clips]
 
 
@@ -144,6 +176,68 @@ def _images(prompts: Sequence[Prompt], source: Model) -> dict[str, Path]:
             "of images that are called by the prompts' ids."
         )
     return images
+
+
+def _length(form: ClipForm, size: ClipSize, fps: float, benchmark: Benchmark | None) -> int:
+    """How many frames of a clip are kept, and print what is cut and what the scorer has to do.
+
+    Raises:
+        UserError: The model's clips are too short for the benchmark.
+    """
+    if benchmark is None or form.frames is None:
+        return size.frames
+    if size.frames < form.frames:
+        raise UserError(
+            f"Clips of {size.frames} frames at {fps:g} a second last {size.frames / fps:.3g} s, "
+            f"and {benchmark.name} scores {form.frames} frames at this rate. Choose a model or a "
+            "recipe that makes longer clips (data.frames, generation.fps)."
+        )
+    if cut := size.frames - form.frames:
+        console.print(
+            f"Clips of {size.frames} frames are cut to the first {form.frames}, as "
+            f"{benchmark.name} scores them; {count(cut, 'frame')} of each are not kept."
+        )
+    if form.note:
+        console.print(form.note)
+    return form.frames
+
+
+def _keep_images(
+    out: Path,
+    images: Mapping[str, Path],
+    prompts: Mapping[str, Sidecar],
+    size: ClipSize,
+    whole: bool,
+) -> None:
+    """Write the images as the model is shown them. Raises UserError if one cannot be used."""
+    for name, clip in prompts.items():
+        kept = image_path(out, (clip.model_extra or {})["image"])
+        if kept.exists():
+            continue
+        image = read_image(images[name], size.height, size.width, whole=whole)
+        kept.parent.mkdir(exist_ok=True)
+        with atomic_path(kept) as temporary:
+            image.save(temporary)
+
+
+def _publish(out: Path, clips: Sequence[Sidecar], benchmark: Benchmark) -> None:
+    """Give clips the names that the benchmark's authors want."""
+    for clip in clips:
+        if path := benchmark.published_path(clip.caption, clip.k):
+            (out / path).parent.mkdir(exist_ok=True)
+            link_or_copy(clip.path, out / path)
+
+
+def _keep_films(out: Path, prompts: Iterable[Sidecar], benchmark: Benchmark) -> None:
+    """Write what happened in the place of clips, where the benchmark has it."""
+    for clip in track(list(prompts), "films"):
+        path = filmed_path(out, clip.prompt_id)
+        if path.exists():
+            continue
+        frames = benchmark.filmed(clip.caption, clip.frames, clip.height, clip.width)
+        if frames is not None:
+            path.parent.mkdir(exist_ok=True)
+            write_video(path, frames, clip.fps)
 
 
 def _sampler(

@@ -37,6 +37,12 @@ GENERATION = "generation.json"
 SELECTION = "selection.json"
 """Says how the clips beside it were chosen among several of a prompt."""
 
+IMAGES = "images"
+"""The folder, beside clips, of the images that they continue, as their model was shown them."""
+
+FILMED = "filmed"
+"""The folder, beside clips, of what happened in their place, where it was filmed."""
+
 CLIPS = "a folder of clips or a list of them"
 
 Key = tuple[str, int]
@@ -141,6 +147,19 @@ class Sidecar(CaptionedClip, MadeWith):
     def is_done(self) -> bool:
         return self.path.exists() and self.sidecar.exists()
 
+    @property
+    def kept_image(self) -> Path | None:
+        """The image that the clip continues, as its model was shown it, if it is kept."""
+        digest = (self.model_extra or {}).get("image")
+        path = image_path(self.path.parent, str(digest))
+        return path if digest and path.is_file() else None
+
+    @property
+    def kept_film(self) -> Path | None:
+        """What happened in the clip's place, if it was filmed and is kept."""
+        path = filmed_path(self.path.parent, self.prompt_id)
+        return path if path.is_file() else None
+
     def write(self) -> None:
         """Write the sidecar. Write the video first: a clip is done once its sidecar is there."""
         text = json.dumps(self.model_dump(), indent=1, ensure_ascii=False)
@@ -148,9 +167,24 @@ class Sidecar(CaptionedClip, MadeWith):
 
 
 def clip_path(folder: Path, prompt_id: str, k: int) -> Path:
-    """Give the file of a clip. A digest replaces an id that is unfit for a file's name."""
+    """Give the file of a clip."""
+    return folder / f"{_in_file_names(prompt_id)}-{k}.mp4"
+
+
+def _in_file_names(prompt_id: str) -> str:
+    """A prompt's id, or a digest of one that is unfit for a file's name."""
     is_safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", prompt_id)
-    return folder / f"{prompt_id if is_safe else json_digest(prompt_id)}-{k}.mp4"
+    return prompt_id if is_safe else json_digest(prompt_id)
+
+
+def image_path(folder: Path, digest: str) -> Path:
+    """Where a folder of clips keeps an image that clips continue."""
+    return folder / IMAGES / f"{digest}.png"
+
+
+def filmed_path(folder: Path, prompt_id: str) -> Path:
+    """Where a folder of clips keeps what happened in the place of a prompt's clips."""
+    return folder / FILMED / f"{_in_file_names(prompt_id)}.mp4"
 
 
 def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
@@ -346,8 +380,8 @@ def _is_wanted(folder: Path) -> Callable[[CaptionedClip], bool]:
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The values that differ, by key. A clip is the same however many there are of its prompt."""
-    # A clip from text alone says nothing of an image.
-    before, now = ({"image": "none"} | values for values in (before, now))
+    # A clip from text alone says nothing of an image, and one that is not squeezed not of that.
+    before, now = ({"image": "none", "whole_image": False} | v for v in (before, now))
     return {
         key: (before.get(key, "not recorded"), value)
         for key, value in now.items()

@@ -12,12 +12,35 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from videorepa.artifacts.scores import Better, Row
 from videorepa.data.manifest import Prompt
+from videorepa.errors import UserError
 from videorepa.settings.section import Section
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class ClipForm:
+    """What clips have to be for a benchmark to score them.
+
+    Attributes:
+        frames: How many; a longer clip's first ones. None for any number.
+        samples: Clips of each prompt; None for as many as the model's settings say.
+        whole_image: Clips continue images, which are squeezed to the clips' shape and not cropped,
+            since the scorer stretches clips to the shape of its films.
+        note: What the scorer has to do where its films are of another rate.
+    """
+
+    frames: int | None = None
+    samples: int | None = None
+    whole_image: bool = False
+    note: str = ""
 
 
 class Benchmark(Section):
@@ -41,6 +64,39 @@ class Benchmark(Section):
             count: The most prompts to return.
             seed: Chooses among several series of prompts, where the benchmark has them.
         """
+
+    def every_prompt(self) -> list[Prompt]:
+        """All prompts of a benchmark whose list is closed.
+
+        Raises:
+            UserError: Its list is open, or it has none.
+        """
+        closed = self.missing(())
+        if not closed:
+            raise UserError(
+                f"The benchmark {self.name} has no list of prompts to generate from, as it is set. "
+                "Give a .txt, .csv or .jsonl file of prompts."
+            )
+        return self.prompts(len(closed), 0)
+
+    def form(self, fps: float) -> ClipForm:
+        """What clips of the benchmark's prompts have to be.
+
+        Args:
+            fps: The frames per second that a model makes.
+
+        Raises:
+            UserError: The benchmark cannot score clips at that rate.
+        """
+        return ClipForm()
+
+    def filmed(self, prompt: str, frames: int, height: int, width: int) -> np.ndarray | None:
+        """What happened, in the form of a clip, (F, H, W, 3) uint8; None if nobody filmed it."""
+        return None
+
+    def published_path(self, prompt: str, k: int) -> Path | None:
+        """Where a prompt's clip lies in the layout of the benchmark's authors, if they have one."""
+        return None
 
     @classmethod
     def ranked_by(cls) -> dict[str, Better]:

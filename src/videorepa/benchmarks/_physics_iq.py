@@ -2,7 +2,8 @@
 
 Each experiment was filmed twice from each of three views. A clip is compared with the first take,
 and the likeness of the two takes is what a clip's is measured by. The benchmarks are for models
-that continue the last frame, or the three seconds, before the test. A text-to-video model cannot.
+that continue the last frame before the test, the switch frame, or the three seconds before it. A
+text-to-video model cannot.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch.nn import functional as F
 
-from videorepa.benchmarks import Benchmark
-from videorepa.data.manifest import Prompt, csv_rows
-from videorepa.data.video import iterate, read_all
+from videorepa.benchmarks import Benchmark, ClipForm
+from videorepa.data.image import SAME_SHAPE, image_shape
+from videorepa.data.manifest import IMAGE_SUFFIXES, Prompt, csv_rows
+from videorepa.data.video import iterate, read_all, read_shape, resize
 from videorepa.errors import ClipError, UserError
 from videorepa.system.files import check_is_folder
 from videorepa.system.fingerprint import file_sample_digest, json_digest
+from videorepa.system.wording import count
 
 SECONDS = 5.0
 """Duration of a clip, to half a frame: rates such as 29.97 have no whole number in it."""
@@ -47,6 +50,8 @@ VERIFIED = "physics-IQ-benchmark-verified"
 """The folder of Physics-IQ Verified's files. Those of the first version have the same names."""
 
 _GENERATED = re.compile(r"(?P<id>\d+)_(?P<view>[^_]+)_trimmed-(?P<name>.+)")
+
+_SWITCH = re.compile(r"\d+_switch-frames_[^_]+_(?P<view>[^_]+)_trimmed-(?P<name>.+)")
 
 _NUMBERED = re.compile(r"(?P<id>\d+)(_.*)?")
 
@@ -185,12 +190,16 @@ class Filmed(Benchmark):
     Attributes:
         data: The folder that the benchmark's files were downloaded to. It reads the test videos in
             split-videos/testing, at 30FPS and at other rates if there are any, and the masks in
-            video-masks/real.
+            video-masks/real. Clips are generated from switch-frames and the descriptions.
         makes_masks: Whether a mask that is not among the files is computed, or refused.
+        describing: Where the descriptions are to be had, for messages.
+        samples: How many clips of each prompt are generated.
     """
 
     data: Path
     makes_masks: ClassVar[bool] = True
+    describing: ClassVar[str] = ""
+    samples: ClassVar[int | None] = None
 
     def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
         clips: dict[str, Path] = {}
@@ -206,7 +215,7 @@ class Filmed(Benchmark):
         ]
 
     def _named_by(self, clip: Path) -> str:
-        """The view and the experiment that a clip's name stands for, as `prompts` names them."""
+        """The view and the experiment that a clip's name stands for, a prompt's caption."""
         if match := _GENERATED.fullmatch(clip.stem):
             return f"{match['view']}_{match['name']}"
         match = _NUMBERED.fullmatch(clip.stem)
@@ -222,14 +231,74 @@ class Filmed(Benchmark):
         return min(names)
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
-        """The first `count` views of experiments, whatever the seed."""
-        names = sorted(
-            {f"{view}_{name}" for _, view, take, name in self._videos if take[-1] == "1"}
-        )
-        return [Prompt(name, name) for name in names][:count]
+        """The first `count` views of experiments, whatever the seed, each with its switch frame.
+
+        Raises:
+            UserError: One has no description or no switch frame, or that is of another shape than
+                its film.
+        """
+        return [self._prompt(name) for name in self._names[:count]]
+
+    def _prompt(self, name: str) -> Prompt:
+        image, text = self._switch_frames.get(name), self._descriptions.get(name)
+        if image is None:
+            raise UserError(
+                f"{self.root} has no switch frame of {name}; expected switch-frames/"
+                f"NUMBER_switch-frames_anyFPS_{name.replace('_', '_trimmed-', 1)}.jpg."
+            )
+        if text is None:
+            raise UserError(
+                f"{self.described or self.root / 'descriptions.csv'} does not describe {name}. "
+                f"{self.name} is generated from the published descriptions, with the columns "
+                f"description and generated_video_name{self.describing}."
+            )
+        film, shape = self._film_of(name), image_shape(image)
+        frame = read_shape(film)
+        if abs(shape[1] * frame.height / (shape[0] * frame.width) - 1) > SAME_SHAPE:
+            raise UserError(
+                f"The switch frame {image} has {shape[0]}x{shape[1]} pixels, upright, and its film "
+                f"{film.name} {frame.height}x{frame.width}, another shape. Download it again."
+            )
+        return Prompt(name, text, name, image=image)
 
     def missing(self, prompts: Collection[str]) -> list[Prompt]:
-        return [p for p in self.prompts(len(self._videos), 0) if p.caption not in prompts]
+        return [Prompt(name, name) for name in self._names if name not in prompts]
+
+    def form(self, fps: float) -> ClipForm:
+        """Five seconds, from whole images. Its note counts films that have to be blended."""
+        frames = round(SECONDS * fps)
+        rate = f"{frames / SECONDS:g}"
+        without = [
+            name
+            for name in self._names
+            if (rate, *self._take_of(name)) not in self._masks
+            or (rate, *self._take_of(name)) not in self._videos
+        ]
+        note = ""
+        if without and not self.makes_masks:
+            raise UserError(
+                f"{self.root} has no film with its mask at {rate} frames a second of "
+                f"{count(len(without), 'prompt')}, the first is {without[0]}. {self.name} scores "
+                "clips at the rates of video-masks/real, published with 8, 16, 24 and 30: set "
+                "generation.fps in the recipe to one that the model was trained at."
+            )
+        if without:
+            note = (
+                f"{self.root} lacks films or masks at {rate} frames a second of "
+                f"{count(len(without), 'prompt')}: films are blended from {FILMED_FPS}, and masks "
+                "made anew."
+            )
+        return ClipForm(frames, self.samples, whole_image=True, note=note)
+
+    def filmed(self, prompt: str, frames: int, height: int, width: int) -> np.ndarray:
+        """The first take, squeezed to the clip's shape."""
+        film = self._film(*self._take_of(prompt), frames)
+        return np.stack([resize(frame, height, width) for frame in film])
+
+    def published_path(self, prompt: str, k: int) -> Path:
+        number = self._film_of(prompt).stem.partition("_")[0]
+        view, _, name = prompt.partition("_")
+        return Path(f"run_{k + 1:02d}") / f"{number}_{view}_trimmed-{name}.mp4"
 
     def about_prompt(self, prompt: str) -> dict[str, Any]:
         """Its entry "takes" is a digest of the filmed takes, at all rates, and of their masks."""
@@ -277,20 +346,27 @@ class Filmed(Benchmark):
             | {f"{key}_static": value for key, value in compared(still, first).items()}
         )
 
-    def _take(self, view: str, take: str, name: str, count: int) -> Take:
-        """A filmed take, resampled to `count` frames."""
-        rate = count / SECONDS
-        exact = (f"{rate:g}", view, take, name)
-        path = self._videos.get(exact) or self._videos.get((str(FILMED_FPS), view, take, name))
+    def _film(self, view: str, take: str, name: str, count: int) -> Iterator[np.ndarray]:
+        """The frames of a filmed take, resampled to `count`."""
+        rate = f"{count / SECONDS:g}"
+        if path := self._videos.get((rate, view, take, name)):
+            return islice(iterate(path), count)
+        return at_rate(iterate(self._filmed_at_30(view, take, name)), count / SECONDS, count)
+
+    def _filmed_at_30(self, view: str, take: str, name: str) -> Path:
+        path = self._videos.get((str(FILMED_FPS), view, take, name))
         if path is None:
             raise UserError(
                 f"{self.data} has no video of {view}_{name}, {take}, at {FILMED_FPS} frames a "
                 "second; expected Physics-IQ's split-videos/testing."
             )
+        return path
 
-        def frames() -> Iterator[np.ndarray]:
-            every = iterate(path)
-            return islice(every, count) if exact in self._videos else at_rate(every, rate, count)
+    def _take(self, view: str, take: str, name: str, count: int) -> Take:
+        """A filmed take, resampled to `count` frames, and where something moves in it."""
+        rate = count / SECONDS
+        exact = (f"{rate:g}", view, take, name)
+        path = self._videos.get(exact) or self._filmed_at_30(view, take, name)
 
         def shrunk(pixels: np.ndarray) -> np.ndarray:
             return resized(pixels, pixels.shape[0] // SHRUNK, pixels.shape[1] // SHRUNK)
@@ -304,8 +380,8 @@ class Filmed(Benchmark):
                 "that video-masks/real has, 8, 16, 24 or 30."
             )
         else:
-            masks = moving(frames())
-        shown = [shrunk(frame) for frame in frames()]
+            masks = moving(self._film(view, take, name, count))
+        shown = [shrunk(frame) for frame in self._film(view, take, name, count)]
         moved = [shrunk(mask) > 127 for mask in masks]
         if not len(shown) == len(moved) == count:
             raise ClipError(
@@ -346,21 +422,49 @@ class Filmed(Benchmark):
         return names
 
     @cached_property
+    def _names(self) -> list[str]:
+        """The captions of prompts: a view and the name of an experiment."""
+        return sorted(set().union(*self._first_takes.values()))
+
+    def _take_of(self, prompt: str) -> tuple[str, str, str]:
+        """The first take of a prompt, as `_videos` names it."""
+        view, _, name = prompt.partition("_")
+        return view, "take-1", name
+
+    def _film_of(self, prompt: str) -> Path:
+        """A file of the first take."""
+        take = self._take_of(prompt)
+        return next(path for (_, *of), path in self._videos.items() if tuple(of) == take)
+
+    @cached_property
+    def _switch_frames(self) -> dict[str, Path]:
+        """The images that clips continue, by the captions of prompts."""
+        paths = sorted((self.root / "switch-frames").glob("*"))
+        images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        matches = ((path, _SWITCH.fullmatch(path.stem)) for path in images)
+        return {f"{m['view']}_{m['name']}": path for path, m in matches if m}
+
+    @cached_property
     def _masks(self) -> dict[tuple[str, str, str, str], Path]:
         return _named(self.root / "video-masks" / "real")
 
     @cached_property
     def _categories(self) -> dict[str, str]:
-        path = self.described
-        if path is None:
-            return {}
-        categories = {}
-        for row in csv_rows(path):
+        return self._described_as("category")
+
+    @cached_property
+    def _descriptions(self) -> dict[str, str]:
+        return self._described_as("description")
+
+    def _described_as(self, column: str) -> dict[str, str]:
+        """A column of the descriptions by the captions of prompts; of both takes, the first's."""
+        path, values = self.described, {}
+        for row in csv_rows(path) if path else ():
             name = str(row.values.get("generated_video_name", ""))
             match = _GENERATED.fullmatch(Path(name).stem)
-            if match and (category := row.values.get("category")):
-                categories[f"{match['view']}_{match['name']}"] = str(category)
-        return categories
+            if match and (value := row.values.get(column)):
+                values.setdefault(f"{match['view']}_{match['name']}", str(value))
+        return values
 
 
 def _named(folder: Path) -> dict[tuple[str, str, str, str], Path]:

@@ -189,14 +189,21 @@ def score_of(answer: str, key: str) -> tuple[str, int] | None:
     return (found[-1][1], found[-1].start(1)) if found else None
 
 
+def _first_image(prompts: Path, entry: dict[str, Any]) -> Path | None:
+    """The image that clips of a prompt continue, where PhyGround's lie beside its prompts."""
+    folder = prompts.parent.parent / "first_images"
+    return folder / f"{entry['id_stem']}.jpg" if "id_stem" in entry and folder.is_dir() else None
+
+
 class PhyJudge(Judged):
     """Scores, 1 to 5, of the caption (sa), order (ptv), persistence and laws, one call for each.
 
     pc is the mean over a clip's laws. There are no flags: PhyGround reports means.
 
     Attributes:
-        captions: PhyGround's phyground.json, which says which laws a prompt is about. Without it a
-            clip is scored against its own prompt, by `laws`.
+        captions: PhyGround's phyground.json, which says which laws a prompt is about, or the folder
+            of its data set, which has the first frames too. Without it a clip is scored against its
+            own prompt, by `laws`.
         laws: Laws to rate in every clip, where `captions` does not say.
         judge: The base model's folder or Hub id, or that of a merged PhyJudge.
         adapter: The LoRA's folder or Hub id; None, `adapter=`, if the judge is merged.
@@ -400,7 +407,10 @@ class PhyJudge(Judged):
         expected = "expected PhyGround's phyground.json, a list of id, prompt and physical_laws"
         try:
             entries = parse_json(read_text(path))
-            prompts = [Prompt(str(e["id"]), e["prompt"], e["prompt"], e) for e in entries]
+            prompts = [
+                Prompt(str(e["id"]), e["prompt"], row=e, image=_first_image(path, e))
+                for e in entries
+            ]
             by_text = {prompt.text.strip(): prompt for prompt in prompts}
             lacking = [prompt.id for prompt in prompts if "physical_laws" not in prompt.row]
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -48,12 +48,15 @@ class PhysicsIQVerified(Filmed):
     Attributes:
         data: The folder that the files were downloaded to: physics-IQ-benchmark-verified, or the
             one that it lies in. Masks are those of the files; none is computed.
-        descriptions: One of the published descriptions_*.csv, for tables by category.
+        descriptions: One of the published descriptions_*.csv, to generate from and for tables by
+            category.
     """
 
     name: Literal["physics_iq_verified"] = "physics_iq_verified"
     version: ClassVar[str] = "1"
     makes_masks: ClassVar[bool] = False
+    describing: ClassVar[str] = "; name its list, --set descriptions=descriptions_base.csv"
+    samples: ClassVar[int | None] = 4
     descriptions: Path | None = None
 
     @property

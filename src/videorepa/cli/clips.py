@@ -25,22 +25,29 @@ def generate(
     seed: int = 0,
     offload: Literal["none", "model", "group"] = "none",
     shard: Shard = "0/1",
+    set: Settings = (),
 ) -> None:
     """Generate an mp4 file with a JSON sidecar for every prompt.
 
     The noise depends on the prompt, the sample's number and --seed alone, so that two models can be
     compared clip by clip. A second call resumes where the first one stopped.
 
+    A benchmark's name in place of the prompts takes all of its own, with their first frames where
+    it has them. Clips then get the length that it scores, and as many samples as it asks for;
+    docs/judging.md says more.
+
     For example:
       videorepa generate runs/videorepa-2b --prompts prompts.txt --out clips/aligned
       videorepa generate recipes/videorepa-2b.yaml --prompts prompts.txt --out clips/base
       videorepa generate runs/videorepa-2b --prompts refined.csv --column detailed --out clips/long
+      videorepa generate runs/i2v --prompts physics_iq --set data=physics-IQ-benchmark --out iq
 
     Args:
       model: A run, a recipe (its untouched base model), a diffusers folder, or `micro`.
-      prompts: A .txt file with a prompt a line, or a .csv or .jsonl file.
+      prompts: A .txt file with a prompt a line, or a .csv or .jsonl file; or the name of a
+        benchmark, whose keys --set sets as for `evaluate`.
       out: Folder of the clips.
-      samples: Clips per prompt; by default as the recipe says.
+      samples: Clips per prompt; by default as the benchmark asks for, or as the recipe says.
       steps: Denoising steps; by default as the recipe says.
       guidance_scale: Strength of classifier-free guidance; by default as the recipe says.
       backbone: Kind of a diffusers folder; runs and recipes state it themselves.
@@ -57,19 +64,41 @@ def generate(
     from videorepa.artifacts.model import default_settings
     from videorepa.data.manifest import read_prompts
     from videorepa.generate import generate
+    from videorepa.settings import plugins
 
-    options = {"samples": samples, "steps": steps, "guidance_scale": guidance_scale}
+    bench = None
+    if str(prompts) in plugins.names("benchmarks") and not prompts.exists():
+        if column or images:
+            raise UserError(
+                f"--column and --images are for lists of prompts; {prompts} has its own. Leave "
+                "them out."
+            )
+        bench = plugins.benchmark(str(prompts), set)
+    elif set:
+        raise UserError(
+            f"--set is for a benchmark's prompts, and {prompts} is the name of none. Leave it out."
+        )
+    settings = default_settings(model, backbone)
+    asked = bench.form(settings.fps).samples if bench else None
+    options = {
+        "samples": asked if samples is None else samples,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+    }
     changed = {key: value for key, value in options.items() if value is not None}
     clips = generate(
         model,
-        read_prompts(prompts, column, with_images=True, images=images),
+        bench.every_prompt()
+        if bench
+        else read_prompts(prompts, column, with_images=True, images=images),
         out,
-        settings=default_settings(model, backbone).changed(**changed),
+        settings=settings.changed(**changed),
         backbone=backbone,
         step=step,
         seed=seed,
         offload=offload,
         shard=parse_shard(shard),
+        benchmark=bench,
     )
     print(f"{len(clips)} clips in {out}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from videorepa.data.video import fit
+from videorepa.data.video import fit, resize
 from videorepa.errors import UserError
 from videorepa.system.files import file_digest, open_file
 
@@ -20,15 +20,45 @@ SAME_SHAPE = 0.02
 """Part of its width by which an image may be wider or narrower than the clip and is cropped."""
 
 
-def read_image(path: Path, height: int, width: int) -> Image.Image:
+def read_image(path: Path, height: int, width: int, *, whole: bool = False) -> Image.Image:
     """Read an image as the first frame of a clip of a size.
 
     It is put upright as its EXIF says, cropped by up to 2 % to the clip's shape, and scaled as the
     frames of training clips are. Grey becomes RGB.
 
+    Args:
+      whole: Squeeze an image of another shape to the clip's, and crop nothing.
+
     Raises:
       UserError: It cannot be read, has another shape or colours that RGB of 8 bits does not hold.
     """
+    pixels = np.array(_in_rgb(path, ImageOps.exif_transpose(_opened(path))))
+    if whole:
+        return Image.fromarray(resize(pixels, height, width))
+    theirs, ours = pixels.shape[1] / pixels.shape[0], width / height
+    if abs(theirs / ours - 1) > SAME_SHAPE:
+        raise UserError(
+            f"The image {path} has {pixels.shape[0]}x{pixels.shape[1]} pixels, upright; clips of "
+            f"{height}x{width} have another shape. Crop it to {width}:{height}."
+        )
+    return Image.fromarray(fit(pixels, height, width))
+
+
+def image_shape(path: Path) -> tuple[int, int]:
+    """The height and width of an image, upright. Raises UserError if it cannot be read."""
+    width, height = ImageOps.exif_transpose(_opened(path)).size
+    return height, width
+
+
+def image_digest(path: Path) -> str:
+    """What an image is called in sidecars. Raises UserError if it cannot be read."""
+    try:
+        return file_digest(path)[:DIGEST]
+    except OSError as error:
+        raise UserError(f"The image {path} cannot be read: {error.strerror}.") from None
+
+
+def _opened(path: Path) -> Image.Image:
     try:
         with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
             image.load()
@@ -39,22 +69,7 @@ def read_image(path: Path, height: int, width: int) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"The image {path} cannot be read: {reason}.") from None
-    pixels = np.array(_in_rgb(path, ImageOps.exif_transpose(image)))
-    theirs, ours = pixels.shape[1] / pixels.shape[0], width / height
-    if abs(theirs / ours - 1) > SAME_SHAPE:
-        raise UserError(
-            f"The image {path} has {pixels.shape[0]}x{pixels.shape[1]} pixels, upright; clips of "
-            f"{height}x{width} have another shape. Crop it to {width}:{height}."
-        )
-    return Image.fromarray(fit(pixels, height, width))
-
-
-def image_digest(path: Path) -> str:
-    """What an image is called in sidecars. Raises UserError if it cannot be read."""
-    try:
-        return file_digest(path)[:DIGEST]
-    except OSError as error:
-        raise UserError(f"The image {path} cannot be read: {error.strerror}.") from None
+    return image
 
 
 def _in_rgb(path: Path, image: Image.Image) -> Image.Image:

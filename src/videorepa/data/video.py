@@ -229,10 +229,10 @@ def fit(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         crop_h, crop_w = max(1, round(w * height / width)), w
     top, left = (h - crop_h) // 2, (w - crop_w) // 2
     crop = pixels[top : top + crop_h, left : left + crop_w]
-    return _resize(crop, height, width)
+    return resize(crop, height, width)
 
 
-def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scale (h, w, 3) uint8 bilinearly with antialiasing."""
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -393,12 +393,12 @@ def read_chosen(path: Path, indices: Sequence[int], height: int, width: int) -> 
         number, frame = -1, None
         for number, frame in enumerate(_decode(path, container, stream)):
             if number in wanted:
-                chosen[number] = _resize(_to_rgb(path, frame), height, width)
+                chosen[number] = resize(_to_rgb(path, frame), height, width)
             if number == max(wanted):
                 break
         else:
             assert frame is not None  # A video without frames raises.
-            chosen[number] = _resize(_to_rgb(path, frame), height, width)
+            chosen[number] = resize(_to_rgb(path, frame), height, width)
     return np.stack([chosen[min(index, number)] for index in indices])
 
 

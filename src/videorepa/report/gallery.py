@@ -62,6 +62,7 @@ class ClipRow:
     """Clips to compare with each other.
 
     Attributes:
+        before: The image that the clips continue, and what happened in their place, if any.
         k: Number of the prompt's sample.
         category: Position in the gallery's `categories`.
     """
@@ -72,10 +73,11 @@ class ClipRow:
     prompt_id: str = ""
     k: int = 0
     category: int | None = None
+    before: Sequence[Cell] = ()
 
     @property
     def clips(self) -> Iterator[Path]:
-        return (cell.clip for cell in self.cells if cell.clip)
+        return (cell.clip for cell in (*self.before, *self.cells) if cell.clip)
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ def clip_gallery(
                 prompt_id=key[0],
                 k=key[1],
                 category=categories.index(category) if category else None,
+                before=_before(present),
             )
         )
     left_out = ""
@@ -218,6 +221,19 @@ def clip_gallery(
             "shown are evenly spaced by id, not chosen by result."
         )
     return Gallery(rows, list(clips), categories, checks, verdicts, left_out)
+
+
+def _before(present: Sequence[Sidecar]) -> list[Cell]:
+    """The image that the clips continue and what was filmed, of the first folder that has them."""
+    images = {path.name: (clip, path) for clip in present if (path := clip.kept_image)}
+    films = [(clip, path) for clip in present if (path := clip.kept_film)]
+    note = "the clips continue different images; this is the first's" if len(images) > 1 else ""
+    found = [("given frame", note, *each) for each in list(images.values())[:1]]
+    found += [("what happened", "", *each) for each in films[:1]]
+    return [
+        Cell(label, None, path, clip.width, clip.height, clip.fps, note=remark)
+        for label, remark, clip, path in found
+    ]
 
 
 def _note(key: Key, category: str | None, present: Sequence[Sidecar]) -> str:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
 from videorepa.artifacts.clips import DIGEST, clip_digest
-from videorepa.system.files import atomic_path, read_bytes
+from videorepa.system.files import link_or_copy, read_bytes
 
 EMBEDDED_BYTES = 4 << 20
 """Clips of up to this many bytes in all stay within the page."""
 
+KINDS = {".mp4": "video/mp4", ".png": "image/png"}
+"""The media types of what a page shows, by the suffixes of its files."""
+
 
 class Media:
-    """The clips of a page.
+    """The clips of a page, and the images that they continue.
 
     A file beside the page is named by its digest. So its name does not reveal the model, equal
     clips are kept once, and an existing file has the right content.
 
     Args:
         page: The page's path.
-        clips: The videos that the page shows.
+        clips: The videos and images that the page shows.
     """
 
     def __init__(self, page: Path, clips: Iterable[Path]) -> None:
@@ -39,10 +40,11 @@ class Media:
         return len(self._clips)
 
     def source(self, clip: Path) -> str:
-        """The clip's URL for the page: its content, or the path of its file."""
+        """The URL of a clip, or an image, for the page: its content, or the path of its file."""
         if self.embedded:
-            return "data:video/mp4;base64," + base64.b64encode(read_bytes(clip)).decode()
-        return f"{quote(self.folder.name, errors='surrogateescape')}/{self.digests[clip]}.mp4"
+            return f"data:{KINDS[clip.suffix]};base64,{base64.b64encode(read_bytes(clip)).decode()}"
+        folder = quote(self.folder.name, errors="surrogateescape")
+        return f"{folder}/{self.digests[clip]}{clip.suffix}"
 
     def write(self) -> None:
         """Put the clips beside the page unless they are within it, as hard links if possible."""
@@ -50,18 +52,14 @@ class Media:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for digest, clip in self._clips.items():
-            target = self.folder / f"{digest}.mp4"
-            if target.exists():
-                continue
-            try:
-                os.link(clip, target)
-            except OSError:
-                with atomic_path(target) as temporary:
-                    shutil.copyfile(clip, temporary)
+            target = self.folder / f"{digest}{clip.suffix}"
+            if not target.exists():
+                link_or_copy(clip, target)
 
     def sweep(self) -> None:
         """Remove clips of an earlier page of this name that the new one does not show."""
         kept = set() if self.embedded else self._clips.keys()
-        for path in self.folder.glob("*.mp4"):
-            if re.fullmatch(f"[0-9a-f]{{{DIGEST}}}", path.stem) and path.stem not in kept:
+        own = re.compile(f"([0-9a-f]{{{DIGEST}}})({'|'.join(map(re.escape, KINDS))})")
+        for path in self.folder.glob("*"):
+            if (match := own.fullmatch(path.name)) and match[1] not in kept:
                 path.unlink()

@@ -178,6 +178,17 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, as a hard link where the file system allows, else as a copy."""
+    if target.exists() and target.samefile(source):
+        return  # To rename one name of a file to another does nothing, and would leave the first.
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def from_home(path: Place) -> Place:
     """Put the home folder in place of a leading `~` or `~user`, as a shell does."""
     return type(path)(os.path.expanduser(path))

@@ -117,7 +117,7 @@ all('.row .clip').forEach((place) => observer.observe(place));
 
 const filters = one('.filters');
 const rows = all('#clips .row');
-const figures = new Map(rows.map((row) => [row, all('figure', row)]));
+const figures = new Map(rows.map((row) => [row, all('figure[data-verdicts]', row)]));
 const texts = new Map(rows.map((row) => [row, one('.words', row).textContent.toLowerCase()]));
 
 function matches(row) {
