@@ -44,6 +44,7 @@ RECIPE = ROOT / "recipes" / "micro" / "study.yaml"
 MAP = ROOT / "recipes" / "micro" / "map.yaml"
 CONTROLS = ("clips-12000", "repa-truth", "trd-truth", "clips-120")
 """The arms of the figure of gains by noise level."""
+TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
 POOL = "4"
 """Rows and columns of places in the probe's figure; the table has all poolings."""
 NAMES = {
@@ -176,7 +177,7 @@ def gains() -> Figure:
         for name, gain in measured.gains(of, LOSS).items()
         if len(gain.by_seed) > 1
     }
-    figure = Figure(figsize=(9, 1.2 + 0.26 * len(arms)), layout="constrained")
+    figure = Figure(figsize=(9, max(3.2, 1.2 + 0.26 * len(arms))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     for place, (name, gain) in enumerate(arms.items()):
         control = measured.of(measured.recipe.control_of(name), LOSS)
@@ -189,6 +190,8 @@ def gains() -> Figure:
         left.plot(of_seeds, [place] * len(of_seeds), "|", color="C0", ms=9)
     left.axvline(0, color="gray", linestyle=":")
     left.set_xscale("symlog", linthresh=1)
+    left.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    left.margins(y=0.2)
     left.set_yticks(range(len(arms)), arms)
     left.invert_yaxis()
     left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
@@ -207,9 +210,10 @@ def gains() -> Figure:
         right.errorbar(where, value, (value - low, high - value), marker="o", label=name)
     right.axhline(0, color="gray", linestyle=":")
     right.set_yscale("symlog", linthresh=1)
+    right.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
     right.set_xticks(range(len(levels)), levels)
     right.set_xlabel("the noise's share of the variance")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc=(0.6, 0.2))
     return figure
 
 

@@ -131,17 +131,20 @@ class Measured:
         return float(np.exp(worth)) - self.recipe.trained(self.recipe.control, first).optim.steps
 
     def gains(self, names: Sequence[str], measure: str, part: str = ALL) -> dict[str, Gain]:
-        """The gains of arms over their controls, with p-values adjusted for one another."""
+        """The gains of arms over their controls, with p-values adjusted for one another.
+
+        A single seed tests nothing, so it is none of the family and has no p-value.
+        """
         found = {}
         for name in names:
             gain = self.gain(name, self.recipe.control_of(name), measure, part)
             if gain is not None and name != self.recipe.control_of(name):
                 found[name] = gain
-        adjusted = holm([gain.of.p for gain in found.values()])
-        return {
-            name: replace(gain, p_holm=p)
-            for (name, gain), p in zip(found.items(), adjusted, strict=True)
-        }
+        tested = {name: gain for name, gain in found.items() if len(gain.by_seed) > 1}
+        adjusted = holm([gain.of.p for gain in tested.values()])
+        for (name, gain), p in zip(tested.items(), adjusted, strict=True):
+            found[name] = replace(gain, p_holm=p)
+        return found
 
     def table(self, names: Sequence[str]) -> str:
         """Arms beside base and control in each measure, in Markdown."""
