@@ -632,7 +632,8 @@ def options(draw: Any, ground: Ground) -> Laid:
         ),
         (
             ["generate", g / "run", "--prompts", g / "prompts.csv", *out],
-            ["--seed", "--shard", "--step", "--guidance-scale", "--column", "--backbone"],
+            ["--seed", "--shard", "--step", "--guidance-scale", "--column", "--backbone"]
+            + ["--images", "--set", "--prompts"],
         ),
         (["evaluate", "lab", g / "made", "--out", "out/x"], ["--shard", "--set", "--against"]),
         (
