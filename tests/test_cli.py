@@ -146,6 +146,21 @@ def test_signals_are_left_to_the_main_thread_and_ignored_ones_stay_so() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_python_frees_an_object_is_not_lost(number: signal.Signals) -> None:
+    class Freed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            sum(range(10))  # Python looks for signals between two instructions.
+
+    hook = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt) as ended, terminable():
+        Freed()
+        time.sleep(5)
+    assert isinstance(ended.value, Terminated) == (number == signal.SIGTERM)
+    assert sys.unraisablehook is hook
+
+
 def test_the_help_of_evaluate_says_what_every_benchmark_needs(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):

@@ -21,6 +21,7 @@ from videorepa.evaluation.ratings import FORMAT, rated
 from videorepa.evaluation.statistics import wilson
 from videorepa.evaluation.tables import table
 from videorepa.report import media, report
+from videorepa.report.media import Media
 
 PROMPTS = {
     "fall-0": "A red ball drops to the floor.",
@@ -407,3 +408,24 @@ def test_what_is_no_rating_of_these_clips_is_refused(material: Material, tmp_pat
         assert main(["evaluate", *map(str, arguments)]) == 1
         assert "Blind ratings need all three" in capsys.readouterr().err
     assert main(["evaluate", "lab", str(a), "--ratings", str(ada)]) == 1
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.txt", "clip", "clip.MP4"])
+def test_a_clip_is_shown_whatever_it_is_called(tmp_path: Path, name: str, monkeypatch) -> None:
+    clip, image = tmp_path / name, tmp_path / "first.png"
+    clip.write_bytes(b"clip")
+    image.write_bytes(b"image")
+    page = tmp_path / "page.html"
+    shown = Media(page, [clip, image])
+    assert shown.source(clip) == "data:video/mp4;base64,Y2xpcA=="
+    assert shown.source(image).startswith("data:image/png;")
+    monkeypatch.setattr(media, "EMBEDDED_BYTES", 0)
+    shown = Media(page, [clip, image])
+    shown.write()
+    assert shown.source(clip).endswith(".mp4") and shown.source(image).endswith(".png")
+    assert (tmp_path / shown.source(clip)).read_bytes() == b"clip"
+    # Another page of the name does not show it, and takes it away.
+    other = Media(page, [image])
+    other.write()
+    other.sweep()
+    assert [path.suffix for path in (tmp_path / "page-files").iterdir()] == [".png"]

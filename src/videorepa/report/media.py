@@ -15,7 +15,12 @@ EMBEDDED_BYTES = 4 << 20
 """Clips of up to this many bytes in all stay within the page."""
 
 KINDS = {".mp4": "video/mp4", ".png": "image/png"}
-"""The media types of what a page shows, by the suffixes of its files."""
+"""The media types of what a page shows, by the suffixes that its files get."""
+
+
+def _suffix(file: Path) -> str:
+    """A file's suffix on the page. All but images are clips, whatever they are called."""
+    return ".png" if file.suffix == ".png" else ".mp4"
 
 
 class Media:
@@ -42,9 +47,10 @@ class Media:
     def source(self, clip: Path) -> str:
         """The URL of a clip, or an image, for the page: its content, or the path of its file."""
         if self.embedded:
-            return f"data:{KINDS[clip.suffix]};base64,{base64.b64encode(read_bytes(clip)).decode()}"
+            kind = KINDS[_suffix(clip)]
+            return f"data:{kind};base64,{base64.b64encode(read_bytes(clip)).decode()}"
         folder = quote(self.folder.name, errors="surrogateescape")
-        return f"{folder}/{self.digests[clip]}{clip.suffix}"
+        return f"{folder}/{self.digests[clip]}{_suffix(clip)}"
 
     def write(self) -> None:
         """Put the clips beside the page unless they are within it, as hard links if possible."""
@@ -52,7 +58,7 @@ class Media:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for digest, clip in self._clips.items():
-            target = self.folder / f"{digest}{clip.suffix}"
+            target = self.folder / f"{digest}{_suffix(clip)}"
             if not target.exists():
                 link_or_copy(clip, target)
 

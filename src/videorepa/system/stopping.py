@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _NOTICE = b"\nStopping after this step, with a checkpoint. Ctrl-C stops at once.\n"
+
+AGAIN_SECONDS = 0.05
+"""After how long a signal is sent again whose interrupt was dropped."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -24,7 +28,8 @@ def terminable() -> Iterator[None]:
     """Raise KeyboardInterrupt for Ctrl-C inside the `with` block, and Terminated for SIGTERM.
 
     If the code where it is raised makes another exception of it, as compiled code that calls Python
-    does, the block ends with the interrupt none the less.
+    does, the block ends with the interrupt none the less. Where Python drops exceptions, as while
+    it frees an object, the signal comes once more a moment later.
     """
     request = StopRequest()
 
@@ -32,13 +37,36 @@ def terminable() -> Iterator[None]:
         request.interrupt = _interrupt(number)
         raise request.interrupt
 
-    with _handled(stop, signal.SIGINT, signal.SIGTERM):
+    with _handled(stop, signal.SIGINT, signal.SIGTERM), _sent_again(request):
         try:
             yield
         except Exception as error:
             if request.interrupt is None:
                 raise
             raise request.interrupt from error
+
+
+@contextmanager
+def _sent_again(request: StopRequest) -> Iterator[None]:
+    """Send the signal of an interrupt again that Python dropped."""
+    before = sys.unraisablehook
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if request.interrupt is None or dropped.exc_value is not request.interrupt:
+            before(dropped)
+            return
+        is_term = isinstance(request.interrupt, Terminated)
+        number = signal.SIGTERM if is_term else signal.SIGINT
+        # By a thread, since it would be dropped again from here.
+        later = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _interrupt(number: int) -> KeyboardInterrupt:
