@@ -365,6 +365,13 @@ class Backbone:
         """
         return {}
 
+    def encode_first_frame(self, video: Float[Tensor, "b f 3 h w"]) -> Image:
+        """The first frame's moments; {} for a model that continues no image.
+
+        It is encoded alone, since the norms of a clip's encoding see all of its frames.
+        """
+        return {} if self.conditioning is None else {"image": self.encode_video(video[:, :1])}
+
     def image(
         self,
         stored: Image,

@@ -126,10 +126,7 @@ class Kandinsky5Backbone(Backbone):
         video: Float[Tensor, "b f 3 h w"],
         draws: Sequence[torch.Generator] | None = None,
     ) -> Image:
-        if self.conditioning is None:
-            return {}
-        # Encoded alone, since the norms of a clip's encoding see all of its frames.
-        return {"image": self.encode_video(video[:, :1])}
+        return self.encode_first_frame(video)
 
     def image(
         self,

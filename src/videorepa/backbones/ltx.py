@@ -129,6 +129,20 @@ class LTXBackbone(Backbone):
         return arguments
 
 
+def check_played_rate(settings: Generation, frame_rate: int, name: str) -> None:
+    """Check that clips are played at the rate that the model is told.
+
+    Raises:
+      UserError: They are not.
+    """
+    if settings.fps != frame_rate:
+        raise UserError(
+            f"generation.fps is {settings.fps} and backbone.frame_rate {frame_rate}: {name} moves "
+            "things as fast as its frame rate says, and the file would play them at another. Make "
+            "the two equal."
+        )
+
+
 class LTX(BackboneSpec):
     """An LTX-Video pipeline, as a diffusers folder or a Hub id.
 
@@ -190,12 +204,7 @@ class LTX(BackboneSpec):
 
     def check_generation(self, settings: Generation) -> None:
         super().check_generation(settings)
-        if settings.fps != self.frame_rate:
-            raise UserError(
-                f"generation.fps is {settings.fps} and backbone.frame_rate {self.frame_rate}: LTX "
-                "moves things as fast as its frame rate says, and the file would play them at "
-                "another. Make the two equal."
-            )
+        check_played_rate(settings, self.frame_rate, "LTX")
 
     def compression(self) -> tuple[int, int]:
         vae = self.config("vae")

@@ -16,10 +16,9 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from videorepa.backbones import Backbone, BackboneSpec, Config, Part, Text
-from videorepa.backbones.ltx import LTX, LTXBackbone
+from videorepa.backbones.ltx import LTX, LTXBackbone, check_played_rate
 from videorepa.conditioning import Conditioning, Opening
 from videorepa.diffusion import STEPS
-from videorepa.errors import UserError
 from videorepa.settings.bounds import Fps
 from videorepa.settings.sections import ClipSize, Continuation, Generation
 from videorepa.system.fingerprint import weights_digest
@@ -245,12 +244,7 @@ class LTX2(BackboneSpec):
 
     def check_generation(self, settings: Generation) -> None:
         super().check_generation(settings)
-        if settings.fps != self.frame_rate:
-            raise UserError(
-                f"generation.fps is {settings.fps} and backbone.frame_rate {self.frame_rate}: "
-                "LTX-2 moves things as fast as its frame rate says, and the file would play them "
-                "at another. Make the two equal."
-            )
+        check_played_rate(settings, self.frame_rate, "LTX-2")
 
     compression = LTX.compression
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -184,6 +184,42 @@ def encode(
     parts = (np.stack(frames[first : first + batch]) for first in range(0, len(frames), batch))
     latents = [backbone.latents(backbone.encode_video(to_video(part)), None) for part in parts]
     return torch.cat(latents)
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """The pairs of one real clip, in main memory.
+
+    Attributes:
+      latents: Those of the real clip, then of each pair's broken one.
+      text: Their caption.
+    """
+
+    pairs: Sequence[Pair]
+    latents: Tensor
+    text: Text
+
+
+def encode_pairs(
+    backbone: Backbone,
+    read: Iterable[tuple[Sequence[Pair], Sequence[np.ndarray]]],
+    batch: int,
+) -> list[EncodedPairs]:
+    """Encode pairs into main memory.
+
+    Args:
+        backbone: The live model, with its autoencoder and text encoder.
+        read: The pairs of each real clip, with the frames that `read_group` gives.
+        batch: How many clips to encode at once.
+    """
+    return [
+        EncodedPairs(
+            pairs,
+            encode(backbone, frames, batch).cpu(),
+            {name: x.cpu() for name, x in backbone.encode_text([pairs[0].caption]).items()},
+        )
+        for pairs, frames in read
+    ]
 
 
 def rows_of(

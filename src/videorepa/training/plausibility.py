@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from videorepa.artifacts.scores import Row
-from videorepa.backbones import Text
 from videorepa.errors import UserError
-from videorepa.evaluation.likelihood import Denoising, encode, preference, rows_of
-from videorepa.evaluation.paired_clips import Pair, groups, read_group, read_pairs
+from videorepa.evaluation.likelihood import (
+    Denoising,
+    EncodedPairs,
+    encode_pairs,
+    preference,
+    rows_of,
+)
+from videorepa.evaluation.paired_clips import groups, read_group, read_pairs
 from videorepa.recipe import Recipe
 from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.wording import count
 from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """The pairs of one real clip, in main memory.
-
-    Attributes:
-      latents: Those of the real clip, then of each pair's broken one.
-      text: Their caption.
-    """
-
-    pairs: Sequence[Pair]
-    latents: torch.Tensor
-    text: Text
 
 
 def encoded_pairs(recipe: Recipe, workers: Alone) -> list[EncodedPairs]:
@@ -55,14 +44,7 @@ def encoded_pairs(recipe: Recipe, workers: Alone) -> list[EncodedPairs]:
         )
     dtype = compute_dtype(recipe.train.precision, workers.device)
     coder = recipe.backbone.load(("vae", "text_encoder"), workers.device, dtype)
-    return [
-        EncodedPairs(
-            pairs,
-            encode(coder, frames, recipe.data.prepare_batch).cpu(),
-            {name: x.cpu() for name, x in coder.encode_text([pairs[0].caption]).items()},
-        )
-        for pairs, frames in read
-    ]
+    return encode_pairs(coder, read, recipe.data.prepare_batch)
 
 
 def plausibility(

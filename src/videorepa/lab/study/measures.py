@@ -20,7 +20,7 @@ from videorepa.artifacts.scores import Row
 from videorepa.backbones import Backbone, Text, timestep_of_noise
 from videorepa.data.source import LabSource
 from videorepa.errors import UserError
-from videorepa.evaluation.likelihood import Denoising, encode, rows_of
+from videorepa.evaluation.likelihood import Denoising, EncodedPairs, encode, encode_pairs, rows_of
 from videorepa.evaluation.paired_clips import Pair, groups, read_group, read_pairs
 from videorepa.lab.calibration.corruptions import CORRUPTIONS
 from videorepa.lab.datasets import PairsRecipe, draw_pairs
@@ -160,8 +160,8 @@ class Meter:
         ask = Denoising(backbone, batch=self.recipe.data.prepare_batch)
         pairs: list[tuple[Pair, Row]] = []
         failures: dict[str, str] = {}
-        for of, latents, text in track(self._pairs, f"compare, {name}"):
-            pairs += rows_of(ask, latents, text, of, failures)
+        for of in track(self._pairs, f"compare, {name}"):
+            pairs += rows_of(ask, of.latents, of.text, of.pairs, failures)
         return pairs, failures
 
     @cached_property
@@ -177,20 +177,17 @@ class Meter:
         return latents, self._coder.encode_text([clip.caption for clip in source.items])
 
     @cached_property
-    def _pairs(self) -> list[tuple[list[Pair], torch.Tensor, Text]]:
+    def _pairs(self) -> list[EncodedPairs]:
         if not self.measures.pairs:
             return []
-        asked = self.measures
-        draw_pairs(PairsRecipe(out=self.out / "pairs", pairs=asked.pairs, laws=asked.laws))
-        encoded = []
-        for pairs in groups(read_pairs(self.out / "pairs" / "pairs.csv").pairs):
-            failures: dict[str, str] = {}
-            read, frames = read_group(pairs, self.recipe.data, failures)
-            if failures:
-                raise UserError(f"A pair in {self.out / 'pairs'} cannot be read: {failures}.")
-            latents = encode(self._coder, frames, self.recipe.data.prepare_batch)
-            encoded.append((read, latents, self._coder.encode_text([read[0].caption])))
-        return encoded
+        asked, folder = self.measures, self.out / "pairs"
+        draw_pairs(PairsRecipe(out=folder, pairs=asked.pairs, laws=asked.laws))
+        failures: dict[str, str] = {}
+        listed = groups(read_pairs(folder / "pairs.csv").pairs)
+        read = [read_group(pairs, self.recipe.data, failures) for pairs in listed]
+        if failures:
+            raise UserError(f"A pair in {folder} cannot be read: {failures}.")
+        return encode_pairs(self._coder, read, self.recipe.data.prepare_batch)
 
 
 def _row(measure: str, part: str, values: Any) -> Row:
