@@ -100,6 +100,35 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open(newline="")))
 
 
+def test_what_a_first_frame_shows_is_told_where_the_list_says_it(
+    server: Scripted, tmp_path: Path
+) -> None:
+    described = tmp_path / "prompts.csv"
+    described.write_text(
+        "id,caption,image,shows\na,A ball falls.,a.png,A red ball.\nb,A ball falls.,b.png,A  box.\n"
+    )
+    prompts, out = read_prompts(described), tmp_path / "refined.csv"
+    refine(prompts, out, model="m", endpoint=server.url, first_frame="shows")
+    assert server.asked == [
+        f"A ball falls.\n\nThe image shows: A {x}." for x in ("red ball", "box")
+    ]
+    system = server.requests[0]["body"]["messages"][0]["content"]
+    assert system.startswith(INSTRUCTION) and "continues an image" in system
+    assert [(row["image"], row["first_frame"]) for row in rows_of(out)] == [
+        ("a.png", "A red ball."),
+        ("b.png", "A box."),
+    ]
+    refine(prompts, out, model="m", endpoint=server.url, first_frame="shows")
+    assert len(server.requests) == 2
+    with pytest.raises(UserError, match="was not written by refine with the columns id, caption"):
+        refine(prompts, out, model="m", endpoint=server.url)
+    with pytest.raises(UserError, match="'a' has no 'looks'"):
+        refine(prompts, tmp_path / "x.csv", model="m", endpoint=server.url, first_frame="looks")
+    plain = tmp_path / "plain.csv"
+    refine(prompts, plain, model="m", endpoint=server.url)
+    assert server.asked[2:] == ["A ball falls."] and rows_of(plain)[1]["image"] == "b.png"
+
+
 def test_a_server_is_asked_once_for_each_prompt(server: Scripted, tmp_path: Path) -> None:
     out = tmp_path / "refined.csv"
     twice = [*PROMPTS, Prompt("d", "Rain.")]

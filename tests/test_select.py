@@ -209,6 +209,30 @@ def test_the_least_surprising_is_chosen_and_judged_by_another(
     assert Selection.read(out) == selection
 
 
+def test_given_images_and_filmed_truths_come_with_the_chosen_clips(
+    clips: Path, surprise: Path, tmp_path: Path
+) -> None:
+    for file, text in {
+        "images/ab12.png": "i",
+        "filmed/ball.mp4": "f",
+        "filmed/no.mp4": "x",
+    }.items():
+        (clips / file).parent.mkdir(exist_ok=True)
+        (clips / file).write_text(text)
+    for k, image in enumerate(("ab12", "ab12", "../ab12")):
+        for prompt in SURPRISE:
+            sidecar = clips / f"{prompt}-{k}.json"
+            sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"image": image}))
+    select(clips, tmp_path / "best", by=surprise, column="surprise")
+    ball = readable_clips(tmp_path / "best")["ball", 0]
+    assert ball.kept_image is not None and ball.kept_image.read_text() == "i"
+    assert ball.kept_film is not None and ball.kept_film.read_text() == "f"
+    kept = {
+        path.name for path in (tmp_path / "best").rglob("*.*") if path.parent != tmp_path / "best"
+    }
+    assert kept == {"ab12.png", "ball.mp4"}
+
+
 def test_more_is_better_where_the_benchmark_says_so(clips: Path, tmp_path: Path) -> None:
     # The same numbers, under columns of which one says less and the other more.
     by_error = scored(clips, "a", "phyworld", rows_of(clips, "velocity_error", SURPRISE))

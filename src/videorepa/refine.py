@@ -6,7 +6,7 @@ import csv
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,14 @@ from videorepa.system.files import atomic_write, check_is_file, csv_text
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.progress import track
 from videorepa.system.wording import shown
+
+FIRST_FRAME = """\
+
+
+The model continues an image, which the user describes after the caption. Let the shot begin with \
+exactly what the image shows, say nothing that contradicts it, and spend your words on what \
+happens from there on; do not speak of an image or a frame."""
+"""What the task has besides, where prompts have descriptions of their first frames."""
 
 INSTRUCTION = """\
 You write captions for a text-to-video model that was trained on long, literal descriptions. \
@@ -57,8 +65,11 @@ NEW_TOKENS = 300
 
 COLUMNS = ("id", "caption", "detailed", "model", "instruction")
 
+SHOWN_COLUMNS = ("image", "first_frame")
+"""Further columns of lists whose prompts have images, or descriptions of them."""
+
 Ask = Callable[[str], str]
-"""Gives a model's answer to a caption."""
+"""Gives a model's answer to a caption, with the first frame's description if there is one."""
 
 
 class _Failed(Exception):
@@ -91,11 +102,17 @@ class Refined:
 
 
 def refine(
-    prompts: Sequence[Prompt], out: Path, *, model: str, endpoint: str | None = None
+    prompts: Sequence[Prompt],
+    out: Path,
+    *,
+    model: str,
+    endpoint: str | None = None,
+    first_frame: str | None = None,
 ) -> Refined:
     """Have each prompt's caption rewritten in detail, into a CSV file that `generate` reads.
 
-    The columns are id, caption, detailed, model, and the digest of the instruction. The file is
+    The columns are id, caption, detailed, model, and the digest of the instruction; and image, as
+    the list has it, for prompts that continue images. The file is
     written anew with each row, and the model is not asked again for a row that is there. A server
     that is busy or fails is asked again, with longer and longer waits. A prompt that gets no
     complete answer is left out.
@@ -107,37 +124,78 @@ def refine(
         causal language model for transformers, which answers greedily.
       endpoint: Address of an OpenAI-compatible server, such as http://localhost:8000/v1. The
         environment variable VIDEOREPA_API_KEY holds its key, if it needs one.
+      first_frame: The column of the list that describes each prompt's image, which the model reads
+        beside the caption.
 
     Raises:
-      UserError: Every prompt would fail, as with a wrong key, or `out` holds something else.
+      UserError: Every prompt would fail, as with a wrong key; a description lacks; or `out` holds
+        something else.
     """
-    ask, model_name = _server(endpoint, model) if endpoint is not None else _local(model)
-    instruction = json_digest(INSTRUCTION)
-    answers = _answers(out, {p.caption for p in prompts}, model_name, instruction)
+    instruction = INSTRUCTION + (FIRST_FRAME if first_frame else "")
+    shown = [name for name in SHOWN_COLUMNS if _has(name, prompts, first_frame)]
+    columns = (*COLUMNS, *shown)
+    about = {prompt.id: _about(prompt, shown, first_frame) for prompt in prompts}
+    ask, model_name = (
+        _local(model, instruction) if endpoint is None else _server(endpoint, model, instruction)
+    )
+    digest = json_digest(instruction)
+    answers = _answers(out, columns, {_asked(row) for row in about.values()}, model_name, digest)
     failed: dict[str, str] = {}
 
     def rows() -> list[dict[str, str]]:
-        answered = [p for p in prompts if p.caption in answers]
-        values = ((p.id, p.caption, answers[p.caption], model_name, instruction) for p in answered)
-        return [dict(zip(COLUMNS, row, strict=True)) for row in values]
+        made = {"model": model_name, "instruction": digest}
+        return [
+            row | {"detailed": answers[_asked(row)]} | made
+            for row in about.values()
+            if _asked(row) in answers
+        ]
 
-    todo = [prompt for prompt in prompts if prompt.caption not in answers]
+    todo = [prompt for prompt in prompts if _asked(about[prompt.id]) not in answers]
     asked = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     for prompt in track(todo, "refine", done=len(prompts) - len(todo)):
-        if prompt.caption not in answers:
+        question = _asked(about[prompt.id])
+        if question not in answers:
             try:
-                answers[prompt.caption] = _cleaned(ask(prompt.caption))
+                answers[question] = _cleaned(ask(question))
             except _Failed as error:
                 failed[prompt.id] = str(error)
                 continue
             asked += 1
-        atomic_write(out, csv_text(COLUMNS, rows()))
+        atomic_write(out, csv_text(columns, rows()))
     return Refined(out, rows(), asked, failed)
 
 
-def _answers(out: Path, captions: set[str], model: str, instruction: str) -> dict[str, str]:
-    """Read the answers that `out` holds already, by caption."""
+def _has(name: str, prompts: Sequence[Prompt], first_frame: str | None) -> bool:
+    if name == "first_frame":
+        return first_frame is not None
+    return any(name in prompt.row for prompt in prompts)
+
+
+def _about(prompt: Prompt, shown: Sequence[str], first_frame: str | None) -> dict[str, str]:
+    """What a prompt's row has besides the answer. Raises UserError if its description lacks."""
+    row = {"id": prompt.id, "caption": prompt.caption}
+    row |= {name: str(prompt.row.get(name, "")) for name in shown}
+    if first_frame is not None:
+        row["first_frame"] = " ".join(str(prompt.row.get(first_frame, "")).split())
+        if not row["first_frame"]:
+            raise UserError(
+                f"The prompt {prompt.id!r} has no {first_frame!r}, the column that describes first "
+                "frames. Fill it in for each prompt, or leave --first-frame out."
+            )
+    return row
+
+
+def _asked(row: Mapping[str, str]) -> str:
+    """What the model is asked: the caption, and what its first frame shows where that is told."""
+    frame = row.get("first_frame")
+    return f"{row['caption']}\n\nThe image shows: {frame}" if frame else row["caption"]
+
+
+def _answers(
+    out: Path, columns: Sequence[str], questions: set[str], model: str, instruction: str
+) -> dict[str, str]:
+    """Read the answers that `out` holds already, by what was asked."""
     if not out.exists():
         return {}
     try:
@@ -146,8 +204,11 @@ def _answers(out: Path, captions: set[str], model: str, instruction: str) -> dic
             rows = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{out} cannot be read as CSV: {error}. Choose another --out.") from None
-    if not all(tuple(row) == COLUMNS and None not in row.values() for row in rows):
-        raise UserError(f"{out} exists and was not written by refine. Choose another --out.")
+    if not all(tuple(row) == columns and None not in row.values() for row in rows):
+        raise UserError(
+            f"{out} exists and was not written by refine with the columns {', '.join(columns)}. "
+            "Choose another --out."
+        )
     others = {(row["model"], row["instruction"]) for row in rows} - {(model, instruction)}
     if others:
         other_model, other_instruction = min(others)
@@ -155,18 +216,18 @@ def _answers(out: Path, captions: set[str], model: str, instruction: str) -> dic
             f"{out} was refined by {other_model} with the instruction {other_instruction}; this is "
             f"{model} with {instruction}. Choose another --out."
         )
-    if foreign := [row["id"] for row in rows if row["caption"] not in captions]:
+    if foreign := [row["id"] for row in rows if _asked(row) not in questions]:
         raise UserError(
             f"{out} holds {len(foreign)} prompts that are not in the list of prompts; the first is "
             f"{foreign[0]!r}. Choose another --out."
         )
-    return {row["caption"]: row["detailed"] for row in rows}
+    return {_asked(row): row["detailed"] for row in rows}
 
 
-def _messages(caption: str) -> list[dict[str, str]]:
+def _messages(instruction: str, question: str) -> list[dict[str, str]]:
     return [
-        {"role": "system", "content": INSTRUCTION},
-        {"role": "user", "content": caption},
+        {"role": "system", "content": instruction},
+        {"role": "user", "content": question},
     ]
 
 
@@ -183,7 +244,7 @@ def _cleaned(answer: str) -> str:
 # A server.
 
 
-def _server(endpoint: str, model: str) -> tuple[Ask, str]:
+def _server(endpoint: str, model: str, instruction: str) -> tuple[Ask, str]:
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HTTPError
 
@@ -223,7 +284,8 @@ def _server(endpoint: str, model: str) -> tuple[Ask, str]:
         for wait in (*WAITS, None):
             try:
                 with _session_hooks(prepare, check):
-                    answer = client.chat.completions.create(_messages(caption), model=model)
+                    messages = _messages(instruction, caption)
+                    answer = client.chat.completions.create(messages, model=model)
                 return _content(answer, without_key)
             except ValueError as error:
                 raise _Failed(
@@ -306,7 +368,7 @@ def _content(answer: Any, without_key: Callable[[str], str]) -> str:
 # A model on this machine.
 
 
-def _local(model: str) -> tuple[Ask, str]:
+def _local(model: str, instruction: str) -> tuple[Ask, str]:
     from videorepa.system.hub import local_copy, quieten_libraries
 
     folder = local_copy(model)
@@ -334,11 +396,11 @@ def _local(model: str) -> tuple[Ask, str]:
         tokenizer, live = load()
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(
-                _messages(caption), tokenize=False, add_generation_prompt=True
+                _messages(instruction, caption), tokenize=False, add_generation_prompt=True
             )
             tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         else:
-            text = f"{INSTRUCTION}\n\nCaption: {caption}\n\nDescription:"
+            text = f"{instruction}\n\nCaption: {caption}\n\nDescription:"
             tokens = tokenizer(text, return_tensors="pt")
         ids = tokens["input_ids"].to(live.device)
         answer = live.generate(

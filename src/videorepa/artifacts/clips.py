@@ -245,7 +245,8 @@ def write_chosen(videos: Path, out: Path, chosen: Sequence[CaptionedClip]) -> No
     """Copy clips of a folder into an empty one in the same layout, each as its prompt's sample 0.
 
     Numbered so, clips chosen from two models are compared prompt by prompt. The sidecar keeps the
-    number of before as "chosen_k".
+    number of before as "chosen_k". The images that they continue, and what was filmed in their
+    place, come along.
 
     Args:
         videos: A folder with sidecars.
@@ -260,6 +261,15 @@ def write_chosen(videos: Path, out: Path, chosen: Sequence[CaptionedClip]) -> No
         shutil.copyfile(clip.path, copy)
         sidecar = parse_json(read_text(clip.path.with_suffix(".json")))
         files[copy.with_suffix(".json")] = sidecar | {"k": 0, "chosen_k": clip.k}
+        beside = [filmed_path(videos, clip.prompt_id)]
+        digest = str(sidecar.get("image", ""))
+        if re.fullmatch("[0-9a-f]+", digest):
+            beside.append(image_path(videos, digest))
+        for file in beside:
+            if file.is_file():
+                to = out / file.relative_to(videos)
+                to.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, to)
     for file, values in files.items():
         atomic_write(file, json.dumps(values, indent=1, ensure_ascii=False))
 

@@ -108,6 +108,7 @@ def refine(
     out: Path,
     model: str,
     endpoint: str | None = None,
+    first_frame: str | None = None,
 ) -> None:
     """Have a language model rewrite short prompts in detail, as video models were trained.
 
@@ -124,11 +125,15 @@ def refine(
       out: The .csv file to write.
       model: With --endpoint, the server's name of a model; otherwise a transformers folder.
       endpoint: Address of an OpenAI-compatible server; by default the model runs here.
+      first_frame: For prompts that continue images, the column that describes each image, which the
+        model reads beside the caption.
     """
     from videorepa.data.manifest import read_prompts
     from videorepa.refine import refine
 
-    refined = refine(read_prompts(prompts), out, model=model, endpoint=endpoint)
+    refined = refine(
+        read_prompts(prompts), out, model=model, endpoint=endpoint, first_frame=first_frame
+    )
     print(f"{len(refined.rows)} refined prompts in {out}, {refined.asked} of them new")
     refuse(refined.failed, "prompt", "could not be refined. The same command asks again.")
 
