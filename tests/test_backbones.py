@@ -33,7 +33,7 @@ from videorepa.align.taps import tap
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone, BackboneSpec
 from videorepa.backbones._sampler import Offload, Sampler, encode_prompts
-from videorepa.conditioning import Opening
+from videorepa.conditioning import Opening, possible
 from videorepa.data.cache import Cache
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import open_source
@@ -41,12 +41,12 @@ from videorepa.data.video import to_video
 from videorepa.errors import UserError
 from videorepa.evaluation.likelihood import Denoising
 from videorepa.exchange import model_card
-from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
+from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE, comfyui_names
 from videorepa.exchange.stock import inputs, output
 from videorepa.exchange.usage import usage
 from videorepa.export import export
 from videorepa.generate import generate
-from videorepa.inspect import inspect
+from videorepa.inspect import Inspection, inspect
 from videorepa.losses.relation import Relation
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
@@ -54,7 +54,7 @@ from videorepa.settings import plugins
 from videorepa.settings.sections import ClipSize, Generation, Lora
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
-from videorepa.training.cost import predict
+from videorepa.training.cost import Cost, predict
 from videorepa.training.parallel import Alone
 from videorepa.training.student import Student
 from videorepa.training.validation import encoded_prompts, validation
@@ -149,15 +149,25 @@ def draw(seed: int) -> torch.Generator:
 
 
 def test_a_likelihood_is_the_models_own_loss_under_noise_in_common(twin: Twin) -> None:
-    text = twin.live.encode_text(CAPTIONS[:1])
-    mode = twin.live.latents(twin.live.encode_video(twin.video), None)
+    text, moments = twin.text(CAPTIONS[:1]), twin.live.encode_video(twin.video)
+    mode = twin.live.latents(moments, None)
     assert mode.shape == twin.latents.shape
+    opening = twin.live.opening(twin.video[:1], moments[:1])
+    assert (opening is not None) == twin.takes_image
     clips = mode[[0, 1, 0]]
-    found = Denoising(twin.live, [0.3, 0.7], batch=3)(clips, text, "a").loss
+    found = Denoising(twin.live, [0.3, 0.7], batch=3)(clips, text, "a", opening).loss
     assert found.isfinite().all() and (found > 0).all()
     torch.testing.assert_close(found[0], found[2])
-    alone = Denoising(twin.live, [0.7])(clips[1:2], text, "a").loss
-    torch.testing.assert_close(alone[0, 0], found[1, 1], rtol=1e-4, atol=0)
+    alone = Denoising(twin.live, [0.7])
+    one = alone(clips[1:2], text, "a", opening).loss[0, 0]
+    torch.testing.assert_close(one, found[1, 1], rtol=1e-4, atol=0)
+    if twin.takes_image:  # What is shown, and shown alike, is no part of the loss.
+        other = clips[1:2].clone()
+        other[:, : twin.spec.geometry().steps] += 1.0
+        if twin.is_held:
+            torch.testing.assert_close(alone(other, text, "a", opening).loss[0, 0], one)
+        blank = opening.mapped(torch.zeros_like)
+        assert alone(clips[1:2], text, "a", blank).loss[0, 0] != one
 
 
 def test_an_untrained_copy_holds_its_weights_as_the_model_does(twin: Twin) -> None:
@@ -474,15 +484,19 @@ def test_prompts_encoded_before_give_the_stock_pipelines_clip(twin: Twin) -> Non
     assert np.array_equal(clip, (stock * 255.0).round().astype(np.uint8))
 
 
-MIXED = ["wan-2.2-ti2v", "ltx", "ltx-0.9.5"]
+MIXED = ["wan-2.2-ti2v", "ltx", "ltx-0.9.5", "cosmos_25", "ltx2.3"]
 """Models that have a text mode, and are shown images in place."""
 
-IN_PLACE = [*MIXED, "hunyuan_video-i2v", "kandinsky5-i2v"]
+WATCHED = ["wan-2.2-ti2v", "ltx", "ltx-0.9.5", "hunyuan_video-i2v", "kandinsky5-i2v"]
+"""Those shown images in place whose stock pipelines are watched here; tests/test_cosmos.py and
+tests/test_ltx2.py watch the others."""
+
+IN_PLACE = [*MIXED, "hunyuan_video-i2v", "kandinsky5-i2v", "cosmos"]
 
 
-@pytest.mark.parametrize("twin", IN_PLACE, indirect=True)
+@pytest.mark.parametrize("twin", WATCHED, indirect=True)
 def test_what_is_shown_in_place_is_as_in_the_stock_image_pipeline(twin: Twin) -> None:
-    """Inputs, predicted latents and loss are, and no gradient reaches what is shown."""
+    """Inputs, predicted latents and loss are."""
     live, watched = twin.live, watch(twin, from_image=True)
     noisy = as_contract(twin, watched.inputs["hidden_states"])
     text, timestep = twin.text(CAPTIONS[:1]), timestep_of(twin, watched)
@@ -510,13 +524,34 @@ def test_what_is_shown_in_place_is_as_in_the_stock_image_pipeline(twin: Twin) ->
     torch.testing.assert_close(denoised.loss, loss[None], rtol=2e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("twin", IN_PLACE, indirect=True)
+def test_no_gradient_reaches_what_is_shown_in_place(twin: Twin) -> None:
+    live, latents, text = twin.live, twin.latents[:1], twin.text(CAPTIONS[:1])
+    opening = twin.opening(1, 3) or Opening((1,))
+    noise, timestep = torch.randn(latents.shape, generator=draw(5)), torch.tensor([500])
+    real, predicted = live.velocity, []
+
+    def velocity(*given: Any) -> torch.Tensor:
+        predicted.append(real(*given).detach().requires_grad_())
+        return predicted[0]
+
+    with patch.object(live, "velocity", velocity):
+        denoised = live.denoising_loss(latents, text, noise, timestep, opening)
+    (denoised.loss.sum() + denoised.clean.sum()).backward()
+    gradient = predicted[0].grad
+    assert gradient is not None and not gradient[:, 0].any() and gradient[:, 1:].all()
+    assert torch.equal(denoised.clean[:, 0], opening.held(latents)[:, 0])
+
+
 @pytest.mark.parametrize("twin", MIXED, indirect=True)
 def test_clips_that_are_shown_nothing_are_as_in_text_mode(twin: Twin) -> None:
     live, latents, text = twin.live, twin.latents, twin.live.encode_text(CAPTIONS[:2])
     noise, timestep = torch.randn(latents.shape, generator=draw(5)), torch.tensor([300.0, 700.0])
     with torch.no_grad():
         plain = live.denoising_loss(latents, text, noise, timestep)
+        nothing = live.denoising_loss(latents, text, noise, timestep, Opening((0, 0)))
         mixed = live.denoising_loss(latents, text, noise, timestep, Opening((0, 1)))
+    torch.testing.assert_close(nothing.loss, plain.loss)
     torch.testing.assert_close(mixed.loss[0], plain.loss[0])
     assert not torch.allclose(mixed.clean[1, 1:], plain.clean[1, 1:])
 
@@ -597,6 +632,12 @@ def test_adapters_go_where_the_backbone_wants_them(twin: Twin) -> None:
     assert count == twin.spec.lora_parameters(lora)
     for target in twin.spec.lora_targets:
         assert any(f".{target}.lora_A" in name for name in names), target
+    layers = {name.partition(".lora_")[0] for name in names}
+    if twin.kind in ("hunyuan_video", "hunyuan_video_15", "mochi"):
+        with pytest.raises(UserError, match="does not know ComfyUI's names"):
+            comfyui_names(twin.spec.transformer_class, layers)
+    else:
+        assert comfyui_names(twin.spec.transformer_class, layers).keys() == layers
     with pytest.raises(UserError, match=r"train\.lora\.targets"):
         twin.spec.lora_parameters(Lora(targets=("nowhere",)))
 
@@ -624,6 +665,39 @@ def recipe(twin: Twin, twins: dict[str, Path], tmp_path: Path) -> Recipe:
     if twin.takes_image:
         del values["validation"]  # Its prompts have no images.
     return Recipe.parse(values)
+
+
+def test_inspect_says_what_each_model_is_shown_and_what_is_compared(
+    twin: Twin, recipe: Recipe, monkeypatch
+) -> None:
+    conditioning = twin.spec.conditioning()
+    own = recipe.override("align.target=3", "encoder=null", "data.condition={}")
+    if conditioning is None:
+        with pytest.raises(UserError, match="takes text alone"):
+            inspect(own)
+        return
+    free = Cost(CPU, torch.float32, {"weights": 1}, loading=0, validation=0, operations=1.0)
+    monkeypatch.setattr(Inspection, "cost", free)
+    text = str(inspect(own))
+    trained = conditioning.trained
+    assert trained.latents and trained.probability is not None
+    shown = "the first 1 latent (frame 0), " if trained.latents == (1,) else "the first 1 or 2 lat"
+    place = {"in place": "in place of noisy ones, without a loss", "by channels": "in channels"}
+    assert f"  shown            {shown}" in text and place[conditioning.place] in text
+    assert f"; {trained.probability:g} of the samples" in text
+    assert ("taken away again" in text) == bool(trained.dropout)
+    *_, left_out = text.partition("left out, by how many latents are shown\n")
+    rows = dict(line.split(maxsplit=1) for line in left_out.split("\n\n")[0].splitlines())
+    seen = set(map(str, trained.latents)) | ({"0"} if possible(trained)[0] == 0 else set())
+    assert rows.keys() == seen
+    assert all(("tokens are compared" in row) == (n != "0") for n, row in rows.items())
+
+
+@pytest.mark.parametrize("twin", ["cosmos_25"], indirect=True)
+def test_a_model_that_comfyui_cannot_load_gets_no_lora_for_it(recipe: Recipe) -> None:
+    module = importlib.import_module("videorepa.export")
+    with pytest.raises(UserError, match="ComfyUI's own class of the model lacks layers"):
+        module._check_kind(recipe.override("train.lora={rank: 2, alpha: 2}"), "comfyui", False)
 
 
 def size_of(model: torch.nn.Module) -> int:

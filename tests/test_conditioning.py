@@ -19,8 +19,11 @@ from PIL import Image, ImageOps
 from conftest import recipe_values, write_clips
 from twins import TWINS
 from videorepa.align.contract import check
+from videorepa.align.taps import tap
 from videorepa.align.terms import Grids, Term
 from videorepa.artifacts.model import Model
+from videorepa.artifacts.run import Run
+from videorepa.backbones import timestep_of_noise
 from videorepa.backbones._sampler import encode_prompts, told
 from videorepa.conditioning import Conditioning, Opening, draw_latents_shown, possible
 from videorepa.data.cache import Cache
@@ -28,20 +31,29 @@ from videorepa.data.image import read_image
 from videorepa.data.loader import Loader, PreparedClips
 from videorepa.data.manifest import Prompt, read_prompts
 from videorepa.data.source import open_source
-from videorepa.data.video import to_video
+from videorepa.data.video import to_video, write_video
 from videorepa.diffusion import FlowMatching, VPrediction
 from videorepa.errors import ClipError, UserError
+from videorepa.evaluation.likelihood import Denoising
 from videorepa.generate import generate
 from videorepa.inspect import inspect
+from videorepa.likelihood import likelihood
 from videorepa.prepare import prepare
+from videorepa.probing.blocks import Blocks, encode
+from videorepa.probing.clips import first_readable_clips
 from videorepa.recipe import Align, Recipe
+from videorepa.scan import scan
 from videorepa.settings import plugins
 from videorepa.settings.sections import ClipSize, Continuation, Generation
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
+from videorepa.training.parallel import Alone
+from videorepa.training.plausibility import encoded_pairs
+from videorepa.training.student import Student
 
 CPU = torch.device("cpu")
+WHOLE = ("transformer", "vae", "text_encoder", "image_encoder")
 
 
 def drawn(*size: int, seed: int = 0) -> torch.Tensor:
@@ -270,7 +282,7 @@ def test_inspect_says_what_is_shown_and_what_is_compared(own: Recipe) -> None:
 def test_text_alone_is_refused_where_an_image_is_expected(own: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="continues one"):
         generate(Path(own.backbone.source), [Prompt("a", "A ball.")], tmp_path / "clips")
-    with pytest.raises(UserError, match="`validation` shows it none"):
+    with pytest.raises(UserError, match=r"`validation` shows it none: name one .* `validation\.im"):
         check(own.override("validation={every: 1, prompts: [A ball falls.]}"))
 
 
@@ -405,6 +417,111 @@ def test_what_is_shown_changes_what_the_model_predicts(own: Recipe) -> None:
     a, b, blank = clean((1, 0), 3), clean((1, 0), 4), clean((0, 0), 3)
     assert not torch.allclose(a[0], b[0]) and not torch.allclose(a[0], blank[0])
     assert torch.allclose(a[1], b[1]) and torch.allclose(a[1], blank[1])
+
+
+# Other work that shows a model without a text mode the first frame.
+
+
+def test_losses_of_a_pair_are_of_what_is_not_shown(own: Recipe) -> None:
+    live = own.backbone.load(("transformer", "vae", "text_encoder"), CPU)
+    video = torch.rand(1, 9, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    opening = live.opening(video, live.encode_video(video))
+    assert opening is not None and opening.latents == (1,)
+    text, clips = live.encode_text(["a"]), drawn(2, 3, 4, 4, 4, seed=1)
+    found = Denoising(live, [0.5], seed=5, batch=2)(clips, text, "a", opening)
+    timestep = timestep_of_noise(live, 0.5, clips[0])
+    noise = torch.randn(3, 4, 4, 4, generator=generator(5, "likelihood noise", "a", "0.5"))
+    for number, clip in enumerate(clips):
+        noisy, inputs = live.noised(clip[None], text, noise[None], timestep, opening)
+        assert torch.equal(inputs["hidden_states"][:, :1, 4:], opening.image["image"])
+        with torch.no_grad():
+            v = live.velocity(live.predict(inputs), noisy)
+        share = live.diffusion.alphas_cumprod[timestep].float()
+        expected = (v - (share.sqrt() * noise - (1 - share).sqrt() * clip))[:, 1:].square().mean()
+        assert found.loss[number, 0].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_both_latents_of_a_first_token_are_shown() -> None:
+    shown = Opening((0, 1)).mask(torch.zeros(2, 4, 1, 1, 1), repeats=1).flatten(1)
+    assert shown.tolist() == [[False] * 4, [True, True, False, False]]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A real clip, one that begins like it and one that does not."""
+    draw = np.random.default_rng(0)
+    real, other, apart = draw.integers(0, 255, (3, 9, 16, 16, 3), "uint8")
+    other[0] = real[0]
+    for name, frames in (("real", real), ("other", other), ("apart", apart)):
+        write_video(tmp_path / f"{name}.mp4", frames, 8)
+    (path := tmp_path / "pairs.csv").write_text(
+        "real,broken,caption\nreal.mp4,other.mp4,A ball.\nreal.mp4,apart.mp4,A ball.\n"
+    )
+    return path
+
+
+def test_a_pair_that_begins_otherwise_is_not_asked_of_a_model_that_is_shown_the_beginning(
+    own: Recipe, pairs: Path, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"noise_levels": [0.5], "straw_man": False}
+    found = likelihood(own, pairs, tmp_path / "out", **options)["base"]
+    assert [row["prompt_id"] for row in found.rows] == ["other.mp4"]
+    assert "begins with another frame" in found.failures["apart.mp4", 0]
+    assert "it is shown the real clip's first frame for both" in found.summary.about
+    text = own.override(f"backbone.weights={folders('cogvideox')}")
+    found = likelihood(text, pairs, tmp_path / "text", **options)["base"]
+    assert len(found.rows) == 2 and "is shown" not in found.summary.about
+    with pytest.raises(UserError, match="LikePhys's code shows it none"):
+        likelihood(own, pairs, tmp_path / "published", as_published=True, **options)
+    with pytest.raises(UserError, match=r"1 pair of validation\.pairs.*begins with another"):
+        encoded_pairs(own.override(f"validation={{every: 1, pairs: {pairs}}}"), Alone(CPU))
+
+
+@pytest.mark.parametrize("name", ["cogvideox-i2v", "hunyuan_video-i2v"])
+def test_blocks_are_measured_as_training_shows_them_clips(
+    recipe_of: Callable[[str], Recipe], tmp_path: Path, name: str
+) -> None:
+    own = recipe_of(name)
+    clips, *_ = first_readable_clips(own, 2)
+    live = own.backbone.load(WHOLE, CPU)
+    encoded = encode(live, clips, 0)
+    assert len(encoded.openings) == 2
+    timestep = torch.tensor([500])
+    measured = torch.cat([g.tokens for _, _, g in Blocks(live, [1]).outputs(encoded, timestep)])
+    for number, opening in enumerate(encoded.openings):
+        with tap(live.block(1)) as tapped, torch.no_grad():
+            one = encoded.latents[number][None], encoded.text[number], encoded.noise[number][None]
+            live.denoising_loss(*one, timestep, opening)
+            expected = live.grid(tapped.take(), one[0])
+        torch.testing.assert_close(measured[number : number + 1], expected.tokens)
+    whole = scan(own, tmp_path / "scan", clips=2, noise_levels=[0.5], blocks=[1])
+    assert {each.source for each in whole.measurements} == {"block", "pixels", "untrained"}
+
+
+def test_validation_continues_its_prompts_images(
+    own: Recipe, recipe: Recipe, frame: Path, tmp_path: Path, monkeypatch
+) -> None:
+    given = f"validation={{every: 1, prompts: [A ball falls.], images: [{frame}]}}"
+    with pytest.raises(UserError, match="2 images for 1 prompts"):
+        own.override(given.replace("images: [", f"images: [{frame}, "))
+    with pytest.raises(UserError, match="takes text alone"):
+        check(recipe.override(given))
+    asked = own.override(given, "train.precision=float32")
+    check(asked)
+    made: list[np.ndarray] = []
+    module = importlib.import_module("videorepa.training.validation")
+    monkeypatch.setattr(module, "write_video", lambda path, frames, fps: made.append(frames))
+    monkeypatch.setattr(module, "read_all", lambda path: (made[-1], 8.0))
+    student, workers = Student(asked, CPU), Alone(CPU)
+
+    def sampled() -> None:
+        texts = module.encoded_prompts(asked, workers)
+        module.validation(asked, Run(tmp_path), student, workers, texts, resumed=False)
+
+    sampled()
+    ImageOps.invert(Image.open(frame)).save(frame)
+    sampled()
+    assert not np.array_equal(*made)
 
 
 # Generation.

@@ -490,32 +490,49 @@ def test_a_lora_for_comfyui_holds_its_names_and_alpha(
 
 
 def test_comfyui_names_are_those_that_diffusers_reads_back(tmp_path: Path) -> None:
-    """Diffusers has converters of its own for ComfyUI's layouts of Wan and LTX-Video."""
+    """Diffusers has converters of its own for ComfyUI's layouts of these models."""
     from diffusers import LTXPipeline, WanPipeline
+    from diffusers.loaders import lora_conversion_utils as converters
 
-    def saved(kind: str, blocks: str, ff: str) -> tuple[Path, dict[str, tuple[Tensor, Tensor]]]:
+    def saved(
+        kind: str, blocks: str, ff: str, *further: str
+    ) -> tuple[Path, dict[str, tuple[Tensor, Tensor]]]:
         names = [f"attn{n}.to_{part}" for n in (1, 2) for part in ("q", "k", "v", "out.0")]
         layers = {
             f"{blocks}.{block}.{name}": (torch.randn(4, 6), torch.randn(6, 4))
             for block in range(2)
-            for name in [*names, f"{ff}.net.0.proj", f"{ff}.net.2"]
+            for name in [*names, f"{ff}.net.0.proj", f"{ff}.net.2", *further]
         }
         path = tmp_path / f"{kind}.safetensors"
         Adapter.scaled(layers, 2.0 / 4).save_for_comfyui(path, comfyui_names(kind, layers))
         return path, layers
 
-    path, layers = saved("WanTransformer3DModel", "blocks", "ffn")
+    # Those of Wan's image models too, which see CLIP's tokens.
+    image = ("attn2.add_k_proj", "attn2.add_v_proj")
+    path, layers = saved("WanTransformer3DModel", "blocks", "ffn", *image)
     read = WanPipeline.lora_state_dict(path)
     assert len(read) == 2 * len(layers)
     for name, (down, up) in layers.items():
         pair = [read[f"transformer.{name}.lora_{part}.weight"] for part in "BA"]
         torch.testing.assert_close(pair[0] @ pair[1], 2.0 / 4 * up @ down)
 
-    # For LTX-Video it changes the prefix alone.
-    path, layers = saved("LTXVideoTransformer3DModel", "transformer_blocks", "ff")
-    read = LTXPipeline.lora_state_dict(path)
+    # For LTX it changes the prefix alone. Of Cosmos it knows the layout by a model built on it.
     parts = ("lora_down.weight", "lora_up.weight", "alpha")
+    for kind, reader in (("LTXVideo", LTXPipeline.lora_state_dict), ("LTX2Video", None)):
+        path, layers = saved(f"{kind}Transformer3DModel", "transformer_blocks", "ff")
+        convert = converters._convert_non_diffusers_ltx2_lora_to_diffusers
+        read = reader(path) if reader else convert(load_file(path))
+        assert read.keys() == {f"transformer.{name}.{part}" for name in layers for part in parts}
+    path, layers = saved("CosmosTransformer3DModel", "transformer_blocks", "ff")
+    read = converters._convert_non_diffusers_anima_lora_to_diffusers(load_file(path))
     assert read.keys() == {f"transformer.{name}.{part}" for name in layers for part in parts}
+    # ComfyUI has Kandinsky 5 with its authors' names, as diffusers has.
+    names = [
+        f"visual_transformer_blocks.3.{x}"
+        for x in ("cross_attention.to_key", "self_attention.out_layer", "feed_forward.in_layer")
+    ]
+    names.append("text_transformer_blocks.0.self_attention.to_query")
+    assert comfyui_names("Kandinsky5Transformer3DModel", names) == {n: n for n in names}
 
 
 @pytest.mark.parametrize(
@@ -528,6 +545,8 @@ def test_comfyui_names_are_those_that_diffusers_reads_back(tmp_path: Path) -> No
         ),
         ("WanTransformer3DModel", "proj_out", "name for the layer proj_out"),
         ("CogVideoXTransformer3DModel", "transformer_blocks.0.norm1.linear", "norm1.linear"),
+        ("HunyuanVideo15Transformer3DModel", "transformer_blocks.0.attn.to_q", "not know ComfyUI"),
+        ("LTX2VideoTransformer3DModel", "transformer_blocks.0.audio_attn1.to_q", "name for the"),
     ],
 )
 def test_a_name_that_is_not_known_is_not_made_up(kind: str, layer: str, says: str) -> None:

@@ -28,6 +28,7 @@ from videorepa.system.device import release
 from videorepa.system.files import file_digest
 from videorepa.verify import verify
 from videorepa.verifying import pipeline
+from videorepa.verifying.clip import simulated
 from videorepa.verifying.judging import compare_judge, named_judge
 from videorepa.verifying.record import Verification
 from videorepa.verifying.teacher import compare_teacher
@@ -116,7 +117,7 @@ def test_what_is_right_passes_and_is_kept_in_a_small_file(
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, torch.float32) for name in TWINS if "-i2v" not in name]
+    [(name, torch.float32) for name in TWINS]
     + [(name, torch.bfloat16) for name in ("cogvideox", "wan-2.1", "mochi")],
     ids=str,
 )
@@ -129,9 +130,6 @@ def test_every_backbone_does_what_its_stock_pipeline_does(
         make(root)
     kept = recipe.model_dump(mode="json", include={"name", "data", "optim"})
     own = Recipe.parse(kept | {"backbone": described | {"weights": str(root)}})
-    conditioning = own.backbone.conditioning()
-    if conditioning is not None and conditioning.is_required:
-        pytest.skip("it has no text mode, which this comparison is of")
     geometry = own.backbone.geometry()
     unit = geometry.pixels * geometry.patch
     monkeypatch.setattr(pipeline, "HEIGHT", 2 * unit)
@@ -139,11 +137,16 @@ def test_every_backbone_does_what_its_stock_pipeline_does(
     monkeypatch.setattr(pipeline, "WIDTH", (2 if geometry.steps > 1 else 3) * unit)
     size = pipeline.clip_size(own.backbone)
     verification = Verification("tiny", {}, "cpu", str(dtype).removeprefix("torch."))
-    watched = pipeline.watch(own, size, pipeline.drawn_text(own.backbone, dtype), CPU, dtype)
+    frames, _ = simulated(size)
+    text, image = pipeline.drawn_text(own.backbone, dtype), None
+    if own.backbone.takes_image:
+        image = pipeline.encoded_image(own, frames, CPU, dtype)
+    watched = pipeline.watch(own, frames, size, text, CPU, dtype)
     live = own.backbone.load(("transformer",), CPU, dtype)
-    pipeline.compare_with_stock(verification, own, live, watched, size)
+    pipeline.compare_with_stock(verification, own, live, watched, size, image)
     assert not failing(verification), verification
-    assert {check.name for check in verification.checks} == {
+    held = {"image's latents"} if image is not None and live.shows_in_place else set()
+    assert {check.name for check in verification.checks} == held | {
         *("transformer's argument", "block", "clean latents", "loss", "latents' scale"),
         "tokens' places",
     }

@@ -90,15 +90,35 @@ class Opening:
     latents: tuple[int, ...]
     image: dict[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def batch(cls, openings: Sequence[Opening]) -> Opening:
+        """The openings of several batches as those of one."""
+        names = openings[0].image
+        image = {name: torch.cat([each.image[name] for each in openings]) for name in names}
+        return cls(tuple(count for each in openings for count in each.latents), image)
+
+    def repeated(self, clips: int) -> Opening:
+        """One clip's opening as that of several."""
+        image = {name: x.expand(clips, *x.shape[1:]) for name, x in self.image.items()}
+        return Opening(self.latents * clips, image)
+
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Opening:
         """The same with what `change` makes of each tensor."""
         return replace(self, image={name: change(value) for name, value in self.image.items()})
 
-    def mask(self, latents: Float[Tensor, "b f c h w"]) -> Bool[Tensor, "b f 1 1 1"]:
-        """Which of a batch's latents are shown."""
+    def mask(
+        self, latents: Float[Tensor, "b f c h w"], repeats: int = 0
+    ) -> Bool[Tensor, "b f 1 1 1"]:
+        """Which of a batch's latents are shown.
+
+        Args:
+          latents: The batch.
+          repeats: How many latents in front repeat the first one, for the sake of tokens that span
+            several; they are shown if it is.
+        """
         shown = torch.tensor(self.latents, device=latents.device)
         numbers = torch.arange(latents.shape[1], device=latents.device)
-        return (numbers < shown[:, None])[:, :, None, None, None]
+        return (numbers < (shown + repeats * (shown > 0))[:, None])[:, :, None, None, None]
 
     def held(self, latents: Float[Tensor, "b f c h w"]) -> Float[Tensor, "b f c h w"]:
         """A batch's latents with those in them that are shown in place."""

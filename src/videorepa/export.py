@@ -143,6 +143,11 @@ def _check_kind(recipe: Recipe, format: Format, fuse: bool) -> None:
     if recipe.train.lora is None and (fuse or format == "comfyui"):
         what = "--fuse folds a LoRA in" if fuse else "the format comfyui is for a LoRA"
         raise UserError(f"The run trained all weights, and {what}. Export without it.")
+    if format == "comfyui" and not recipe.backbone.is_in_comfyui:
+        raise UserError(
+            f"ComfyUI's own class of the model lacks layers that {recipe.backbone.weights} has, so "
+            "it cannot load the model that the LoRA is for. Export in the format diffusers."
+        )
     if fuse and format == "comfyui":
         raise UserError(
             "--fuse gives a whole transformer, and the format comfyui is for a LoRA. Leave one out."

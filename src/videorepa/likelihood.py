@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from videorepa.artifacts.finished import claim_folder
 from videorepa.artifacts.model import Model
 from videorepa.artifacts.scores import Row, Scores, Summary, earlier_rows, row_line, write_rows
 from videorepa.backbones import Backbone, Text
-from videorepa.errors import UserError, within_memory
+from videorepa.data.video import to_video
+from videorepa.errors import ClipError, UserError, within_memory
 from videorepa.evaluation.likelihood import (
     FOLDER,
     NEGATIVE_PROMPT,
@@ -25,6 +27,7 @@ from videorepa.evaluation.likelihood import (
     aggregate,
     compare,
     encode,
+    real_opening,
     rows_of,
 )
 from videorepa.evaluation.paired_clips import (
@@ -32,6 +35,7 @@ from videorepa.evaluation.paired_clips import (
     PairList,
     groups,
     left_out_note,
+    read_clip,
     read_group,
     read_pairs,
 )
@@ -39,6 +43,7 @@ from videorepa.evaluation.pairs import by_scenario, compared
 from videorepa.probing.sources import BASE, UNTRAINED
 from videorepa.recipe import Recipe
 from videorepa.remedies import in_encoding
+from videorepa.settings.sections import ClipSize
 from videorepa.system.device import pick_device
 from videorepa.system.progress import console, track
 from videorepa.system.wording import count
@@ -58,6 +63,12 @@ ABOUT = (
     "ln(loss of the broken clip / loss of the real one). “ppe”, on LikePhys's clips, is its "
     "Plausibility Preference Error: the share in which the real clip has the larger error of the "
     "noise, over each variation's subgroups and then over variations; lower is better."
+)
+
+ABOUT_SHOWN = (
+    "The model continues an image: it is shown the real clip's first frame for both clips, and the "
+    "losses are of the rest. Pairs whose broken clip begins with another frame are left out, among "
+    "the failures; so shares are not those of a text-to-video model on all pairs. "
 )
 
 ABOUT_PUBLISHED = (
@@ -83,7 +94,9 @@ def likelihood(
 
     Each model sees both clips of a pair with the same noise, timesteps and caption, without
     guidance, in its own schedule and prediction type. Every model sees the same noise, so models
-    are compared pair by pair. The folder `likelihood` in `out` gets a score folder for each model;
+    are compared pair by pair. A model that has no text mode is shown the real clip's first frame
+    for both, and its losses are of what it is not shown; a pair whose clips begin otherwise cannot
+    be scored then. The folder `likelihood` in `out` gets a score folder for each model;
     rows that are there, of the same clips and the same model, are kept.
 
     Args:
@@ -111,6 +124,9 @@ def likelihood(
     if not levels or not all(0 < level <= 1 for level in levels):
         raise UserError(f"Noise levels are shares above 0 and up to 1, one or more; got {levels}.")
     sources = _sources(recipe, models or {}, straw_man)
+    if as_published:
+        for model in sources.values():
+            model.spec.check_text_mode("LikePhys's code")
     if against not in sources:
         raise UserError(f"There is no source {against!r} to compare with: {', '.join(sources)}.")
     found = read_pairs(pairs)
@@ -139,14 +155,12 @@ def likelihood(
 def _sources(recipe: Recipe, models: Mapping[str, Path], straw_man: bool) -> dict[str, Model]:
     precision = recipe.train.precision
     base = Model(recipe.name, recipe.backbone, recipe.data, recipe.generation, precision)
-    base.spec.check_text_mode("`likelihood`")
     sources = {BASE: base}
     for name, path in models.items():
         if name in (BASE, UNTRAINED):
             raise UserError(f"A model cannot be called {name}, which is a source of its own.")
         model = Model.of(path)
         model.spec.check_clip(recipe.data)
-        model.spec.check_text_mode("`likelihood`")
         sources[name] = replace(model, precision=precision)
     folders = {name: _folder(name) for name in sources}
     if len(set(folders.values())) < len(folders):
@@ -195,7 +209,9 @@ class _Asked:
             {
                 "benchmark": self.benchmark,
                 "version": VERSION,
-                "about": (ABOUT_PUBLISHED if self.as_published else "") + ABOUT,
+                "about": (ABOUT_PUBLISHED if self.as_published else "")
+                + (ABOUT_SHOWN if self.model.spec.takes_image else "")
+                + ABOUT,
                 "noise_levels": self.labels,
                 "n": len(ordered),
                 "metrics": metrics(ordered),
@@ -258,10 +274,9 @@ class _Asked:
     def _loaded(self, where: torch.device, missing: Sequence[Sequence[Pair]]) -> _Ask:
         dtype = self.model.dtype(where)
         coder = self.model.spec.load(("text_encoder",), where, dtype)
-        captions = [NEGATIVE_PROMPT, *(pair.caption for pairs in missing for pair in pairs)]
-        texts = {caption: coder.encode_text([caption]) for caption in dict.fromkeys(captions)}
+        texts = _texts(coder, missing, self.recipe.data)
         del coder
-        backbone = self.model.load(where, dtype, ("transformer", "vae"))
+        backbone = self.model.load(where, dtype, ("transformer", "vae", "image_encoder"))
         if self.name == UNTRAINED:
             # It predicts next to nothing, so it prefers the clip whose latents are smaller, and is
             # at 50 % only where real and broken clips do not differ in that.
@@ -289,6 +304,26 @@ def _about(pair: Pair) -> Row:
     }
 
 
+def _texts(coder: Backbone, missing: Iterable[Sequence[Pair]], size: ClipSize) -> dict[str, Text]:
+    """The encoded captions by the names of the real clips, and LikePhys's negative prompt."""
+    encoded: dict[str, Text] = {}
+
+    def of(caption: str) -> Text:
+        if caption not in encoded:
+            encoded[caption] = coder.encode_text([caption])
+        return encoded[caption]
+
+    texts = {NEGATIVE_PROMPT: of(NEGATIVE_PROMPT)}
+    for pair, *_ in missing:
+        if not coder.spec.text_sees_image:
+            texts[pair.group] = of(pair.caption)
+            continue
+        with suppress(ClipError):  # It is reported when the pairs are read.
+            frames, _ = read_clip(pair.real, size)
+            texts[pair.group] = coder.encode_captions([pair.caption], to_video(frames[:1])[None])
+    return texts
+
+
 @dataclass(frozen=True)
 class _Ask:
     """A loaded model, which gives the columns of the pairs of one real clip."""
@@ -301,8 +336,10 @@ class _Ask:
     def __call__(
         self, pairs: Sequence[Pair], failures: dict[str, str]
     ) -> Iterator[tuple[Pair, Row]]:
-        readable, frames = read_group(pairs, self.recipe.data, failures)
+        size, shows_first = self.recipe.data, self.backbone.spec.takes_image
+        readable, frames = read_group(pairs, size, failures, shows_first)
         if readable:
-            latents = encode(self.backbone, frames, self.recipe.data.prepare_batch)
-            text = self.texts[pairs[0].caption]
-            yield from rows_of(self.denoising, latents, text, readable, failures)
+            latents = encode(self.backbone, frames, size.prepare_batch)
+            opening = real_opening(self.backbone, frames[0])
+            text = self.texts[pairs[0].group]
+            yield from rows_of(self.denoising, latents, text, readable, failures, opening)

@@ -57,6 +57,9 @@ def scan(
     pixels and the untrained teacher are compared with the teacher too. `probe` measures how well
     the blocks predict contact.
 
+    A base model that has no text mode is shown each clip's first frame, which is then left out on
+    both sides of all comparisons.
+
     The clips need not be prepared. `out` gets scan.json, scan.csv and report.html. A part that is
     finished there, such as a noise level of a teacher, is not measured again.
 
@@ -165,7 +168,7 @@ def _parts(
         "size": [data.frames, data.height, data.width],
         "precision": str(dtype),
         "clips": clips_digest,
-    }
+    } | ({"without": "first frame"} if backbone.takes_image else {})
     student = {
         "backbone": {"name": backbone.name, "transformer": backbone.weights_digest()}
         | backbone.fingerprint(),
@@ -196,8 +199,14 @@ def _measure(
     dtype: torch.dtype,
 ) -> None:
     """Measure the missing parts, one model in memory at once, and write each when it is done."""
+    takes_image = recipe.backbone.takes_image
+
+    def compared(spec: EncoderSpec, name: str) -> TokenGrid:
+        features = _features(spec.load(where, dtype), clips, name)
+        return features.since(1) if takes_image else features
+
     features = {
-        name: _features(teachers[name].load(where, dtype), clips, name)
+        name: compared(teachers[name], name)
         for name in dict.fromkeys(part.teacher for part in missing)
     }
     for part in missing:
@@ -205,7 +214,7 @@ def _measure(
             of_teacher = features[part.teacher]
             measurements = []
             for source, spec in straw_men(teachers[part.teacher]).items():
-                near = closeness(_features(spec.load(where, dtype), clips, source), of_teacher)
+                near = closeness(compared(spec, source), of_teacher)
                 measurements += [
                     mean_over_clips(measure, values, part.teacher, source)
                     for measure, values in near.items()
@@ -214,8 +223,7 @@ def _measure(
     levels = sorted({part.level for part in missing if part.level is not None})
     if not levels:
         return
-    recipe.backbone.check_text_mode("`scan`")
-    backbone = recipe.backbone.load(("vae", "text_encoder"), where, dtype)
+    backbone = recipe.backbone.load(("vae", "text_encoder", "image_encoder"), where, dtype)
     encoded = encode(backbone, clips, recipe.seed)
     del backbone
     student = Blocks(recipe.backbone.load(("transformer",), where, dtype), blocks)

@@ -23,6 +23,7 @@ from videorepa.verifying.pipeline import (
     clip_size,
     compare_with_stock,
     drawn_text,
+    encoded_image,
     watch,
 )
 from videorepa.verifying.record import Verification
@@ -98,17 +99,16 @@ def verify(
         moments = check_autoencoder(record, recipe, frames, where, dtype)
 
     def transformer() -> None:
+        drawn, image = drawn_text(recipe.backbone, dtype), None
         if recipe.backbone.takes_image:
-            note = "it continues an image, and is compared with the stock pipeline from text alone"
-            record.add("transformer", "open", note)
-            return
-        drawn = drawn_text(recipe.backbone, dtype)
-        watched = watch(recipe, size, drawn, where, dtype)
+            image = encoded_image(recipe, frames, where, dtype)
+            release(where)
+        watched = watch(recipe, frames, size, drawn, where, dtype)
         release(where)
         backbone = recipe.backbone.load(("transformer",), where, dtype)
-        compare_with_stock(record, recipe, backbone, watched, size)
+        compare_with_stock(record, recipe, backbone, watched, size, image)
         if moments is not None and text is not None:
-            check_denoising(record, backbone, moments, text)
+            check_denoising(record, backbone, moments, text, image)
 
     def teachers() -> None:
         encoders = (term.encoder for term in recipe.terms.values() if term.encoder)

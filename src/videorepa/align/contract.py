@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from videorepa.align.terms import Grids, Terms, grids
-from videorepa.backbones import BackboneShapes
+from videorepa.backbones import BackboneShapes, BackboneSpec
 from videorepa.conditioning import frames_of, possible
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.bounds import is_same_rate
-from videorepa.settings.sections import Continuation
+from videorepa.settings.sections import Continuation, Validation
 from videorepa.tokens import TokenGrid
 
 
@@ -45,8 +45,8 @@ def check(recipe: Recipe) -> Contract:
     backbone = recipe.backbone
     shapes = backbone.shapes(recipe.data)
     continuation = backbone.continuation(recipe.data)
-    if recipe.validation is not None and (recipe.validation.prompts or recipe.validation.pairs):
-        backbone.check_text_mode("`validation`")
+    if recipe.validation is not None:
+        _check_images(recipe.validation, backbone)
     backbone.check_generation(recipe.generation)
     backbone.check_batch(recipe.optim.batch_size)
     fps, told = recipe.data.fps, backbone.told_fps
@@ -75,6 +75,17 @@ def check(recipe: Recipe) -> Contract:
     _check_losses(terms, compared, left_out)
     parameters = sum(p.numel() for p in terms.parameters())
     return Contract(shapes, compared, parameters, continuation, left_out)
+
+
+def _check_images(validation: Validation, backbone: BackboneSpec) -> None:
+    """Check that validation's prompts have images where the model continues one, and only there."""
+    if validation.prompts and not validation.images:
+        backbone.check_text_mode("`validation`", "name one for each prompt in `validation.images`")
+    if validation.images and backbone.conditioning() is None:
+        raise UserError(
+            f"The recipe has validation.images, and {backbone.weights} takes text alone. Leave "
+            "them out, or take a model that continues an image; docs/backbones.md lists them."
+        )
 
 
 def _check_prepared(recipe: Recipe, shapes: BackboneShapes) -> None:

@@ -313,6 +313,12 @@ class Backbone:
         the captions (`spec.text_sees_image`). `encode_text` shows them black images."""
         raise NotImplementedError
 
+    def encode_captions(self, captions: Sequence[str], video: Float[Tensor, "b f 3 h w"]) -> Text:
+        """The transformer's text arguments for the captions of clips."""
+        if self.spec.text_sees_image:
+            return self.encode_text_of(captions, video[:, 0])
+        return self.encode_text(captions)
+
     def prompt(self, text: Text) -> Text:
         """A prompt's tensors by the names of the stock pipeline's arguments."""
         return {self.spec.prompt_arguments[name]: tensor for name, tensor in text.items()}
@@ -388,6 +394,38 @@ class Backbone:
         """
         return stored
 
+    def opening(
+        self, video: Float[Tensor, "b f 3 h w"], moments: Float[Tensor, "b m t h w"]
+    ) -> Opening | None:
+        """What is shown of clips outside training, to a model that has no text mode: their first
+        frame. It is None for all others, which see text alone.
+
+        Args:
+          video: The clips.
+          moments: What `encode_video` returns of them.
+        """
+        if not self.spec.takes_image:
+            return None
+        return self.first_frames(self.encode_image(video), moments)
+
+    def first_frames(
+        self,
+        stored: Image,
+        moments: Float[Tensor, "b m t h w"],
+        generator: torch.Generator | None = None,
+    ) -> Opening:
+        """The opening of clips that are shown their first frame.
+
+        Args:
+          stored: What `encode_image` returns of them.
+          moments: What `encode_video` returns of them.
+          generator: As of `latents`.
+        """
+        image = self.image(stored, moments, generator)
+        if self.shows_in_place and "latents" not in image:
+            image = image | {"latents": self.latents(moments, generator)[:, :1]}
+        return Opening((1,) * len(moments), image)
+
     def blank_opening(self, data: Data, count: int) -> Opening | None:
         """The most that is shown of a recipe's clips, of images that are zero throughout: for work
         in which their content does not matter. None where nothing is shown."""
@@ -422,6 +460,29 @@ class Backbone:
         """Draw a training timestep for each sample; the distribution may depend on its size."""
         return self.diffusion.sample_timesteps(len(latents), generator).to(self.device)
 
+    @property
+    def shows_in_place(self) -> bool:
+        """Whether what is shown of a clip stands in place of its noisy latents."""
+        return self.conditioning is not None and self.conditioning.place == "in place"
+
+    def noised(
+        self,
+        latents: Float[Tensor, "b f c h w"],
+        text: Text,
+        noise: Float[Tensor, "b f c h w"],
+        timestep: Num[Tensor, " b"],
+        opening: Opening | None = None,
+    ) -> tuple[Float[Tensor, "b f c h w"], Config]:
+        """The noisy latents, and the transformer's arguments for them; see `denoising_loss`."""
+        noisy = self.diffusion.add_noise(latents, noise, timestep)
+        if opening is None:
+            return noisy, self.inputs(noisy, text, timestep)
+        if self.conditioning.is_alike:
+            check_alike(opening.latents, self.spec.weights)
+        if self.shows_in_place:
+            noisy = torch.where(opening.mask(latents), opening.held(latents), noisy)
+        return noisy, self.shown(self.inputs(noisy, text, timestep), noisy, opening)
+
     def denoising_loss(
         self,
         latents: Float[Tensor, "b f c h w"],
@@ -429,6 +490,7 @@ class Backbone:
         noise: Float[Tensor, "b f c h w"],
         timestep: Num[Tensor, " b"],
         opening: Opening | None = None,
+        of_unseen: bool = False,
     ) -> Denoised:
         """Run the transformer once on noisy latents.
 
@@ -438,22 +500,18 @@ class Backbone:
           noise: The noise to add.
           timestep: Of each sample, 0 to 1000: the higher, the more noise.
           opening: What the model is shown of each clip; by default nothing.
+          of_unseen: Leave what is shown out of the loss by channels, too, where it is denoised.
 
         Returns:
           The loss of each sample, and the clean latents that the model predicts. Latents that are
           shown in their own place are true in both, and have no loss.
         """
         held = None
-        if opening is not None and self.conditioning.place == "in place":
-            latents, held = opening.held(latents), opening.mask(latents)
-        noisy = self.diffusion.add_noise(latents, noise, timestep)
-        if held is not None:
-            noisy = torch.where(held, latents, noisy)
-        inputs = self.inputs(noisy, text, timestep)
-        if opening is not None:
-            if self.conditioning.is_alike:
-                check_alike(opening.latents, self.spec.weights)
-            inputs = self.shown(inputs, noisy, opening)
+        if opening is not None and (of_unseen or self.shows_in_place):
+            held = opening.mask(latents, repeats=self.geometry.steps - 1)
+        if opening is not None and self.shows_in_place:
+            latents = opening.held(latents)
+        noisy, inputs = self.noised(latents, text, noise, timestep, opening)
         velocity = self.velocity(self.predict(inputs), noisy)
         return self.diffusion.denoised(velocity, latents, noise, timestep, held)
 
@@ -473,7 +531,8 @@ class Backbone:
 
     def timestep_in(self, inputs: Config) -> Num[Tensor, " 1"]:
         """The first sample's timestep, as `inputs` takes it, from the transformer's arguments."""
-        timestep = inputs["timestep"].flatten()[:1]
+        # The last token's, where tokens have their own: it is never shown.
+        timestep = torch.atleast_1d(inputs["timestep"])[0].flatten()[-1:]
         return timestep.float() if timestep.is_floating_point() else timestep
 
     def shown(self, inputs: Config, noisy: Float[Tensor, "b f c h w"], opening: Opening) -> Config:

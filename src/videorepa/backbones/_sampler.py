@@ -98,7 +98,8 @@ def offload_layers(transformer: Any, device: torch.device) -> None:
 class Sampler:
     """A stock pipeline with its settings. It samples clips one by one, so none depends on another.
 
-    The autoencoder is brought to the device for each clip, and back to where it was loaded.
+    The autoencoder and the image encoder are brought to the device for each clip, and back to where
+    they were loaded.
 
     Args:
       backbone: The model without its text encoders. What is offloaded has to be in main memory.
@@ -136,6 +137,9 @@ class Sampler:
             if name.startswith("transformer") and module is not None
         ]
         self.autocast = transformers if transformer is not None else []
+        # Modules that turn pixels into latents or embeddings, and latents into pixels.
+        images = (part for part in backbone.image_parts.values() if isinstance(part, nn.Module))
+        self.visual = (backbone.vae, *images)
         if offload == "model":
             self.pipeline.enable_model_cpu_offload(device=backbone.device)
         elif offload == "group":
@@ -154,10 +158,7 @@ class Sampler:
         Raises:
           UserError: The model gives values that are not finite.
         """
-        vae, home = self.backbone.vae, self.backbone.home
-        vae.to(self.backbone.device)
         frames = self._run(prompt, seed, "np", image)
-        vae.to(home)
         if not np.isfinite(frames).all():
             raise UserError(
                 f"The model gives values that are not finite for {prompt[:80]!r}. Its weights are "
@@ -165,9 +166,9 @@ class Sampler:
             )
         return (frames * 255.0).round().clip(0, 255).astype(np.uint8)
 
-    def accompany(self, prompt: str) -> None:
+    def accompany(self, prompt: str, image: Any = None) -> None:
         """Run the transformer as often as `sample` does, for processes that hold shards of it."""
-        self._run(prompt, 0, "latent")
+        self._run(prompt, 0, "latent", image)
 
     def _run(
         self, prompt: str, seed: int, output: Literal["np", "latent"], image: Any = None
@@ -176,16 +177,22 @@ class Sampler:
         if self.negative is not None:
             negative = self.backbone.prompt(self.negative)
             text |= {f"negative_{name}": value for name, value in negative.items()}
+        brought = self.visual if output == "np" or image is not None else ()
+        for module in brought:
+            module.to(self.backbone.device)
         with ExitStack() as stack:
             for module in self.autocast:
                 stack.enter_context(self._autocast(module))
-            return self.pipeline(
+            frames = self.pipeline(
                 generator=torch.Generator().manual_seed(seed),
                 output_type=output,
                 **{key: tensor.to(self.backbone.device) for key, tensor in text.items()},
                 **self.arguments,
                 **({} if image is None else {"image": image}),
             ).frames[0]
+        for module in brought:
+            module.to(self.backbone.home)
+        return frames
 
     @contextmanager
     def _autocast(self, module: nn.Module) -> Iterator[None]:

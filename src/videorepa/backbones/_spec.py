@@ -110,6 +110,7 @@ class BackboneSpec(Section):
       size: The clip size that the model was made for.
       lora_targets: Layers that get adapters unless the recipe names others.
       takes_negative_prompt: The pipeline has a second pass, for a negative prompt.
+      is_in_comfyui: ComfyUI's class of the model has all layers that the stock transformer has.
       generation: The authors' sampling settings, used where a recipe's `generation` sets none.
     """
 
@@ -135,6 +136,7 @@ class BackboneSpec(Section):
     size: ClassVar[ClipSize]
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     takes_negative_prompt: ClassVar[bool] = True
+    is_in_comfyui: ClassVar[bool] = True
     generation: ClassVar[Config] = {}
 
     name: str
@@ -364,19 +366,20 @@ class BackboneSpec(Section):
         conditioning = self.conditioning()
         return conditioning is not None and conditioning.is_required
 
-    def check_text_mode(self, doing: str) -> None:
+    def check_text_mode(self, doing: str, instead: str = "") -> None:
         """Check that the model works from text alone.
 
         Args:
           doing: What shows it no image.
+          instead: What shows it one, if anything does.
 
         Raises:
           UserError: It has always been shown an image.
         """
         if self.takes_image:
+            advice = instead or "take a text-to-video model"
             raise UserError(
-                f"{self.weights} continues an image, and {doing} shows it none. Take a "
-                "text-to-video model."
+                f"{self.weights} continues an image, and {doing} shows it none: {advice}."
             )
 
     @property
@@ -475,6 +478,10 @@ class BackboneSpec(Section):
     def default_size(self) -> ClipSize:
         """The clip size that the model was made for."""
         return self.size
+
+    def sampled_size(self, size: ClipSize) -> ClipSize:
+        """The clip nearest to one of a size that the stock pipeline samples as it is asked to."""
+        return size
 
     def skeleton(self, dtype: torch.dtype) -> Any:
         """The frozen transformer as it would be loaded, but on the meta device."""

@@ -215,7 +215,10 @@ class CogVideoX(BackboneSpec):
         return self.config("transformer")["use_learned_positional_embeddings"]
 
     def least_size(self) -> ClipSize:
-        return self.default_size() if self._has_learned_positions else super().least_size()
+        return self.sampled_size(super().least_size())
+
+    def sampled_size(self, size: ClipSize) -> ClipSize:
+        return self.default_size() if self._has_learned_positions else size
 
     def default_size(self) -> ClipSize:
         config, geometry = self.config("transformer"), self.geometry()

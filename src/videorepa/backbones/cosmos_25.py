@@ -105,6 +105,7 @@ class Cosmos25(CosmosSpec):
         },
     }
     time_shown: ClassVar = 1e-4
+    is_in_comfyui: ClassVar = False  # It has no projection of text.
 
     name: Literal["cosmos_25"] = "cosmos_25"
 

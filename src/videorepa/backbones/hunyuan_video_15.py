@@ -156,7 +156,13 @@ class HunyuanVideo15Backbone(Backbone):
         # This pipeline fixes the text's length and keeps the guidance scale in a part of its own.
         del arguments["max_sequence_length"], arguments["guidance_scale"]
         if self.spec.is_from_image:
-            self.spec.check_sampled(size)
+            chosen = self.spec.sampled_size(size)
+            if chosen != size:
+                sides = f"{chosen.height}x{chosen.width}"
+                raise UserError(
+                    f"The stock pipeline of {self.spec.weights} chooses a clip's sides by its "
+                    f"image's, {sides} for one of {size.height}x{size.width}. Sample at {sides}."
+                )
             del arguments["height"], arguments["width"]
         return arguments
 
@@ -247,12 +253,10 @@ class HunyuanVideo15(BackboneSpec):
     def image(self, size: ClipSize) -> Image:
         return {"image_embeds": self.image_embeddings()} if self.is_from_image else {}
 
-    def check_sampled(self, size: ClipSize) -> None:
-        """Check that the stock pipeline gives an image of these sides a clip of the same ones.
-
-        Raises:
-          UserError: It chooses others.
-        """
+    def sampled_size(self, size: ClipSize) -> ClipSize:
+        # The stock pipeline of images chooses a clip's sides by the image's.
+        if not self.is_from_image:
+            return size
         from diffusers.pipelines.hunyuan_video1_5.image_processor import (
             HunyuanVideo15ImageProcessor,
         )
@@ -260,9 +264,4 @@ class HunyuanVideo15(BackboneSpec):
         chooses = HunyuanVideo15ImageProcessor(vae_scale_factor=self.geometry().pixels)
         target = self.config("transformer")["target_size"]
         height, width = chooses.calculate_default_height_width(size.height, size.width, target)
-        if (height, width) != (size.height, size.width):
-            raise UserError(
-                f"The stock pipeline of {self.weights} chooses a clip's sides by its image's, "
-                f"{height}x{width} for one of {size.height}x{size.width}. Sample at "
-                f"{height}x{width}."
-            )
+        return size.model_copy(update={"height": height, "width": width})

@@ -137,14 +137,13 @@ class Kandinsky5Backbone(Backbone):
         return {"latents": self.latents(stored["image"], generator)}
 
     def sampling(self, size: ClipSize, settings: Generation) -> Config:
-        if self.conditioning is not None:
-            least = 1 + NORMALISED * self.geometry.frames
-            if size.frames < least:
-                raise UserError(
-                    f"The stock pipeline of {self.spec.weights} gives nothing but NaN for "
-                    f"{size.frames} frames: it compares a clip's first {NORMALISED} latents with "
-                    f"those after them. Sample {least} frames or more."
-                )
+        least = self.spec.sampled_size(size).frames
+        if size.frames < least:
+            raise UserError(
+                f"The stock pipeline of {self.spec.weights} gives nothing but NaN for "
+                f"{size.frames} frames: it compares a clip's first {NORMALISED} latents with "
+                f"those after them. Sample {least} frames or more."
+            )
         # Without one, the pipeline would take its own.
         return super().sampling(size, settings) | {"negative_prompt": settings.negative_prompt}
 
@@ -227,6 +226,12 @@ class Kandinsky5(BackboneSpec):
             return {}
         moments = self.moments(size.model_copy(update={"frames": 1}))
         return {"image": torch.empty(moments, dtype=torch.float16, device="meta")}
+
+    def sampled_size(self, size: ClipSize) -> ClipSize:
+        if not self.is_from_image:
+            return size
+        least = 1 + NORMALISED * self.geometry().frames
+        return size.model_copy(update={"frames": max(size.frames, least)})
 
     def check_clip(self, size: ClipSize) -> None:
         super().check_clip(size)

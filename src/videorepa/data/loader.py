@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from videorepa.backbones import Backbone, Image
+from videorepa.backbones import Backbone
 from videorepa.conditioning import Opening, draw_latents_shown
 from videorepa.data.batches import Batch, ahead
 from videorepa.data.cache import Cache
@@ -176,16 +176,15 @@ class Loader:
         """
         if self.continuation is None:
             return None
-        seed, shown, images = self.recipe.seed, [], []
+        seed, openings = self.recipe.seed, []
         is_alike = self.backbone.conditioning.is_alike
         for number, (clip, moments) in zip(numbers, clips, strict=True):
             of = numbers.start if is_alike else number
-            shown.append(draw_latents_shown(self.continuation, generator(seed, "opening", of)))
+            count = draw_latents_shown(self.continuation, generator(seed, "opening", of))
             stored = {name: t[None] for name, t in self.cache.read_image(clip).items()}
             draw = generator(seed, "image", number)
-            images.append(self.backbone.image(stored, moments, draw))
-        image: Image = {name: torch.cat([one[name] for one in images]) for name in images[0]}
-        return Opening(tuple(shown), image)
+            openings.append(Opening((count,), self.backbone.image(stored, moments, draw)))
+        return Opening.batch(openings)
 
     def _features(self, clip: SourceClip) -> dict[EncoderSpec, TokenGrid]:
         """Read or compute each teacher's features of a clip."""

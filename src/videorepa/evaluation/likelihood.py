@@ -19,6 +19,7 @@ from torch import Tensor
 
 from videorepa.artifacts.scores import Row
 from videorepa.backbones import Backbone, Text, timestep_of_noise
+from videorepa.conditioning import Opening
 from videorepa.data.video import to_video
 from videorepa.diffusion import VPrediction
 from videorepa.errors import ClipError, UserError
@@ -69,13 +70,21 @@ class Denoising:
         return [f"{level:g}" for level in self.levels]
 
     @torch.no_grad()
-    def __call__(self, latents: Float[Tensor, "n f c h w"], text: Text, group: str) -> Losses:
+    def __call__(
+        self,
+        latents: Float[Tensor, "n f c h w"],
+        text: Text,
+        group: str,
+        opening: Opening | None = None,
+    ) -> Losses:
         """The losses of clips that have the caption and the noise in common.
 
         Args:
             latents: The clips' latents, without noise.
             text: Their caption, encoded: a batch of one.
             group: Its name seeds the noise, so that it is the same for every model.
+            opening: What the model is shown of all clips alike: a batch of one. Losses are of the
+                rest.
         """
         errors = []
         for level, label in zip(self.levels, self.labels, strict=True):
@@ -85,7 +94,12 @@ class Denoising:
             for clips in latents.split(self.batch):
                 n = len(clips)
                 denoised = self.backbone.denoising_loss(
-                    clips, repeated(text, n), noise.expand_as(clips), timestep.expand(n)
+                    clips,
+                    repeated(text, n),
+                    noise.expand_as(clips),
+                    timestep.expand(n),
+                    opening and opening.repeated(n),
+                    of_unseen=True,
                 )
                 error = self.backbone.diffusion.noise_error(denoised)
                 errors.append(torch.stack([denoised.loss, error]).double().cpu())
@@ -139,8 +153,15 @@ class AsPublished:
         self.sigmas, self.timesteps = euler.sigmas[chosen].float(), euler.timesteps[chosen]
 
     @torch.no_grad()
-    def __call__(self, latents: Float[Tensor, "n f c h w"], text: Text, group: str) -> Losses:
+    def __call__(
+        self,
+        latents: Float[Tensor, "n f c h w"],
+        text: Text,
+        group: str,
+        opening: Opening | None = None,
+    ) -> Losses:
         """As `Denoising`'s. Loss and error are the same here."""
+        assert opening is None  # Their code is of text alone.
         errors = []
         scale = (self.sigmas[0] ** 2 + 1).sqrt()
         for label, sigma, timestep in zip(self.labels, self.sigmas, self.timesteps, strict=True):
@@ -186,6 +207,21 @@ def encode(
     return torch.cat(latents)
 
 
+@torch.no_grad()
+def real_opening(backbone: Backbone, real: np.ndarray) -> Opening | None:
+    """What a model that has no text mode is shown of both clips of a pair: the real one's first
+    frame. None for others.
+
+    Args:
+        backbone: The live model, with its autoencoder and what else encodes images.
+        real: The real clip, (f, h, w, 3) uint8.
+    """
+    if not backbone.spec.takes_image:
+        return None
+    video = to_video(real)[None]
+    return backbone.opening(video, backbone.encode_video(video))
+
+
 @dataclass(frozen=True)
 class EncodedPairs:
     """The pairs of one real clip, in main memory.
@@ -193,11 +229,13 @@ class EncodedPairs:
     Attributes:
       latents: Those of the real clip, then of each pair's broken one.
       text: Their caption.
+      opening: What `real_opening` gives.
     """
 
     pairs: Sequence[Pair]
     latents: Tensor
     text: Text
+    opening: Opening | None
 
 
 def encode_pairs(
@@ -208,18 +246,23 @@ def encode_pairs(
     """Encode pairs into main memory.
 
     Args:
-        backbone: The live model, with its autoencoder and text encoder.
+        backbone: The live model, with all that encodes.
         read: The pairs of each real clip, with the frames that `read_group` gives.
         batch: How many clips to encode at once.
     """
-    return [
-        EncodedPairs(
-            pairs,
-            encode(backbone, frames, batch).cpu(),
-            {name: x.cpu() for name, x in backbone.encode_text([pairs[0].caption]).items()},
+    encoded = []
+    for pairs, frames in read:
+        text = backbone.encode_captions([pairs[0].caption], to_video(frames[0][:1])[None])
+        opening = real_opening(backbone, frames[0])
+        encoded.append(
+            EncodedPairs(
+                pairs,
+                encode(backbone, frames, batch).cpu(),
+                {name: x.cpu() for name, x in text.items()},
+                opening and opening.mapped(Tensor.cpu),
+            )
         )
-        for pairs, frames in read
-    ]
+    return encoded
 
 
 def rows_of(
@@ -228,6 +271,7 @@ def rows_of(
     text: Text,
     pairs: Sequence[Pair],
     failures: dict[str, str],
+    opening: Opening | None = None,
 ) -> Iterator[tuple[Pair, Row]]:
     """Score the pairs of one real clip, and yield the columns of each one's row.
 
@@ -237,9 +281,12 @@ def rows_of(
         text: Their caption, encoded.
         pairs: The pairs.
         failures: Gets the reason why a pair has no score, by its id.
+        opening: What the model is shown of all of them; losses and latents count without it.
     """
-    losses = denoising(latents, text, pairs[0].group)
+    losses = denoising(latents, text, pairs[0].group, opening)
     columns = [(a.tolist(), b.tolist()) for a, b in zip(*losses, strict=True)]
+    if opening is not None:
+        latents = latents[:, denoising.backbone.geometry.steps :]
     energies = latents.double().square().flatten(1).mean(1).tolist()
     for place, pair in enumerate(pairs, 1):
         both = energies[0], energies[place]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from videorepa.data.manifest import csv_rows
 from videorepa.data.video import iterate, read_chosen
@@ -40,6 +41,10 @@ LEFT_OUT = {
     "river": {"color_change", "teleporting_fluid", "negative_viscosity"},
 }
 """Variations that LikePhys does not count, by scenario."""
+
+SQUARE, APART = 8, 8.0
+"""Pixels a side of the squares in which first frames are compared, and the difference of a square's
+mean, in levels of 255, up to which they are one frame."""
 
 
 @dataclass(frozen=True)
@@ -192,12 +197,15 @@ def read_clip(path: Path, size: ClipSize) -> tuple[np.ndarray, int]:
 
 
 def read_group(
-    pairs: Sequence[Pair], size: ClipSize, failures: dict[str, str]
+    pairs: Sequence[Pair], size: ClipSize, failures: dict[str, str], shows_first: bool = False
 ) -> tuple[list[Pair], list[np.ndarray]]:
     """Read the real clip that pairs have in common, and their broken clips.
 
     Args:
         failures: Gets the reason why a pair cannot be used, by its id.
+        shows_first: Whether the model is shown the real clip's first frame for both. A pair whose
+            broken clip begins with another frame cannot be used then: the model would be asked
+            which clip goes with the frame, and not which one obeys the law.
 
     Returns:
         The pairs that can be used, and the frames of the real clip and of each one's broken clip.
@@ -215,12 +223,26 @@ def read_group(
                 raise ClipError(
                     f"the broken clip has {its_length} frames and the real one {length}"
                 )
+            if shows_first and begin_apart(real[0], broken[0]):
+                raise ClipError(
+                    "the broken clip begins with another frame than the real one, whose first "
+                    "frame the model is shown"
+                )
         except ClipError as error:
             failures[pair.id] = str(error)
             continue
         readable.append(pair)
         frames.append(broken)
     return readable, frames
+
+
+def begin_apart(one: UInt8[np.ndarray, "h w 3"], other: UInt8[np.ndarray, "h w 3"]) -> bool:
+    """Whether two frames differ by more than two encodings of one frame do: by more than `APART`
+    levels of 255 in the mean of a square of `SQUARE` pixels a side."""
+    squares = one.astype(np.float32) - other
+    for axis, side in enumerate(squares.shape[:2]):
+        squares = np.add.reduceat(squares, range(0, side, SQUARE), axis) / SQUARE
+    return bool(np.abs(squares).max() > APART)
 
 
 def groups(pairs: Sequence[Pair]) -> list[list[Pair]]:

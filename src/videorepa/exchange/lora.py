@@ -21,6 +21,13 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 COMFYUI_FILE = "comfyui_lora.safetensors"
 
+_SAME = r"\g<0>"
+
+_LTX = {
+    r"transformer_blocks\.\d+\.attn[12]\.to_([qkv]|out\.0)": _SAME,
+    r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)": _SAME,
+}
+
 _COMFYUI_NAMES: dict[str, dict[str, str]] = {
     "CogVideoXTransformer3DModel": {
         r"transformer_blocks\.(\d+)\.attn1\.to_([qkv])": r"blocks.\1.\2",
@@ -33,12 +40,23 @@ _COMFYUI_NAMES: dict[str, dict[str, str]] = {
         r"blocks\.(\d+)\.attn1\.to_out\.0": r"blocks.\1.self_attn.o",
         r"blocks\.(\d+)\.attn2\.to_([qkv])": r"blocks.\1.cross_attn.\2",
         r"blocks\.(\d+)\.attn2\.to_out\.0": r"blocks.\1.cross_attn.o",
+        r"blocks\.(\d+)\.attn2\.add_([kv])_proj": r"blocks.\1.cross_attn.\2_img",
         r"blocks\.(\d+)\.ffn\.net\.0\.proj": r"blocks.\1.ffn.0",
         r"blocks\.(\d+)\.ffn\.net\.2": r"blocks.\1.ffn.2",
     },
-    "LTXVideoTransformer3DModel": {
-        r"transformer_blocks\.\d+\.attn[12]\.to_([qkv]|out\.0)": r"\g<0>",
-        r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)": r"\g<0>",
+    "LTXVideoTransformer3DModel": _LTX,
+    "LTX2VideoTransformer3DModel": _LTX,
+    "Kandinsky5Transformer3DModel": {
+        r"(visual|text)_transformer_blocks\.\d+\.(self|cross)_attention\.(to_\w+|out_layer)": _SAME,
+        r"(visual|text)_transformer_blocks\.\d+\.feed_forward\.(in|out)_layer": _SAME,
+    },
+    "CosmosTransformer3DModel": {
+        r"transformer_blocks\.(\d+)\.attn1\.to_([qkv])": r"blocks.\1.self_attn.\2_proj",
+        r"transformer_blocks\.(\d+)\.attn1\.to_out\.0": r"blocks.\1.self_attn.output_proj",
+        r"transformer_blocks\.(\d+)\.attn2\.to_([qkv])": r"blocks.\1.cross_attn.\2_proj",
+        r"transformer_blocks\.(\d+)\.attn2\.to_out\.0": r"blocks.\1.cross_attn.output_proj",
+        r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj": r"blocks.\1.mlp.layer1",
+        r"transformer_blocks\.(\d+)\.ff\.net\.2": r"blocks.\1.mlp.layer2",
     },
 }
 """How ComfyUI names the layers of a diffusers transformer: for each class, the pattern of a layer's

@@ -57,16 +57,24 @@ def inputs(backbone: Any, recipe: Recipe) -> dict[str, Any]:
     They are of the smallest clip on which every weight is used: the published size would take a
     large model an hour on a CPU.
     """
-    shapes = recipe.backbone.shapes(recipe.backbone.least_size())
-    draw = torch.Generator().manual_seed(0)
-    noisy = torch.randn(1, *shapes.latents, generator=draw)
+    spec, draw = recipe.backbone, torch.Generator().manual_seed(0)
+    size = spec.least_size()
+    noisy = torch.randn(1, *spec.shapes(size).latents, generator=draw)
     text = {
         name: torch.randn(1, *like.shape, generator=draw)
         if like.is_floating_point()
         else torch.ones(1, *like.shape, dtype=like.dtype)
-        for name, like in recipe.backbone.raw_text().items()
+        for name, like in spec.raw_text().items()
     }
-    return backbone.inputs(noisy, text, torch.tensor([500]))
+    arguments = backbone.inputs(noisy, text, torch.tensor([500]))
+    if not spec.takes_image:
+        return arguments
+    # Without an image some weights would not be used.
+    stored = {
+        name: torch.randn(1, *like.shape, generator=draw) for name, like in spec.image(size).items()
+    }
+    moments = torch.randn(1, *spec.moments(size), generator=draw)
+    return backbone.shown(arguments, noisy, backbone.first_frames(stored, moments))
 
 
 @torch.no_grad()

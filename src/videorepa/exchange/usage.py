@@ -44,8 +44,10 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
     live = spec.load((), torch.device("cpu"), dtype)
     scheduler, options = live.scheduler_class()
     arguments = live.sampling(recipe.data, settings)
-    takes_image = spec.takes_image
-    classes, parts, then = [spec.stock_pipeline], {}, []
+    # A model that is trained from images continues one, also if it has a text mode.
+    takes_image = spec.continuation(recipe.data) is not None
+    pipeline = spec.stock_image_pipeline if takes_image else spec.stock_pipeline
+    classes, parts, then = [pipeline], {}, []
     if product != LORA_FILE:
         classes.append(spec.transformer_class)
         source = f'"{product}", torch_dtype={dtype}'
@@ -74,7 +76,7 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
             f"from diffusers import {', '.join(sorted(classes))}",
             *(["from diffusers.utils import load_image"] if takes_image else []),
             "",
-            f"pipe = {spec.stock_pipeline}.from_pretrained(",
+            f"pipe = {pipeline}.from_pretrained(",
             f"    {_literal(spec.source)},",
             *(f"    {name}={value}," for name, value in parts.items()),
             f"    torch_dtype={of_pipeline},{remark}",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from videorepa.align.taps import tap
 from videorepa.backbones import Backbone, Text, timestep_of_noise
+from videorepa.conditioning import Opening
 from videorepa.probing.clips import Clips
 from videorepa.probing.closeness import closeness, mean_over_clips
 from videorepa.probing.records import Measurement
@@ -30,37 +31,55 @@ class EncodedClips:
         latents: For each clip, (f, c, h, w).
         noise: For each clip, (f, c, h, w).
         text: For each clip, its encoded caption.
+        openings: For each clip, what a model that has no text mode is shown of it: its first
+            frame. Empty for others.
     """
 
     clips: Clips
     latents: list[Tensor]
     noise: list[Tensor]
     text: list[Text]
+    openings: list[Opening]
 
 
 def encode(backbone: Backbone, clips: Clips, seed: int) -> EncodedClips:
     """Encode clips and captions, and draw the noise, which is the same at every noise level."""
-    latents = draw_latents(backbone, clips, seed, "scan latents", "encode")
+    latents, openings = draw_latents(backbone, clips, seed, "scan latents", "encode")
     noise = draw_noise(latents, clips, seed, "scan noise")
+    return EncodedClips(clips, latents, noise, encode_captions(backbone, clips), openings)
+
+
+def encode_captions(backbone: Backbone, clips: Clips) -> list[Text]:
+    """Encode each clip's caption, equal ones once where the text encoder does not see the clip."""
+    if backbone.spec.text_sees_image:
+        ones = (slice(n, n + 1) for n in range(len(clips.captions)))
+        return [backbone.encode_captions(clips.captions[n], clips.video(n)) for n in ones]
     text = {caption: backbone.encode_text([caption]) for caption in set(clips.captions)}
-    return EncodedClips(clips, latents, noise, [text[caption] for caption in clips.captions])
+    return [text[caption] for caption in clips.captions]
 
 
 def draw_latents(
     backbone: Backbone, clips: Clips, seed: int, purpose: str, what: str = ""
-) -> list[Float[Tensor, "f c h w"]]:
-    """Draw a sample of each clip's posterior, by its id.
+) -> tuple[list[Float[Tensor, "f c h w"]], list[Opening]]:
+    """Draw a sample of each clip's posterior, by its id, and encode what `EncodedClips.openings`
+    has.
 
     Args:
         purpose: Keeps draws of the same seed apart.
         what: Name of the progress bar; "" shows none.
     """
     latents: list[Tensor] = []
+    openings: list[Opening] = []
     for which in track(clips.batches(), what, shown=bool(what)):
-        for moments in backbone.encode_video(clips.video(which)).split(1):
+        videos = clips.video(which)
+        for video, moments in zip(
+            videos.split(1), backbone.encode_video(videos).split(1), strict=True
+        ):
             draw = generator(seed, purpose, clips.ids[len(latents)])
             latents += backbone.latents(moments, draw)
-    return latents
+            if (opening := backbone.opening(video, moments)) is not None:
+                openings.append(opening)
+    return latents, openings
 
 
 def draw_noise(
@@ -91,11 +110,14 @@ class Blocks:
 
         Args:
             level: The noise's share of the noisy latents' variance, 0 to 1.
-            teachers: Features of the same clips, by the teacher's name.
+            teachers: Features of the same clips, by the teacher's name; without the first frame if
+                the model is shown that.
         """
         values: dict[tuple[str, int, str], list[float]] = defaultdict(list)
         timestep = timestep_of_noise(self.backbone, level, encoded.latents[0])
         for which, block, grid in self.outputs(encoded, timestep, f"noise {level:g}"):
+            if encoded.openings:
+                grid = grid.since(1)
             for teacher, features in teachers.items():
                 theirs = features.with_tokens(features.tokens[which])
                 for measure, of_clips in closeness(grid, theirs).items():
@@ -127,8 +149,9 @@ class Blocks:
                 captions = encoded.text[which]
                 text = {name: torch.cat([t[name] for t in captions]) for name in captions[0]}
                 at = timestep.expand(len(latents))
-                noisy = self.backbone.diffusion.add_noise(latents, noise, at)
-                inputs = self.backbone.inputs(noisy, text, at)
+                shown = encoded.openings[which]
+                opening = Opening.batch(shown) if shown else None
+                _, inputs = self.backbone.noised(latents, text, noise, at, opening)
                 self.backbone.transformer(**inputs, return_dict=False)
                 for number, tapped in taps.items():
                     yield which, number, self.backbone.grid(tapped.take(), latents)

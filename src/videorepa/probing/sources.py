@@ -17,7 +17,13 @@ from videorepa.encoders import EncoderSpec
 from videorepa.encoders.pixels import Pixels
 from videorepa.encoders.untrained import Untrained
 from videorepa.errors import UserError
-from videorepa.probing.blocks import Blocks, EncodedClips, draw_latents, draw_noise
+from videorepa.probing.blocks import (
+    Blocks,
+    EncodedClips,
+    draw_latents,
+    draw_noise,
+    encode_captions,
+)
 from videorepa.probing.clips import Clips
 from videorepa.probing.projectors import digest, trained_projectors
 from videorepa.recipe import Recipe
@@ -237,9 +243,12 @@ class ModelFeatures:
     def load(self, device: torch.device, dtype: torch.dtype) -> FeaturesOf:
         """Load the model."""
         model = self._open()
-        model.spec.check_text_mode("`probe`")
-        text = model.spec.load(("text_encoder",), device, dtype).encode_text([""])
-        backbone = model.load(device, dtype, ("transformer", "vae"))
+        coder = model.spec.load(("text_encoder",), device, dtype)
+        empty = coder.encode_text([""])
+        # What sees every clip has to stay in memory beside the model; nothing else does.
+        seeing = coder if model.spec.text_sees_image else None
+        del coder
+        backbone = model.load(device, dtype, ("transformer", "vae", "image_encoder"))
         blocks = Blocks(backbone, self.blocks)
         projectors = self._projectors(model)
 
@@ -250,13 +259,14 @@ class ModelFeatures:
             return self.pooling.features(grid, block)
 
         def features_of(clips: Clips, conditions: Sequence[Condition]) -> Iterator:
-            latents = draw_latents(backbone, clips, self.seed, "probe latents")
+            latents, openings = draw_latents(backbone, clips, self.seed, "probe latents")
+            text = encode_captions(seeing, clips) if seeing else [empty] * len(latents)
             # Some backbones have integer timesteps.
             like = backbone.sample_timesteps(latents[0][None], torch.Generator())
             for condition in conditions:
                 assert condition.timestep is not None and condition.draw is not None
                 noise = draw_noise(latents, clips, self.seed, "probe noise", condition.draw)
-                encoded = EncodedClips(clips, latents, noise, [text] * len(latents))
+                encoded = EncodedClips(clips, latents, noise, text, openings)
                 timestep = torch.full_like(like, condition.timestep)
                 outputs = blocks.outputs(encoded, timestep)
                 yield condition, _concatenated(read(block, grid) for _, block, grid in outputs)

@@ -384,6 +384,7 @@ class Validation(Section):
     Attributes:
       every: Steps from one validation to the next.
       prompts: One clip is generated for each, with a fixed seed.
+      images: For each prompt the image that its clip continues, for models that continue one.
       pairs: A list of pairs of clips, as for `videorepa likelihood`: which does the model find
         likelier?
       drift: How far the clips' saturation, contrast, sharpness and motion may move away from the
@@ -392,6 +393,7 @@ class Validation(Section):
 
     every: Number
     prompts: tuple[str, ...] = ()
+    images: tuple[Path, ...] = ()
     pairs: Path | None = None
     drift: float = Field(default=0.3, gt=0)
 
@@ -399,4 +401,9 @@ class Validation(Section):
     def _looks_at_something(self) -> Validation:
         if not self.prompts and self.pairs is None:
             raise ValueError("give `prompts`, `pairs` or both")
+        if self.images and len(self.images) != len(self.prompts):
+            raise ValueError(
+                f"there are {len(self.images)} images for {len(self.prompts)} prompts; give one "
+                "for each, or none"
+            )
         return self

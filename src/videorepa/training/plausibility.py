@@ -35,7 +35,10 @@ def encoded_pairs(recipe: Recipe, workers: Alone) -> list[EncodedPairs]:
         return []
     found = read_pairs(recipe.validation.pairs)
     failures = found.failures
-    read = [(of, read_group(of, recipe.data, failures)[1]) for of in groups(found.pairs)]
+    shows_first = recipe.backbone.takes_image
+    read = [
+        (of, read_group(of, recipe.data, failures, shows_first)[1]) for of in groups(found.pairs)
+    ]
     if failures:
         name, reason = next(iter(failures.items()))
         raise UserError(
@@ -43,7 +46,8 @@ def encoded_pairs(recipe: Recipe, workers: Alone) -> list[EncodedPairs]:
             f"cannot be used; the first is {name!r}: {reason}. Mend the list or take them out."
         )
     dtype = compute_dtype(recipe.train.precision, workers.device)
-    coder = recipe.backbone.load(("vae", "text_encoder"), workers.device, dtype)
+    parts = ("vae", "text_encoder", "image_encoder")
+    coder = recipe.backbone.load(parts, workers.device, dtype)
     return encode_pairs(coder, read, recipe.data.prepare_batch)
 
 
@@ -76,7 +80,9 @@ def plausibility(
         with workers.sampling(student), autocast(device, student.dtype):
             for each in encoded:
                 text = {name: x.to(device) for name, x in each.text.items()}
-                for pair, row in rows_of(ask, each.latents.to(device), text, each.pairs, {}):
+                opening = each.opening and each.opening.mapped(lambda x: x.to(device))
+                latents = each.latents.to(device)
+                for pair, row in rows_of(ask, latents, text, each.pairs, {}, opening):
                     found[pair.id] = row | {"asked": pair.group}
         student.transformer.train()
         return found

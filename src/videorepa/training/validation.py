@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Text
+from videorepa.data.image import read_image
 from videorepa.data.video import read_all, write_video
 from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
@@ -34,7 +36,14 @@ def encoded_prompts(recipe: Recipe, workers: Alone) -> dict[str, Text]:
     note = coder.cut_note("validation prompts", {prompt: prompt for prompt in prompts})
     if note and workers.is_first:
         console.print(note)
-    return encode_prompts(coder, prompts, recipe.generation)
+    return encode_prompts(coder, prompts, recipe.generation, _images(recipe))
+
+
+def _images(recipe: Recipe) -> list[Any]:
+    """The images that the clips of the prompts continue, PIL images; none without them."""
+    assert recipe.validation is not None
+    size = recipe.data
+    return [read_image(path, size.height, size.width) for path in recipe.validation.images]
 
 
 def validation(
@@ -66,12 +75,15 @@ def validation(
         return lambda step: {}
     from videorepa.backbones._sampler import Sampler, noise_seed
 
-    prompts = recipe.validation.prompts
-    coder = recipe.backbone.load(("vae",), torch.device("cpu"), student.dtype)
+    prompts, images = recipe.validation.prompts, _images(recipe)
+    shown = images or [None] * len(prompts)
+    coder = recipe.backbone.load(("vae", "image_encoder"), torch.device("cpu"), student.dtype)
     coder.device = workers.device
     offload = "none" if workers.device.type == "cpu" else "group"
     size, settings = recipe.data, recipe.generation
-    sampler = Sampler(coder, size, settings, texts, student.transformer, offload)
+    sampler = Sampler(
+        coder, size, settings, texts, student.transformer, offload, from_image=bool(images)
+    )
 
     def measured(step: int) -> list[Appearance]:
         # From the files, so that a resumed run measures the base's clips in the same way.
@@ -88,13 +100,14 @@ def validation(
         for first in range(0, len(prompts), workers.parts):
             number = first + workers.part
             if number < len(prompts):
-                clip = sampler.sample(prompts[number], noise_seed(prompts[number], 0))
+                seed = noise_seed(prompts[number], 0)
+                clip = sampler.sample(prompts[number], seed, shown[number])
                 if workers.rank % workers.context == 0:
                     run.sample_path(step, number).parent.mkdir(parents=True, exist_ok=True)
                     write_video(run.sample_path(step, number), clip, settings.fps)
             elif workers.is_sharded:
                 # The others need this process's shards for their last clips.
-                sampler.accompany(prompts[first])
+                sampler.accompany(prompts[first], shown[first])
         student.transformer.train()
 
     base: list[Appearance] = []

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL.Image import fromarray
 from torch import Tensor, nn
 
 from videorepa.align.taps import tap
-from videorepa.backbones import Backbone, BackboneSpec, Text
+from videorepa.backbones import Backbone, BackboneSpec, Image, Text
+from videorepa.conditioning import Opening
+from videorepa.data.video import to_video
 from videorepa.diffusion import STEPS
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import ClipSize
@@ -20,6 +24,9 @@ from videorepa.verifying.record import Verification, difference
 
 HEIGHT, WIDTH = 128, 192
 """About the size of the clip that models are compared on, in pixels."""
+
+SEED = 3
+"""The seed of the stock pipeline's clip."""
 
 ROUNDED = 5e-3
 """The relative difference that is allowed where a stock scheduler rounds its timesteps."""
@@ -38,7 +45,8 @@ def clip_size(spec: BackboneSpec) -> ClipSize:
     unit = geometry.pixels * geometry.patch
     rows = max(2, min(HEIGHT, largest.height) // unit)
     columns = max(2, min(WIDTH, largest.width) // unit)
-    return ClipSize(frames=1 + 2 * geometry.stride, height=rows * unit, width=columns * unit)
+    size = ClipSize(frames=1 + 2 * geometry.stride, height=rows * unit, width=columns * unit)
+    return spec.sampled_size(size)
 
 
 def drawn_text(spec: BackboneSpec, dtype: torch.dtype) -> Text:
@@ -61,12 +69,15 @@ class Watched:
       blocks: The video tokens after each block, by the block's name, in the order of the blocks.
       final: The latents after the step, which ends without noise.
       decoded: The same as they are given to the autoencoder.
+      predicted: Of a model that continues an image, the latents that Euler's scheduler takes to lie
+        under the noise: some pipelines change them before they end, or end with a little noise.
     """
 
     inputs: dict[str, Any] = field(default_factory=dict)
     blocks: dict[str, Tensor] = field(default_factory=dict)
     final: Tensor = field(default_factory=lambda: torch.empty(0))
     decoded: Tensor = field(default_factory=lambda: torch.empty(0))
+    predicted: Tensor | None = None
 
 
 class _Listener:
@@ -83,15 +94,49 @@ class _Listener:
         return self._vae.decode(latents, *arguments, **options)
 
 
+class _Euler:
+    """Stands for Euler's scheduler in the stock pipeline, and keeps what it takes to be clean."""
+
+    def __init__(self, scheduler: Any, watched: Watched) -> None:
+        self._scheduler, self._watched = scheduler, watched
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def step(self, velocity: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        sample, answer = sample.clone(), self._scheduler.step(velocity, timestep, sample, **options)
+        sigma = self._scheduler.sigmas[self._scheduler.step_index - 1]
+        self._watched.predicted = sample - sigma * velocity
+        return answer
+
+
+@torch.no_grad()
+def encoded_image(
+    recipe: Recipe, frames: UInt8[np.ndarray, "t h w 3"], device: torch.device, dtype: torch.dtype
+) -> tuple[Image, Tensor]:
+    """What `Backbone.first_frames` wants of a clip, for a model that has no text mode."""
+    backbone = recipe.backbone.load(("vae", "image_encoder"), device, dtype)
+    video = to_video(frames)[None]
+    return backbone.encode_image(video), backbone.encode_video(video)
+
+
 @torch.no_grad()
 def watch(
-    recipe: Recipe, size: ClipSize, text: Text, device: torch.device, dtype: torch.dtype
+    recipe: Recipe,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    size: ClipSize,
+    text: Text,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Watched:
-    """Let the stock pipeline, loaded as its users load it, sample a clip from a fixed seed."""
+    """Let the stock pipeline, loaded as its users load it, sample a clip from a fixed seed.
+
+    A model that has no text mode continues the first of the frames.
+    """
     import diffusers
 
     spec = recipe.backbone
-    ours = spec.load((), device, dtype)
+    ours = spec.load(("image_encoder",), device, dtype)
     with ours.loading():
         parts: dict[str, Any] = dict.fromkeys(ours.text_parts)
         for part, stock_class, own in (
@@ -104,7 +149,8 @@ def watch(
                 spec.folder(), subfolder=own, torch_dtype=precision
             ).to(device)
         own = ours.components()
-        parts |= {name: own[name] for name in ("safety_checker", "connectors") if name in own}
+        given = ("safety_checker", "connectors", "image_processor", *ours.image_parts)
+        parts |= {name: own[name] for name in given if name in own}
         if "boundary_ratio" in spec.options:
             # With two experts the pipeline would change between them.
             parts |= {"transformer_2": None, "boundary_ratio": None}
@@ -124,7 +170,13 @@ def watch(
     arguments |= {name: value.to(device) for name, value in ours.prompt(text).items()}
     if "decode_noise_scale" in arguments:
         arguments["decode_noise_scale"] = 0.0
+    if spec.takes_image:
+        arguments["image"] = fromarray(frames[0])
     watched = Watched()
+    if spec.takes_image and isinstance(
+        pipeline.scheduler, diffusers.FlowMatchEulerDiscreteScheduler
+    ):
+        pipeline.register_modules(scheduler=_Euler(pipeline.scheduler, watched))
 
     def begin(transformer: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
         # Some pipelines write into their latents.
@@ -150,7 +202,7 @@ def watch(
             hooks.callback(handle.remove)
 
         def sample(output_type: str) -> Any:
-            draw = torch.Generator().manual_seed(3)
+            draw = torch.Generator().manual_seed(SEED)
             return pipeline(generator=draw, output_type=output_type, **arguments).frames
 
         watched.final = sample("latent")
@@ -173,9 +225,38 @@ def _rows(transformer: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
+def _as_shown(
+    record: Verification,
+    backbone: Backbone,
+    image: tuple[Image, Tensor],
+    noisy: Float[Tensor, "b f c h w"],
+) -> Opening:
+    """The opening that the stock pipeline showed. In place it is compared with the clip's own."""
+    opening = backbone.first_frames(*image, torch.Generator().manual_seed(SEED))
+    if not backbone.shows_in_place:
+        return opening  # It is compared among the transformer's arguments.
+    mode = backbone.first_frames(*image).image["latents"]
+    theirs = noisy[:, :1]
+    # Some pipelines draw from the autoencoder's posterior, from the same seed at another time.
+    spread = difference(opening.image["latents"], mode)
+    apart, allowed = difference(theirs, mode), 2 * spread + record.tolerance
+    record.add(
+        "image's latents",
+        "ok" if apart <= allowed else "fails",
+        f"the stock ones differ by {apart:.1e} from the most likely ones; drawn ones by "
+        f"{spread:.1e}",
+    )
+    return replace(opening, image=opening.image | {"latents": theirs})
+
+
 @torch.no_grad()
 def compare_with_stock(
-    record: Verification, recipe: Recipe, backbone: Backbone, watched: Watched, size: ClipSize
+    record: Verification,
+    recipe: Recipe,
+    backbone: Backbone,
+    watched: Watched,
+    size: ClipSize,
+    image: tuple[Image, Tensor] | None = None,
 ) -> None:
     """Compare what the backbone makes of the stock pipeline's latents with what that made.
 
@@ -185,6 +266,7 @@ def compare_with_stock(
       backbone: With its transformer.
       watched: What `watch` saw, with the text of `drawn_text`.
       size: The size of the clip.
+      image: What `encoded_image` gives, for a model that has no text mode.
     """
     spec, device = recipe.backbone, backbone.device
     shapes = spec.shapes(size)
@@ -192,7 +274,10 @@ def compare_with_stock(
     timestep = backbone.timestep_in(watched.inputs).to(device)
     text = {name: value.to(device) for name, value in drawn_text(spec, backbone.dtype).items()}
 
+    opening = None if image is None else _as_shown(record, backbone, image, noisy)
     ours = backbone.inputs(noisy, text, timestep)
+    if opening is not None:
+        ours = backbone.shown(ours, noisy, opening)
     ours = {name: value for name, value in ours.items() if name not in INDIFFERENT}
     missing = sorted(ours.keys() ^ watched.inputs.keys())
     if missing:
@@ -209,7 +294,15 @@ def compare_with_stock(
     zero, one = torch.zeros_like(noisy), torch.ones_like(noisy)
     add_noise = backbone.diffusion.add_noise
     final = _as_ours(watched.final, spec, size).float()
-    clean = final / 2  # Any would do; the loss is then far from 0, and from that of other signs.
+    predicted = final
+    if watched.predicted is not None:
+        predicted = _as_ours(watched.predicted, spec, size).float()
+    is_held = opening is not None and backbone.shows_in_place
+    if is_held:
+        predicted = torch.cat([noisy[:, :1], predicted[:, 1 - noisy.shape[1] :]], dim=1)
+    clean = (
+        predicted / 2
+    )  # Any would do; the loss is then far from 0, and from that of other signs.
     spread = add_noise(zero, one, timestep)
     noise = (noisy - add_noise(clean, zero, timestep)) / spread
     outputs: dict[str, Tensor] = {}
@@ -217,7 +310,7 @@ def compare_with_stock(
         names = {id(block): name for name, block in _rows(backbone.transformer)}
         blocks = {n: backbone.block(n) for n in range(1, shapes.blocks + 1)}
         tapped = {n: taps.enter_context(tap(block)) for n, block in blocks.items()}
-        denoised = backbone.denoising_loss(clean, text, noise, timestep)
+        denoised = backbone.denoising_loss(clean, text, noise, timestep, opening)
         for number, block in blocks.items():
             grid = backbone.grid(tapped[number].take(), noisy)
             outputs[names[id(block)]] = grid.tokens.flatten(1, 3)
@@ -232,15 +325,17 @@ def compare_with_stock(
         record.add("blocks", "fails", f"stock ones run in the order {', '.join(theirs)}")
     pairs = zip_longest(outputs.values(), theirs.values())
     record.compare("block", {str(number): pair for number, pair in enumerate(pairs, start=1)})
-    loss = ((final - clean) / spread).square().mean()[None]
-    record.compare("clean latents", {"": (denoised.clean, final)}, ROUNDED)
+    # What is shown in place is in no loss.
+    loss = ((predicted - clean) / spread)[:, int(is_held) :].square().mean()[None]
+    record.compare("clean latents", {"": (denoised.clean, predicted)}, ROUNDED)
     record.compare("loss", {"": (denoised.loss, loss)}, 4 * ROUNDED)
     record.keep("clean latents", denoised.clean)
 
     moments = torch.cat([watched.decoded, torch.full_like(watched.decoded, -30.0)], dim=1)
     scaled = backbone.latents(moments, torch.Generator())
-    # What CogVideoX 1.5 has in front for the sake of even tokens is not decoded.
-    decoded = watched.decoded.shape[2]
+    # What CogVideoX 1.5 has in front for the sake of even tokens is not decoded. Kandinsky's image
+    # pipeline changes the first ones before it decodes.
+    decoded = watched.decoded.shape[2] if opening is None else 1
     record.compare("latents' scale", {"": (scaled[:, -decoded:], final[:, -decoded:])}, ROUNDED)
     _check_places(record, backbone, noisy, text, timestep)
 
@@ -273,21 +368,33 @@ def _check_places(
 
 
 @torch.no_grad()
-def check_denoising(record: Verification, backbone: Backbone, moments: Tensor, text: Text) -> None:
-    """See whether the model finds a clip under noise better than a guess that knows no clips."""
+def check_denoising(
+    record: Verification,
+    backbone: Backbone,
+    moments: Tensor,
+    text: Text,
+    image: tuple[Image, Tensor] | None = None,
+) -> None:
+    """See whether the model finds a clip under noise better than a guess that knows no clips.
+
+    With an image, which is the clip's first frame, what is not shown counts.
+    """
     draw = torch.Generator().manual_seed(5)
     device = backbone.device
     latents = backbone.latents(moments.to(device), draw)
     noise = torch.randn(latents.shape, generator=draw).to(device)
     timestep = torch.tensor([STEPS // 2], device=device)
     text = {name: value.to(device) for name, value in text.items()}
-    denoised = backbone.denoising_loss(latents, text, noise, timestep)
+    opening = None if image is None else backbone.first_frames(*image)
+    denoised = backbone.denoising_loss(latents, text, noise, timestep, opening)
     zero, one = torch.zeros_like(latents), torch.ones_like(latents)
     add_noise = backbone.diffusion.add_noise
     signal, spread = (add_noise(*pair, timestep).mean() for pair in ((one, zero), (zero, one)))
     # The best guess from the noisy value alone, for latents of variance 1.
     guess = add_noise(latents, noise, timestep) * signal / (signal**2 + spread**2)
-    share = 1 - difference(denoised.clean, latents) ** 2 / difference(guess, latents) ** 2
+    unseen = slice(0 if opening is None else backbone.geometry.steps, None)
+    found, guessed = (difference(x[:, unseen], latents[:, unseen]) for x in (denoised.clean, guess))
+    share = 1 - found**2 / guessed**2
     record.measured["denoised"] = round(share, 4)
     record.add(
         "denoising",
@@ -304,8 +411,6 @@ def _as_ours(sampled: Tensor, spec: BackboneSpec, size: ClipSize) -> Float[Tenso
         sampled = sampled.permute(0, 1, 4, 2, 3)
     elif sampled.dim() == 3:  # A sequence of tokens, of one latent each.
         sampled = sampled.unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3)
-    elif sampled.shape[1] == frames and sampled.shape[2] == channels:
-        return sampled
-    else:
+    elif sampled.shape[1] != frames or sampled.shape[2] % channels:
         sampled = sampled.transpose(1, 2)
     return sampled[:, :, :channels]
