@@ -479,8 +479,9 @@ def test_prompts_encoded_before_give_the_stock_pipelines_clip(twin: Twin) -> Non
 
     coder = twin.spec.load(("text_encoder",), CPU)
     texts = encode_prompts(coder, CAPTIONS[:2], settings, [image, image])
+    shown = [] if image is None else [image]
     backbone = twin.spec.load(("transformer", "vae", "image_encoder"), CPU)
-    clip = Sampler(backbone, twin.size, settings, texts).sample(CAPTIONS[1], 3, image)
+    clip = Sampler(backbone, twin.size, settings, texts).sample(CAPTIONS[1], 3, shown)
     assert np.array_equal(clip, (stock * 255.0).round().astype(np.uint8))
 
 

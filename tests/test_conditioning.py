@@ -24,7 +24,7 @@ from videorepa.align.terms import Grids, Term
 from videorepa.artifacts.model import Model
 from videorepa.artifacts.run import Run
 from videorepa.backbones import timestep_of_noise
-from videorepa.backbones._sampler import encode_prompts, told
+from videorepa.backbones._sampler import Sampler, encode_prompts, told
 from videorepa.conditioning import Conditioning, Opening, draw_latents_shown, possible
 from videorepa.data.cache import Cache
 from videorepa.data.image import read_image
@@ -649,6 +649,27 @@ def test_clips_continue_their_images_and_are_kept_while_these_are_the_same(
     if not own.backbone.takes_image:
         with pytest.raises(UserError, match="differs in image"):
             generate(model, [Prompt("a", "A ball falls.")], out, **options)
+
+
+def test_several_frames_are_continued_by_models_that_can_be_shown_them(
+    recipe_of: Callable[[str], Recipe],
+) -> None:
+    own = recipe_of("ltx-0.9.5")
+    size, settings = own.data, own.generation.changed(steps=1, guidance_scale=1.0)
+    live = own.backbone.load(WHOLE, CPU)
+    texts = encode_prompts(live, ["A ball."], settings)
+    sampler = Sampler(live, size, settings, texts, from_image=True)
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 255, (9, size.height, size.width, 3), "uint8")
+    other = pixels.copy()
+    other[8] = 255 - other[8]
+    one, two = (
+        sampler.sample("A ball.", 0, [Image.fromarray(frame) for frame in frames])
+        for frames in (pixels, other)
+    )
+    assert not np.array_equal(one[1:9], two[1:9])
+    with pytest.raises(ValueError, match="too many values"):
+        recipe_of("wan-2.2-ti2v").backbone.load((), CPU).continuing([None, None])
 
 
 def test_a_model_of_text_alone_says_that_it_is_shown_no_image(

@@ -81,16 +81,12 @@ def continued(request, backbones: dict[str, Any]) -> Continued:
 
     handle = live.transformer.register_forward_pre_hook(watch, with_kwargs=True)
     scheduler.step = step
-    # 2.5's own way for one image needs torchvision; a clip of one frame gives the same.
-    given = {"image": frames[0]} if (name, shown) == ("cosmos", 1) else {"video": frames}
-    if name == "cosmos_25":
-        given["num_latent_conditional_frames"] = shown
     pipeline(
         prompt=CAPTION,
         generator=draw(3),
         output_type="latent",
         **live.sampling(SIZE, settings),
-        **given,
+        **live.continuing(frames),
     )
     handle.remove()
     scheduler.step = real

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from conftest import recipe_values
+from twins import TWINS
+from videorepa.artifacts.clips import readable_clips
 from videorepa.benchmarks import _phyworld as phyworld
 from videorepa.benchmarks._phyworld import FRAMES, INTERVAL, WORLD, draw_motion, read, render
 from videorepa.benchmarks.phyworld import PhyWorld
 from videorepa.data.manifest import read_manifest
 from videorepa.data.video import write_video
-from videorepa.errors import UserError
+from videorepa.errors import ClipError, UserError
 from videorepa.evaluate import evaluate
 from videorepa.evaluation.tables import table
+from videorepa.generate import generate
 from videorepa.lab import datasets
+from videorepa.recipe import Recipe
 
 TASKS = ("uniform", "parabola", "collision")
 
@@ -113,6 +121,65 @@ def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
     shown = table({"true": evaluation}, by_scenario=True)
     assert f"velocity_error {error.mean:.4f} [{error.low:.4f}, " in shown
     assert "parabola v_out  velocity_error" in shown and "against" in shown
+
+
+def test_models_continue_two_latents_and_are_scored_after_them(
+    twins: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
+    values = recipe_values(twins, tmp_path / "clips.csv", tmp_path / "cache")
+    folder = TWINS["ltx-0.9.5"][1](tmp_path / "model")
+    values["backbone"] = {"name": "ltx", "weights": str(folder), "positions": "causal"}
+    values["data"] |= {"frames": 33, "height": 64, "width": 64}
+    values["generation"] |= {"dynamic_guidance": False}
+    (path := tmp_path / "recipe.yaml").write_text(Recipe.parse(values).text())
+    bench = PhyWorld(motions=2)
+    prompts, shown = bench.every_prompt(), {}
+
+    class Lawful:
+        @staticmethod
+        def sample(prompt: str, seed: int, frames: list) -> np.ndarray:
+            shown[prompt] = np.stack([np.asarray(frame) for frame in frames])
+            clip = render(phyworld.drawn(prompt), 64)
+            clip[: len(frames)] = 255  # What is shown is not scored.
+            return np.concatenate([clip, clip[-1:]])
+
+    module = importlib.import_module("videorepa.generate")
+    monkeypatch.setattr(module, "_sampler", lambda *_: Lawful)
+    clips = generate(path, prompts, tmp_path / "made", benchmark=bench)
+    assert [len(frames) for frames in shown.values()] == [9, 9]
+    assert np.array_equal(shown[prompts[0].id], render(phyworld.drawn(prompts[0].id), 64)[:9])
+    done = readable_clips(tmp_path / "made")
+    assert all(clip.kept_image and clip.kept_film for clip in done.values()) and len(clips) == 2
+    found = evaluate("phyworld", tmp_path / "made", tmp_path / "scores")
+    assert [row["shown"] for row in found.rows] == [9, 9]
+    assert found.summary.metrics["velocity_error"].mean < 0.03
+    sidecar = clips[0].with_suffix(".json")
+    sidecar.write_text(sidecar.read_text().replace('"shown_frames": 9', '"shown_frames": 40'))
+    with pytest.raises(ClipError, match="says that 40 frames were shown"):
+        PhyWorld().read(clips[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": "uniform"}, "takes 2 latents here .9 frames.*is shown 1 latent"),
+        ({"height": 32}, "world is square, and clips have 32x64"),
+    ],
+)
+def test_models_that_cannot_be_shown_a_motion_are_refused(
+    twins: dict[str, Path], tmp_path: Path, changes: dict, message: str
+) -> None:
+    values = recipe_values(twins, tmp_path / "clips.csv", tmp_path / "cache")
+    folder = TWINS["ltx-0.9.5"][1](tmp_path / "model")
+    values["backbone"] = {"name": "ltx", "weights": str(folder), "positions": "causal"}
+    values["data"] |= {"frames": 33, "height": 64, "width": 64}
+    values["generation"] |= {"dynamic_guidance": False}
+    for key, value in changes.items():
+        values["data" if key in values["data"] else "backbone"][key] = value
+    (path := tmp_path / "recipe.yaml").write_text(Recipe.parse(values).text())
+    bench = PhyWorld(motions=1)
+    with pytest.raises(UserError, match=message):
+        generate(path, bench.every_prompt(), tmp_path / "made", benchmark=bench)
 
 
 def test_groups_can_be_left_out_and_names_that_are_none_are_refused(tmp_path) -> None:

@@ -142,6 +142,11 @@ def frames_of(latents: int, stride: int) -> int:
     return 1 + (latents - 1) * stride if latents else 0
 
 
+def latents_for(frames: int, stride: int) -> int:
+    """The fewest first latents that cover so many first frames."""
+    return 1 + -(-(frames - 1) // stride) if frames else 0
+
+
 def possible(continuation: Continuation | None) -> list[int]:
     """The numbers of latents that a clip can be shown in training."""
     if continuation is None:

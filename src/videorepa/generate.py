@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL.Image import Image, fromarray
 
 from videorepa.artifacts.clips import (
     MadeWith,
@@ -21,7 +26,8 @@ from videorepa.artifacts.model import Model
 from videorepa.backbones import Part
 from videorepa.backbones._sampler import Offload, Sampler, encode_prompts, noise_seed
 from videorepa.benchmarks import Benchmark, ClipForm
-from videorepa.data.image import image_digest, read_image
+from videorepa.conditioning import frames_of, latents_for
+from videorepa.data.image import DIGEST, image_digest, read_image
 from videorepa.data.manifest import Prompt
 from videorepa.data.video import write_video
 from videorepa.errors import UserError, within_memory
@@ -88,7 +94,7 @@ def generate(
         UserError: `out` holds clips of another model or of other settings, or a clip of another
             prompt where one of these belongs; there are no prompts, or a prompt's id occurs twice;
             the CPU is to offload; an image is missing or cannot be used; or the benchmark cannot
-            score such clips.
+            score such clips, or the model cannot be shown as many frames as it gives.
     """
     if not prompts:
         raise UserError("There are no prompts. Give a .txt, .csv or .jsonl file with at least one.")
@@ -108,11 +114,14 @@ def generate(
     source = Model.of(model, backbone, step)
     settings, size = settings or source.settings, size or source.size
     source.spec.check_clip(size)
-    images = _images(prompts, source)
     source.spec.check_generation(settings)
     form = benchmark.form(settings.fps) if benchmark else ClipForm()
+    if benchmark is not None and form.shown:
+        openings = _drawn(prompts, source, benchmark, form.shown, size)
+    else:
+        openings = _from_images(prompts, source, size, form.whole_image)
     kept = _length(form, size, settings.fps, benchmark)
-    if form.whole_image and not images:
+    if form.whole_image and not openings:
         raise UserError(
             f"{source.spec.weights} takes text alone, and what is scored are continuations of "
             "images. Choose a model that continues an image (docs/backbones.md)."
@@ -124,8 +133,9 @@ def generate(
         | {"noise": seed, "precision": str(source.dtype(where)).removeprefix("torch.")}
         | ({"frames": kept, "cut_from": size.frames} if kept < size.frames else {})
         | ({"whole_image": True} if form.whole_image else {})
+        | ({"shown_frames": openings[prompts[0].id].count} if form.shown else {})
     )
-    every = list(_clips(prompts, images, settings.samples, seed, made_with, out))
+    every = list(_clips(prompts, openings, settings.samples, seed, made_with, out))
     claim(out, made_with, every)
     if others := left_over(out):
         console.print(
@@ -135,27 +145,86 @@ def generate(
     clips = every[shard[0] :: shard[1]]
     todo = [clip for clip in clips if not clip.is_done]
     of_prompts = {clip.prompt_id: clip for clip in clips}
-    if images:  # Before any model is loaded, since an image may be refused.
-        _keep_images(out, images, of_prompts, size, whole=form.whole_image)
+    if openings:  # Before any model is loaded, since an image may be refused.
+        _keep_images(out, openings, of_prompts)
     if todo:
         with within_memory(in_sampling(settings, offload)):
-            sampler = _sampler(source, todo, size, settings, where, offload, images)
+            sampler = _sampler(source, todo, size, settings, where, offload, openings)
             for clip in track(todo, "generate", done=len(clips) - len(todo)):
                 assert clip.seed is not None
                 # A sidecar whose video is gone may be of another prompt, and must not stand beside
                 # this.
                 clip.sidecar.unlink(missing_ok=True)
-                image = None
-                if images:
-                    path = images[clip.prompt_id]
-                    image = read_image(path, size.height, size.width, whole=form.whole_image)
-                frames = sampler.sample(clip.prompt, clip.seed, image)
+                shown = openings[clip.prompt_id].frames() if openings else []
+                frames = sampler.sample(clip.prompt, clip.seed, shown)
                 write_video(clip.path, frames[:kept], settings.fps)
                 clip.write()
     if benchmark is not None:
         _publish(out, clips, benchmark)
         _keep_films(out, of_prompts.values(), benchmark)
     return [clip.path for clip in clips]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the model is shown of a clip that it continues.
+
+    Attributes:
+        digest: What it is called in sidecars.
+        count: How many frames it has.
+        frames: Makes them, PIL images of the clip's size.
+    """
+
+    digest: str
+    count: int
+    frames: Callable[[], list[Image]]
+
+
+def _drawn(
+    prompts: Sequence[Prompt], source: Model, benchmark: Benchmark, least: int, size: ClipSize
+) -> dict[str, _Shown]:
+    """The openings that the benchmark draws, by the prompts' ids: as many frames as fill latents.
+
+    Raises:
+        UserError: The model cannot be shown as many, or has clips of another shape.
+    """
+    spec, stride = source.spec, source.spec.geometry().frames
+    latents, conditioning = latents_for(least, stride), source.spec.conditioning()
+    most = 0 if conditioning is None else conditioning.most
+    if most is not None and most < latents:
+        raise UserError(
+            f"{benchmark.name} has models continue {count(least, 'frame')}, which takes {latents} "
+            f"latents here ({frames_of(latents, stride)} frames); {spec.weights} is shown "
+            f"{count(most, 'latent') if most else 'none'}. Choose a model that continues several "
+            "(docs/backbones.md): Cosmos, or LTX with backbone.positions causal."
+        )
+    number = frames_of(latents, stride)
+
+    def drawn(caption: str) -> np.ndarray:
+        return benchmark.opening(caption, number, size.height, size.width)
+
+    return {
+        prompt.id: _Shown(
+            sha256(drawn(prompt.caption).tobytes()).hexdigest()[:DIGEST],
+            number,
+            lambda caption=prompt.caption: [fromarray(frame) for frame in drawn(caption)],
+        )
+        for prompt in prompts
+    }
+
+
+def _from_images(
+    prompts: Sequence[Prompt], source: Model, size: ClipSize, whole: bool
+) -> dict[str, _Shown]:
+    """The prompts' images by the prompts' ids; none where the model works from text alone."""
+
+    def read(path: Path) -> list[Image]:
+        return [read_image(path, size.height, size.width, whole=whole)]
+
+    return {
+        name: _Shown(image_digest(path), 1, partial(read, path))
+        for name, path in _images(prompts, source).items()
+    }
 
 
 def _images(prompts: Sequence[Prompt], source: Model) -> dict[str, Path]:
@@ -202,19 +271,13 @@ def _length(form: ClipForm, size: ClipSize, fps: float, benchmark: Benchmark | N
     return form.frames
 
 
-def _keep_images(
-    out: Path,
-    images: Mapping[str, Path],
-    prompts: Mapping[str, Sidecar],
-    size: ClipSize,
-    whole: bool,
-) -> None:
-    """Write the images as the model is shown them. Raises UserError if one cannot be used."""
+def _keep_images(out: Path, openings: Mapping[str, _Shown], prompts: Mapping[str, Sidecar]) -> None:
+    """Write first frames as the model is shown them. Raises UserError if one cannot be used."""
     for name, clip in prompts.items():
         kept = image_path(out, (clip.model_extra or {})["image"])
         if kept.exists():
             continue
-        image = read_image(images[name], size.height, size.width, whole=whole)
+        image, *_ = openings[name].frames()
         kept.parent.mkdir(exist_ok=True)
         with atomic_path(kept) as temporary:
             image.save(temporary)
@@ -247,7 +310,7 @@ def _sampler(
     settings: Generation,
     where: torch.device,
     offload: Offload,
-    images: Mapping[str, Path],
+    openings: Mapping[str, _Shown],
 ) -> Sampler:
     """Encode the prompts of clips, drop the text encoders, and load the rest of the model."""
     dtype = source.dtype(where)
@@ -255,31 +318,31 @@ def _sampler(
     if note := coder.cut_note("prompts", {clip.prompt_id: clip.prompt for clip in clips}):
         console.print(note)
     sees_image = source.spec.text_sees_image
-    shown = dict.fromkeys(
-        (clip.prompt, images[clip.prompt_id] if sees_image else None) for clip in clips
-    )
-    frames = (path and read_image(path, size.height, size.width) for _, path in shown)
+    shown = {
+        (clip.prompt, openings[clip.prompt_id].digest if sees_image else ""): clip.prompt_id
+        for clip in clips
+    }
+    images = (openings[name].frames()[0] if sees_image else None for name in shown.values())
     prompts = track([prompt for prompt, _ in shown], "encode prompts")
-    texts = encode_prompts(coder, prompts, settings, frames)
+    texts = encode_prompts(coder, prompts, settings, images)
     del coder
     home = where if offload == "none" else torch.device("cpu")
     parts: tuple[Part, ...] = ("transformer", "vae")
-    if images:
+    if openings:
         parts = (*parts, "image_encoder")
     backbone = source.load(home, dtype, parts)
     backbone.device = where
-    return Sampler(backbone, size, settings, texts, offload=offload, from_image=bool(images))
+    return Sampler(backbone, size, settings, texts, offload=offload, from_image=bool(openings))
 
 
 def _clips(
     prompts: Sequence[Prompt],
-    images: Mapping[str, Path],
+    openings: Mapping[str, _Shown],
     samples: int,
     seed: int,
     made_with: MadeWith,
     out: Path,
 ) -> Iterator[Sidecar]:
-    digests = {name: image_digest(path) for name, path in images.items()}
     seen: Counter[str] = Counter()
     for prompt in prompts:
         # Equal prompts get different noise. Otherwise their clips would be copies of one clip.
@@ -294,6 +357,6 @@ def _clips(
                 "k": k,
                 "seed": noise_seed(prompt.text, k, nth, seed),
             }
-            if images:
-                about["image"] = digests[prompt.id]
+            if openings:
+                about["image"] = openings[prompt.id].digest
             yield Sidecar.model_validate(about | made_with.model_dump())

@@ -96,6 +96,9 @@ class CosmosBackbone(Backbone):
             "condition_mask": shown.to(mask.dtype).expand_as(mask),
         }
 
+    def continuing(self, frames: Sequence[Any]) -> Config:
+        return super().continuing(frames) if len(frames) == 1 else {"video": list(frames)}
+
     def sampling(self, size: ClipSize, settings: Generation) -> Config:
         # Left out, the stock pipelines would take a negative prompt of their own.
         arguments = super().sampling(size, settings)

@@ -248,6 +248,11 @@ class Backbone:
             arguments["negative_prompt"] = settings.negative_prompt
         return arguments
 
+    def continuing(self, frames: Sequence[Any]) -> Config:
+        """The image pipeline's arguments for a clip's first frames, PIL images: here, for one."""
+        (image,) = frames
+        return {"image": image}
+
     def unguided(self) -> Config:
         """The pipeline's arguments by which it ends with what training computes, where it has more
         kinds of guidance than a scale of 1 switches off."""

@@ -6,7 +6,7 @@ autoencoder are loaded, and the autoencoder decodes in tiles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from itertools import chain, repeat
@@ -147,18 +147,19 @@ class Sampler:
                 if module is not transformer:
                     offload_layers(module, backbone.device)
 
-    def sample(self, prompt: str, seed: int, image: Any = None) -> np.ndarray:
+    def sample(self, prompt: str, seed: int, shown: Sequence[Any] = ()) -> np.ndarray:
         """Sample a clip, (frames, height, width, 3) uint8, from the noise of a seed.
 
         Args:
           prompt: One of the texts that were encoded.
           seed: The noise's.
-          image: The clip's first frame, a PIL image of the clip's size, for a model that takes one.
+          shown: The clip's first frame or frames, PIL images of the clip's size, for a model that
+            takes them.
 
         Raises:
           UserError: The model gives values that are not finite.
         """
-        frames = self._run(prompt, seed, "np", image)
+        frames = self._run(prompt, seed, "np", shown)
         if not np.isfinite(frames).all():
             raise UserError(
                 f"The model gives values that are not finite for {prompt[:80]!r}. Its weights are "
@@ -166,18 +167,19 @@ class Sampler:
             )
         return (frames * 255.0).round().clip(0, 255).astype(np.uint8)
 
-    def accompany(self, prompt: str, image: Any = None) -> None:
+    def accompany(self, prompt: str, shown: Sequence[Any] = ()) -> None:
         """Run the transformer as often as `sample` does, for processes that hold shards of it."""
-        self._run(prompt, 0, "latent", image)
+        self._run(prompt, 0, "latent", shown)
 
     def _run(
-        self, prompt: str, seed: int, output: Literal["np", "latent"], image: Any = None
+        self, prompt: str, seed: int, output: Literal["np", "latent"], shown: Sequence[Any]
     ) -> Any:
+        image = shown[0] if shown else None
         text = self.backbone.prompt(self.texts[told(self.backbone, prompt, image)])
         if self.negative is not None:
             negative = self.backbone.prompt(self.negative)
             text |= {f"negative_{name}": value for name, value in negative.items()}
-        brought = self.visual if output == "np" or image is not None else ()
+        brought = self.visual if output == "np" or shown else ()
         for module in brought:
             module.to(self.backbone.device)
         with ExitStack() as stack:
@@ -188,7 +190,7 @@ class Sampler:
                 output_type=output,
                 **{key: tensor.to(self.backbone.device) for key, tensor in text.items()},
                 **self.arguments,
-                **({} if image is None else {"image": image}),
+                **(self.backbone.continuing(shown) if shown else {}),
             ).frames[0]
         for module in brought:
             module.to(self.backbone.home)

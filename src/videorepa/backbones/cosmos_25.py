@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from videorepa.backbones import Config, Part, Text
 from videorepa.backbones._cosmos import TWO_BILLION, CosmosBackbone, CosmosSpec
-from videorepa.conditioning import Conditioning
+from videorepa.conditioning import Conditioning, latents_for
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
 from videorepa.settings.sections import Continuation
@@ -75,6 +75,11 @@ class Cosmos25Backbone(CosmosBackbone):
         states = super().encode_text(captions)["encoder_hidden_states"].to(self.dtype)
         weight, bias = (value.to(states) for value in self.spec.projection())
         return {"encoder_hidden_states": F.gelu(F.linear(states, weight, bias))}
+
+    def continuing(self, frames: Sequence[Any]) -> Config:
+        count = latents_for(len(frames), self.geometry.frames)
+        # One image alone would need torchvision; a clip of one frame gives the same.
+        return {"video": list(frames), "num_latent_conditional_frames": count}
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         chats = [

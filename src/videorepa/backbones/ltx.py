@@ -109,6 +109,14 @@ class LTXBackbone(Backbone):
         timestep = inputs["timestep"].reshape(-1, 1)
         return inputs | {"timestep": torch.where(self.shown_tokens(noisy, opening), 0.0, timestep)}
 
+    def continuing(self, frames: Sequence[Any]) -> Config:
+        if len(frames) == 1:
+            return super().continuing(frames)
+        from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
+        # Its argument `video` would take a list of frames for one of videos.
+        return {"conditions": LTXVideoCondition(video=list(frames))}
+
     def velocity(
         self, output: Tensor, noisy: Float[Tensor, "b f c h w"]
     ) -> Float[Tensor, "b f c h w"]:

@@ -34,12 +34,15 @@ class ClipForm:
         samples: Clips of each prompt; None for as many as the model's settings say.
         whole_image: Clips continue images, which are squeezed to the clips' shape and not cropped,
             since the scorer stretches clips to the shape of its films.
+        shown: How many first frames models have to be shown, where these are drawn and no images;
+            see `Benchmark.opening`. 0 for none.
         note: What the scorer has to do where its films are of another rate.
     """
 
     frames: int | None = None
     samples: int | None = None
     whole_image: bool = False
+    shown: int = 0
     note: str = ""
 
 
@@ -90,8 +93,17 @@ class Benchmark(Section):
         """
         return ClipForm()
 
+    def opening(self, prompt: str, frames: int, height: int, width: int) -> np.ndarray:
+        """The first frames of a clip, (F, H, W, 3) uint8, which models continue, for benchmarks
+        that draw them.
+
+        Raises:
+            UserError: It has none of that shape.
+        """
+        raise NotImplementedError
+
     def filmed(self, prompt: str, frames: int, height: int, width: int) -> np.ndarray | None:
-        """What happened, in the form of a clip, (F, H, W, 3) uint8; None if nobody filmed it."""
+        """What happened, in the form of a clip, (F, H, W, 3) uint8; None if nobody knows."""
         return None
 
     def published_path(self, prompt: str, k: int) -> Path | None:

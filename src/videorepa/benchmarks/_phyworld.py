@@ -28,7 +28,7 @@ WORLD = 10.0
 INTERVAL = 0.1
 
 FRAMES, SHOWN = 32, 3
-"""Frames of a clip, and how many of them the model gets. The last frame is not scored."""
+"""Frames of a clip, and how many of them a model gets at least. The last frame is not scored."""
 
 GRAVITY = 2.5
 
@@ -165,13 +165,13 @@ def _collide(
     return np.stack([x, np.full_like(x, WORLD / 2)], -1)
 
 
-def render(motion: Motion, size: int = 256) -> UInt8[np.ndarray, "f h w 3"]:
-    """Draw the frames: a red and then a blue ball with soft edges, on white."""
+def render(motion: Motion, size: int = 256, count: int = FRAMES) -> UInt8[np.ndarray, "f h w 3"]:
+    """Draw the first frames: a red and then a blue ball with soft edges, on white."""
     axis = np.linspace(0, WORLD, size, dtype=np.float32)
-    frames = np.ones((FRAMES, size, size, 3), np.float32)
+    frames = np.ones((count, size, size, 3), np.float32)
     for number, colour in zip(range(len(motion.radii)), ((1, 0, 0), (0, 0, 1)), strict=False):
         squared = motion.radii[number] ** 2
-        for frame, (x, y) in zip(frames, motion.centres[:, number], strict=True):
+        for frame, (x, y) in zip(frames, motion.centres[:count, number], strict=True):
             # The first row is the top of the world.
             away = (axis[::-1, None] - y) ** 2 + (axis[None, :] - x) ** 2
             cover = np.clip((squared - away) / (SOFT * squared), 0, 1)[..., None]
@@ -232,7 +232,11 @@ def _track(mask: Bool[np.ndarray, "f h w"], scale: float, leaves_at: float) -> B
 
 
 def velocity_error(
-    frames: UInt8[np.ndarray, "f h w 3"], motion: Motion, *, compat: bool = False
+    frames: UInt8[np.ndarray, "f h w 3"],
+    motion: Motion,
+    *,
+    compat: bool = False,
+    shown: int = SHOWN,
 ) -> float:
     """PhyWorld's headline error, |mean v - true v| of the horizontal velocity.
 
@@ -241,13 +245,14 @@ def velocity_error(
     count in which the true ball is wholly in the world.
 
     Args:
-        frames: The whole clip, (FRAMES, size, size, 3) uint8. Frames from SHOWN on are scored.
+        frames: The whole clip, (FRAMES, size, size, 3) uint8.
         compat: See `read`.
+        shown: How many first frames the model was shown. The others but the last are scored.
 
     Returns:
         The error in world units per second, or NaN if no frame can be scored.
     """
-    scored = slice(SHOWN, FRAMES - 1)
+    scored = slice(shown, FRAMES - 1)
     errors = []
     for number, track in enumerate(read(frames, len(motion.radii), compat=compat)):
         truth, radius = motion.centres[scored, number], motion.radii[number]

@@ -76,7 +76,7 @@ def validation(
     from videorepa.backbones._sampler import Sampler, noise_seed
 
     prompts, images = recipe.validation.prompts, _images(recipe)
-    shown = images or [None] * len(prompts)
+    shown = [[image] for image in images] or [[] for _ in prompts]
     coder = recipe.backbone.load(("vae", "image_encoder"), torch.device("cpu"), student.dtype)
     coder.device = workers.device
     offload = "none" if workers.device.type == "cpu" else "group"
