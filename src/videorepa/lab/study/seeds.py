@@ -150,21 +150,23 @@ class Measured:
         """Arms beside base and control in each measure, in Markdown."""
         measures = [measure for measure in SIGN if self.parts[measure]]
         gains = {measure: self.gains(names, measure) for measure in measures}
-        rows = []
-        for name in dict.fromkeys((BASE, self.recipe.control, *names)):
-            seeds = len(self.of(name, LOSS))
-            if not seeds:
-                continue
-            arm = self.recipe.arms.get(name)
-            cells = {"arm": name, "what it is": arm.about if arm else "the shipped model"}
-            cells["seeds"] = str(seeds)
-            for measure in measures:
-                cells[measure] = _number(
-                    measure, float(np.mean([*self.of(name, measure).values()]))
-                )
-                cells[f"{measure}: gain"] = self._cell(gains[measure].get(name), measure)
-            rows.append(cells)
-        return in_markdown(rows)
+        return in_markdown(
+            [
+                self.cells(name, {measure: of.get(name) for measure, of in gains.items()})
+                for name in dict.fromkeys((BASE, self.recipe.control, *names))
+                if self.of(name, LOSS)
+            ]
+        )
+
+    def cells(self, name: str, gains: Mapping[str, Gain | None]) -> dict[str, str]:
+        """An arm's line of a table: its means over seeds and its gains, by measure."""
+        arm = self.recipe.arms.get(name)
+        cells = {"arm": name, "what it is": arm.about if arm else "the shipped model"}
+        cells["seeds"] = str(len(self.of(name, LOSS)))
+        for measure, gain in gains.items():
+            cells[measure] = _number(measure, float(np.mean([*self.of(name, measure).values()])))
+            cells[f"{measure}: gain"] = self._cell(gain, measure)
+        return cells
 
     def _cell(self, gain: Gain | None, measure: str) -> str:
         if gain is None:
