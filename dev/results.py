@@ -26,15 +26,9 @@ from videorepa.evaluation.pairs import share
 from videorepa.lab.study.arms import MEASURED, ROWS, clips_folder, cost
 from videorepa.lab.study.measures import ALL, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
-from videorepa.lab.study.seeds import Measured, in_markdown, read_measured
-from videorepa.lab.study.tables import (
-    VIOLATION,
-    Row,
-    by_table,
-    on_the_way,
-    read_rows,
-    tables,
-)
+from videorepa.lab.study.rows import VIOLATION, Row, read_rows
+from videorepa.lab.study.seeds import OF_CLIPS, Measured, in_markdown, read_measured
+from videorepa.lab.study.tables import by_table, on_the_way, tables
 from videorepa.settings.section import read_values
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +42,7 @@ NAMES_KEPT = {
     "full": {ROWS: ROWS},
     "calibration": {MEASURED: MEASURED},
     "map": {MEASURED: MEASURED},
-    "confirmation": {MEASURED: "confirmation.csv", ROWS: "confirmation-rows.csv"},
+    "confirmation": {MEASURED: "confirmation.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
 CONTROLS = ("clips-12000", "repa-truth", "trd-truth", "clips-120")
@@ -197,9 +191,8 @@ def confirmed_table() -> str:
 
 
 def confirmed_clips_table() -> str:
-    """The scores of the clips that these arms generated."""
-    rows = read_rows(KEPT / NAMES_KEPT["confirmation"][ROWS])
-    return by_table(_confirmed().recipe, rows)["main"].scores()
+    """The mean scores of the clips that these arms generated."""
+    return _confirmed().table(list(_confirmed().recipe.arms), OF_CLIPS)
 
 
 def calibration_table() -> str:
