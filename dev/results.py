@@ -2,8 +2,8 @@
 
 Run: python dev/results.py [STUDY ...]
 
-Given the folder of a study, it first copies what is there of its scores, costs and measurements
-into docs/study/, and makes the picture of some arms' clips side by side anew.
+Given the folder of a study of recipes/micro, it first copies its scores and measurements into
+docs/study/, and those of the study with most arms, its costs and the picture of some arms' clips.
 """
 
 from __future__ import annotations
@@ -26,15 +26,10 @@ from videorepa.evaluation.pairs import share
 from videorepa.lab.study.arms import MEASURED, ROWS, clips_folder, cost
 from videorepa.lab.study.measures import ALL, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
-from videorepa.lab.study.seeds import Measured, in_markdown, read_measured
-from videorepa.lab.study.tables import (
-    VIOLATION,
-    Row,
-    by_table,
-    on_the_way,
-    read_rows,
-    tables,
-)
+from videorepa.lab.study.rows import VIOLATION, Row, read_rows
+from videorepa.lab.study.seeds import OF_CLIPS, Measured, in_markdown, read_measured
+from videorepa.lab.study.tables import by_table, on_the_way, tables
+from videorepa.settings.section import read_values
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -42,6 +37,14 @@ PAGES = (DOCS / "study.md", DOCS / "answer.md")
 KEPT = DOCS / "study"
 RECIPE = ROOT / "recipes" / "micro" / "study.yaml"
 MAP = ROOT / "recipes" / "micro" / "map.yaml"
+CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
+NAMES_KEPT = {
+    "full": {ROWS: ROWS},
+    "calibration": {MEASURED: MEASURED},
+    "map": {MEASURED: MEASURED},
+    "confirmation": {MEASURED: "confirmation.csv"},
+}
+"""The files that are kept of each study, and what they are called in docs/study/."""
 CONTROLS = ("clips-12000", "repa-truth", "trd-truth", "clips-120")
 """The arms of the figure of gains by noise level."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
@@ -149,6 +152,12 @@ def _measured() -> Measured:
     return Measured(StudyRecipe.from_yaml(MAP), read_measured(KEPT / MEASURED))
 
 
+@cache
+def _confirmed() -> Measured:
+    kept = KEPT / NAMES_KEPT["confirmation"][MEASURED]
+    return Measured(StudyRecipe.from_yaml(CONFIRMATION), read_measured(kept))
+
+
 def _groups() -> dict[str, list[str]]:
     """The measured arms of each table of the map."""
     measured, groups = _measured(), defaultdict(list)
@@ -161,6 +170,29 @@ def _groups() -> dict[str, list[str]]:
 def controls_table() -> str:
     """The positive controls and the control's steps, as they were measured."""
     return _measured().table([*_groups()["main"], *_groups().get("steps", [])])
+
+
+def map_table() -> str:
+    """What was changed around one cell: a line for each arm, with its table of arms."""
+    measured, rows = _measured(), []
+    for group, names in _groups().items():
+        if group in ("main", "steps"):
+            continue
+        gains = measured.gains(names, LOSS)
+        for name in names:
+            if name in gains:
+                rows.append({"changed": group, **measured.cells(name, {LOSS: gains[name]})})
+    return in_markdown(rows)
+
+
+def confirmed_table() -> str:
+    """The arms that were to be confirmed, as they were measured."""
+    return _confirmed().table(list(_confirmed().recipe.arms))
+
+
+def confirmed_clips_table() -> str:
+    """The mean scores of the clips that these arms generated."""
+    return _confirmed().table(list(_confirmed().recipe.arms), OF_CLIPS)
 
 
 def calibration_table() -> str:
@@ -353,19 +385,22 @@ TABLES = {
     "further": further_table,
     "arms": arms_table,
     "controls": controls_table,
+    "map": map_table,
+    "confirmed": confirmed_table,
+    "confirmed clips": confirmed_clips_table,
     "calibration": calibration_table,
 }
 """The tables that stand on the pages between marks of these names."""
 
 
 def main() -> None:
-    for study in sys.argv[1:]:
-        if (Path(study) / MEASURED).exists():
-            shutil.copy(Path(study) / MEASURED, KEPT / MEASURED)
-        if (Path(study) / ROWS).exists():
-            shutil.copy(Path(study) / ROWS, KEPT / ROWS)
-            (KEPT / "cost.md").write_text(cost(_study()[0], Path(study)) + "\n")
-            sheet(Path(study)).save(DOCS / "lab-clips.png", optimize=True)
+    for folder in map(Path, sys.argv[1:]):
+        name = read_values(folder / "study.yaml")["name"]
+        for made, kept in NAMES_KEPT[name].items():
+            shutil.copy(folder / made, KEPT / kept)
+        if name == "full":
+            (KEPT / "cost.md").write_text(cost(_study()[0], folder) + "\n")
+            sheet(folder).save(DOCS / "lab-clips.png", optimize=True)
     matplotlib.rcParams["svg.hashsalt"] = "the same ids each time"
     for page in PAGES:
         page.write_text(filled(page.read_text()))

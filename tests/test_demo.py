@@ -12,8 +12,12 @@ from videorepa.demo import demo
 from videorepa.system.hub import micro_weights
 
 
-def test_the_quick_demo_leaves_a_report_scores_and_an_export(tmp_path: Path) -> None:
+def test_the_quick_demo_leaves_a_report_scores_and_an_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = demo(tmp_path, quick=True)
+    said = capsys.readouterr().out
+    assert "It cannot show a gain: 5 clips" in said and "docs/answer.md" in said
     text = page.read_text(encoding="utf-8")
     assert text.count(' data-clip="') == 15 and "data:video/mp4;base64" in text
     for name in ("base", "control", "aligned"):

@@ -17,8 +17,9 @@ from videorepa.evaluation.statistics import sign_flip
 from videorepa.lab.study import arms as module
 from videorepa.lab.study.arms import cost, study
 from videorepa.lab.study.recipe import SHORT, StudyRecipe
+from videorepa.lab.study.rows import means_of_clips, read_rows, rows_text
 from videorepa.lab.study.seeds import Measured, measured_tables, read_measured
-from videorepa.lab.study.tables import by_table, compare, read_rows, rows_text, tables
+from videorepa.lab.study.tables import by_table, compare, tables
 
 FULL = Path(__file__).parents[1] / "recipes" / "micro" / "study.yaml"
 SMALL = (
@@ -446,6 +447,31 @@ def test_a_gain_is_paired_by_seed_and_worth_steps() -> None:
     text = measured_tables(scaled(), rows)
     assert "+5000e-5 [+2516e-5, +7484e-5], p 0.013, steps +83 [+38, +136]" in text
     assert "| loss, all | 3/3, +10000e-5 | 3/3, +10000e-5 | 3/3, +5000e-5 |" in text
+
+
+def test_means_of_generated_clips_are_compared_by_training() -> None:
+    def clip(arm: str, seed: int, number: int, sa: bool, violation: float) -> dict[str, Any]:
+        scores = {"sa": sa, "pc": False, "joint": False, "checks": 0.5, "motion": 3.0}
+        about = {"arm": arm, "seed": seed, "step": None, "prompt_id": str(number), "caption": "A"}
+        return about | scores | {"violation": violation}
+
+    rows = [
+        clip(arm, seed, number, number < passed + seed, 1.0 - gain * seed)
+        for arm, passed, gain in (("control", 1, 0.0), ("trd", 2, 0.5))
+        for seed in (0, 1)
+        for number in range(4)
+    ]
+    on_the_way = rows[0] | {"step": 3, "sa": False}
+    means = list(means_of_clips([*rows, on_the_way]))
+    assert {m["measure"] for m in means} == {"sa", "pc", "joint", "checks", "violation", "motion"}
+    found = Measured(scaled(), means)
+    assert found.of("control", "sa") == {0: 25.0, 1: 50.0} and found.of("trd", "pc")[1] == 0
+    gained = found.gain("trd", "control", "sa"), found.gain("trd", "control", "violation")
+    assert [gain and gain.by_seed for gain in gained] == [(25, 25), (0, 0.5)]
+    losses = [measured(arm, seed, 0.1) for arm in ("control", "trd") for seed in (0, 1)]
+    text = measured_tables(scaled(), [*losses, *means])
+    assert "with trainings as the unit" in text and "| 62.50 | +25.00 [+25.00, +25.00]" in text
+    assert "with trainings as the unit" not in measured_tables(scaled(), losses)
 
 
 def test_a_measure_that_does_not_order_the_scale_says_nothing_in_steps() -> None:

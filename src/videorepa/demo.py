@@ -91,6 +91,11 @@ def _demo(out: Path, quick: bool) -> Path:
         command="videorepa demo",
     )
     print(table(evaluations))
+    print(
+        f"The demo shows the whole path. It cannot show a gain: {prompts_count} clips of a model "
+        "that had learnt all of this before tell nothing apart. What the lab could show, and what "
+        "not: docs/answer.md"
+    )
     print(f"exported transformer, checked in plain diffusers: {exported / 'transformer'}")
     return page
 

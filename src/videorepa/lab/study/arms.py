@@ -26,15 +26,16 @@ from videorepa.evaluate import evaluate
 from videorepa.generate import generate
 from videorepa.lab.study.measures import Meter
 from videorepa.lab.study.recipe import BASE, StudyRecipe
-from videorepa.lab.study.seeds import measured_text, read_measured
-from videorepa.lab.study.tables import (
+from videorepa.lab.study.rows import (
     CHECKS_PASSED,
     VIOLATION,
     Row,
-    all_tables,
+    means_of_clips,
     read_rows,
     rows_text,
 )
+from videorepa.lab.study.seeds import measured_text, read_measured
+from videorepa.lab.study.tables import all_tables
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
@@ -108,6 +109,7 @@ def _study(recipe: StudyRecipe, out: Path, index: int, count: int) -> Study:
         rows = read_rows(out / ROWS)  # So that the tables are about the file's rounded numbers.
     measured = list(_measured(recipe, out, jobs))
     if measured:
+        measured += means_of_clips(rows)
         atomic_write(out / MEASURED, measured_text(measured))
         measured = read_measured(out / MEASURED)
     missing = [

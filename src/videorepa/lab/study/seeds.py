@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,14 +19,21 @@ from videorepa.errors import UserError
 from videorepa.evaluation.statistics import MeanOfFew, holm, mean_of_few
 from videorepa.lab.study.measures import ALL, LIKELIER, LOG_RATIO, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
+from videorepa.lab.study.rows import CHECKS_PASSED, VIOLATION, Row
 from videorepa.system.files import check_is_file, csv_text
-
-Row = dict[str, Any]
 
 COLUMNS = ("arm", "seed", "measure", "part", "value", "n")
 
-SIGN = {LOSS: -1, LIKELIER: 1, LOG_RATIO: 1}
+ASKED = (LOSS, LIKELIER, LOG_RATIO)
+"""The measures that need no clips of the model's own."""
+
+SIGN = {LOSS: -1, LIKELIER: 1, LOG_RATIO: 1, "sa": 1, "pc": 1, CHECKS_PASSED: 1, VIOLATION: -1}
 """The measures, each 1 where more is better and -1 where less is."""
+
+IN_PERCENT = (LIKELIER, "sa", "pc", CHECKS_PASSED)
+
+OF_CLIPS = tuple(measure for measure in SIGN if measure not in ASKED)
+"""The measures that are means over generated clips."""
 
 
 def measured_text(rows: Sequence[Row]) -> str:
@@ -146,25 +152,30 @@ class Measured:
             found[name] = replace(gain, p_holm=p)
         return found
 
-    def table(self, names: Sequence[str]) -> str:
-        """Arms beside base and control in each measure, in Markdown."""
-        measures = [measure for measure in SIGN if self.parts[measure]]
+    def table(self, names: Sequence[str], measures: Sequence[str] = ASKED) -> str:
+        """Arms beside base and control in some measures, in Markdown."""
+        measures = [measure for measure in measures if self.parts[measure]]
         gains = {measure: self.gains(names, measure) for measure in measures}
-        rows = []
-        for name in dict.fromkeys((BASE, self.recipe.control, *names)):
-            seeds = len(self.of(name, LOSS))
-            if not seeds:
+        arms = dict.fromkeys((BASE, self.recipe.control, *names))
+        return in_markdown(
+            [
+                self.cells(name, {measure: of.get(name) for measure, of in gains.items()})
+                for name in arms
+                if any(self.of(name, measure) for measure in measures)
+            ]
+        )
+
+    def cells(self, name: str, gains: Mapping[str, Gain | None]) -> dict[str, str]:
+        """An arm's line of a table: its means over seeds and its gains, by measure."""
+        arm = self.recipe.arms.get(name)
+        cells = {"arm": name, "what it is": arm.about if arm else "the shipped model"}
+        cells["seeds"] = str(max(len(self.of(name, measure)) for measure in gains))
+        for measure, gain in gains.items():
+            if not self.of(name, measure):
                 continue
-            arm = self.recipe.arms.get(name)
-            cells = {"arm": name, "what it is": arm.about if arm else "the shipped model"}
-            cells["seeds"] = str(seeds)
-            for measure in measures:
-                cells[measure] = _number(
-                    measure, float(np.mean([*self.of(name, measure).values()]))
-                )
-                cells[f"{measure}: gain"] = self._cell(gains[measure].get(name), measure)
-            rows.append(cells)
-        return in_markdown(rows)
+            cells[measure] = _number(measure, float(np.mean([*self.of(name, measure).values()])))
+            cells[f"{measure}: gain"] = self._cell(gain, measure)
+        return cells
 
     def _cell(self, gain: Gain | None, measure: str) -> str:
         if gain is None:
@@ -194,7 +205,7 @@ class Measured:
                 cells[part] = f"**{text}**" if gain.of.low > 0 or gain.of.high < 0 else text
             else:
                 rows.append(cells)
-        return in_markdown(rows) if rows and parts else ""
+        return in_markdown(rows) if parts else ""
 
     def calibration(self) -> str:
         """Whether each measure orders the arms of which it is known which is better, in Markdown.
@@ -223,18 +234,18 @@ class Measured:
                 spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
                 cells["control's spread"] = _number(measure, spread)
                 rows.append(cells)
-        return in_markdown(rows) if rows else ""
+        return in_markdown(rows)
 
 
 def _number(measure: str, value: float) -> str:
-    return f"{value:.2f}" if measure == LIKELIER else f"{value:.5f}"
+    return f"{value:.2f}" if measure in IN_PERCENT else f"{value:.5f}"
 
 
 def _change(measure: str, gain: float) -> str:
     """A gain in words: of the loss in units of 1e-5, of the rest in its own."""
     if measure == LOSS:
         return f"{gain * 1e5:+.0f}e-5"
-    return f"{gain:+.2f}" if measure == LIKELIER else f"{gain:+.4f}"
+    return f"{gain:+.2f}" if measure in IN_PERCENT else f"{gain:+.4f}"
 
 
 def _steps(value: float, low: float, high: float) -> str:
@@ -248,6 +259,8 @@ def _steps(value: float, low: float, high: float) -> str:
 
 def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows as a table in Markdown; a cell that a row lacks is empty."""
+    if not rows:
+        return ""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns), *([r.get(c, "") for c in columns] for r in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -265,6 +278,8 @@ def measured_tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
             groups[arm.table].append(name)
     for group, names in groups.items():
         parts += [f"### {group.capitalize()}, measured without sampling", measured.table(names)]
+        if table := measured.table(names, OF_CLIPS):
+            parts += ["Means over generated clips, with trainings as the unit:", table]
         for measure, kind in ((LOSS, "noise level"), (LOG_RATIO, "law")):
             if table := measured.by_part(names, measure):
                 parts += [f"Gains in {measure} by {kind}:", table]

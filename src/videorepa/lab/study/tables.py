@@ -1,14 +1,12 @@
-"""A study's scores, with a row for every clip, and the tables made from them."""
+"""The tables of a study's clips, in which the caption is the unit."""
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,64 +14,8 @@ from videorepa.errors import UserError
 from videorepa.evaluation.pairs import share
 from videorepa.evaluation.statistics import holm, paired_bootstrap, sign_flip
 from videorepa.lab.study.recipe import BASE, StudyRecipe
+from videorepa.lab.study.rows import CHECKS_PASSED, GRADED, SCORES, VIOLATION, Row, read_rows
 from videorepa.lab.study.seeds import in_markdown, measured_tables, read_measured
-from videorepa.system.files import check_is_file, csv_text
-
-SCORES = ("sa", "pc", "joint")
-
-CHECKS_PASSED = "checks"
-"""Share of PC's checks that a clip passes, among those that apply to it, in [0, 1]."""
-
-VIOLATION = "violation"
-"""How far a clip is from the laws: the mean over PC's checks that apply of log2(value / tolerance),
-each clipped to -2 to 3. It is 0 at the tolerances and 1 at twice these. Lower is better."""
-
-MEASURED = (CHECKS_PASSED, VIOLATION, "motion")
-
-Row = dict[str, Any]
-
-
-def rows_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV. True is 1, False is 0, floats have four digits, and missing values are empty."""
-
-    def cell(value: Any) -> Any:
-        if isinstance(value, bool):
-            return int(value)
-        return f"{value:.4g}" if isinstance(value, float) else value
-
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return csv_text(list(columns), [{key: cell(row[key]) for key in row} for row in rows])
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a study.
-
-    Raises:
-        UserError: The file cannot be read or lacks scores.
-    """
-
-    def value(key: str, cell: str) -> Any:
-        if key in SCORES or key.endswith("_passed"):
-            return bool(int(cell))
-        if key in ("seed", "step"):
-            return int(cell)
-        return float(cell) if key in MEASURED or key.endswith("_value") else cell
-
-    try:
-        check_is_file(path)
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                {"step": None} | {key: value(key, cell) for key, cell in row.items() if cell}
-                for row in csv.DictReader(file, strict=True)
-            ]
-        if any({"arm", "seed", "prompt_id", "caption", *SCORES, *MEASURED} - set(r) for r in rows):
-            raise ValueError("a row lacks a score")
-    except (OSError, ValueError, csv.Error, AttributeError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path} holds no rows of a study: {reason}") from None
-    if not rows:
-        raise UserError(f"{path} holds no rows of a study: it is empty")
-    return rows
 
 
 @dataclass(frozen=True)
@@ -190,7 +132,7 @@ class ArmTable:
         cells["clips"] = str(len(rows))
         for title, score in zip(("SA", "PC", "joint"), SCORES, strict=True):
             cells[title] = _share(rows, score)
-        checks, violation, motion = (np.mean([row[key] for row in rows]) for key in MEASURED)
+        checks, violation, motion = (np.mean([row[key] for row in rows]) for key in GRADED)
         cells |= {"checks": f"{100 * checks:.1f}", "violation": f"{violation:.3f}"}
         cells["motion, px"] = f"{motion:.1f}"
         for title, score in {"PC": "pc", "SA": "sa"}.items():
