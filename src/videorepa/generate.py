@@ -166,7 +166,7 @@ def generate(
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _FirstFrames:
     """What the model is shown of a clip that it continues.
 
     Attributes:
@@ -182,7 +182,7 @@ class _Shown:
 
 def _drawn(
     prompts: Sequence[Prompt], source: Model, benchmark: Benchmark, least: int, size: ClipSize
-) -> dict[str, _Shown]:
+) -> dict[str, _FirstFrames]:
     """The openings that the benchmark draws, by the prompts' ids: as many frames as fill latents.
 
     Raises:
@@ -204,7 +204,7 @@ def _drawn(
         return benchmark.opening(caption, number, size.height, size.width)
 
     return {
-        prompt.id: _Shown(
+        prompt.id: _FirstFrames(
             sha256(drawn(prompt.caption).tobytes()).hexdigest()[:DIGEST],
             number,
             lambda caption=prompt.caption: [fromarray(frame) for frame in drawn(caption)],
@@ -215,14 +215,14 @@ def _drawn(
 
 def _from_images(
     prompts: Sequence[Prompt], source: Model, size: ClipSize, whole: bool
-) -> dict[str, _Shown]:
+) -> dict[str, _FirstFrames]:
     """The prompts' images by the prompts' ids; none where the model works from text alone."""
 
     def read(path: Path) -> list[Image]:
         return [read_image(path, size.height, size.width, whole=whole)]
 
     return {
-        name: _Shown(image_digest(path), 1, partial(read, path))
+        name: _FirstFrames(image_digest(path), 1, partial(read, path))
         for name, path in _images(prompts, source).items()
     }
 
@@ -271,7 +271,9 @@ def _length(form: ClipForm, size: ClipSize, fps: float, benchmark: Benchmark | N
     return form.frames
 
 
-def _keep_images(out: Path, openings: Mapping[str, _Shown], prompts: Mapping[str, Sidecar]) -> None:
+def _keep_images(
+    out: Path, openings: Mapping[str, _FirstFrames], prompts: Mapping[str, Sidecar]
+) -> None:
     """Write first frames as the model is shown them. Raises UserError if one cannot be used."""
     for name, clip in prompts.items():
         kept = image_path(out, (clip.model_extra or {})["image"])
@@ -310,7 +312,7 @@ def _sampler(
     settings: Generation,
     where: torch.device,
     offload: Offload,
-    openings: Mapping[str, _Shown],
+    openings: Mapping[str, _FirstFrames],
 ) -> Sampler:
     """Encode the prompts of clips, drop the text encoders, and load the rest of the model."""
     dtype = source.dtype(where)
@@ -337,7 +339,7 @@ def _sampler(
 
 def _clips(
     prompts: Sequence[Prompt],
-    openings: Mapping[str, _Shown],
+    openings: Mapping[str, _FirstFrames],
     samples: int,
     seed: int,
     made_with: MadeWith,

@@ -651,7 +651,10 @@ def options(draw: Any, ground: Ground) -> Laid:
         (["export", g / "none", "out/x"], ["--scores", "--dtype", "--format"]),
         (["report", g / "run", "--out", "out/p.html"], ["--clips", "--scan", "--probe"]),
         (["compare", g / "seeds/0"], ["--reference"]),
-        (["refine", g / "prompts.csv", "--out", "out/r.csv"], ["--model", "--endpoint"]),
+        (
+            ["refine", g / "prompts.csv", "--out", "out/r.csv"],
+            ["--model", "--endpoint", "--first-frame"],
+        ),
         (
             ["lab", "study", g / "study.yaml", "--out", "out/s"],
             ["--shard", "--rows", "--set"],

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from videorepa.backbones import Backbone, BackboneSpec, Config, Geometry, Image, Text
+from videorepa.backbones import Backbone, BackboneSpec, Config, Geometry, Image, Part, Text
 from videorepa.conditioning import Conditioning, Opening
 from videorepa.diffusion import FlowMatching
 from videorepa.errors import UserError
@@ -31,6 +31,17 @@ _LITE = {
 
 class Kandinsky5Backbone(Backbone):
     """The live model: its transformer takes latents (B, F, H, W, C), and text without a mask."""
+
+    def __init__(
+        self, spec: Any, parts: Sequence[Part], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(spec, parts, device, dtype)
+        if (vae := self.vae) is not None:
+            # The image pipeline gives it an image in the transformer's dtype, which in training is
+            # another.
+            vae.encoder.register_forward_pre_hook(
+                lambda _, given: tuple(pixels.to(vae.dtype) for pixels in given)
+            )
 
     @cached_property
     def diffusion(self) -> FlowMatching:

@@ -66,6 +66,11 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
         then.append("pipe.vae.enable_tiling()")
     if "guidance_scale" not in arguments:
         then.append(f"pipe.guider = pipe.guider.new(guidance_scale={settings.guidance_scale})")
+    shown = {}
+    if takes_image:
+        frame, loaded = "first-frame.png", 'load_image("first-frame.png")'
+        continuing = live.continuing([frame]).items()
+        shown = {name: repr(value).replace(repr(frame), loaded) for name, value in continuing}
     of_pipeline = str(dtype)
     if live.vae_dtype != dtype:
         of_pipeline = f'{{"default": {dtype}, "vae": {live.vae_dtype}}}'
@@ -84,7 +89,7 @@ def usage(recipe: Recipe, product: str, part: str) -> str:
             *then,
             'prompt, seed = "A ball falls.", 0  # A clip\'s sidecar holds both.',
             "frames = pipe(",
-            *(['    image=load_image("first-frame.png"),'] if takes_image else []),
+            *(f"    {name}={value}," for name, value in shown.items()),
             "    prompt=prompt,",
             "    generator=torch.Generator().manual_seed(seed),",
             *(f"    {name}={_literal(value)}," for name, value in arguments.items()),
