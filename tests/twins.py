@@ -175,6 +175,31 @@ def wan_i2v_experts(folder: Path) -> Path:
     return _wan(folder, channels=4, vae={}, image={}, transformer=changes, **options)
 
 
+def skyreels(folder: Path) -> Path:
+    """As Wan 2.1, with a transformer and pipelines of its own."""
+    return _skyreels(wan(folder), "SkyReelsV2Pipeline")
+
+
+def skyreels_i2v(folder: Path) -> Path:
+    """From an image, as Wan 2.1."""
+    return _skyreels(wan_i2v(folder), "SkyReelsV2ImageToVideoPipeline")
+
+
+def _skyreels(folder: Path, pipeline: str) -> Path:
+    """Wan's folder with the other classes, whose weights have the same names and shapes."""
+    for file in ("model_index.json", "transformer/config.json"):
+        config = json.loads((folder / file).read_text())
+        if file == "model_index.json":
+            config["_class_name"] = pipeline
+            config["transformer"][1] = "SkyReelsV2Transformer3DModel"
+            for name in ("transformer_2", "boundary_ratio", "expand_timesteps"):
+                config.pop(name, None)
+        else:
+            config["_class_name"] = "SkyReelsV2Transformer3DModel"
+        (folder / file).write_text(json.dumps(config))
+    return folder
+
+
 def ltx(folder: Path) -> Path:
     """8 frames and 32x32 pixels a latent, patch 1, and statistics among the VAE's weights."""
     return _ltx(
@@ -803,6 +828,8 @@ TWINS: dict[str, tuple[dict[str, str], Callable[[Path], Path]]] = {
     "kandinsky5": ({"name": "kandinsky5"}, kandinsky5),
     "kandinsky5-i2v": ({"name": "kandinsky5"}, kandinsky5_i2v),
     "mochi": ({"name": "mochi"}, mochi),
+    "skyreels": ({"name": "skyreels"}, skyreels),
+    "skyreels-i2v": ({"name": "skyreels"}, skyreels_i2v),
     "cosmos": ({"name": "cosmos"}, cosmos),
     "cosmos_25": ({"name": "cosmos_25"}, cosmos_25),
     "ltx2": ({"name": "ltx2"}, ltx2),
