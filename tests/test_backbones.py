@@ -137,7 +137,7 @@ class Twin:
 
 
 # 2.3 has all that LTX-2 has, and Wan 2.1 all that SkyReels has; the contract of these takes long.
-SLOW = ("ltx2", "skyreels-i2v")
+SLOW = ("ltx2", "skyreels", "skyreels-i2v")
 PARAMS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in TWINS]
 
 

@@ -38,6 +38,9 @@ module = importlib.import_module("videorepa.verify")
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ALL_BUT_FILES = ("step", "text", "autoencoder", "transformer", "teacher", "judge", "export")
+SLOW = ("ltx2", "skyreels", "skyreels-i2v", "hunyuan_video_15-i2v", "wan-2.2-i2v")
+"""Models that compute as others here do, and the one whose image model is the text model."""
+
 ALL_BUT_TRANSFORMER = ("files", "step", "text", "autoencoder", "teacher", "judge", "export")
 
 
@@ -117,7 +120,7 @@ def test_what_is_right_passes_and_is_kept_in_a_small_file(
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, torch.float32) for name in TWINS]
+    [pytest.param(name, torch.float32, marks=[pytest.mark.slow] * (name in SLOW)) for name in TWINS]
     + [(name, torch.bfloat16) for name in ("cogvideox", "wan-2.1", "mochi")],
     ids=str,
 )
