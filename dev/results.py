@@ -45,8 +45,6 @@ NAMES_KEPT = {
     "confirmation": {MEASURED: "confirmation.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
-BY_LEVEL = ("repa-truth", "trd-truth", "trd-video", "clips-120")
-"""The arms of the figure of gains by noise level."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
 POOL = "4"
 """Rows and columns of places in the probe's figure; the table has all poolings."""
@@ -203,7 +201,7 @@ def calibration_table() -> str:
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
     screened, confirmed = _measured(), _confirmed()
-    families = [(f"{name}, confirmed", confirmed, [name]) for name in confirmed.recipe.arms]
+    families = [(f"{name}, fresh", confirmed, [name]) for name in confirmed.recipe.arms]
     families += [(name, screened, [name]) for of in _groups().values() for name in of]
     drawn = [
         (label, measured, gain)
@@ -231,10 +229,12 @@ def gains() -> Figure:
     left.invert_yaxis()
     left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
     levels = [part for part in screened.parts[LOSS] if part != ALL]
-    for number, name in enumerate(BY_LEVEL):
-        control = screened.recipe.control_of(name)
-        of = [screened.gain(name, control, LOSS, x) for x in levels]
-        base = [float(np.mean([*screened.of(control, LOSS, x).values()])) for x in levels]
+    by_level = [(confirmed, name) for name in ("trd-truth", "trd-video")]
+    by_level += [(screened, name) for name in ("repa-truth", "clips-120")]
+    for number, (measured, name) in enumerate(by_level):
+        control = measured.recipe.control_of(name)
+        of = [measured.gain(name, control, LOSS, x) for x in levels]
+        base = [float(np.mean([*measured.of(control, LOSS, x).values()])) for x in levels]
         value, low, high = (
             np.array([100 * getattr(g.of, k) / b for g, b in zip(of, base, strict=True) if g])
             for k in ("value", "low", "high")
@@ -246,7 +246,7 @@ def gains() -> Figure:
     right.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
     right.set_xticks(range(len(levels)), levels)
     right.set_xlabel("the noise's share of the variance")
-    right.legend(frameon=False, fontsize=8, loc=(0.6, 0.2))
+    right.legend(frameon=False, fontsize=8, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 
