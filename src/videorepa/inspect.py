@@ -128,6 +128,10 @@ class Inspection:
             lines += [f"    {shown(prompt)}" for prompt in validation.prompts[:PROMPTS_SHOWN]]
             if more := validation.prompts[PROMPTS_SHOWN:]:
                 lines += [f"    and {len(more)} more"]
+            if validation.images:
+                lines += [
+                    f"  images           {len(validation.images)}, which their clips continue"
+                ]
             if validation.pairs is not None:
                 lines += [f"  pairs            {validation.pairs}"]
         return "\n".join([*lines, *self._cost()])
