@@ -391,9 +391,9 @@ def test_a_second_call_keeps_rows_of_the_same_clips_and_model(
     asked: list[str] = []
     whole = Denoising.__call__
 
-    def counted(self: Denoising, latents: Any, text: Any, group: str) -> Any:
+    def counted(self: Denoising, latents: Any, text: Any, group: str, *more: Any) -> Any:
         asked.append(group)
-        return whole(self, latents, text, group)
+        return whole(self, latents, text, group, *more)
 
     monkeypatch.setattr(Denoising, "__call__", counted)
     options: dict[str, Any] = {"noise_levels": [0.5], "straw_man": False}
@@ -477,8 +477,8 @@ def test_models_of_one_name_do_not_leave_the_folder(
 def test_losses_that_are_not_finite_are_failures(tiny: Recipe, pairs: Path, tmp_path, monkeypatch):
     whole = Denoising.__call__
 
-    def spoilt(self: Denoising, latents: Any, text: Any, group: str) -> Any:
-        losses = whole(self, latents, text, group)
+    def spoilt(self: Denoising, *given: Any) -> Any:
+        losses = whole(self, *given)
         losses.loss[1] = math.nan
         return losses
 

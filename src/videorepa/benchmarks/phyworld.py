@@ -37,7 +37,7 @@ from videorepa.settings.bounds import Number, Seed
 ERROR = "velocity_error"
 
 
-class Continued(NamedTuple):
+class ContinuedMotion(NamedTuple):
     """A clip, and how many of its first frames the model was shown."""
 
     clip: np.ndarray
@@ -117,7 +117,7 @@ class PhyWorld(Benchmark):
             if NAME.fullmatch(name)
         ]
 
-    def read(self, video: Path) -> Continued:
+    def read(self, video: Path) -> ContinuedMotion:
         frames, _ = read_all(video)
         count, height, width, _ = frames.shape
         if count != FRAMES or height != width:
@@ -125,9 +125,9 @@ class PhyWorld(Benchmark):
                 f"{video} has {count} frames of {width}x{height}; expected {FRAMES} square ones, "
                 "with those that the model was given in front"
             )
-        return Continued(frames, _shown(video))
+        return ContinuedMotion(frames, _shown(video))
 
-    def score(self, frames: Continued, prompt: str) -> dict[str, Any]:
+    def score(self, frames: ContinuedMotion, prompt: str) -> dict[str, Any]:
         """Measure one clip's velocity_error, in world units per second.
 
         It is None for a ball that is too small to be measured well, which the published tables
