@@ -47,8 +47,6 @@ NAMES_KEPT = {
     "confirmation": {MEASURED: "confirmation.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
-CONTROLS = ("clips-12000", "repa-truth", "trd-truth", "clips-120")
-"""The arms of the figure of gains by noise level."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
 POOL = "4"
 """Rows and columns of places in the probe's figure; the table has all poolings."""
@@ -210,38 +208,41 @@ def calibration_table() -> str:
 
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
-    measured = _measured()
-    arms = {
-        name: gain
-        for of in _groups().values()
-        for name, gain in measured.gains(of, LOSS).items()
+    screened, confirmed = _measured(), _confirmed()
+    families = [(f"{name}, fresh", confirmed, [name]) for name in confirmed.recipe.arms]
+    families += [(name, screened, [name]) for of in _groups().values() for name in of]
+    drawn = [
+        (label, measured, gain)
+        for label, measured, names in families
+        for gain in measured.gains(names, LOSS).values()
         if len(gain.by_seed) > 1
-    }
-    figure = Figure(figsize=(9, max(3.2, 1.2 + 0.26 * len(arms))), layout="constrained")
+    ]
+    figure = Figure(figsize=(9, max(3.2, 1.2 + 0.22 * len(drawn))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    for place, (name, gain) in enumerate(arms.items()):
-        control = measured.of(measured.recipe.control_of(name), LOSS)
+    for place, (label, measured, gain) in enumerate(drawn):
+        control = measured.of(measured.recipe.control_of(label.split(",")[0]), LOSS)
         percent = 100 / float(np.mean([*control.values()]))
         reach = [[gain.of.value - gain.of.low], [gain.of.high - gain.of.value]]
+        colour = "C1" if measured is confirmed else "C0"
         left.errorbar(
-            percent * gain.of.value, place, xerr=percent * np.array(reach), fmt="o", color="C0"
+            percent * gain.of.value, place, xerr=percent * np.array(reach), fmt="o", color=colour
         )
         of_seeds = percent * np.array(gain.by_seed)
-        left.plot(of_seeds, [place] * len(of_seeds), "|", color="C0", ms=9)
+        left.plot(of_seeds, [place] * len(of_seeds), "|", color=colour, ms=9)
     left.axvline(0, color="gray", linestyle=":")
     left.set_xscale("symlog", linthresh=1)
     left.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     left.margins(y=0.2)
-    left.set_yticks(range(len(arms)), arms)
+    left.set_yticks(range(len(drawn)), [label for label, _, _ in drawn])
     left.invert_yaxis()
     left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
-    levels = [part for part in measured.parts[LOSS] if part != ALL]
-    for number, name in enumerate(name for name in CONTROLS if name in arms):
-        of = [measured.gain(name, measured.recipe.control_of(name), LOSS, x) for x in levels]
-        base = [
-            float(np.mean([*measured.of(measured.recipe.control_of(name), LOSS, x).values()]))
-            for x in levels
-        ]
+    levels = [part for part in screened.parts[LOSS] if part != ALL]
+    by_level = [(confirmed, name) for name in ("trd-truth", "trd-video")]
+    by_level += [(screened, name) for name in ("repa-truth", "clips-120")]
+    for number, (measured, name) in enumerate(by_level):
+        control = measured.recipe.control_of(name)
+        of = [measured.gain(name, control, LOSS, x) for x in levels]
+        base = [float(np.mean([*measured.of(control, LOSS, x).values()])) for x in levels]
         value, low, high = (
             np.array([100 * getattr(g.of, k) / b for g, b in zip(of, base, strict=True) if g])
             for k in ("value", "low", "high")
@@ -253,7 +254,7 @@ def gains() -> Figure:
     right.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
     right.set_xticks(range(len(levels)), levels)
     right.set_xlabel("the noise's share of the variance")
-    right.legend(frameon=False, fontsize=8, loc=(0.6, 0.2))
+    right.legend(frameon=False, fontsize=8, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 
