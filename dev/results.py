@@ -1,4 +1,4 @@
-"""Makes the tables and figures of docs/study.md and docs/answer.md from docs/study/.
+"""Makes the tables and figures of docs/study.md, docs/answer.md and docs/lab.md from docs/study/.
 
 Run: python dev/results.py [STUDY ...]
 
@@ -21,8 +21,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from videorepa.benchmarks.continuation import ERRORS
 from videorepa.data.video import read_all
 from videorepa.evaluation.pairs import share
+from videorepa.evaluation.statistics import mean_of_few, paired_bootstrap, sign_flip
 from videorepa.lab.study.arms import MEASURED, ROWS, clips_folder, cost
 from videorepa.lab.study.measures import ALL, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
@@ -33,7 +35,7 @@ from videorepa.settings.section import read_values
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = (DOCS / "study.md", DOCS / "answer.md")
+PAGES = (DOCS / "study.md", DOCS / "answer.md", DOCS / "lab.md")
 KEPT = DOCS / "study"
 RECIPE = ROOT / "recipes" / "micro" / "study.yaml"
 MAP = ROOT / "recipes" / "micro" / "map.yaml"
@@ -55,6 +57,12 @@ NAMES = {
     "control-0": "control",
     "trd-0": "TRD",
 }
+CONTINUATIONS = {
+    "trd": "TRD",
+    "copy": "the first frame, copied",
+    "autoencoder": "the true clip, autoencoded",
+}
+OFF = dict(zip(ERRORS, ("position off, px", "velocity off, px/frame"), strict=True))
 SHEET_ARMS = (BASE, "control", "repa", "trd")
 SHEET_SCENARIOS = ("catch", "drop", "ramp")
 SHEET_FRAMES = range(0, 17, 2)
@@ -250,6 +258,92 @@ def gains() -> Figure:
     return figure
 
 
+@cache
+def _continued() -> dict[str, list[Row]]:
+    """What experiments/continuation.py kept, by arm."""
+    arms: dict[str, list[Row]] = defaultdict(list)
+    with (KEPT / "continuation.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            arms[row["arm"]].append(row)
+    return arms
+
+
+def _by_clip(rows: Sequence[Row], column: str) -> dict[str, list[float]]:
+    """A column's values of each clip, of all seeds."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row[column]:
+            values[row["clip"]].append(float(row[column]))
+    return values
+
+
+def _mean(rows: Sequence[Row], column: str) -> tuple[float, float, float]:
+    """The mean over clips, each a mean over seeds, and its 95 % interval over clips."""
+    means = [float(np.mean(values)) for values in _by_clip(rows, column).values()]
+    return float(np.mean(means)), *paired_bootstrap([[value] for value in means])
+
+
+def continued_table() -> str:
+    """How far the continuations of each arm are off, and how TRD differs from the control."""
+    lines = []
+    for arm, rows in _continued().items():
+        cells = {"arm": CONTINUATIONS.get(arm, arm), "clips": str(len(rows))}
+        for column, title in OFF.items():
+            value, low, high = _mean(rows, column)
+            cells[title] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        if rows[0]["sa"]:
+            cells["lost, %"] = f"{_mean(rows, 'lost')[0]:.1f}"
+            for flag, title in {"sa": "SA, %", "pc": "PC, %", "joint": "joint, %"}.items():
+                cells[title] = f"{100 * _mean(rows, flag)[0]:.0f}"
+        lines.append(cells)
+    return in_markdown(lines)
+
+
+def continued_less_table() -> str:
+    """TRD less the control in each error, of the same clips and noise."""
+    arms, lines = _continued(), []
+    for column, title in OFF.items():
+        theirs = {(row["clip"], row["seed"]): float(row[column]) for row in arms["control"]}
+        of_clips: dict[str, list[float]] = defaultdict(list)
+        of_seeds: dict[str, list[float]] = defaultdict(list)
+        for row in arms["trd"]:
+            difference = float(row[column]) - theirs[row["clip"], row["seed"]]
+            of_clips[row["clip"]].append(difference)
+            of_seeds[row["seed"]].append(difference)
+        clips, seeds = list(of_clips.values()), [float(np.mean(d)) for d in of_seeds.values()]
+        of_few, (low, high) = mean_of_few(seeds), paired_bootstrap(clips)
+        lines.append(
+            {
+                "TRD less control": title,
+                "difference": f"{of_few.value:+.3f}",
+                "95 % over clips": f"[{low:+.3f}, {high:+.3f}], p {sign_flip(clips):.2f}",
+                "by seed": ", ".join(f"{value:+.3f}" for value in seeds),
+                "95 % over seeds": f"[{of_few.low:+.3f}, {of_few.high:+.3f}], p {of_few.p:.2f}",
+            }
+        )
+    return in_markdown(lines)
+
+
+def continued() -> Figure:
+    """Draw how far continuations are off over time, with 95 % intervals over clips."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    labels = {"p": "position off, pixels", "v": "velocity off, pixels per frame"}
+    for axes, (letter, label) in zip(panels, labels.items(), strict=True):
+        frames = np.arange(letter == "v", 17)
+        for number, (arm, rows) in enumerate(_continued().items()):
+            value, low, high = np.array([_mean(rows, f"{letter}{n}") for n in frames]).T
+            style = ":" if arm in ("copy", "autoencoder") else "-"
+            name = CONTINUATIONS.get(arm, arm)
+            axes.plot(frames, value, style, color=f"C{number}", label=name)
+            axes.fill_between(frames, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
+        axes.set_xlabel("frame")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", frameon=False)
+    return figure
+
+
 def filled(text: str) -> str:
     """The page's text with its tables made anew from docs/study/."""
     for name, table in TABLES.items():
@@ -390,6 +484,8 @@ TABLES = {
     "confirmed": confirmed_table,
     "confirmed clips": confirmed_clips_table,
     "calibration": calibration_table,
+    "continuation": continued_table,
+    "continuation-less": continued_less_table,
 }
 """The tables that stand on the pages between marks of these names."""
 
@@ -410,6 +506,7 @@ def main() -> None:
     differences().savefig(DOCS / "lab-differences.svg", metadata={"Date": None})
     gains().savefig(DOCS / "lab-gains.svg", metadata={"Date": None})
     curves().savefig(DOCS / "lab-curves.svg", metadata={"Date": None})
+    continued().savefig(DOCS / "lab-continuation.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

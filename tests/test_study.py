@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from videorepa.benchmarks.continuation import Continued
 from videorepa.benchmarks.laws.checks import packaged_tolerances
 from videorepa.cli import main
 from videorepa.errors import UserError
@@ -22,6 +23,7 @@ from videorepa.lab.study.seeds import Measured, measured_tables, read_measured
 from videorepa.lab.study.tables import by_table, compare, tables
 
 FULL = Path(__file__).parents[1] / "recipes" / "micro" / "study.yaml"
+CONTINUATION = FULL.with_name("continuation.yaml")
 SMALL = (
     *("prompts=4", "seeds=[0, 1]", "recipe.data.lab.clips=4", "recipe.optim.steps=2"),
     "recipe.train.checkpoint_every=1",
@@ -79,7 +81,7 @@ def pretended(monkeypatch) -> list[tuple[str, ...]]:
     """The verbs, doing nothing but leaving what is read of them."""
     done: list[tuple[str, ...]] = []
 
-    def generate(model: Path, prompts, out: Path, *, seed: int, step: int | None = None) -> None:
+    def generate(model: Path, prompts, out: Path, *, seed: int, step=None, benchmark) -> None:
         done.append(("generate", out.name))
         (out / "scores").mkdir(parents=True, exist_ok=True)
         path = out / "scores" / "scores.jsonl"
@@ -512,3 +514,37 @@ def test_a_tiny_study_runs_and_goes_on(tmp_path: Path, capsys) -> None:
     assert all(math.isfinite(row["motion"]) for row in rows)
     assert main(command) == 0
     assert capsys.readouterr().out.startswith(first[: first.index("| arm | training")])
+
+
+# Continuations.
+
+
+def test_a_study_of_continuations_has_errors_in_its_tables(tmp_path: Path) -> None:
+    recipe = StudyRecipe.from_yaml(CONTINUATION)
+    rows = []
+    for arm, error in (("base", 5.0), ("control", 4.0), ("trd", 3.0)):
+        for prompt in range(4):
+            off = {"position_error": error + prompt, "velocity_error": error / 10}
+            off |= {"static_position_error": 9.0, "static_velocity_error": 1.0}
+            rows.append(row(arm, prompt, **off, lost=0.0, compared=16))
+    path = tmp_path / "rows.csv"
+    path.write_text(rows_text(rows))
+    table = by_table(recipe, read_rows(path))["main"]
+    assert "| position off, px | position off, px, a copy |" in table.scores()
+    assert "4.50 [" in table.scores() and "9.00" in table.scores()
+    assert table.against("position_error")["trd"].value == pytest.approx(-1)
+    assert "| trd | control | velocity_error | -0.100 |" in table.differences()
+    assert "position" not in by_table(recipe, [row("trd", 1)])["main"].scores()
+
+
+def test_a_study_asks_its_benchmark(tmp_path: Path, pretended) -> None:
+    small = ("prompts=2", "seeds=[0]", "recipe.data.lab.clips=4", "recipe.optim.steps=2")
+    recipe = StudyRecipe.from_yaml(CONTINUATION, (*small, "recipe.train.checkpoint_every=1"))
+    done = study(recipe, tmp_path / "study")
+    assert {row["prompt_id"] for row in done.rows} == {p.id for p in Continued().prompts(2, 0)}
+
+
+def test_a_model_without_a_text_mode_is_not_measured_without_images(tmp_path, pretended) -> None:
+    recipe = StudyRecipe.from_yaml(CONTINUATION, ("measures={}", "prompts=2"))
+    with pytest.raises(UserError, match="continues an image"):
+        study(recipe, tmp_path / "study")

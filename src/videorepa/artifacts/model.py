@@ -11,6 +11,7 @@ import torch
 from videorepa.artifacts.checkpoint import Checkpoint, step_folder
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone, BackboneSpec, Part
+from videorepa.backbones._micro import FROM_IMAGE
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings import plugins
@@ -55,7 +56,7 @@ class Model:
 
         Args:
             model: A run's folder, a recipe (for its untouched base model), a diffusers folder, or
-                "micro".
+                "micro" or "micro-i2v".
             backbone: The kind of a diffusers folder.
             step: The step of the run's checkpoint; by default the newest.
 
@@ -75,7 +76,7 @@ class Model:
             name = f"{recipe.name}, step {trained.step}"
             settings, precision = recipe.generation, recipe.train.precision
             return cls(name, recipe.backbone, recipe.data, settings, precision, run, trained)
-        elif (model / "model_index.json").is_file() or str(model) == "micro":
+        elif (model / "model_index.json").is_file() or str(model) in ("micro", FROM_IMAGE):
             spec = plugins.description("backbones", backbone)(name=backbone, weights=str(model))
             settings = Generation(**spec.generation)
             with spec.described():

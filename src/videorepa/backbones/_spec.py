@@ -81,7 +81,8 @@ class BackboneSpec(Section):
 
     Attributes:
       name: The family: the name of its file.
-      weights: A diffusers pipeline folder, a Hub id, or "micro" for the lab's own model.
+      weights: A diffusers pipeline folder, a Hub id, or "micro" or "micro-i2v" for the
+        lab's own models.
       prepared_with: Weights whose autoencoder and text encoders `prepare` uses in place of the
         model's own. Checkpoints whose autoencoders differ only in rounding, such as CogVideoX-2B
         and 5B, share a cache this way.

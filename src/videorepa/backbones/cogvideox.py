@@ -11,6 +11,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from videorepa.backbones import Backbone, BackboneSpec, Config, Image, Text
+from videorepa.backbones._micro import FROM_IMAGE, image_model
 from videorepa.conditioning import Conditioning, Opening
 from videorepa.diffusion import VPrediction
 from videorepa.errors import UserError
@@ -133,7 +134,8 @@ class CogVideoXBackbone(Backbone):
 
 
 class CogVideoX(BackboneSpec):
-    """A CogVideoX pipeline, as a diffusers folder, a Hub id or "micro", the lab's own model."""
+    """A CogVideoX pipeline, as a diffusers folder or a Hub id, or one of the lab's own models:
+    "micro", from text, and "micro-i2v", from an image."""
 
     live: ClassVar = CogVideoXBackbone
     pipeline_class = "CogVideoXPipeline"
@@ -165,6 +167,8 @@ class CogVideoX(BackboneSpec):
 
     @property
     def source(self) -> str:
+        if self.weights == FROM_IMAGE:
+            return str(image_model())
         return str(micro_weights(self.name)) if self.weights == "micro" else self.weights
 
     @property

@@ -14,8 +14,6 @@ from videorepa.data.manifest import Prompt
 from videorepa.evaluation.pairs import Pairs, share
 from videorepa.world.scenarios import HELD_OUT_SEED, SCENARIOS, draw_scene
 
-FLAGS = ("sa", "pc", "joint")
-
 
 class Lab(Benchmark):
     """Semantic adherence (sa), physical commonsense (pc) and both at once (joint), as measured."""
@@ -44,7 +42,7 @@ class Lab(Benchmark):
 
     @classmethod
     def ranked_by(cls) -> dict[str, Better]:
-        return dict.fromkeys(FLAGS, "higher")
+        return dict.fromkeys(laws.FLAGS, "higher")
 
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, float | bool]:
         """Measure one clip.
@@ -53,31 +51,19 @@ class Lab(Benchmark):
             frames: (F, 64, 64, 3) uint8.
 
         Returns:
-            sa, pc and joint; motion, the mean length of the bodies' paths in pixels; and for every
-            check that applies CHECK_passed and CHECK_value, in the unit that `laws.CHECKS` names.
+            What `ClipVerdict.row` says.
         """
-        verdict = laws.score(frames, prompt)
-        row: dict[str, float | bool] = {
-            "sa": verdict.sa,
-            "pc": verdict.pc,
-            "joint": verdict.sa and verdict.pc,
-            "motion": verdict.motion,
-        }
-        for name, check in verdict.checks.items():
-            if check.applies:
-                row[f"{name}_passed"] = check.passed
-                row[f"{name}_value"] = check.value
-        return row
+        return laws.score(frames, prompt).row()
 
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         """Flags as percentages with their intervals, and mean motion in pixels."""
         motion = float(np.mean([row["motion"] for row in rows])) if rows else float("nan")
-        flags = {flag: share(rows, flag) for flag in FLAGS}
+        flags = {flag: share(rows, flag) for flag in laws.FLAGS}
         return flags | {"motion": {"mean": motion, "n": len(rows)}}
 
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:
         """B minus A in percentage points, paired by prompt and k. See `Pairs.compare`."""
-        return Pairs.of(rows_a, rows_b).compare(FLAGS)
+        return Pairs.of(rows_a, rows_b).compare(laws.FLAGS)
 
     @staticmethod
     def _captions(scenario: str, seed: int) -> Iterator[str]:

@@ -43,7 +43,7 @@ def generate(
       videorepa generate runs/i2v --prompts physics_iq --set data=physics-IQ-benchmark --out iq
 
     Args:
-      model: A run, a recipe (its untouched base model), a diffusers folder, or `micro`.
+      model: A run, a recipe (its untouched base model), a diffusers folder, `micro` or `micro-i2v`.
       prompts: A .txt file with a prompt a line, or a .csv or .jsonl file; or the name of a
         benchmark, whose keys --set sets as for `evaluate`.
       out: Folder of the clips.
@@ -152,6 +152,7 @@ def evaluate(
     A second call resumes where the first one stopped. The benchmarks, and what they need beside the
     clips; docs/judging.md says what each costs and what it has been compared with:
       lab: nothing. It measures laws in clips of the micro world.
+      continuation: nothing. For continuations of the micro world's first frames.
       phyworld: nothing. For continuations by models that were trained on its tasks.
       physics_iq, physics_iq_verified: films of experiments. For continuations, not text alone.
       videophy, videophy2: a judge of 14 GB and the list of captions.

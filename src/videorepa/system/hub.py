@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import AbstractContextManager
 from functools import cache
@@ -114,11 +115,16 @@ def quieten_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
+def user_cache() -> Path:
+    """The folder for what the package makes once out of what it ships."""
+    return from_home(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "videorepa"
+
+
 def micro_weights(model: str) -> Path:
     """The path of a shipped micro model.
 
     Args:
-      model: The folder "cogvideox", "videomae" or "dinov2", or the head's file
-        "motion.safetensors".
+      model: The folder "cogvideox", "videomae" or "dinov2", the head's file "motion.safetensors",
+        or the LoRA "cogvideox-i2v.safetensors".
     """
     return Path(__file__).parents[1] / "micro" / model

@@ -28,6 +28,9 @@ from videorepa.benchmarks.laws.tracking import observe
 
 TOLERANCES = "tolerances.json"
 
+FLAGS = ("sa", "pc", "joint")
+"""A clip's verdicts in its row."""
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -115,6 +118,21 @@ class ClipVerdict:
     pc: bool
     checks: dict[str, Check]
     motion: float
+
+    def row(self) -> dict[str, float | bool]:
+        """The columns of a clip's row.
+
+        Returns:
+            sa, pc and joint, which is both; motion; and for every check that applies CHECK_passed
+            and CHECK_value, in the unit that `CHECKS` names.
+        """
+        flags = zip(FLAGS, (self.sa, self.pc, self.sa and self.pc), strict=True)
+        row: dict[str, float | bool] = {**dict(flags), "motion": self.motion}
+        for name, check in self.checks.items():
+            if check.applies:
+                row[f"{name}_passed"] = check.passed
+                row[f"{name}_value"] = check.value
+        return row
 
 
 @cache

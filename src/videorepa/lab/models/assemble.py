@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from videorepa.backbones._micro import widened
 from videorepa.lab.models.text_encoder import TEXT_TOKENS
 from videorepa.settings.bounds import Layers, Seed, Side, Width
 from videorepa.settings.section import Section
@@ -23,11 +24,14 @@ class AssembleRecipe(Section):
         parts: The folder that holds `tokenizer`, `text_encoder` and `vae`.
         out: The pipeline's folder, which is replaced.
         start: A transformer with the initial weights. By default they are random.
+        from_image: Give the transformer channels for an image, whose weights are 0, and write a
+            pipeline that continues an image.
     """
 
     parts: Path
     out: Path
     start: Path | None = None
+    from_image: bool = False
     layers: Layers = 6
     heads: Layers = 8
     head_width: Width = 32
@@ -40,6 +44,7 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
     from diffusers import (
         AutoencoderKLCogVideoX,
         CogVideoXDPMScheduler,
+        CogVideoXImageToVideoPipeline,
         CogVideoXPipeline,
         CogVideoXTransformer3DModel,
     )
@@ -69,6 +74,8 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
         # Only the weights, since captions may be longer than that transformer's configuration says.
         older: Any = CogVideoXTransformer3DModel.from_pretrained(recipe.start)
         transformer.load_state_dict(older.state_dict())
+    if recipe.from_image:
+        transformer = widened(transformer)
     # CogVideoX's schedule without its SNR shift, which is meant for large frames.
     scheduler = CogVideoXDPMScheduler(
         snr_shift_scale=1.0,
@@ -81,7 +88,8 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
         set_alpha_to_one=True,
     )
     shutil.rmtree(recipe.out, ignore_errors=True)
-    pipeline = CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    kind = CogVideoXImageToVideoPipeline if recipe.from_image else CogVideoXPipeline
+    pipeline = kind(tokenizer, text_encoder, vae, transformer, scheduler)
     pipeline.save_pretrained(recipe.out)
     return {"parameters_millions": sum(p.numel() for p in transformer.parameters()) / 1e6}
 

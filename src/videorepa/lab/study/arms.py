@@ -140,12 +140,12 @@ def _with_cache(recipe: Recipe, out: Path) -> Recipe:
     return recipe.override(f"data.cache={out / 'cache'}")
 
 
-def _prompts(count: int) -> list[Prompt]:
-    return plugins.benchmark("lab").prompts(count, seed=0)
+def _prompts(recipe: StudyRecipe) -> list[Prompt]:
+    return plugins.benchmark(recipe.benchmark).prompts(recipe.prompts, seed=0)
 
 
 def _run(recipe: StudyRecipe, out: Path, arm: str, seed: int, meter: Meter | None) -> None:
-    prompts = _prompts(recipe.prompts)
+    prompts = _prompts(recipe)
     if arm == BASE:
         model = out / f"{BASE}.yaml"
         _with_cache(recipe.recipe, out).to_yaml(model)
@@ -156,8 +156,9 @@ def _run(recipe: StudyRecipe, out: Path, arm: str, seed: int, meter: Meter | Non
     for step, count in recipe.parts_of(arm, seed):
         clips = clips_folder(out, arm, seed, step)
         begun, more = time.monotonic(), _scored(clips) < count
-        generate(model, prompts[:count], clips, seed=seed, step=step)
-        evaluate("lab", clips)
+        bench = plugins.benchmark(recipe.benchmark)
+        generate(model, prompts[:count], clips, seed=seed, step=step, benchmark=bench)
+        evaluate(recipe.benchmark, clips)
         if more:
             seconds = _seconds(clips) + time.monotonic() - begun
             atomic_write(clips / "scores" / "seconds.json", json.dumps(seconds))
@@ -246,7 +247,7 @@ def clips_folder(out: Path, arm: str, seed: int, step: int | None = None) -> Pat
 
 def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> Iterator[Row]:
     """All scores so far, with the captions by which clips are grouped."""
-    prompts = _prompts(recipe.prompts)
+    prompts = _prompts(recipe)
     for arm, seed in jobs:
         for step, count in recipe.parts_of(arm, seed):
             captions = {prompt.id: prompt.text for prompt in prompts[:count]}
@@ -260,8 +261,12 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
                 about = {"arm": arm, "seed": seed, "step": step}
                 about |= {"caption": captions[row["prompt_id"]], CHECKS_PASSED: _passed(row)}
                 about[VIOLATION] = _violation(row)
-                dropped = ("k", "model_digest", "clip")
-                yield about | {key: value for key, value in row.items() if key not in dropped}
+                yield about | {
+                    key: value
+                    for key, value in row.items()
+                    if key not in ("k", "model_digest", "clip")
+                    and not isinstance(value, list | dict)  # What is by frame stays with the clips.
+                }
 
 
 def _passed(row: Row) -> float:

@@ -80,11 +80,13 @@ class Meter:
         out: The study's folder; it gets the pairs.
 
     Raises:
-        UserError: The recipe trains on the clips that it would be measured on.
+        UserError: The recipe trains on the clips that it would be measured on, or its model has
+            no text mode.
     """
 
     def __init__(self, recipe: Recipe, measures: Measures, out: Path) -> None:
         self.recipe, self.measures, self.out = recipe, measures, out
+        recipe.backbone.check_text_mode("a study that measures it")
         if recipe.data.lab is not None and recipe.data.lab.seed == measures.seed:
             raise UserError(
                 f"The arms train on the series {measures.seed}, which `measures.seed` keeps for "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -72,6 +72,8 @@ class StudyRecipe(Section):
         recipe: The recipe of every arm, apart from the arm's changes.
         prompts: Number of clips for each arm and seed; 0 makes none. A repeated caption gets other
             noise.
+        benchmark: Whose prompts they are, and what scores the clips. "lab" asks for what a caption
+            says, and "continuation", of models that continue an image, for what follows the image.
         seeds: Seeds of the trainings. Each also seeds the noise of its clips, which is the same for
             all arms.
         control: The arm to compare the others with.
@@ -87,6 +89,7 @@ class StudyRecipe(Section):
     about: str = ""
     recipe: Recipe
     prompts: Prompts
+    benchmark: Literal["lab", "continuation"] = "lab"
     seeds: tuple[Seed, ...] = Field(min_length=1)
     control: str = "control"
     again: tuple[str, ...] = ()

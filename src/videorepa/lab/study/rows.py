@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from videorepa.benchmarks.continuation import means
 from videorepa.errors import UserError
 from videorepa.lab.study.measures import ALL
 from videorepa.system.files import check_is_file, csv_text
@@ -24,6 +25,9 @@ VIOLATION = "violation"
 each clipped to -2 to 3. It is 0 at the tolerances and 1 at twice these. Lower is better."""
 
 GRADED = (CHECKS_PASSED, VIOLATION, "motion")
+
+CONTINUED = (*means(), "lost", "compared")
+"""What clips have that continue a first frame."""
 
 Row = dict[str, Any]
 
@@ -52,7 +56,8 @@ def read_rows(path: Path) -> list[Row]:
             return bool(int(cell))
         if key in ("seed", "step"):
             return int(cell)
-        return float(cell) if key in GRADED or key.endswith("_value") else cell
+        is_number = key in (*GRADED, *CONTINUED) or key.endswith("_value")
+        return float(cell) if is_number else cell
 
     try:
         check_is_file(path)

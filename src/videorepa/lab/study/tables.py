@@ -10,19 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
+from videorepa.benchmarks.continuation import ERRORS
 from videorepa.errors import UserError
-from videorepa.evaluation.pairs import share
+from videorepa.evaluation.pairs import mean, share
 from videorepa.evaluation.statistics import holm, paired_bootstrap, sign_flip
 from videorepa.lab.study.recipe import BASE, StudyRecipe
 from videorepa.lab.study.rows import CHECKS_PASSED, GRADED, SCORES, VIOLATION, Row, read_rows
 from videorepa.lab.study.seeds import in_markdown, measured_tables, read_measured
+
+ERROR_TITLES = {ERRORS[0]: "position off, px", ERRORS[1]: "velocity off, px/frame"}
 
 
 @dataclass(frozen=True)
 class ArmDifference:
     """An arm minus its control, over the clips of the same prompts and seeds.
 
-    Violations are in their own unit and all other scores in percentage points.
+    Violations and errors are in their own units and all other scores in percentage points.
 
     Attributes:
         low: Lower end of the 95 % interval, by bootstrap over captions. The interval covers other
@@ -51,13 +54,13 @@ def compare(rows: Sequence[Row], control: Sequence[Row], score: str) -> ArmDiffe
     Raises:
         UserError: The two have no clip in common.
     """
-    theirs = {_clip(row): float(row[score]) for row in control}
+    theirs = {_clip(row): float(row[score]) for row in control if score in row}
     by_caption: dict[str, list[float]] = defaultdict(list)
     by_seed: dict[int, list[float]] = defaultdict(list)
-    unit = 1.0 if score == VIOLATION else 100.0
+    unit = 1.0 if score in (VIOLATION, *ERRORS) else 100.0
     for row in rows:
         other = theirs.get(_clip(row))
-        if other is not None:
+        if other is not None and score in row:
             difference = unit * (row[score] - other)
             by_caption[row["caption"]].append(difference)
             by_seed[row["seed"]].append(difference)
@@ -135,10 +138,20 @@ class ArmTable:
         checks, violation, motion = (np.mean([row[key] for row in rows]) for key in GRADED)
         cells |= {"checks": f"{100 * checks:.1f}", "violation": f"{violation:.3f}"}
         cells["motion, px"] = f"{motion:.1f}"
+        for key in self.errors:
+            of, copied = mean(_with(key, rows), key), mean(_with(key, rows), f"static_{key}")
+            cells[ERROR_TITLES[key]] = f"{of['mean']:.2f} [{of['low']:.2f}, {of['high']:.2f}]"
+            cells[f"{ERROR_TITLES[key]}, a copy"] = f"{copied['mean']:.2f}"
         for title, score in {"PC": "pc", "SA": "sa"}.items():
             difference = self.against(score).get(name)
             cells[f"{title} less control's"] = _points(difference) if difference else ""
         return cells
+
+    @property
+    def errors(self) -> list[str]:
+        """The errors that clips have, if they continue first frames."""
+        every = [row for rows in self.rows.values() for row in rows]
+        return [key for key in ERRORS if _with(key, every)]
 
     def differences(self) -> str:
         """Differences of the table's own arms from their controls in every score, in Markdown.
@@ -149,8 +162,8 @@ class ArmTable:
             "| arm | against | score | difference | 95 % | p | p, Holm | by seed | higher, lower |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        for score in (*SCORES, CHECKS_PASSED, VIOLATION):
-            digits = "+.3f" if score == VIOLATION else "+.1f"
+        for score in (*SCORES, CHECKS_PASSED, VIOLATION, *self.errors):
+            digits = "+.3f" if score in (VIOLATION, *ERRORS) else "+.1f"
             for name, d in self.against(score).items():
                 if name not in self.names:
                     continue
@@ -226,6 +239,10 @@ def tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
 
 def _clip(row: Row) -> tuple[str, int]:
     return row["prompt_id"], row["seed"]
+
+
+def _with(key: str, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if key in row]
 
 
 def _share(rows: Sequence[Row], score: str) -> str:
