@@ -26,7 +26,7 @@ from videorepa.data.video import read_all
 from videorepa.evaluation.pairs import share
 from videorepa.evaluation.statistics import mean_of_few, paired_bootstrap, sign_flip
 from videorepa.lab.study.arms import MEASURED, ROWS, clips_folder, cost
-from videorepa.lab.study.measures import ALL, LOSS
+from videorepa.lab.study.measures import ALL, LIKELIER, LOG_RATIO, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
 from videorepa.lab.study.rows import VIOLATION, Row, read_rows
 from videorepa.lab.study.seeds import OF_CLIPS, Measured, in_markdown, read_measured
@@ -202,8 +202,10 @@ def confirmed_clips_table() -> str:
 
 
 def calibration_table() -> str:
-    """Which measure orders what is known to differ."""
-    return _measured().calibration()
+    """Which measure orders what is known to differ; of the laws the mean alone."""
+    lines = _measured().calibration().splitlines()
+    by_law = (f"| {LIKELIER}, ", f"| {LOG_RATIO}, ")
+    return "\n".join(x for x in lines if not x.startswith(by_law) or f", {ALL} |" in x)
 
 
 def gains() -> Figure:

@@ -16,7 +16,7 @@ from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.benchmarks.continuation import (
     ABSENT,
     ABSENT_SPEED,
-    Continued,
+    Continuations,
     TrueMotion,
     errors,
     true_clip,
@@ -30,7 +30,7 @@ from videorepa.system.hub import micro_weights
 from videorepa.world.simulator import FRAMES
 
 CPU = torch.device("cpu")
-BENCH = Continued()
+BENCH = Continuations()
 
 
 # The model.

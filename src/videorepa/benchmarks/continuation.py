@@ -53,7 +53,7 @@ class TrueMotion(NamedTuple):
     shown: Bool[np.ndarray, "f n"]
 
 
-class Continued(Benchmark):
+class Continuations(Benchmark):
     """Errors of position (pixels) and velocity (pixels per frame), and the lab's law checks.
 
     The clips are of a series that no model is trained on. A body is found by its colour.
