@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from videorepa.artifacts.scores import Row, scored_rows
-from videorepa.benchmarks.continuation import ERRORS, Continued, true_clip
+from videorepa.benchmarks.continuation import ERRORS, Continuations, true_clip
 from videorepa.benchmarks.laws.checks import FLAGS
 from videorepa.lab.calibration.tolerances import autoencoder_reconstruct, through_files
 from videorepa.lab.study.arms import clips_folder
@@ -34,7 +34,7 @@ def rows(study: StudyRecipe, out: Path) -> Iterator[dict[str, object]]:
     for arm, seed, scores in sorted(done, key=lambda job: [BASE, *study.arms].index(job[0])):
         for row in scored_rows(scores) if (scores / "summary.json").exists() else ():
             yield {"arm": arm, "seed": seed, "clip": row["prompt_id"]} | kept(row)
-    bench = Continued()
+    bench = Continuations()
     reconstruct = through_files(autoencoder_reconstruct(micro_weights("cogvideox") / "vae"))
     for prompt in bench.prompts(study.prompts, 0):
         name = prompt.caption

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from videorepa.benchmarks.continuation import Continued
+from videorepa.benchmarks.continuation import Continuations
 from videorepa.benchmarks.laws.checks import packaged_tolerances
 from videorepa.cli import main
 from videorepa.errors import UserError
@@ -541,7 +541,7 @@ def test_a_study_asks_its_benchmark(tmp_path: Path, pretended) -> None:
     small = ("prompts=2", "seeds=[0]", "recipe.data.lab.clips=4", "recipe.optim.steps=2")
     recipe = StudyRecipe.from_yaml(CONTINUATION, (*small, "recipe.train.checkpoint_every=1"))
     done = study(recipe, tmp_path / "study")
-    assert {row["prompt_id"] for row in done.rows} == {p.id for p in Continued().prompts(2, 0)}
+    assert {row["prompt_id"] for row in done.rows} == {p.id for p in Continuations().prompts(2, 0)}
 
 
 def test_a_model_without_a_text_mode_is_not_measured_without_images(tmp_path, pretended) -> None:
