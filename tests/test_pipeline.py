@@ -776,12 +776,15 @@ def test_processes_share_the_prompts_and_run_a_sharded_model_equally_often(
         def wait(self) -> None:
             pass
 
-    def sample(self: Sampler, prompt: str, seed: int) -> np.ndarray:
+    def sample(self: Sampler, prompt: str, seed: int, image: Any = None) -> np.ndarray:
         ran.append((rank, "sample", prompt))
         return np.zeros((9, 16, 16, 3), np.uint8)
 
+    def accompany(self: Sampler, prompt: str, image: Any = None) -> None:
+        ran.append((rank, "run", prompt))
+
     monkeypatch.setattr(Sampler, "sample", sample)
-    monkeypatch.setattr(Sampler, "accompany", lambda _, prompt: ran.append((rank, "run", prompt)))
+    monkeypatch.setattr(Sampler, "accompany", accompany)
     monkeypatch.setattr("videorepa.training.validation.Drift", lambda *given: None)
     monkeypatch.setattr("videorepa.training.validation.appearance", lambda clip: None)
     student = Student(own, CPU)
