@@ -820,14 +820,8 @@ def sampled_on_a_gpu(
         return [*seen, places(backbone.vae)]
 
 
-@pytest.mark.parametrize(
-    "twin",
-    [
-        "hunyuan_video",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("cogvideox", "wan-2.1")),
-    ],
-    indirect=True,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("twin", ["hunyuan_video", "cogvideox", "wan-2.1"], indirect=True)
 def test_sampling_has_each_part_on_the_gpu_when_it_runs(twin: Twin, fake_cuda) -> None:
     """Of the others, the stock pipelines ask for the content of tensors."""
     cpu, gpu = {"cpu"}, {"cuda"}
@@ -837,7 +831,7 @@ def test_sampling_has_each_part_on_the_gpu_when_it_runs(twin: Twin, fake_cuda) -
     assert sampled("group", True) == [gpu, gpu, cpu], "as validation does"
 
 
-@pytest.mark.parametrize("frozen", ["bfloat16", "float8"])
+@pytest.mark.parametrize("frozen", ["bfloat16", pytest.param("float8", marks=pytest.mark.slow)])
 def test_validation_computes_as_a_training_in_bfloat16(
     twin: Twin, recipe: Recipe, tmp_path: Path, monkeypatch, frozen: str
 ) -> None:

@@ -363,10 +363,10 @@ def test_training_draws_what_text_mode_does_and_what_is_shown_beside_it(
     [
         ("cogvideox-i2v", "null"),
         ("cogvideox-1.5-i2v", "{dropout: 0.5}"),
-        ("wan-2.1-i2v", "null"),
-        ("wan-2.2-i2v", "{}"),
+        pytest.param("wan-2.1-i2v", "null", marks=pytest.mark.slow),
+        pytest.param("wan-2.2-i2v", "{}", marks=pytest.mark.slow),
         ("wan-2.2-ti2v", "{}"),
-        ("ltx", "{probability: 0.5}"),
+        pytest.param("ltx", "{probability: 0.5}", marks=pytest.mark.slow),
         ("ltx-0.9.5", "{latents: [1, 2], probability: 0.8}"),
     ],
 )

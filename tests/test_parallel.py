@@ -66,7 +66,12 @@ PATIENCE = 900.0
 DDP, FSDP2 = "parallel={engine: ddp}", "parallel={engine: fsdp2}"
 GATHERED = "parallel={engine: fsdp2, reshard_after_forward: false}"
 engines = pytest.mark.parametrize(
-    "parallel", [DDP, FSDP2, GATHERED], ids=["ddp", "fsdp2", "fsdp2-gathered"]
+    "parallel",
+    [
+        pytest.param(DDP, id="ddp"),
+        pytest.param(FSDP2, id="fsdp2"),
+        pytest.param(GATHERED, id="fsdp2-gathered", marks=pytest.mark.slow),
+    ],
 )
 
 

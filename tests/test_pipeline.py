@@ -1061,7 +1061,10 @@ def test_an_export_that_does_not_match_fails_loudly(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "all"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(True, id="lora"), pytest.param(False, id="all", marks=pytest.mark.slow)],
+)
 def test_plain_diffusers_samples_a_clip_by_the_card_of_its_export(
     prepared: Recipe, tmp_path: Path, monkeypatch, lora: bool
 ) -> None:

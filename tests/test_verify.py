@@ -155,6 +155,7 @@ def test_every_backbone_does_what_its_stock_pipeline_does(
     }
 
 
+@pytest.mark.slow
 def test_one_model_is_in_memory_at_a_time(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
     import diffusers
 
