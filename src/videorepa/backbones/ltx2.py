@@ -7,6 +7,7 @@ given of sound is one token of zeros. Sound's weights get no gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -117,13 +118,13 @@ class LTX2Backbone(LTXBackbone):
     def sample_timesteps(
         self, latents: Float[Tensor, "b f c h w"], generator: torch.Generator
     ) -> Num[Tensor, " b"]:
-        usual = super().sample_timesteps(latents, generator).cpu() / STEPS
-        low, high = (torch.sigmoid(self.mean(latents) + torch.tensor(x)) for x in PERCENTILES)
+        usual = super().sample_timesteps(latents, generator) / STEPS
+        low, high = (1 / (1 + math.exp(-self.mean(latents) - x)) for x in PERCENTILES)
         stretched = (usual - low) / (high - low)
         stretched = torch.where(stretched < LOWEST, 2 * LOWEST - stretched, stretched).clamp(0, 1)
-        which, place = torch.rand(2, len(latents), generator=generator)
+        which, place = torch.rand(2, len(latents), generator=generator).to(self.device)
         uniform = LOWEST + (1 - LOWEST) * place
-        return (STEPS * torch.where(which < UNIFORM, uniform, stretched)).to(self.device)
+        return STEPS * torch.where(which < UNIFORM, uniform, stretched)
 
     def inputs(
         self, noisy: Float[Tensor, "b f c h w"], text: Text, timestep: Num[Tensor, " b"]
