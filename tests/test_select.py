@@ -231,6 +231,10 @@ def test_given_images_and_filmed_truths_come_with_the_chosen_clips(
         path.name for path in (tmp_path / "best").rglob("*.*") if path.parent != tmp_path / "best"
     }
     assert kept == {"ab12.png", "ball.mp4"}
+    # What is no digest leads nowhere, also if there is a file.
+    (clips / "ab12.png").write_text("outside")
+    stray = readable_clips(clips)["ball", 2]
+    assert stray.model_dump()["image"] == "../ab12" and stray.kept_image is None
 
 
 def test_more_is_better_where_the_benchmark_says_so(clips: Path, tmp_path: Path) -> None:

@@ -150,15 +150,12 @@ class Sidecar(CaptionedClip, MadeWith):
     @property
     def kept_image(self) -> Path | None:
         """The image that the clip continues, as its model was shown it, if it is kept."""
-        digest = (self.model_extra or {}).get("image")
-        path = image_path(self.path.parent, str(digest))
-        return path if digest and path.is_file() else None
+        return _kept_image(self.path.parent, (self.model_extra or {}).get("image"))
 
     @property
     def kept_film(self) -> Path | None:
         """What happened in the clip's place, if it was filmed and is kept."""
-        path = filmed_path(self.path.parent, self.prompt_id)
-        return path if path.is_file() else None
+        return _kept_film(self.path.parent, self.prompt_id)
 
     def write(self) -> None:
         """Write the sidecar. Write the video first: a clip is done once its sidecar is there."""
@@ -241,6 +238,19 @@ def claim(folder: Path, made_with: MadeWith, clips: Sequence[Sidecar]) -> None:
         atomic_write(path, text)
 
 
+def _kept_image(folder: Path, digest: object) -> Path | None:
+    """The image of a sidecar's digest, if it is kept; what is no digest could lead elsewhere."""
+    if not re.fullmatch("[0-9a-f]+", str(digest)):
+        return None
+    path = image_path(folder, str(digest))
+    return path if path.is_file() else None
+
+
+def _kept_film(folder: Path, prompt_id: str) -> Path | None:
+    path = filmed_path(folder, prompt_id)
+    return path if path.is_file() else None
+
+
 def write_chosen(videos: Path, out: Path, chosen: Sequence[CaptionedClip]) -> None:
     """Copy clips of a folder into an empty one in the same layout, each as its prompt's sample 0.
 
@@ -261,12 +271,11 @@ def write_chosen(videos: Path, out: Path, chosen: Sequence[CaptionedClip]) -> No
         shutil.copyfile(clip.path, copy)
         sidecar = parse_json(read_text(clip.path.with_suffix(".json")))
         files[copy.with_suffix(".json")] = sidecar | {"k": 0, "chosen_k": clip.k}
-        beside = [filmed_path(videos, clip.prompt_id)]
-        digest = str(sidecar.get("image", ""))
-        if re.fullmatch("[0-9a-f]+", digest):
-            beside.append(image_path(videos, digest))
-        for file in beside:
-            if file.is_file():
+        for file in (
+            _kept_film(videos, clip.prompt_id),
+            _kept_image(videos, sidecar.get("image")),
+        ):
+            if file is not None:
                 to = out / file.relative_to(videos)
                 to.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, to)
