@@ -21,7 +21,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from videorepa.benchmarks.continuation import ERRORS
 from videorepa.data.video import read_all
 from videorepa.evaluation.pairs import share
 from videorepa.evaluation.statistics import mean_of_few, paired_bootstrap, sign_flip
@@ -30,7 +29,7 @@ from videorepa.lab.study.measures import ALL, LIKELIER, LOG_RATIO, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
 from videorepa.lab.study.rows import VIOLATION, Row, read_rows
 from videorepa.lab.study.seeds import OF_CLIPS, Measured, in_markdown, read_measured
-from videorepa.lab.study.tables import by_table, on_the_way, tables
+from videorepa.lab.study.tables import ERROR_TITLES, by_table, on_the_way, tables
 from videorepa.settings.section import read_values
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +61,6 @@ CONTINUATIONS = {
     "copy": "the first frame, copied",
     "autoencoder": "the true clip, autoencoded",
 }
-OFF = dict(zip(ERRORS, ("position off, px", "velocity off, px/frame"), strict=True))
 SHEET_ARMS = (BASE, "control", "repa", "trd")
 SHEET_SCENARIOS = ("catch", "drop", "ramp")
 SHEET_FRAMES = range(0, 17, 2)
@@ -164,24 +162,16 @@ def _confirmed() -> Measured:
     return Measured(StudyRecipe.from_yaml(CONFIRMATION), read_measured(kept))
 
 
-def _groups() -> dict[str, list[str]]:
-    """The measured arms of each table of the map."""
-    measured, groups = _measured(), defaultdict(list)
-    for name, arm in measured.recipe.arms.items():
-        if measured.of(name, LOSS):
-            groups[arm.table].append(name)
-    return groups
-
-
 def controls_table() -> str:
     """The positive controls and the control's steps, as they were measured."""
-    return _measured().table([*_groups()["main"], *_groups().get("steps", [])])
+    groups = _measured().groups()
+    return _measured().table([*groups["main"], *groups.get("steps", [])])
 
 
 def map_table() -> str:
     """What was changed around one cell: a line for each arm, with its table of arms."""
     measured, rows = _measured(), []
-    for group, names in _groups().items():
+    for group, names in measured.groups().items():
         if group in ("main", "steps"):
             continue
         gains = measured.gains(names, LOSS)
@@ -211,21 +201,18 @@ def calibration_table() -> str:
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
     screened, confirmed = _measured(), _confirmed()
-    families = [(f"{name}, fresh", confirmed, [name]) for name in confirmed.recipe.arms]
-    families += [(name, screened, [name]) for of in _groups().values() for name in of]
-    drawn = [
-        (label, measured, gain)
-        for label, measured, names in families
-        for gain in measured.gains(names, LOSS).values()
-        if len(gain.by_seed) > 1
-    ]
+    drawn = []
+    for measured, remark in ((confirmed, ", fresh"), (screened, "")):
+        for name in (name for names in measured.groups().values() for name in names):
+            control = measured.recipe.control_of(name)
+            gain = measured.gain(name, control, LOSS)
+            if name != control and gain is not None and len(gain.by_seed) > 1:
+                mean = float(np.mean([*measured.of(control, LOSS).values()]))
+                drawn.append((name + remark, "C1" if remark else "C0", gain, 100 / mean))
     figure = Figure(figsize=(9, max(3.2, 1.2 + 0.22 * len(drawn))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    for place, (label, measured, gain) in enumerate(drawn):
-        control = measured.of(measured.recipe.control_of(label.split(",")[0]), LOSS)
-        percent = 100 / float(np.mean([*control.values()]))
+    for place, (_, colour, gain, percent) in enumerate(drawn):
         reach = [[gain.of.value - gain.of.low], [gain.of.high - gain.of.value]]
-        colour = "C1" if measured is confirmed else "C0"
         left.errorbar(
             percent * gain.of.value, place, xerr=percent * np.array(reach), fmt="o", color=colour
         )
@@ -235,7 +222,7 @@ def gains() -> Figure:
     left.set_xscale("symlog", linthresh=1)
     left.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     left.margins(y=0.2)
-    left.set_yticks(range(len(drawn)), [label for label, _, _ in drawn])
+    left.set_yticks(range(len(drawn)), [label for label, *_ in drawn])
     left.invert_yaxis()
     left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
     levels = [part for part in screened.parts[LOSS] if part != ALL]
@@ -290,7 +277,7 @@ def continued_table() -> str:
     lines = []
     for arm, rows in _continued().items():
         cells = {"arm": CONTINUATIONS.get(arm, arm), "clips": str(len(rows))}
-        for column, title in OFF.items():
+        for column, title in ERROR_TITLES.items():
             value, low, high = _mean(rows, column)
             cells[title] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
         if rows[0]["sa"]:
@@ -304,7 +291,7 @@ def continued_table() -> str:
 def continued_less_table() -> str:
     """TRD less the control in each error, of the same clips and noise."""
     arms, lines = _continued(), []
-    for column, title in OFF.items():
+    for column, title in ERROR_TITLES.items():
         theirs = {(row["clip"], row["seed"]): float(row[column]) for row in arms["control"]}
         of_clips: dict[str, list[float]] = defaultdict(list)
         of_seeds: dict[str, list[float]] = defaultdict(list)

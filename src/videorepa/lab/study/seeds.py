@@ -103,6 +103,14 @@ class Measured:
         """The values of an arm by seed; empty if it was not measured."""
         return self.values.get((arm, measure, part), {})
 
+    def groups(self) -> dict[str, list[str]]:
+        """The arms whose loss was measured, by their table."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name, arm in self.recipe.arms.items():
+            if self.of(name, LOSS):
+                groups[arm.table].append(name)
+        return groups
+
     def gain(self, arm: str, control: str, measure: str, part: str = ALL) -> Gain | None:
         """An arm's gain over another with the same seeds; None if they share none."""
         ours, theirs = self.of(arm, measure, part), self.of(control, measure, part)
@@ -272,11 +280,7 @@ def measured_tables(recipe: StudyRecipe, rows: Sequence[Row]) -> str:
         return ""
     measured = Measured(recipe, rows)
     parts = []
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name, arm in recipe.arms.items():
-        if measured.of(name, LOSS):
-            groups[arm.table].append(name)
-    for group, names in groups.items():
+    for group, names in measured.groups().items():
         parts += [f"### {group.capitalize()}, measured without sampling", measured.table(names)]
         if table := measured.table(names, OF_CLIPS):
             parts += ["Means over generated clips, with trainings as the unit:", table]
