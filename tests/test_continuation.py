@@ -54,6 +54,7 @@ def test_a_wider_model_gives_at_first_what_the_base_gives_whatever_the_image(tmp
     assemble(AssembleRecipe(out=tmp_path / "wide", **recipe))
     spec = CogVideoX(weights=str(tmp_path / "wide"))
     assert spec.takes_image and spec.stock_pipeline == "CogVideoXImageToVideoPipeline"
+    assert spec.fingerprint() == CogVideoX(weights="micro").fingerprint()  # They share a cache.
     wide = spec.load(("transformer",), CPU).transformer
     asked = arguments(base, 16)
     text_mode = asked | {"hidden_states": asked["hidden_states"][:, :, :8]}

@@ -91,6 +91,9 @@ def assemble(recipe: AssembleRecipe) -> dict[str, float]:
     kind = CogVideoXImageToVideoPipeline if recipe.from_image else CogVideoXPipeline
     pipeline = kind(tokenizer, text_encoder, vae, transformer, scheduler)
     pipeline.save_pretrained(recipe.out)
+    # The parts' own files, in their own dtype: pipelines of the same parts share a cache.
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.copytree(recipe.parts / part, recipe.out / part, dirs_exist_ok=True)
     return {"parameters_millions": sum(p.numel() for p in transformer.parameters()) / 1e6}
 
 
