@@ -9,18 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from videorepa.artifacts.model import Model
+from videorepa.backbones import timestep_of_noise
 from videorepa.benchmarks.continuation import Continuations
 from videorepa.benchmarks.laws.checks import packaged_tolerances
 from videorepa.cli import main
+from videorepa.data.source import LabSource
+from videorepa.data.video import to_video
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import sign_flip
 from videorepa.lab.study import arms as module
 from videorepa.lab.study.arms import cost, study
+from videorepa.lab.study.measures import Measures, Meter
 from videorepa.lab.study.recipe import SHORT, StudyRecipe
 from videorepa.lab.study.rows import means_of_clips, read_rows, rows_text
 from videorepa.lab.study.seeds import Measured, measured_tables, read_measured
 from videorepa.lab.study.tables import by_table, compare, tables
+from videorepa.settings.sections import LabClips
+from videorepa.system.randomness import generator
 
 FULL = Path(__file__).parents[1] / "recipes" / "micro" / "study.yaml"
 CONTINUATION = FULL.with_name("continuation.yaml")
@@ -544,7 +552,29 @@ def test_a_study_asks_its_benchmark(tmp_path: Path, pretended) -> None:
     assert {row["prompt_id"] for row in done.rows} == {p.id for p in Continuations().prompts(2, 0)}
 
 
-def test_a_model_without_a_text_mode_is_not_measured_without_images(tmp_path, pretended) -> None:
-    recipe = StudyRecipe.from_yaml(CONTINUATION, ("measures={}", "prompts=2"))
-    with pytest.raises(UserError, match="continues an image"):
-        study(recipe, tmp_path / "study")
+@torch.no_grad()
+def test_a_model_without_a_text_mode_is_shown_first_frames(tmp_path: Path, capsys) -> None:
+    recipe = StudyRecipe.from_yaml(CONTINUATION).recipe
+    asked = Measures(clips=2, pairs=1, laws=("frozen", "sunken"), levels=(0.5,))
+    model = Model.of(Path(recipe.backbone.folder()))
+    rows = Meter(recipe, asked, tmp_path).measure(model, tmp_path / "base-0.json")
+    found = {(row["measure"], row["part"]): row for row in rows}
+    # Sunken bodies are so from the first frame on, which is then none of the real clip's.
+    assert "4 of 8 pairs are left out" in capsys.readouterr().out
+    assert found["likelier", "all"]["n"] == 4 and ("likelier", "sunken") not in found
+
+    lab = LabClips(clips=2, seed=asked.seed)
+    clips = LabSource(recipe.data.model_copy(update={"lab": lab}))
+    video = to_video(np.stack([clips.sample(number).frames for number in range(2)]))
+    backbone = recipe.backbone.load(("vae", "text_encoder", "transformer"), torch.device("cpu"))
+    moments = backbone.encode_video(video)
+    latents, opening = backbone.latents(moments, None), backbone.opening(video, moments)
+    noise = torch.randn(latents.shape, generator=generator(asked.seed, "held-out noise", "0.5"))
+    timestep = timestep_of_noise(backbone, 0.5, latents[0]).expand(2)
+    text = backbone.encode_text([clip.caption for clip in clips.items])
+    denoised = backbone.denoising_loss(latents, text, noise, timestep, opening, of_unseen=True)
+    assert opening is not None
+    # The study asks in bfloat16.
+    assert found["loss", "0.5"]["value"] == pytest.approx(denoised.loss.mean().item(), rel=0.01)
+    without = backbone.denoising_loss(latents, text, noise, timestep)
+    assert abs(without.loss - denoised.loss).mean() > 0.02 * denoised.loss.mean()

@@ -18,10 +18,19 @@ from videorepa.artifacts.finished import read_finished, write_finished
 from videorepa.artifacts.model import Model
 from videorepa.artifacts.scores import Row
 from videorepa.backbones import Backbone, Text, timestep_of_noise
+from videorepa.conditioning import Opening
 from videorepa.data.source import LabSource
+from videorepa.data.video import to_video
 from videorepa.errors import UserError
-from videorepa.evaluation.likelihood import Denoising, EncodedPairs, encode, encode_pairs, rows_of
-from videorepa.evaluation.paired_clips import Pair, groups, read_group, read_pairs
+from videorepa.evaluation.likelihood import (
+    Denoising,
+    EncodedPairs,
+    encode,
+    encode_pairs,
+    real_opening,
+    rows_of,
+)
+from videorepa.evaluation.paired_clips import Pair, begin_apart, groups, read_group, read_pairs
 from videorepa.lab.calibration.corruptions import CORRUPTIONS
 from videorepa.lab.datasets import PairsRecipe, draw_pairs
 from videorepa.recipe import Recipe
@@ -37,6 +46,8 @@ LEVELS = (0.05, 0.2, 0.4, 0.6, 0.75, 0.87, 0.95, 0.99)
 LOSS, LIKELIER, LOG_RATIO = "loss", "likelier", "log ratio"
 
 CPU = torch.device("cpu")
+
+_Group = tuple[list[Pair], list[np.ndarray]]
 
 ALL = "all"
 """Names the mean over noise levels, or over laws."""
@@ -72,7 +83,8 @@ class Measures(Section):
 class Meter:
     """Asks models, one after another, about the same clips under the same noise.
 
-    Clips are encoded once. The models compute in the precision of their training.
+    Clips are encoded once. The models compute in the precision of their training. One that has no
+    text mode is shown each clip's first frame, which no loss counts.
 
     Args:
         recipe: The recipe that all arms share.
@@ -80,13 +92,11 @@ class Meter:
         out: The study's folder; it gets the pairs.
 
     Raises:
-        UserError: The recipe trains on the clips that it would be measured on, or its model has
-            no text mode.
+        UserError: The recipe trains on the clips that it would be measured on.
     """
 
     def __init__(self, recipe: Recipe, measures: Measures, out: Path) -> None:
         self.recipe, self.measures, self.out = recipe, measures, out
-        recipe.backbone.check_text_mode("a study that measures it")
         if recipe.data.lab is not None and recipe.data.lab.seed == measures.seed:
             raise UserError(
                 f"The arms train on the series {measures.seed}, which `measures.seed` keeps for "
@@ -135,7 +145,7 @@ class Meter:
 
     def _losses(self, backbone: Backbone, name: str) -> dict[float, np.ndarray]:
         """Each clip's denoising loss by noise level, each clip under noise of its own."""
-        latents, text = self._clips
+        latents, text, openings = self._clips
         batch = self.recipe.data.prepare_batch
         losses = {}
         for level in track(self.measures.levels, f"denoise, {name}"):
@@ -150,6 +160,8 @@ class Meter:
                         {key: value[part] for key, value in text.items()},
                         noise[part],
                         timestep.expand(len(latents[part])),
+                        Opening.batch(openings[part]) if openings else None,
+                        of_unseen=True,
                     ).loss.numpy()
                     for part in parts
                 ]
@@ -163,20 +175,25 @@ class Meter:
         pairs: list[tuple[Pair, Row]] = []
         failures: dict[str, str] = {}
         for of in track(self._pairs, f"compare, {name}"):
-            pairs += rows_of(ask, of.latents, of.text, of.pairs, failures)
+            pairs += rows_of(ask, of.latents, of.text, of.pairs, failures, of.opening)
         return pairs, failures
 
     @cached_property
     def _coder(self) -> Any:
-        return self.recipe.backbone.load(("vae", "text_encoder"), CPU, torch.float32)
+        parts = ("vae", "text_encoder", "image_encoder")
+        return self.recipe.backbone.load(parts, CPU, torch.float32)
 
     @cached_property
-    def _clips(self) -> tuple[torch.Tensor, Text]:
+    def _clips(self) -> tuple[torch.Tensor, Text, list[Opening]]:
+        """Latents, captions and openings; no openings for a model with a text mode."""
         lab = LabClips(clips=self.measures.clips, seed=self.measures.seed)
         source = LabSource(self.recipe.data.model_copy(update={"lab": lab}))
         frames = [source.sample(number).frames for number in range(len(source.items))]
         latents = encode(self._coder, frames, self.recipe.data.prepare_batch)
-        return latents, self._coder.encode_text([clip.caption for clip in source.items])
+        first = to_video(np.stack([of[:1] for of in frames]))
+        text = self._coder.encode_captions([clip.caption for clip in source.items], first)
+        openings = [real_opening(self._coder, of) for of in frames]
+        return latents, text, [opening for opening in openings if opening is not None]
 
     @cached_property
     def _pairs(self) -> list[EncodedPairs]:
@@ -189,7 +206,28 @@ class Meter:
         read = [read_group(pairs, self.recipe.data, failures) for pairs in listed]
         if failures:
             raise UserError(f"A pair in {folder} cannot be read: {failures}.")
+        if self.recipe.backbone.takes_image:
+            read = _beginning_alike(read)
         return encode_pairs(self._coder, read, self.recipe.data.prepare_batch)
+
+
+def _beginning_alike(read: list[_Group]) -> list[_Group]:
+    """The pairs that a model which is shown the real clip's first frame can be asked about."""
+    alike: list[_Group] = []
+    for pairs, (real, *broken) in read:
+        kept = [
+            (pair, frames)
+            for pair, frames in zip(pairs, broken, strict=True)
+            if not begin_apart(real[0], frames[0])
+        ]
+        if kept:
+            alike.append(([pair for pair, _ in kept], [real, *(frames for _, frames in kept)]))
+    all_pairs, left = (sum(len(pairs) for pairs, _ in groups) for groups in (read, alike))
+    print(
+        f"{all_pairs - left} of {all_pairs} pairs are left out: their broken clip begins with "
+        "another frame than the real one, whose first frame the model is shown."
+    )
+    return alike
 
 
 def _row(measure: str, part: str, values: Any) -> Row:
