@@ -38,11 +38,13 @@ PAGES = (DOCS / "study.md", DOCS / "answer.md", DOCS / "lab.md")
 KEPT = DOCS / "study"
 RECIPE = ROOT / "recipes" / "micro" / "study.yaml"
 MAP = ROOT / "recipes" / "micro" / "map.yaml"
+SHAPES = ROOT / "recipes" / "micro" / "shapes.yaml"
 CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
     "calibration": {MEASURED: MEASURED},
     "map": {MEASURED: MEASURED},
+    "shapes": {MEASURED: "shapes.csv"},
     "confirmation": {MEASURED: "confirmation.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
@@ -179,6 +181,13 @@ def map_table() -> str:
             if name in gains:
                 rows.append({"changed": group, **measured.cells(name, {LOSS: gains[name]})})
     return in_markdown(rows)
+
+
+def shapes_table() -> str:
+    """Other shapes of the base model's transformer, beside the shipped one."""
+    kept = read_measured(KEPT / NAMES_KEPT["shapes"][MEASURED])
+    measured = Measured(StudyRecipe.from_yaml(SHAPES), kept)
+    return measured.table(measured.groups()["shape"], [LOSS])
 
 
 def confirmed_table() -> str:
@@ -470,6 +479,7 @@ TABLES = {
     "arms": arms_table,
     "controls": controls_table,
     "map": map_table,
+    "shapes": shapes_table,
     "confirmed": confirmed_table,
     "confirmed clips": confirmed_clips_table,
     "calibration": calibration_table,

@@ -189,11 +189,16 @@ class Measured:
         if gain is None:
             return ""
         of = gain.of
+        has_scale = not math.isnan(gain.steps[0])
         if len(gain.by_seed) == 1:
-            return f"{_change(measure, of.value)}, one seed"
+            worth = f", steps {_more(gain.steps[0])}" if has_scale else ""
+            return f"{_change(measure, of.value)}, one seed{worth}"
         interval = f"[{_change(measure, of.low)}, {_change(measure, of.high)}]"
         cell = f"{_change(measure, of.value)} {interval}, p {gain.p_holm:.2g}"
-        return cell + (f", {_steps(*gain.steps)}" if not math.isnan(gain.steps[0]) else "")
+        if not has_scale:
+            return cell
+        value, low, high = map(_more, gain.steps)
+        return f"{cell}, steps {value} [{low}, {high}]"
 
     def by_part(self, names: Sequence[str], measure: str) -> str:
         """The gains of arms by noise level or by law, in Markdown.
@@ -256,13 +261,10 @@ def _change(measure: str, gain: float) -> str:
     return f"{gain:+.2f}" if measure in IN_PERCENT else f"{gain:+.4f}"
 
 
-def _steps(value: float, low: float, high: float) -> str:
-    def one(x: float) -> str:
-        if math.isfinite(x):
-            return f"{x:+.0f}"
-        return "more than the scale has" if x > 0 else "fewer than the scale has"
-
-    return f"steps {one(value)} [{one(low)}, {one(high)}]"
+def _more(steps: float) -> str:
+    if math.isfinite(steps):
+        return f"{steps:+.0f}"
+    return "more than the scale has" if steps > 0 else "fewer than the scale has"
 
 
 def in_markdown(rows: Sequence[Mapping[str, str]]) -> str:
