@@ -707,7 +707,8 @@ def test_inspect_says_what_each_model_is_shown_and_what_is_compared(
     shown = "the first 1 latent (frame 0), " if trained.latents == (1,) else "the first 1 or 2 lat"
     place = {"in place": "in place of noisy ones, without a loss", "by channels": "in channels"}
     assert f"  shown            {shown}" in text and place[conditioning.place] in text
-    assert f"; {trained.probability:g} of the samples" in text
+    drawn = "batches" if conditioning.is_alike else "samples"
+    assert f"; in {100 * trained.probability:g} % of {drawn}" in text
     assert ("taken away again" in text) == bool(trained.dropout)
     *_, left_out = text.partition("left out, by how many latents are shown\n")
     rows = dict(line.split(maxsplit=1) for line in left_out.split("\n\n")[0].splitlines())

@@ -276,8 +276,8 @@ def test_inspect_says_what_is_shown_and_what_is_compared(own: Recipe) -> None:
     watched = "validation={every: 1, prompts: [A ball falls.], images: [a.png]}"
     text = str(inspect(own.override("align.target=3", "encoder=null", watched), device="cpu"))
     assert "images           1, which their clips continue" in text
-    assert "the first 1 latent (frame 0), in channels of their own; 1 of the samples" in text
-    assert "taken away again from 0.05" in text
+    assert "the first 1 latent (frame 0), in channels of their own; in 100 % of samples, " in text
+    assert "taken away again from 5 % of these" in text
     assert "0              nothing" in text and "step 0, 8 tokens are compared" in text
 
 

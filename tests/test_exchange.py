@@ -342,6 +342,11 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
     assert f"base model: {recipe.backbone.weights}" in card and "its license holds" in card
     assert recipe.text().rstrip() in card and product in card
     assert "base_model:" not in card, "a folder is no Hub id"
+    assert "pipeline_tag: text-to-video" in card and "shown of each clip" not in card
+    from_image = recipe.override("backbone.weights=micro-i2v", "data.condition={dropout: 0.1}")
+    card = model_card(lora_run, from_image, 6, product, "float32", [])
+    assert "pipeline_tag: image-to-video" in card and 'load_image("first-frame.png")' in card
+    assert "- shown of each clip in training: the first 1 latent (frame 0), in channels" in card
     twin = Path(recipe.backbone.weights)
     hub = recipe.override("backbone.weights=zai-org/CogVideoX-2b")
     monkeypatch.setattr("videorepa.backbones._spec.local_copy", lambda *_: twin)

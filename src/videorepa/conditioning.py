@@ -16,6 +16,7 @@ from torch import Tensor
 
 from videorepa.errors import UserError
 from videorepa.settings.sections import Continuation
+from videorepa.system.wording import count
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,27 @@ class Conditioning:
                 + ("." if self.is_required else "; a lower `probability` trains it on text alone.")
             )
         return chosen
+
+    def described(self, continuation: Continuation, stride: int) -> str:
+        """Say what clips are shown in training, where, and how often.
+
+        Args:
+          continuation: What `completed` gave.
+          stride: Frames that a latent covers; the first covers one alone.
+        """
+        assert continuation.latents is not None and continuation.probability is not None
+        *fewer, most = map(str, continuation.latents)
+        counts = f"{', '.join(fewer)} or {most} latents" if fewer else count(int(most), "latent")
+        last = frames_of(max(continuation.latents), stride) - 1
+        frames = f"frames 0-{last}" if last else "frame 0"
+        place = "in place of noisy ones, without a loss"
+        if self.place == "by channels":
+            place = "in channels of their own"
+        drawn = "batches" if self.is_alike else "samples"
+        often = f"in {100 * continuation.probability:.3g} % of {drawn}"
+        if continuation.dropout:
+            often += f", taken away again from {100 * continuation.dropout:.3g} % of these"
+        return f"the first {counts} ({frames}), {place}; {often}"
 
 
 @dataclass(frozen=True)

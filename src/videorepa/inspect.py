@@ -11,7 +11,6 @@ import torch
 
 from videorepa.align.contract import Contract, check
 from videorepa.align.terms import Grids
-from videorepa.conditioning import frames_of
 from videorepa.data.sampling import Sampling, sampling_notes
 from videorepa.data.source import ClipSource, open_source
 from videorepa.errors import ClipError, UserError
@@ -166,21 +165,8 @@ class Inspection:
         conditioning = self.recipe.backbone.conditioning()
         if continuation is None or conditioning is None:
             return []
-        assert continuation.latents is not None and continuation.probability is not None
         stride = self.recipe.backbone.geometry().frames
-        *fewer, most = map(str, continuation.latents)
-        counts = count(int(most), "latent")
-        if fewer:
-            counts = f"{', '.join(fewer)} or {most} latents"
-        last = frames_of(max(continuation.latents), stride) - 1
-        frames = "frame 0" if not last else f"frames 0-{last}"
-        place = "in place of noisy ones, without a loss"
-        if conditioning.place == "by channels":
-            place = "in channels of their own"
-        often = f"{continuation.probability:.3g} of the samples"
-        if continuation.dropout:
-            often += f", taken away again from {continuation.dropout:.3g}"
-        return [f"  shown            the first {counts} ({frames}), {place}; {often}"]
+        return [f"  shown            {conditioning.described(continuation, stride)}"]
 
     def _left_out(self, name: str) -> list[str]:
         """Which steps a term does not compare, where the model is shown something."""

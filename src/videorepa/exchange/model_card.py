@@ -39,7 +39,9 @@ def model_card(
       evaluations: The scores of the run's clips.
     """
     base, part = recipe.backbone.weights, recipe.backbone.part
-    header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-video"}
+    shown = _shown(recipe)
+    task = "image-to-video" if shown else "text-to-video"
+    header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": task}
     if base.count("/") == 1 and not Path(base).exists():
         header["base_model"] = base
     header["tags"] = ["videorepa"] if recipe.train.lora is None else ["videorepa", "lora"]
@@ -58,6 +60,7 @@ def model_card(
                 f"- alignment: {_alignment(recipe)}",
                 f"- data: {data.manifest or data.lab}, "
                 f"{data.frames} frames of {data.height}x{data.width}",
+                *([f"- shown of each clip in training: {shown}"] if shown else []),
                 f"- sampled with: {sampled_with(recipe)}",
                 f"- in this folder: {_in_the_folder(product, part, recipe.backbone.expert_name)}",
             ]
@@ -104,6 +107,15 @@ def _usage(recipe: Recipe, product: str, part: str) -> list[str]:
 def _trained(recipe: Recipe) -> str:
     lora = recipe.train.lora
     return "all weights" if lora is None else f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}"
+
+
+def _shown(recipe: Recipe) -> str:
+    """What the model is shown of clips in training; "" if it is text alone."""
+    backbone = recipe.backbone
+    conditioning, continuation = backbone.conditioning(), backbone.continuation(recipe.data)
+    if conditioning is None or continuation is None:
+        return ""
+    return conditioning.described(continuation, backbone.geometry().frames)
 
 
 def _alignment(recipe: Recipe) -> str:
