@@ -23,6 +23,7 @@ from videorepa.benchmarks.continuation import (
 )
 from videorepa.errors import ClipError, UserError
 from videorepa.evaluate import evaluate
+from videorepa.evaluation.tables import table
 from videorepa.generate import generate
 from videorepa.lab.models.assemble import AssembleRecipe, assemble
 from videorepa.settings.sections import ClipSize, Generation
@@ -182,3 +183,6 @@ def test_the_image_model_makes_clips_that_are_scored_beside_the_true_ones(tmp_pa
     assert scores.summary.metrics["position_error"].n == 2
     assert scores.comparison is not None
     assert scores.comparison.metrics["velocity_error"].difference == 0
+    printed = table({"image model": scores})
+    assert " position_error " in printed and " static_velocity_error " in printed
+    assert "velocity_error +0.0000" in printed and " sa " in printed

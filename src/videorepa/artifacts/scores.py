@@ -54,6 +54,7 @@ class Metric(_OpenModel):
         low: Lower end of the 95 % interval.
         high: Upper end of it.
         invalid: Number of clips whose value could not be told.
+        headline: Whether the printed table has it, as it has all shares.
     """
 
     percent: float | None = None
@@ -63,6 +64,7 @@ class Metric(_OpenModel):
     low: float | None = None
     high: float | None = None
     invalid: int = 0
+    headline: bool = False
 
     @property
     def is_share(self) -> bool:

@@ -152,7 +152,8 @@ class Continuations(Benchmark):
 
     def aggregate(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
         """Mean errors, those of a copy of the first frame, and the law checks' flags."""
-        metrics = {key: mean(rows, key) for key in (*means(), "lost")}
+        metrics = {key: mean(rows, key) | {"headline": True} for key in means()}
+        metrics["lost"] = mean(rows, "lost")
         return metrics | {flag: share(rows, flag) for flag in laws.FLAGS}
 
     def compare(self, rows_a: list[Row], rows_b: list[Row]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from videorepa.system.wording import count
 def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
     """A plain table with 95 % intervals: a line per model, and one per paired difference.
 
-    It has all shares, or all means if the benchmark has no shares.
+    It has all shares and the means that are a benchmark's headline, or all means if there is
+    neither.
 
     Args:
         scores: Scores by the model's name.
@@ -52,8 +53,9 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
 
 
 def _shown(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
-    """The shares, or all metrics if none is a share."""
-    return {key: metric for key, metric in metrics.items() if metric.is_share} or metrics
+    """The shares and headlines, or all metrics if there is neither."""
+    shown = {key: each for key, each in metrics.items() if each.is_share or each.headline}
+    return shown or metrics
 
 
 def _values(metrics: Mapping[str, Metric]) -> str:
