@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -561,7 +562,7 @@ def test_images_come_in_any_form_that_rgb_of_eight_bits_can_hold(frame: Path) ->
     assert read_image(large, 16, 16).size == (16, 16)
 
 
-def test_images_that_cannot_be_shown_are_refused_with_the_reason(frame: Path) -> None:
+def test_images_that_cannot_be_shown_are_refused_with_the_reason(frame: Path, monkeypatch) -> None:
     plain = Image.open(frame)
 
     def saved(name: str, image: Image.Image) -> Path:
@@ -573,11 +574,23 @@ def test_images_that_cannot_be_shown_are_refused_with_the_reason(frame: Path) ->
     sixteen = Image.fromarray(np.zeros((16, 16), np.uint16))
     (cut := frame.with_name("cut.png")).write_bytes(frame.read_bytes()[:100])
     (text := frame.with_name("text.png")).write_text("no image")
+    plain.save(moving := frame.with_name("moving.webp"), save_all=True, append_images=[clear])
+    deep = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 40000, np.uint16), format="rgb48be")
+    with av.open(colours := frame.with_name("colours.png"), "w", format="image2") as file:
+        stream = file.add_stream("png", width=16, height=16, pix_fmt="rgb48be")
+        file.mux([*stream.encode(deep), *stream.encode()])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for path, reason in (
         (saved("clear.png", clear), "transparent in parts"),
         (saved("cmyk.jpg", plain.convert("CMYK")), "of the kind CMYK"),
-        (saved("sixteen.png", sixteen), "of the kind I;16"),
+        (saved("sixteen.png", sixteen), "of 16 bits"),
         (saved("wide.png", plain.resize((32, 16))), "another shape. Crop it to 16:16"),
+        (
+            saved("huge.png", plain.resize((64, 64))),
+            r"too large: .* limit of 2000 pixels\. Scale it down",
+        ),
+        (moving, "holds 2 pictures"),
+        (colours, "colours of 16 bits"),
         (cut, "cannot be read"),
         (text, "is no image"),
         (frame.with_name("absent.png"), "does not exist"),
@@ -608,6 +621,10 @@ def test_lists_name_images_by_a_column_or_by_ids(frame: Path, tmp_path: Path) ->
         table.write_text(text)
         with pytest.raises(UserError, match=reason):
             read_prompts(table, with_images=True, images=frame.parent)
+    frame.with_name("c.png").symlink_to(table)
+    table.write_text("id,caption\nc,A ball.\n")
+    with pytest.raises(UserError, match="leads out of the root"):
+        read_prompts(table, with_images=True, images=frame.parent)
     shutil.copy(frame, frame.with_suffix(".jpg"))
     table.write_text("id,caption\na,A ball.\n")
     with pytest.raises(UserError, match="holds 2 images called 'a'"):

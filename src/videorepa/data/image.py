@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +62,26 @@ def image_digest(path: Path) -> str:
 def _opened(path: Path) -> Image.Image:
     try:
         with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
+            pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            # Pillow cuts colours of 16 bits to 8 and says nothing; how they are stored tells.
+            is_deep = re.search(";16[BLN]", str(image.tile)) is not None
             image.load()
+    except Image.DecompressionBombError as error:
+        reason = str(error).partition(",")[0]
+        raise UserError(f"The image {path} is too large: {reason}. Scale it down.") from None
     except UnidentifiedImageError:
         raise UserError(
             f"{path} is no image that is read here ({', '.join(FORMATS)}); save it as one of these."
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"The image {path} cannot be read: {reason}.") from None
+    if pictures > 1:
+        raise UserError(
+            f"{path} holds {pictures} pictures, and a clip continues one. Save that one alone."
+        )
+    if is_deep:
+        raise UserError(f"The image {path} has colours of 16 bits; expected 8. Save it so.")
     return image
 
 

@@ -382,6 +382,6 @@ def read_prompts(
                     f"{images} holds {len(named[name])} images called {name!r}; expected one, such "
                     f"as {name}.png, or a column 'image' in the list"
                 )
-            (image,) = named[name]
+            image = within.find(row, named[name][0].name, "image")
         prompts.append(Prompt(name, text, caption, row.values, image))
     return prompts
