@@ -236,10 +236,11 @@ def test_every_benchmark_has_its_table(material: Material, tmp_path: Path):
     assert html.count("joint: both at once") == 2
     for _, folder in material.scores.values():
         summary = json.loads((folder / "summary.json").read_text())
-        summary["metrics"] = {"iou": {"mean": 0.5}}
+        summary["metrics"] = {"static_position_error": {"mean": 0.5}}
         (folder / "summary.json").write_text(json.dumps(summary))
     html = material.write(tmp_path / "report.html")
     assert html.count("joint: both at once") == 1 and "0.50" in html
+    assert html.count("static: of a copy of the first frame") == 1
     material.scores["base"].append(material.scores["base"][0])
     with pytest.raises(UserError, match="two score folders of lab"):
         material.write(tmp_path / "report.html")
@@ -315,6 +316,16 @@ def test_the_given_frame_and_what_happened_stand_before_the_clips(
     assert page.evaluate("figures.get(rows[0]).length") == 2
     page.close()
     assert complaints == []
+
+
+def test_a_clip_from_text_alone_says_so_beside_a_given_frame(continued: Material, tmp_path: Path):
+    said = "not shown the given frame"
+    assert said not in continued.write(tmp_path / "report.html")
+    (sidecar,) = continued.generations["aligned"].glob("*.json")
+    values = json.loads(sidecar.read_text())
+    del values["image"]
+    sidecar.write_text(json.dumps(values))
+    assert continued.write(tmp_path / "report.html").count(said) == 1
 
 
 def test_a_cut_off_last_line_is_left_out(tmp_path: Path):

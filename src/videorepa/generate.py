@@ -276,7 +276,7 @@ def _keep_images(
 ) -> None:
     """Write first frames as the model is shown them. Raises UserError if one cannot be used."""
     for name, clip in prompts.items():
-        kept = image_path(out, (clip.model_extra or {})["image"])
+        kept = image_path(out, str(clip.image))
         if kept.exists():
             continue
         image, *_ = openings[name].frames()

@@ -148,9 +148,14 @@ class Sidecar(CaptionedClip, MadeWith):
         return self.path.exists() and self.sidecar.exists()
 
     @property
+    def image(self) -> object:
+        """The digest of the image that the clip continues; None for a clip from text alone."""
+        return (self.model_extra or {}).get("image")
+
+    @property
     def kept_image(self) -> Path | None:
         """The image that the clip continues, as its model was shown it, if it is kept."""
-        return _kept_image(self.path.parent, (self.model_extra or {}).get("image"))
+        return _kept_image(self.path.parent, self.image)
 
     @property
     def kept_film(self) -> Path | None:

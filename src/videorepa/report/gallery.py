@@ -184,6 +184,8 @@ def clip_gallery(
         remarks = [f"not scored: {reason}" for reason in of_clip.failures]
         if clip and clip.seed is not None and len({other.seed for other in present}) > 1:
             remarks.append(f"seed {clip.seed}")
+        if clip and not clip.image and any(other.kept_image for other in present):
+            remarks.append("not shown the given frame")
         if clip and of_clip.fails:
             remarks.append(f"fails {', '.join(of_clip.fails)}")
         return Cell(
