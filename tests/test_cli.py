@@ -170,3 +170,9 @@ def test_the_help_of_evaluate_says_what_every_benchmark_needs(capsys, monkeypatc
     assert {*plugins.names("benchmarks"), "rated", "agreement"} <= {
         name for names in told for name in names
     }
+
+
+@pytest.mark.parametrize("option", [["--set", "train=12"], ["--out", "few"], ["--shard", "0/2"]])
+def test_lab_s_parts_refuse_the_options_of_its_study(option: list[str], capsys) -> None:
+    assert main(["lab", "contact", "contact.yaml", *option]) == 1
+    assert "for `lab study` alone" in capsys.readouterr().err

@@ -95,5 +95,10 @@ def lab(
 
     if recipe is None:
         raise UserError(f"lab {part} needs a recipe, such as recipes/micro/{part}.yaml.")
+    if (out, rows, shard, tuple(set)) != (Path("study"), None, "0/1", ()):
+        raise UserError(
+            f"The options --out, --rows, --shard and --set are for `lab study` alone. lab {part} "
+            f"takes all from its recipe: leave them out, and change a copy of {recipe}."
+        )
     for key, value in make(part, recipe).items():
         print(f"{key}: {value:.4g}")
