@@ -574,6 +574,7 @@ def test_images_that_cannot_be_shown_are_refused_with_the_reason(frame: Path, mo
     sixteen = Image.fromarray(np.zeros((16, 16), np.uint16))
     (cut := frame.with_name("cut.png")).write_bytes(frame.read_bytes()[:100])
     (text := frame.with_name("text.png")).write_text("no image")
+    (empty := frame.with_name("empty.png")).touch()
     plain.save(moving := frame.with_name("moving.webp"), save_all=True, append_images=[clear])
     deep = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 40000, np.uint16), format="rgb48be")
     with av.open(colours := frame.with_name("colours.png"), "w", format="image2") as file:
@@ -593,6 +594,7 @@ def test_images_that_cannot_be_shown_are_refused_with_the_reason(frame: Path, mo
         (colours, "colours of 16 bits"),
         (cut, "cannot be read"),
         (text, "is no image"),
+        (empty, "is empty"),
         (frame.with_name("absent.png"), "does not exist"),
         (frame.parent, "is a folder"),
     ):

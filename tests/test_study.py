@@ -261,7 +261,7 @@ def test_the_shipped_study_or_one_beside_can_be_extended(tmp_path: Path) -> None
     with pytest.raises(UserError, match="names the file itself"):
         StudyRecipe.from_yaml(tmp_path / "own.yaml")
     (tmp_path / "own.yaml").write_text("extends: short\narms: 3\n")
-    with pytest.raises(UserError, match="arms: Input should be a valid dictionary"):
+    with pytest.raises(UserError, match="arms: Input should be keys and values"):
         StudyRecipe.from_yaml(tmp_path / "own.yaml")
 
 
@@ -347,7 +347,7 @@ def test_a_further_table_is_of_its_own_clips_and_controls() -> None:
         ("control=trdd", "there is no arm trdd"),
         ("arms.trd.set=[align.weigth=0]", "weigth: unknown key"),
         ("prompts=1", "prompts: one clip has no spread"),
-        ("arms=3", "arms: Input should be a valid dictionary"),
+        ("arms=3", "arms: Input should be keys and values"),
         ("colour=red", "colour: unknown key"),
         ("arms.trd.control=nobody", "there is no arm nobody"),
         ("again=[nobody]", "there is no arm nobody"),

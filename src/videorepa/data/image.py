@@ -70,6 +70,8 @@ def _opened(path: Path) -> Image.Image:
         reason = str(error).partition(",")[0]
         raise UserError(f"The image {path} is too large: {reason}. Scale it down.") from None
     except UnidentifiedImageError:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty; copy or download it again.") from None
         raise UserError(
             f"{path} is no image that is read here ({', '.join(FORMATS)}); save it as one of these."
         ) from None

@@ -18,6 +18,10 @@ from videorepa.system.wording import SHOWN, count, shown
 EXPLAINED = "explained"
 """Type of a fault whose message says already what was found."""
 
+_KEYS, _LIST = "Input should be keys and values", "Input should be a list"
+IN_YAML = {"dict_type": _KEYS, "model_type": _KEYS, "tuple_type": _LIST, "list_type": _LIST}
+"""How faults of a type are put into words where pydantic names Python's own types."""
+
 MOST_FAULTS = 20
 """Most faults that a message lists."""
 
@@ -157,7 +161,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
         elif fault["type"] == EXPLAINED:
             lines.append(f"  {where}: {fault['msg']}")
         else:
-            message = fault["msg"].removeprefix("Value error, ").strip()
+            message = IN_YAML.get(fault["type"], fault["msg"]).removeprefix("Value error, ").strip()
             lines.append(f"  {where}: {message} (found {shown(fault['input'])})")
     if len(faults) > MOST_FAULTS:
         lines.append(f"  and {count(len(faults) - MOST_FAULTS, 'more fault')}")
