@@ -22,7 +22,7 @@ from videorepa.errors import UserError
 from videorepa.settings import plugins
 
 Teachers = dict[str, Path]
-STRAW_MEN = ("pixels", "untrained")
+STRAW_MEN = ("pixels", "places", "untrained")
 # `truth` sees no pixels: tests/test_truth.py holds it to what the contract can ask of it.
 APART = (*STRAW_MEN, "truth")
 NAMES = [name for name in plugins.names("encoders") if name not in APART]
@@ -603,6 +603,26 @@ def test_pixels_are_mean_colours(teachers: Teachers) -> None:
     assert spec.fingerprint() != spec.model_copy(update={"patch": 16}).fingerprint()
     with pytest.raises(UserError, match="sizes in multiples of 3; the recipe asks for 8x16x32"):
         plugins.description("encoders", "pixels")(**SIZE, patch=3).shape(9)
+
+
+def test_places_say_how_far_tokens_are_apart_and_nothing_of_the_clip() -> None:
+    spec = plugins.description("encoders", "places")(frames=12, height=48, width=64, patch=8)
+    encoder = spec.load(torch.device("cpu"))
+    one, other = (encoder(clip(frames, 48, 64)) for frames in (12, 13))
+    assert torch.equal(one.tokens, other.tokens) and (one.start, other.start) == (0, 1)
+    assert one.tokens.shape == (1, *spec.shape(12).tokens.shape[1:]) == (1, 6, 6, 8, 192)
+    places = F.normalize(one.tokens[0], dim=-1)
+    for axis in range(3):
+        line = places.movedim(axis, 0)[:, 0, 0]
+        alike = line @ line.T
+        assert alike.diagonal().sub(1).abs().max() < 1e-5
+        apart = alike[0]
+        assert (apart.diff()[:3] < 0).all() and apart.min() < apart[1] - 0.02
+        torch.testing.assert_close(alike[1, 1:], apart[:-1])  # Of distance alone.
+    assert spec.load(torch.device("cpu"), torch.bfloat16)(clip(12)).tokens.dtype == torch.bfloat16
+    assert spec.fingerprint() != spec.model_copy(update={"channels": 96}).fingerprint()
+    with pytest.raises(ValueError, match="multiple of 6"):
+        type(spec)(channels=100)
 
 
 def test_an_untrained_teacher_is_the_network_without_what_it_learnt(teachers: Teachers) -> None:
