@@ -23,12 +23,12 @@ from PIL import Image, ImageDraw
 
 from videorepa.data.video import read_all
 from videorepa.evaluation.pairs import share
-from videorepa.evaluation.statistics import mean_of_few, paired_bootstrap, sign_flip
+from videorepa.evaluation.statistics import holm, mean_of_few, paired_bootstrap, sign_flip
 from videorepa.lab.study.arms import MEASURED, ROWS, clips_folder, cost
 from videorepa.lab.study.measures import ALL, LIKELIER, LOG_RATIO, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
 from videorepa.lab.study.rows import VIOLATION, Row, read_rows
-from videorepa.lab.study.seeds import OF_CLIPS, Measured, in_markdown, read_measured
+from videorepa.lab.study.seeds import OF_CLIPS, Gain, Measured, in_markdown, read_measured
 from videorepa.lab.study.tables import ERROR_TITLES, by_table, on_the_way, tables
 from videorepa.settings.section import read_values
 
@@ -40,12 +40,15 @@ RECIPE = ROOT / "recipes" / "micro" / "study.yaml"
 MAP = ROOT / "recipes" / "micro" / "map.yaml"
 SHAPES = ROOT / "recipes" / "micro" / "shapes.yaml"
 CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
+BARE = ROOT / "recipes" / "micro" / "bare.yaml"
+"""It goes on in the confirmation's folder, and has its arms too."""
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
     "calibration": {MEASURED: MEASURED},
     "map": {MEASURED: MEASURED},
     "shapes": {MEASURED: "shapes.csv"},
     "confirmation": {MEASURED: "confirmation.csv"},
+    "bare": {MEASURED: "confirmation.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
@@ -63,6 +66,15 @@ CONTINUATIONS = {
     "copy": "the first frame, copied",
     "autoencoder": "the true clip, autoencoded",
 }
+BY_LEVEL = ("bare-untrained", "bare-places")
+"""Arms without a projector that are drawn by noise level."""
+BARE_AGAINST = (
+    ("bare-video", "trd-video"),
+    ("bare-untrained", "bare-video"),
+    ("bare-untrained", "trd-truth"),
+    ("bare-places", "bare-untrained"),
+)
+"""Arms without a projector, and what each is compared with."""
 SHEET_ARMS = (BASE, "control", "repa", "trd")
 SHEET_SCENARIOS = ("catch", "drop", "ramp")
 SHEET_FRAMES = range(0, 17, 2)
@@ -159,9 +171,9 @@ def _measured() -> Measured:
 
 
 @cache
-def _confirmed() -> Measured:
+def _confirmed(path: Path = CONFIRMATION) -> Measured:
     kept = KEPT / NAMES_KEPT["confirmation"][MEASURED]
-    return Measured(StudyRecipe.from_yaml(CONFIRMATION), read_measured(kept))
+    return Measured(StudyRecipe.from_yaml(path), read_measured(kept))
 
 
 def controls_table() -> str:
@@ -190,9 +202,74 @@ def shapes_table() -> str:
     return measured.table(measured.groups()["shape"], [LOSS])
 
 
+def readout_table() -> str:
+    """What experiments/readout.py found of the truth in the aligned block.
+
+    Trainings of one arm, which end in their seed, are one line: their mean and their range.
+    """
+    with (KEPT / "readout.csv").open(newline="") as file:
+        read = [row for row in csv.DictReader(file) if row["at"] == "block 4"]
+    rows = [row for row in read if row["noise"] in ("0.1", "0.9")]
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        for part in ("place", "motion", "contact"):
+            cell = f"{part}, noise {row['noise']}"
+            values[row["model"].rstrip("-0123456789")][cell].append(float(row[part]))
+
+    def cell(of: list[float]) -> str:
+        span = f" [{min(of):.3f}, {max(of):.3f}]" if len(of) > 1 else ""
+        return f"{np.mean(of):.3f}{span}"
+
+    return in_markdown(
+        [
+            {"model": name, "trainings": str(len(next(iter(parts.values()))))}
+            | {part: cell(parts[part]) for part in sorted(parts, key=_readout_order)}
+            for name, parts in values.items()
+        ]
+    )
+
+
+def _readout_order(cell: str) -> tuple[int, str]:
+    return ("place", "motion", "contact").index(cell.partition(",")[0]), cell
+
+
 def confirmed_table() -> str:
     """The arms that were to be confirmed, as they were measured."""
     return _confirmed().table(list(_confirmed().recipe.arms))
+
+
+def bare_table() -> str:
+    """The arms without a projector, as they were measured, each family adjusted for itself."""
+    measured, rows = _confirmed(BARE), []
+    for group, names in measured.groups().items():
+        for name, gain in measured.gains(names, LOSS).items():
+            rows.append({**measured.cells(name, {LOSS: gain}), "by seed": _by_seed(gain)})
+            if group == "main":
+                rows[-1]["what it is"] += ", with a projector"
+    return in_markdown(rows)
+
+
+def bare_against_table() -> str:
+    """How these arms differ from one another."""
+    measured = _confirmed(BARE)
+    found = {f"{arm} less {other}": measured.gain(arm, other, LOSS) for arm, other in BARE_AGAINST}
+    gains = {name: gain for name, gain in found.items() if gain is not None}
+    adjusted = holm([gain.of.p for gain in gains.values()])
+    return in_markdown(
+        [
+            {
+                "difference": name,
+                "loss: gain": f"{1e5 * gain.of.value:+.0f}e-5 "
+                f"[{1e5 * gain.of.low:+.0f}e-5, {1e5 * gain.of.high:+.0f}e-5], p {p:.2g}",
+                "by seed": _by_seed(gain),
+            }
+            for (name, gain), p in zip(gains.items(), adjusted, strict=True)
+        ]
+    )
+
+
+def _by_seed(gain: Gain) -> str:
+    return ", ".join(f"{1e5 * value:+.0f}" for value in gain.by_seed)
 
 
 def confirmed_clips_table() -> str:
@@ -209,7 +286,7 @@ def calibration_table() -> str:
 
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
-    screened, confirmed = _measured(), _confirmed()
+    screened, confirmed = _measured(), _confirmed(BARE)
     drawn = []
     for measured, remark in ((confirmed, ", fresh"), (screened, "")):
         for name in (name for names in measured.groups().values() for name in names):
@@ -230,13 +307,13 @@ def gains() -> Figure:
     left.axvline(0, color="gray", linestyle=":")
     left.set_xscale("symlog", linthresh=1)
     left.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
-    left.margins(y=0.2)
+    left.margins(y=0.5 / len(drawn))
     left.set_yticks(range(len(drawn)), [label for label, *_ in drawn])
     left.invert_yaxis()
     left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
     levels = [part for part in screened.parts[LOSS] if part != ALL]
-    by_level = [(confirmed, name) for name in ("trd-truth", "trd-video")]
-    by_level += [(screened, name) for name in ("repa-truth", "clips-120")]
+    by_level = [(confirmed, name) for name in ("trd-truth", "trd-video", *BY_LEVEL)]
+    by_level.append((screened, "clips-120"))
     for number, (measured, name) in enumerate(by_level):
         control = measured.recipe.control_of(name)
         of = [measured.gain(name, control, LOSS, x) for x in levels]
@@ -480,8 +557,11 @@ TABLES = {
     "controls": controls_table,
     "map": map_table,
     "shapes": shapes_table,
+    "readout": readout_table,
     "confirmed": confirmed_table,
     "confirmed clips": confirmed_clips_table,
+    "bare": bare_table,
+    "bare against": bare_against_table,
     "calibration": calibration_table,
     "continuation": continued_table,
     "continuation-less": continued_less_table,
