@@ -185,12 +185,13 @@ def controls_table() -> str:
 def map_table() -> str:
     """What was changed around one cell: a line for each arm, with its table of arms."""
     measured, rows = _measured(), []
+    controls = {measured.recipe.control_of(name) for name in measured.recipe.arms}
     for group, names in measured.groups().items():
         if group in ("main", "steps"):
             continue
         gains = measured.gains(names, LOSS)
         for name in names:
-            if name in gains:
+            if name in gains and name not in controls:
                 rows.append({"changed": group, **measured.cells(name, {LOSS: gains[name]})})
     return in_markdown(rows)
 
