@@ -457,6 +457,9 @@ def test_a_gain_is_paired_by_seed_and_worth_steps() -> None:
     text = measured_tables(scaled(), rows)
     assert "+5000e-5 [+2516e-5, +7484e-5], p 0.013, steps +83 [+38, +136]" in text
     assert "| loss, all | 3/3, +10000e-5 | 3/3, +10000e-5 | 3/3, +5000e-5 |" in text
+    # The scale is of the study's control: a gain over another is worth no number of its steps.
+    over_another = Measured(scaled(), rows).gain("trd", "short", "loss")
+    assert over_another is not None and math.isnan(over_another.steps[0])
 
 
 def test_means_of_generated_clips_are_compared_by_training() -> None:

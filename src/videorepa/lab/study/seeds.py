@@ -71,7 +71,8 @@ class Gain:
         of: The mean over seeds; above 0 is better, whichever way the measure goes.
         by_seed: The gain of each seed.
         steps: How many more steps of the control's training are worth as much, and as much as the
-            ends of the interval: infinite beyond the study's scale, NaN without one.
+            ends of the interval: infinite beyond the study's scale, NaN without one or over
+            another control than the study's.
         p_holm: The p-value adjusted for the arms of the table.
     """
 
@@ -119,6 +120,8 @@ class Measured:
             return None
         by_seed = tuple(SIGN[measure] * (ours[seed] - theirs[seed]) for seed in seeds)
         of = mean_of_few(by_seed)
+        if control != self.recipe.control:  # The scale is of the study's control alone.
+            return Gain(of, by_seed, (math.nan,) * 3)
         value, low, high = (self._more_steps(x, measure, part) for x in (of.value, of.low, of.high))
         return Gain(of, by_seed, (value, low, high))
 
