@@ -121,7 +121,7 @@ class Measured:
         by_seed = tuple(SIGN[measure] * (ours[seed] - theirs[seed]) for seed in seeds)
         of = mean_of_few(by_seed)
         if control != self.recipe.control:  # The scale is of the study's control alone.
-            return Gain(of, by_seed, (math.nan,) * 3)
+            return Gain(of, by_seed, (math.nan, math.nan, math.nan))
         value, low, high = (self._more_steps(x, measure, part) for x in (of.value, of.low, of.high))
         return Gain(of, by_seed, (value, low, high))
 
