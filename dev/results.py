@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -75,6 +76,8 @@ BARE_AGAINST = (
     ("bare-places", "bare-untrained"),
 )
 """Arms without a projector, and what each is compared with."""
+READ = ("place", "motion", "contact")
+"""What of the truth is read from tokens."""
 SHEET_ARMS = (BASE, "control", "repa", "trd")
 SHEET_SCENARIOS = ("catch", "drop", "ramp")
 SHEET_FRAMES = range(0, 17, 2)
@@ -208,14 +211,13 @@ def readout_table() -> str:
 
     Trainings of one arm, which end in their seed, are one line: their mean and their range.
     """
+    values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     with (KEPT / "readout.csv").open(newline="") as file:
-        read = [row for row in csv.DictReader(file) if row["at"] == "block 4"]
-    rows = [row for row in read if row["noise"] in ("0.1", "0.9")]
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        for part in ("place", "motion", "contact"):
-            cell = f"{part}, noise {row['noise']}"
-            values[row["model"].rstrip("-0123456789")][cell].append(float(row[part]))
+        for row in csv.DictReader(file):
+            if row["at"] == "block 4":
+                for part in READ:
+                    value = float(row[part])
+                    values[row["model"].rstrip("-0123456789")][part, row["noise"]].append(value)
 
     def cell(of: list[float]) -> str:
         span = f" [{min(of):.3f}, {max(of):.3f}]" if len(of) > 1 else ""
@@ -223,15 +225,11 @@ def readout_table() -> str:
 
     return in_markdown(
         [
-            {"model": name, "trainings": str(len(next(iter(parts.values()))))}
-            | {part: cell(parts[part]) for part in sorted(parts, key=_readout_order)}
-            for name, parts in values.items()
+            {"model": name, "trainings": str(len(next(iter(of.values()))))}
+            | {f"{p}, noise {n}": cell(of[p, n]) for p in READ for n in ("0.1", "0.9")}
+            for name, of in values.items()
         ]
     )
-
-
-def _readout_order(cell: str) -> tuple[int, str]:
-    return ("place", "motion", "contact").index(cell.partition(",")[0]), cell
 
 
 def confirmed_table() -> str:
@@ -260,8 +258,7 @@ def bare_against_table() -> str:
         [
             {
                 "difference": name,
-                "loss: gain": f"{1e5 * gain.of.value:+.0f}e-5 "
-                f"[{1e5 * gain.of.low:+.0f}e-5, {1e5 * gain.of.high:+.0f}e-5], p {p:.2g}",
+                "loss: gain": measured.cell(replace(gain, p_holm=p), LOSS),
                 "by seed": _by_seed(gain),
             }
             for (name, gain), p in zip(gains.items(), adjusted, strict=True)

@@ -161,12 +161,8 @@ class Inspection:
 
     def _shown(self) -> list[str]:
         """What the model is shown of clips."""
-        continuation = self.contract.continuation
-        conditioning = self.recipe.backbone.conditioning()
-        if continuation is None or conditioning is None:
-            return []
-        stride = self.recipe.backbone.geometry().frames
-        return [f"  shown            {conditioning.described(continuation, stride)}"]
+        shown = self.recipe.backbone.shown_in_training(self.recipe.data)
+        return [f"  shown            {shown}"] if shown else []
 
     def _left_out(self, name: str) -> list[str]:
         """Which steps a term does not compare, where the model is shown something."""

@@ -335,6 +335,13 @@ class BackboneSpec(Section):
         """How this checkpoint takes the opening of a clip; None if it takes text alone."""
         return None
 
+    def shown_in_training(self, data: Data) -> str:
+        """Say what is shown of a recipe's clips in training; "" if nothing is."""
+        conditioning, continuation = self.conditioning(), self.continuation(data)
+        if conditioning is None or continuation is None:
+            return ""
+        return conditioning.described(continuation, self.geometry().frames)
+
     def continuation(self, data: Data) -> Continuation | None:
         """What is shown of a recipe's clips in training, completed; None if nothing is.
 

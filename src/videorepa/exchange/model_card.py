@@ -39,7 +39,7 @@ def model_card(
       evaluations: The scores of the run's clips.
     """
     base, part = recipe.backbone.weights, recipe.backbone.part
-    shown = _shown(recipe)
+    shown = recipe.backbone.shown_in_training(recipe.data)
     task = "image-to-video" if shown else "text-to-video"
     header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": task}
     if base.count("/") == 1 and not Path(base).exists():
@@ -107,15 +107,6 @@ def _usage(recipe: Recipe, product: str, part: str) -> list[str]:
 def _trained(recipe: Recipe) -> str:
     lora = recipe.train.lora
     return "all weights" if lora is None else f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}"
-
-
-def _shown(recipe: Recipe) -> str:
-    """What the model is shown of clips in training; "" if it is text alone."""
-    backbone = recipe.backbone
-    conditioning, continuation = backbone.conditioning(), backbone.continuation(recipe.data)
-    if conditioning is None or continuation is None:
-        return ""
-    return conditioning.described(continuation, backbone.geometry().frames)
 
 
 def _alignment(recipe: Recipe) -> str:

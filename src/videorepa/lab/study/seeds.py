@@ -185,10 +185,11 @@ class Measured:
             if not self.of(name, measure):
                 continue
             cells[measure] = _number(measure, float(np.mean([*self.of(name, measure).values()])))
-            cells[f"{measure}: gain"] = self._cell(gain, measure)
+            cells[f"{measure}: gain"] = self.cell(gain, measure)
         return cells
 
-    def _cell(self, gain: Gain | None, measure: str) -> str:
+    def cell(self, gain: Gain | None, measure: str) -> str:
+        """A gain in words: its mean, interval and adjusted p-value, and its worth in steps."""
         if gain is None:
             return ""
         of = gain.of
