@@ -140,6 +140,7 @@ LOSSES = [
     {"name": "cosine"},
     {"name": "crepa"},
     {"name": "relation_l2"},
+    {"name": "relation_correlation"},
     {"name": "sara"},
 ]
 

@@ -21,6 +21,7 @@ from videorepa.losses.drift import LatentDrift
 from videorepa.losses.local_gram_flow import LocalGramFlow
 from videorepa.losses.moalign import MoAlign
 from videorepa.losses.relation import Relation
+from videorepa.losses.relation_correlation import RelationCorrelation
 from videorepa.losses.relation_l2 import RelationL2
 from videorepa.losses.sara import Sara
 from videorepa.losses.u_repa import URepa
@@ -161,6 +162,42 @@ def test_relation_l2_is_the_mean_over_pairs_of_different_tokens(grids) -> None:
     torch.testing.assert_close(loss, squares[:, different].mean())
 
 
+@given(grids=grids)
+def test_relation_correlation_is_pearsons_over_pairs_of_different_tokens(grids) -> None:
+    unit = [torch.nn.functional.normalize(x.flatten(1, 3), dim=-1) for x in grids]
+    row, column = torch.triu_indices(unit[0].shape[1], unit[0].shape[1], 1)
+    ours, theirs = ((x @ x.mT)[:, row, column] for x in unit)
+    expected = [torch.corrcoef(torch.stack(clip))[0, 1] for clip in zip(ours, theirs, strict=True)]
+    loss = RelationCorrelation()(*map(TokenGrid, grids))
+    torch.testing.assert_close(loss, 1 - torch.stack(expected).mean())
+
+
+@given(grids=grids, shared=st.floats(0, 3))
+def test_relation_correlation_leaves_mean_and_spread_free(grids, shared: float) -> None:
+    """A channel that all tokens share brings all cosines nearer to 1, in proportion."""
+    a, b = grids
+    unit = torch.nn.functional.normalize(b, dim=-1)
+    nearer = torch.cat([unit, torch.full_like(unit[..., :1], shared)], -1)
+    losses = [RelationCorrelation()(TokenGrid(a), TokenGrid(teacher)) for teacher in (b, nearer)]
+    torch.testing.assert_close(*losses)
+
+
+def test_relation_correlation_has_the_gradient_of_its_value() -> None:
+    a, b = pair(0)
+    loss = RelationCorrelation()
+    torch.autograd.gradcheck(lambda x: loss(TokenGrid(x), TokenGrid(b)), a.requires_grad_())
+
+
+def test_relation_correlation_keeps_its_digits_where_relations_hardly_vary() -> None:
+    """In float32, with cosines that differ by a thousandth."""
+    drawn = torch.Generator().manual_seed(0)
+    tokens = 1 + 0.03 * torch.randn(1, 4, 4, 4, 64, generator=drawn)
+    other = tokens + 0.01 * torch.randn(tokens.shape, generator=drawn)
+    loss = RelationCorrelation()
+    exact = loss(TokenGrid(tokens.double()), TokenGrid(other.double())).item()
+    assert loss(TokenGrid(tokens), TokenGrid(other)).item() == pytest.approx(exact, abs=1e-3)
+
+
 @given(seed=st.integers(0, 1000), weight=st.floats(0, 5))
 def test_u_repa_is_repa_and_the_squares(seed: int, weight: float) -> None:
     a, b = pair(seed)
@@ -284,6 +321,7 @@ def test_local_gram_flow_wants_a_next_step_and_a_centre() -> None:
 
 FOLLOWS_RELATIONS = [
     RelationL2(),
+    RelationCorrelation(),
     MoAlign(),
     MoAlign(margin=0.05),
     Sara(),

@@ -243,7 +243,16 @@ def test_its_features_are_prepared_and_taught_like_any_others(
 
 
 @pytest.mark.parametrize(
-    "loss", ["cosine", "relation", "u_repa", "crepa", "moalign", "local_gram_flow"]
+    "loss",
+    [
+        "cosine",
+        "relation",
+        "relation_correlation",
+        "u_repa",
+        "crepa",
+        "moalign",
+        "local_gram_flow",
+    ],
 )
 def test_every_loss_can_teach_it(recipe: Recipe, loss: str) -> None:
     sampled = open_source(recipe.override(*LAB).data).sample(0)
