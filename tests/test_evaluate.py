@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import tree
 from pages import write_run
-from videorepa.artifacts.scores import Scores
+from videorepa.artifacts.scores import Scores, score_folders, scored_rows
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
@@ -142,6 +143,23 @@ def test_a_replaced_video_or_a_changed_caption_is_scored_again(tmp_path, capsys)
     assert "2 clips scored again, the first is '0.mp4' 0: the video, its caption" in said
     evaluate("lab", write_list(*captions))
     assert "scored again" not in capsys.readouterr().err
+
+
+def test_a_second_benchmark_leaves_the_firsts_scores(tmp_path):
+    """Also those of the folder that is compared against, which has no --out."""
+    folders = [write_clips(tmp_path / name) for name in ("ours", "theirs")]
+    kept = {}
+    for folder in folders:
+        first = evaluate("lab", folder)
+        rows = [row | {"benchmark": "videophy 1"} for row in first.rows]
+        Scores(first.folder, first.summary, rows).write()
+        kept[folder] = tree(first.folder)
+    found = evaluate("lab", folders[0], against=folders[1])
+    assert found.folder == folders[0] / "scores-lab" and found.comparison is not None
+    for folder in folders:
+        assert tree(folder / "scores") == kept[folder]
+        assert len(scored_rows(folder / "scores-lab")) == N
+    assert score_folders(folders[0]) == [folders[0] / "scores", found.folder]
 
 
 def test_a_comparison_goes_with_the_rows_that_it_is_of(tmp_path, capsys):

@@ -14,10 +14,10 @@ from videorepa.artifacts.scores import (
     Row,
     Scores,
     Summary,
+    benchmark_folder,
     clip_key,
     earlier_rows,
     row_line,
-    score_folder,
     write_rows,
 )
 from videorepa.artifacts.selection import optimism
@@ -72,9 +72,9 @@ def evaluate(
         videos: A folder in the layout of `generate`; or a .csv or .jsonl file that lists clips made
             elsewhere, as for `prepare`, whose `id` names the prompt.
         out: Folder of the scores; by default `scores` in the clips' folder, or NAME.scores beside
-            their list.
-        against: Another such folder or list, of the same prompts and seeds. It is scored too, and
-            the two are compared clip by clip.
+            their list. Where that holds another benchmark's, it is `scores-BENCHMARK`.
+        against: Another such folder or list, of the same prompts and seeds. It is scored too, into
+            its own default folder, and the two are compared clip by clip.
         settings: Settings of the benchmark, each `key=value`.
         shard: (i, n) scores every n-th clip, starting at the i-th, into a row file of its own, and
             writes no tables. The same call without it then combines the rows of all shards.
@@ -84,11 +84,13 @@ def evaluate(
     """
     check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
-    out = out or score_folder(videos)
+    out = out or benchmark_folder(videos, bench.name)
     if against is not None and not bench.results(against)[0]:
         _clips(bench, against)  # Refused before the others are scored.
     scored = _score(bench, videos, out, shard)
-    theirs = None if against is None else _score(bench, against, score_folder(against), shard)
+    theirs = None
+    if against is not None:
+        theirs = _score(bench, against, benchmark_folder(against, bench.name), shard)
     if scored.failures and not scored.rows:
         raise UserError(
             f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "

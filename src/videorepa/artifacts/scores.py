@@ -261,6 +261,16 @@ def score_folder(videos: Path, name: str = "scores") -> Path:
     return videos.with_suffix(f".{name}") if videos.is_file() else videos / name
 
 
+def benchmark_folder(videos: Path, benchmark: str) -> Path:
+    """Give the folder for one benchmark's scores: `scores`, or `scores-BENCHMARK` beside another's.
+
+    So a second benchmark replaces no row of the first.
+    """
+    first = score_folder(videos)
+    scored = {str(row.get("benchmark")).split(" ")[0] for row in earlier_rows(first)}
+    return score_folder(videos, f"scores-{benchmark}") if scored - {benchmark} else first
+
+
 def score_folders(videos: Path) -> list[Path]:
     """Find all score folders of a folder or a list of clips."""
     if not videos.is_file():

@@ -176,7 +176,8 @@ def evaluate(
         compares scores with ratings.
       videos: Folder that `generate` wrote; or a .csv or .jsonl file that lists videos and captions;
         or a folder in the layout of the benchmark's authors, for those that have one.
-      out: Folder of the scores; by default `scores` in the folder of the clips.
+      out: Folder of the scores; by default `scores` in the folder of the clips, or
+        `scores-BENCHMARK` where that holds another benchmark's.
       against: Another such folder, of the same prompts and seeds, to compare with pair by pair.
       ratings: For `rated`, files that the report's page saved, one for each rater. For `agreement`,
         people's ratings: PhyGround's annotations, VideoPhy's table or one of your own.
