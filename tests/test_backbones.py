@@ -646,6 +646,18 @@ def test_a_relation_loss_reaches_the_tapped_block_and_none_after_it(twin: Twin) 
     assert strength > 0
 
 
+def test_weights_without_a_gradient_are_those_that_the_family_names(twin: Twin) -> None:
+    live = twin.spec.load(("transformer",), CPU)
+    twin.spec.add_lora(live.transformer, Lora(rank=2, alpha=4))
+    live.transformer.train().requires_grad_(True)
+    latents, text, opening = twin.latents[:1], twin.text(CAPTIONS[:1]), twin.opening(1, 3)
+    noise, timestep = torch.randn(latents.shape), live.sample_timesteps(latents, draw(6))
+    live.denoising_loss(latents, text, noise, timestep, opening).loss.mean().backward()
+    weights = dict(live.transformer.named_parameters())
+    idle = {name for name in weights if any(part in name for part in twin.spec.idle)}
+    assert idle == {name for name, weight in weights.items() if weight.grad is None}
+
+
 def test_adapters_go_where_the_backbone_wants_them(twin: Twin) -> None:
     lora = Lora(rank=2, alpha=4)
     transformer = twin.spec.load(("transformer",), CPU).transformer

@@ -215,7 +215,9 @@ class SmallTraining:
         self.workers, self.model = workers, Small()
         self.model.load_state_dict(weights)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-2)
-        self.shared = workers.share(self.model, self.optimizer, {"Linear", "Small"})
+        self.shared = workers.share(
+            self.model, self.optimizer, {"Linear", "Small"}, lacks_gradients=True
+        )
         if state is not None:
             workers.load_optimizer_state(self.optimizer, state)
 
@@ -297,9 +299,30 @@ def test_ddp_leaves_frozen_weights_where_they_are_offloaded(recipe: Recipe, tmp_
 def test_an_engine_takes_a_training_over_and_hands_it_back(
     recipe: Recipe, tmp_path: Path, parallel: str
 ) -> None:
-    # DDP has to know that there can be parameters without a gradient.
-    own = recipe.override(parallel, "align.when.until=3")
-    Together(tmp_path, check_engine, own).finish()
+    Together(tmp_path, check_engine, recipe.override(parallel)).finish()
+
+
+def check_second_steps(recipe: Recipe) -> None:
+    workers, student = join_workers(recipe, "cpu"), Student(recipe, CPU)
+    training, batch = Training(recipe, workers, student), drawn(recipe, student)
+    with student.tapped():
+        for step in range(2):
+            denoised, aligned = training.model(step, batch)
+            (denoised.loss.mean() + aligned.loss).backward()
+            training.update(1e-3)
+    workers.wait()
+
+
+@pytest.mark.parametrize("model", ["hunyuan_video_15", "cosmos_25"])
+def test_ddp_trains_models_with_weights_that_get_no_gradient(
+    twins: dict[str, Path], clips: Path, tmp_path: Path, model: str
+) -> None:
+    described, make = TWINS[model]
+    values = recipe_values(twins, clips, tmp_path / "cache")
+    values["backbone"] = described | {"weights": str(make(tmp_path / model))}
+    values["data"] |= {"height": 32, "width": 32}
+    own = Recipe.parse(values).override(DDP, *([LORA] if model == "hunyuan_video_15" else []))
+    Together(tmp_path / "err", check_second_steps, own).finish()
 
 
 @pytest.fixture

@@ -238,6 +238,14 @@ class BackboneSpec(Section):
         return ""
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        """Parts of the names of weights that have no part in the loss and get no gradient.
+
+        A layer's adapters share its name. Engines that wait for every gradient have to know.
+        """
+        return ()
+
+    @property
     def lora_pipeline(self) -> str:
         """The stock pipeline that writes and reads LoRA files for the transformer."""
         return self.pipeline_class

@@ -118,6 +118,10 @@ class Cosmos25(CosmosSpec):
         trained = Continuation(latents=(1, 2), probability=0.5, dropout=0.0)
         return Conditioning("in place", trained, most=2)
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        return ("crossattn_proj.",)  # It has projected the text before it is stored.
+
     def raw_text(self) -> Text:
         width = self.config("transformer")["crossattn_proj_in_channels"]
         states = torch.empty(self.text_tokens, width, device="meta")

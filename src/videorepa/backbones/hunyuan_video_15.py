@@ -212,6 +212,12 @@ class HunyuanVideo15(BackboneSpec):
         return "HunyuanVideoPipeline"
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        # Nothing reads the text that the last block gives.
+        last = f"transformer_blocks.{self.geometry().blocks - 1}."
+        return f"{last}attn.to_add_out.", f"{last}ff_context."
+
+    @property
     def text_tokens(self) -> int:
         return 1000
 

@@ -221,6 +221,11 @@ class LTX2(BackboneSpec):
     frame_rate: Fps = 24
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        # Sound is not trained, and the video does not see it.
+        return "audio", "av_cross_attn", "a2v_cross_attn"
+
+    @property
     def text_tokens(self) -> int:
         return 1024
 

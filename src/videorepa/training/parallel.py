@@ -69,6 +69,7 @@ class Alone:
         optimizer: Optimizer,
         blocks: set[str],
         gathered_in: torch.dtype | None = None,
+        lacks_gradients: bool = False,
     ) -> nn.Module:
         """Give the module to call in place of `model`, whose backward pass averages gradients.
 
@@ -77,6 +78,7 @@ class Alone:
           optimizer: Updates the model's parameters, also after they have become shards.
           blocks: Names of the classes of modules whose parameters are gathered together.
           gathered_in: The dtype to gather parameters in; by default the one that they have.
+          lacks_gradients: Whether trained parameters can go without a gradient in a step.
         """
         return model
 
@@ -153,6 +155,7 @@ class Replicated(Alone):
         optimizer: Optimizer,
         blocks: set[str],
         gathered_in: torch.dtype | None = None,
+        lacks_gradients: bool = False,
     ) -> nn.Module:
         # What is not trained is the same in all processes. It must neither be compared nor moved,
         # since it may be offloaded.
@@ -161,6 +164,7 @@ class Replicated(Alone):
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             model, alike
         )
+        self._accelerator.ddp_handler.find_unused_parameters = lacks_gradients
         return self._accelerator.prepare(model, optimizer, device_placement=[False, False])[0]
 
     @contextmanager
@@ -201,6 +205,7 @@ class Sharded(Replicated):
         optimizer: Optimizer,
         blocks: set[str],
         gathered_in: torch.dtype | None = None,
+        lacks_gradients: bool = False,
     ) -> nn.Module:
         from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
         from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -315,12 +320,8 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Any:
         raise UserError(_unsupported("DeepSpeed"))
     # By default, transformers loads a teacher's weights in the first process alone.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    schedules = [term.when for term in recipe.terms.values()]
-    ddp = DistributedDataParallelKwargs(
-        # The projector of a term that has ended gets no gradient.
-        find_unused_parameters=any(when.until or when.opposed for when in schedules),
-        gradient_as_bucket_view=True,  # Avoids a second copy of the gradients.
-    )
+    # The view avoids a second copy of the gradients.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     # The student computes in the recipe's precision, and its weights are float32.
     group = InitProcessGroupKwargs(timeout=PATIENCE)
     options: dict[str, Any] = {"kwargs_handlers": [ddp, group], "mixed_precision": "no"}

@@ -43,7 +43,7 @@ class Training:
         optimizer = make_optimizer(recipe, parameters, workers.device)
         # From here on, parameters can be shards.
         classes, dtype = student.block_classes(), student.gathered_in
-        self.model = workers.share(student, optimizer, classes, dtype)
+        self.model = workers.share(student, optimizer, classes, dtype, student.lacks_gradients)
         self.optimizer = optimizer
         self.trained = student.trained
         self.ema: dict[str, Tensor] | None = None

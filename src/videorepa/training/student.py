@@ -96,6 +96,14 @@ class Student(nn.Module):
         return {k: p for k, p in self.transformer.named_parameters() if p.requires_grad}
 
     @property
+    def lacks_gradients(self) -> bool:
+        """Whether trained parameters can go without a gradient in a step."""
+        idle = any(part in name for name in self.trained for part in self.recipe.backbone.idle)
+        # The projector of a term that has ended gets none.
+        rules = [term.when for term in self.recipe.terms.values()]
+        return idle or any(when.until or when.opposed for when in rules)
+
+    @property
     def gathered_in(self) -> torch.dtype | None:
         """The dtype that shards are gathered in, or None for their own.
 
