@@ -14,6 +14,7 @@ from videorepa.settings.bounds import Frames, Side
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
+
 class Places(EncoderSpec):
     """Where tokens are on a teacher's grid, the same in every clip. A teacher has to beat it.
 
