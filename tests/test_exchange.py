@@ -321,6 +321,23 @@ def test_a_fused_lora_is_a_stock_transformer_and_nothing_else(
         assert difference < (1e-5 if dtype == torch.float32 else 3e-2)
 
 
+def test_a_lora_is_rounded_as_it_is_written_whatever_its_strength(
+    lora_run: Run, tmp_path: Path, monkeypatch
+) -> None:
+    run = shutil.copytree(lora_run.path, tmp_path / "run")
+    lora_run.recipe.override("train.lora.alpha=3").to_yaml(run / "recipe.yaml")
+
+    def stock_output(product: Path, classes: Any, base: Any, names: Any, given: Any) -> Tensor:
+        stock = CogVideoXTransformer3DModel.from_pretrained(base[0], subfolder=base[1])
+        stock.load_lora_adapter(load_file(product), prefix="transformer")
+        with torch.no_grad():
+            return stock(**given).sample
+
+    monkeypatch.setattr(importlib.import_module("videorepa.export"), "stock_output", stock_output)
+    product = export(run, tmp_path / "out", dtype=torch.bfloat16)
+    assert {value.dtype for value in load_file(product).values()} == {torch.bfloat16}
+
+
 def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
     lora_run: Run, tmp_path: Path, monkeypatch
 ) -> None:

@@ -106,28 +106,30 @@ def _write(product: Path, run: Run, step: int, dtype: torch.dtype, fuse: bool) -
             "The trained model gives exactly the base model's output, so there is nothing to "
             "export. Nothing was written. Did the run train at all?"
         )
-    trained = set(checkpoint.trained)
     del checkpoint
     if fuse:
         transformer.fuse_lora()
         transformer.unload_lora()
-    whole = fuse or recipe.train.lora is None
+    adapter = None
+    if not fuse and recipe.train.lora is not None:
+        adapter = Adapter.of(transformer).to(dtype)
     if dtype != torch.float32:
         # The weights are rounded first, so that the written ones are compared.
-        for name, parameter in transformer.named_parameters():
-            if whole or name in trained:
+        if adapter is not None:
+            adapter.put_into(transformer)
+        else:
+            for parameter in transformer.parameters():
                 parameter.data = parameter.data.to(dtype).float()
         ours = output(transformer, arguments)
     part, classes = backbone.part, (recipe.backbone.lora_pipeline, type(transformer).__name__)
     names: dict[str, str] = {}
-    if whole:
+    if adapter is None:
         transformer.to(dtype).save_pretrained(product)
     elif product.name == COMFYUI_FILE:
-        adapter = Adapter.of(transformer).to(dtype)
         names = comfyui_names(classes[1], adapter.layers)
         adapter.save_for_comfyui(product, names)
     else:
-        Adapter.of(transformer).to(dtype).save_for_diffusers(product)
+        adapter.save_for_diffusers(product)
     del backbone, transformer
     theirs = stock_output(product, classes, (recipe.backbone.source, part), names, arguments)
     error = ((theirs - ours).norm() / ours.norm()).item()

@@ -106,6 +106,17 @@ class Adapter:
         }
         return cls.scaled(layers, config.lora_alpha / config.r)
 
+    def put_into(self, transformer: Any) -> None:
+        """Give the weights back to a transformer that `of` took them from."""
+        from peft.utils import set_peft_model_state_dict
+
+        config = transformer.peft_config["default"]
+        scale = config.lora_alpha / config.r
+        state = {}
+        for name, (down, up) in self.layers.items():
+            state |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up.float() / scale}
+        set_peft_model_state_dict(transformer, state)
+
     @property
     def rank(self) -> int:
         """The rank of every layer."""
