@@ -26,6 +26,7 @@ from videorepa.artifacts.clips import Sidecar, clips_of, left_over, readable_cli
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone
 from videorepa.backbones._sampler import Sampler
+from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.data.cache import Cache
 from videorepa.data.digests import Digests
 from videorepa.data.manifest import Prompt
@@ -529,6 +530,22 @@ def test_digests_are_remembered_by_size_and_time(recipe: Recipe, tmp_path: Path)
     assert digested() == [0, 1, 2]
     (tmp_path / "digests.json").write_text('{"clip0.mp4": 1, "clip1.mp4": []}')
     assert digested() == [0, 1, 2]
+
+
+def test_weights_and_configurations_are_looked_at_again_when_they_were_replaced(
+    twins: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(twins["backbone"], tmp_path / "model")
+    spec = CogVideoX(weights=str(folder))
+    before, blocks = spec.weights_digest(), spec.geometry().blocks
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert spec.weights_digest() != before
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace(f'"num_layers": {blocks}', '"num_layers": 41'))
+    assert spec.geometry().blocks == 41
 
 
 def test_looking_up_many_clips_is_shown_at_once_and_survives_a_kill(

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +28,7 @@ from videorepa.system.files import (
     read_bytes,
     read_text,
     short_name,
+    until_changed,
 )
 from videorepa.system.fingerprint import json_digest
 
@@ -358,6 +358,7 @@ def clip_shape(path: Path) -> dict[str, Any] | None:
         return None
 
 
+@until_changed
 def clip_digest(clip: Path) -> str:
     """What a clip is called in rows of scores, in ratings and beside a page.
 
@@ -367,14 +368,6 @@ def clip_digest(clip: Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    file = clip.stat()
-    return _digest_of(clip.absolute(), file.st_size, file.st_mtime_ns)
-
-
-@cache
-def _digest_of(clip: Path, size: int, written: int) -> str:
-    """The digest of a file that has a size and a time of its last change, by which a file that
-    has changed since is noticed."""
     return file_digest(clip)[:DIGEST]
 
 

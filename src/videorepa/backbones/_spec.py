@@ -20,6 +20,7 @@ from videorepa.errors import UserError, as_user_error
 from videorepa.settings.section import Section, Weights
 from videorepa.settings.sections import ClipSize, Continuation, Data, Generation, Lora
 from videorepa.system.configuration import read_configuration
+from videorepa.system.files import until_changed
 from videorepa.system.fingerprint import weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.system.wording import count
@@ -588,10 +589,12 @@ def _parameters(stock_class: str, config: str) -> int:
     return sum(p.numel() for p in _on_meta(stock_class, json.loads(config)).parameters())
 
 
-@cache
+_configuration = until_changed(read_configuration)
+
+
 def _read_json(path: Path) -> Config:
     try:
-        return read_configuration(path)
+        return _configuration(path)
     except FileNotFoundError:
         raise UserError(f"There is no {path}; is this a diffusers folder?") from None
     except (OSError, ValueError) as error:

@@ -13,9 +13,9 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -25,6 +25,8 @@ from videorepa.errors import UserError
 from videorepa.system.lock import SUFFIX, is_lock, locked
 
 Place = TypeVar("Place", str, Path)
+
+R = TypeVar("R")
 
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}(\.\w+)?")
 """Names of temporary files, none of which a user would choose."""
@@ -158,6 +160,25 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
         except OSError:
             continue  # Another process has removed it, or this one may not.
+
+
+def until_changed(function: Callable[[Path], R]) -> Callable[[Path], R]:
+    """Let a function of a file's content remember its results, each until that file changes.
+
+    The function raises OSError if there is no file.
+    """
+
+    @cache
+    def remembered(path: Path, *stamp: int) -> R:
+        return function(path)
+
+    @wraps(function)
+    def current(path: Path) -> R:
+        file = path.stat()
+        # Copying a file can keep the time of its last change, but not that of its last move.
+        return remembered(path.absolute(), file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+
+    return current
 
 
 def is_vacant(folder: Path) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from videorepa.errors import UserError
-from videorepa.system.files import open_file
+from videorepa.system.files import open_file, until_changed
 
 WINDOWS = 16
 
@@ -23,13 +22,13 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@cache
 def weights_digest(path: Path) -> str:
     """A digest, 16 hexadecimal digits, of a file of weights or of the files in a folder.
 
     A folder's JSON configuration does not count; the caller adds its relevant keys. Files are
     sampled, and not read whole. Weights of different models differ nearly everywhere, so this tells
-    models apart, though it may miss a single flipped bit. Raises UserError if there are no weights.
+    models apart, though it may miss a single flipped bit. A process samples a file once, and again
+    when it is written to. Raises UserError if there are no weights.
     """
     if path.is_file():
         files = [path]
@@ -37,7 +36,7 @@ def weights_digest(path: Path) -> str:
         files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_config(p))
     if not files:
         raise UserError(f"There are no weights at {path}.")
-    digests = {file.name: file_sample_digest(file) for file in files}
+    digests = {file.name: _once(file) for file in files}
     return json_digest(digests if path.is_dir() else list(digests.values()))
 
 
@@ -53,6 +52,9 @@ def file_sample_digest(path: Path) -> str:
             stream.seek(window * max(0, size - WINDOW_BYTES) // (WINDOWS - 1))
             digest.update(stream.read(WINDOW_BYTES))
     return digest.hexdigest()[:16]
+
+
+_once = until_changed(file_sample_digest)
 
 
 def _is_config(path: Path) -> bool:
