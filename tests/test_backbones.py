@@ -860,7 +860,7 @@ def test_validation_computes_as_a_training_in_bfloat16(
 
     monkeypatch.setattr(Backbone, "whole", whole)
     own = recipe.override("train.lora={rank: 2, alpha: 4}", f"memory.frozen={frozen}")
-    workers, run = Alone(CPU), Run.begin(tmp_path / "run", own)
+    workers, run = Alone(CPU), Run(tmp_path / "run")
     texts = encoded_prompts(own, workers)
     student = Student(own, CPU)
     outputs = []

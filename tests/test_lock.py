@@ -127,7 +127,7 @@ def test_a_verb_refuses_a_folder_that_is_in_use(
     monkeypatch.chdir(tmp_path)
     recipe.to_yaml(Path("recipe.yaml"))
     save_file(lora_weights(), "lora.safetensors")
-    Run.begin(Path("run"), recipe)
+    Run(Path("run")).begin(recipe, {}, resumed=False)
     Path(held).parent.mkdir(exist_ok=True)
     with locked(Path(held), Path("out")):
         before = sorted(tmp_path.rglob("*"))

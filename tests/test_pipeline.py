@@ -388,7 +388,8 @@ def test_a_resumed_run_sees_the_clips_that_it_began_with(
         manifest.write_text(text)
         prepare(own)
         with pytest.raises(UserError, match=says):
-            train(own, tmp_path / "run")
+            train(own.override("about=Refused."), tmp_path / "run")
+        assert run.recipe == own
     (run.path / "clips.json").unlink()
     capsys.readouterr()
     train(own, tmp_path / "run")
@@ -738,14 +739,17 @@ def test_a_signal_ends_a_training_after_the_step_with_a_checkpoint(
     assert kept[0] == kept[1] == ["step-00000004", "step-00000006"]
 
 
-def test_what_a_kill_before_the_pruning_leaves_goes(prepared: Recipe, tmp_path: Path) -> None:
+def test_what_a_kill_before_the_pruning_leaves_goes(
+    prepared: Recipe, tmp_path: Path, monkeypatch
+) -> None:
     run = train(prepared, tmp_path / "run")
     kept = sorted(path.name for path in run.checkpoints.iterdir())
     shutil.copytree(run.checkpoints / "step-00000004", run.checkpoints / "step-00000002")
     for name in (".tmp-step-00000006", ".tmp-old-step-00000002"):
         (run.checkpoints / name).mkdir()
         (run.checkpoints / name / "trained.safetensors").write_text("half")
-    train(prepared, tmp_path / "run")
+    monkeypatch.delattr(importlib.import_module("videorepa.train"), "Student")
+    train(prepared, tmp_path / "run")  # It has all its steps, so that no model is loaded.
     assert sorted(path.name for path in run.checkpoints.iterdir()) == kept
 
 
@@ -806,7 +810,7 @@ def test_processes_share_the_prompts_and_run_a_sharded_model_equally_often(
     monkeypatch.setattr("videorepa.training.validation.Drift", lambda *given: None)
     monkeypatch.setattr("videorepa.training.validation.appearance", lambda clip: None)
     student = Student(own, CPU)
-    run = Run.begin(tmp_path / "run", own)
+    run = Run(tmp_path / "run")
     for rank in (1, 0):  # The first one reads all clips.
         workers = Fellow(CPU)
         workers.rank, workers.is_sharded = rank, is_sharded
@@ -888,6 +892,12 @@ def test_a_run_of_another_recipe_or_model_is_refused(
     train(prepared, tmp_path / "run")
     with pytest.raises(UserError, match=r"another recipe.*align\.weight"):
         train(prepared.override("align.weight=0.3"), tmp_path / "run")
+    before = tree(tmp_path / "run")
+    with pytest.raises(UserError, match="steps have 4 clips, and 1 processes .* make 6"):
+        train(prepared.override("optim.batch_size=3"), tmp_path / "run")
+    with pytest.raises(UserError, match="--profile 1 "):
+        train(prepared.override("about=Refused."), tmp_path / "run", profile=1)
+    assert tree(tmp_path / "run") == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="is not a run"):
@@ -896,6 +906,7 @@ def test_a_run_of_another_recipe_or_model_is_refused(
     lora = prepared.override("train.lora={rank: 2}")
     shutil.rmtree(tmp_path / "run" / "recipe.yaml", ignore_errors=True)
     (tmp_path / "run" / "recipe.yaml").write_text(lora.text())
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
     with pytest.raises(UserError, match="of another model"):
         train(lora, tmp_path / "run")
 

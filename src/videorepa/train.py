@@ -24,6 +24,7 @@ from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
 from videorepa.system.stopping import Terminated, postponed
+from videorepa.system.wording import count
 from videorepa.training.context import check_context
 from videorepa.training.extras import check_extras
 from videorepa.training.pace import Pace
@@ -72,10 +73,11 @@ def train(recipe: Recipe, out: Path, *, device: str | None = None, profile: int 
 
 def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     prepared = PreparedClips(recipe, shown=workers.is_first)
-    run, resumed = _begin(recipe, out, workers, prepared)
+    run, resumed = _begin(recipe, out, workers, prepared, profile)
     start = resumed.step if resumed else 0
     steps = range(start, recipe.optim.steps)
-    check_profiled(profile, steps)
+    if not steps:
+        return run
     texts = encoded_prompts(recipe, workers)
     pairs = encoded_pairs(recipe, workers)
     student = Student(recipe, workers.device, home=workers.home)
@@ -143,28 +145,34 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
 
 
 def _begin(
-    recipe: Recipe, out: Path, workers: Alone, prepared: PreparedClips
+    recipe: Recipe, out: Path, workers: Alone, prepared: PreparedClips, profile: int
 ) -> tuple[Run, Checkpoint | None]:
     """Open the run's folder, with the checkpoint to resume from if there is one.
 
-    The first process makes the folder, chooses the checkpoint, and cuts from the log the steps that
-    will be repeated. The others take over its choice.
+    The first process chooses the checkpoint, refuses what cannot go on from it, and only then
+    writes: it makes the folder, and cuts from the log the steps that will be repeated. The others
+    take over its choice.
     """
     if not workers.is_first:
         step = workers.broadcast(0)
         run = Run.open(out)
         return run, checkpoint.at(run.checkpoints, step) if step else None
-    run = Run.begin(out, recipe)
+    run = Run.of(out, recipe)
     resumed = run.newest()
-    run.record_clips(prepared.contents, resumed is not None)
-    if prepared.failed:
-        console.print(f"{prepared.failures}. The training goes without them.")
-    run.cut_log(resumed.step if resumed else 0)
-    checkpoint.tidy(run.checkpoints, resumed.step if resumed else 0, recipe.train.keep_checkpoints)
+    start, last = resumed.step if resumed else 0, recipe.optim.steps
     if resumed:
         _check_batch(recipe.optim, resumed, workers)
-        console.print(f"Going on from step {resumed.step} of {recipe.optim.steps}.")
-    workers.broadcast(resumed.step if resumed else 0)
+    check_profiled(profile, range(start, last))
+    run.begin(recipe, prepared.contents, resumed is not None)
+    if prepared.failed:
+        console.print(f"{prepared.failures}. The training goes without them.")
+    run.cut_log(start)
+    checkpoint.tidy(run.checkpoints, start, recipe.train.keep_checkpoints)
+    if start == last:
+        console.print(f"{out} has all of its {count(last, 'step')} already; nothing was trained.")
+    elif resumed:
+        console.print(f"Going on from step {start} of {last}.")
+    workers.broadcast(start)
     return run, resumed
 
 

@@ -89,8 +89,8 @@ class Run:
         return (path / "recipe.yaml").is_file()
 
     @classmethod
-    def begin(cls, path: Path, recipe: Recipe) -> Run:
-        """Make the folder of a new run, or reopen that of the same run to resume it.
+    def of(cls, path: Path, recipe: Recipe) -> Run:
+        """Give the folder of a new run, or that of the same run to resume it, as it is.
 
         Raises:
             UserError: The folder holds something else, or a run of another recipe.
@@ -108,10 +108,6 @@ class Run:
                 )
         elif not cls.is_one(path) and not is_vacant(path):
             raise UserError(f"{path} exists and is not a run. Choose another folder with --out.")
-        path.mkdir(parents=True, exist_ok=True)
-        # The recipe makes the folder a run. The process can be killed between any two lines.
-        recipe.to_yaml(path / "recipe.yaml")
-        atomic_write(path / "environment.json", json.dumps(environment(), indent=1))
         return run
 
     @classmethod
@@ -147,18 +143,20 @@ class Run:
         path = self.path / "environment.json"
         return json_object(path) if path.is_file() else {}
 
-    def record_clips(self, contents: Mapping[str, Any], resumed: bool) -> None:
-        """Record which clips the run trains on.
+    def begin(self, recipe: Recipe, contents: Mapping[str, Any], resumed: bool) -> None:
+        """Record what the run trains and on which clips, or nothing where it is refused.
 
         Args:
-            contents: Their count, and a digest each of their ids, captions and videos.
+            recipe: The recipe; of a run that goes on, as it is from now on.
+            contents: The clips' count, and a digest each of their ids, captions and videos.
             resumed: Whether the run goes on from a checkpoint.
 
         Raises:
             UserError: It goes on, and began with other clips: it would take them in another order.
         """
         path = self.path / "clips.json"
-        if resumed and path.exists():
+        are_recorded = resumed and path.exists()
+        if are_recorded:
             before = json_object(path)
             changed = differences(before, contents)
             if changed:
@@ -169,6 +167,11 @@ class Run:
                     "in the same order. Restore them and run `videorepa prepare`, or choose "
                     "another folder with --out."
                 )
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The recipe makes the folder a run. The process can be killed between any two lines.
+        recipe.to_yaml(self.path / "recipe.yaml")
+        atomic_write(self.path / "environment.json", json.dumps(environment(), indent=1))
+        if are_recorded:
             return
         if resumed:
             console.print(
