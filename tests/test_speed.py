@@ -148,20 +148,15 @@ def test_a_profile_is_one_whole_file_in_the_run(prepared: Recipe, tmp_path: Path
         train(prepared, tmp_path / "refused", device="cpu", profile=3)
 
 
-@pytest.fixture
-def _own_attention(monkeypatch) -> None:
-    """diffusers notes the latest choice for the whole process."""
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
-
-    monkeypatch.setattr(Registry, "_active_backend", Registry._active_backend)
-
-
-@pytest.mark.usefixtures("_own_attention")
 def test_another_kernel_for_attention_changes_rounding_alone(plain: Recipe) -> None:
     usual = gradients(plain)
     own = gradients(plain.override("speed.attention=_native_math"))
     assert_close(own, usual)
     assert any(not torch.equal(own[name], usual[name]) for name in usual), "it was chosen"
+    with pytest.raises(UserError, match="FlexAttention does not support backward on CPU"):
+        Student(plain.override("speed.attention=flex"), CPU)
+    again = gradients(plain)  # Neither choice stays for what comes after it.
+    assert all(torch.equal(again[name], usual[name]) for name in usual)
 
 
 def without_gradients(query, key, value, attn_mask=None, **rest):
@@ -178,7 +173,6 @@ def attend(query, key, value, mask):
     return torch.nn.functional.scaled_dot_product_attention(*sides, mask).transpose(1, 2)
 
 
-@pytest.mark.usefixtures("_own_attention")
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
@@ -201,7 +195,6 @@ def test_attention_that_cannot_train_here_is_refused(
         Student(plain.override(f"speed.attention={backend}"), CPU)
 
 
-@pytest.mark.usefixtures("_own_attention")
 def test_attention_that_drops_the_texts_mask_is_refused(plain: Recipe, monkeypatch) -> None:
     """diffusers leaves out, in silence, what a backend does not take."""
     from diffusers.models import attention_dispatch

@@ -28,7 +28,11 @@ def choose_attention(
       UserError: There is no such backend, it does not work here, or the transformer's attention
         cannot be exchanged.
     """
-    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+    from diffusers.models.attention_dispatch import (
+        AttentionBackendName,
+        attention_backend,
+        dispatch_attention_fn,
+    )
 
     transformer, names = backbone.transformer, [each.value for each in AttentionBackendName]
     if backend not in names:
@@ -43,14 +47,15 @@ def choose_attention(
         )
     if device.type == "meta":
         return
-    with as_user_error(
+    refused = as_user_error(
         lambda error: (
             f"speed.attention is {backend}, which cannot be used here: "
             f"{str(error).strip().splitlines()[0].rstrip('.')}. Choose another, or leave "
             "speed.attention out for torch's own choice."
         )
-    ):
-        transformer.set_attention_backend(backend)
+    )
+    # The context ends what set_attention_backend makes the choice of all models in the process.
+    with refused, attention_backend(AttentionBackendName(backend)):
         width = transformer.config.attention_head_dim
         tokens = torch.randn(3, 1, 128, 2, width, device=device, dtype=dtype, requires_grad=True)
         mask = None
@@ -66,6 +71,7 @@ def choose_attention(
         if not attended.requires_grad:
             raise ValueError("it has no backward pass")
         attended.sum().backward()
+        transformer.set_attention_backend(backend)
 
 
 def compile_blocks(backbone: Backbone, backend: str = "inductor") -> None:
