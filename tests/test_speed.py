@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from traceback import extract_stack
@@ -31,6 +32,7 @@ from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
 from videorepa.remedies import in_training
+from videorepa.system import background
 from videorepa.system.device import PEAK_TFLOPS, peak_rate
 from videorepa.tokens import TokenGrid
 from videorepa.train import _read, train
@@ -376,6 +378,24 @@ def test_a_step_waits_for_the_gpu_once(
 ) -> None:
     own = plain if model == "wan" else recipe
     assert fake_cuda(waits_in_a_step, own) == []
+
+
+def test_a_read_that_hangs_does_not_keep_a_training_from_ending(monkeypatch) -> None:
+    monkeypatch.setattr(background, "PATIENCE", 0.05)
+    goes_on, made = threading.Event(), Batch(torch.zeros(1), {}, torch.zeros(1), torch.zeros(1), {})
+
+    def batches():
+        yield made
+        goes_on.wait(20)
+
+    began, coming = time.monotonic(), ahead(batches(), CPU)
+    try:
+        assert next(coming) is made
+        with pytest.raises(KeyboardInterrupt):
+            coming.throw(KeyboardInterrupt)
+        assert time.monotonic() - began < 10
+    finally:
+        goes_on.set()
 
 
 def test_batches_come_to_a_gpu_beside_its_work(plain: Recipe, monkeypatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from statistics import fmean
 
@@ -94,8 +94,12 @@ def _train(recipe: Recipe, out: Path, workers: Alone, profile: int) -> Run:
     profiling = profiled(run, profile if workers.is_first else 0, steps)
     pace = Pace(recipe, workers, start)
 
-    with postponed(workers.is_first) as request, student.tapped(), profiling as profile_step:
-        batches = loader.batches(start, workers.part, workers.parts)
+    with (
+        postponed(workers.is_first) as request,
+        student.tapped(),
+        profiling as profile_step,
+        closing(loader.batches(start, workers.part, workers.parts)) as batches,
+    ):
         for step in track(steps, "train", done=start, shown=workers.is_first):
             pace.begin_step()
             torch.manual_seed(step_seed(recipe.seed, step, workers.part))

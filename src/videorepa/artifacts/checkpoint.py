@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videorepa.errors import UserError, lacks_memory
+from videorepa.system.background import ahead
 from videorepa.system.files import file_digest, parse_json, refused_by_system, sync
 from videorepa.system.hub import plain_weights
 from videorepa.system.progress import console
@@ -284,8 +284,9 @@ def _verify(path: Path, state: dict[str, Any], unread: Container[str]) -> None:
 def _digests(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
     """The digests of the files, which are read at the same time; by default of all."""
     names = sorted(names or os.listdir(folder))
-    with ThreadPoolExecutor() as threads:
-        return dict(zip(names, threads.map(lambda n: file_digest(folder / n), names), strict=True))
+    count = len(names)
+    digests = ahead(lambda name: file_digest(folder / name), names, threads=count, most=count)
+    return dict(zip(names, digests, strict=True))
 
 
 def _digest(state: Mapping[str, Any]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from videorepa.backbones import Text
 from videorepa.conditioning import Opening
 from videorepa.encoders import EncoderSpec
+from videorepa.system import background
 from videorepa.tokens import TokenGrid
 
 
@@ -65,12 +66,13 @@ class Batch:
         return replace(batch, teachers=grids)
 
 
-def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch]:
     """Give the batches of an iterator, whose next one a thread makes meanwhile.
 
     On a GPU it makes them on a stream of its own, so that its copies and its online teachers run
     beside the training's kernels. The stream that takes a batch waits for that stream, and the
-    processor for neither.
+    processor for neither. A caller that stops early waits a few seconds at most for the batch that
+    has begun, such as one whose file cannot be read for now.
 
     Args:
       batches: Makes the batches.
@@ -78,7 +80,7 @@ def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """
     stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def make() -> tuple[Batch | None, Any]:
+    def make(_: None) -> tuple[Batch | None, Any]:
         with nullcontext() if stream is None else torch.cuda.stream(stream):
             batch = next(batches, None)
             return batch, None if stream is None else stream.record_event()
@@ -89,13 +91,10 @@ def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
             tensor.record_stream(torch.cuda.current_stream(device))
         return tensor
 
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(make)
-        while True:
-            batch, event = coming.result()
+    with closing(background.ahead(make, repeat(None), threads=1, most=2)) as coming:
+        for batch, event in coming:
             if batch is None:
                 return
-            coming = pool.submit(make)
             if event is not None:
                 torch.cuda.current_stream(device).wait_event(event)
                 batch.mapped(taken)

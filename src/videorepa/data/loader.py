@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class Loader:
         self.empty_caption = self.cache.read_empty_caption()
         self.continuation = recipe.backbone.continuation(recipe.data)
 
-    def batches(self, start: int, rank: int, count: int) -> Iterator[Batch]:
+    def batches(self, start: int, rank: int, count: int) -> Generator[Batch]:
         """Give the micro-batches of process `rank` of `count`, from step `start` to the last.
 
         A thread reads the next one while the caller trains on the latest.
