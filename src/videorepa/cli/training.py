@@ -53,7 +53,7 @@ def head(
 
     Args:
       kind: "motion" for the loss moalign, "saliency" for sara.
-      out: The file to write; must not exist yet.
+      out: The file to write; must not exist yet, unless it holds this very head.
       clips: Use at most this many clips.
     """
     from videorepa.head import train_head
@@ -67,7 +67,7 @@ def head(
 def train(
     recipe: RecipeFile, out: Path | None = None, set: Overrides = (), profile: int = 0
 ) -> None:
-    """Fine-tune with the recipe's alignment loss; the same command resumes exactly.
+    """Fine-tune with the recipe's alignment loss; the same command resumes a stopped run.
 
     With --align.weight 0 it trains the control: the same code without alignment.
 
