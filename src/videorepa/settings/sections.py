@@ -359,7 +359,7 @@ class Generation(Section):
     Attributes:
       dynamic_guidance: Raises the guidance while the noise falls. Only CogVideoX has it.
       negative_prompt: What guidance leads away from, where the model has a second pass for it. Left
-        out, it is the authors' own for Wan, LTX and Cosmos, and empty for the others.
+        out, it is the authors' own for Wan, LTX, Kandinsky and Cosmos, and empty for the others.
       samples: Clips per prompt, each with its own seed.
       tiling: Decodes clips of more than 256 pixels a side in overlapping tiles, as diffusers does:
         in a fraction of the memory, with small differences around the seams.
