@@ -84,7 +84,7 @@ class Term(nn.Module):
       align: The term's section of the recipe.
       common: The grid on which the two sides are compared.
       projector: Brings the student to the common grid.
-      cosines: Cosines of the term's gradient and the diffusion loss's, over the latest steps.
+      cosines: Cosines of the term's gradient and the denoising loss's, over the latest steps.
       stopped: Whether the rule to stop has ended the term.
     """
 

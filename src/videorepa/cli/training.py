@@ -154,7 +154,8 @@ def compare(
 ) -> None:
     """Say whether a training's curves lie within the range of other seeds of its recipe.
 
-    The exit code is 0 if they do and 1 if not. References for the demo's two runs are shipped.
+    The exit code is 0 if they do and 1 if not. References for the demo's two runs are shipped. (To
+    compare two models' clips, use `evaluate --against`.)
 
     For example:
       videorepa compare demo/runs/aligned

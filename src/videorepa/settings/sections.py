@@ -49,7 +49,7 @@ class When(Section):
       until: The first step at which the term counts no more.
       decay: How its weight goes to 0 by then; "constant" drops it all at once.
       opposed: Stops the term for good once its gradient at the tapped tokens has opposed that of
-        the diffusion loss (mean cosine below 0) over this many steps, as HASTE does (arXiv
+        the denoising loss (mean cosine below 0) over this many steps, as HASTE does (arXiv
         2505.16792).
       gate: The factor of each sample's loss by its noise level sigma, from 0 (no noise) to 1 (noise
         alone). "signal" is 1 - sigma^2, the share of signal, as in LaMo (arXiv 2605.23878). A list
