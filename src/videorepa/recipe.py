@@ -68,7 +68,7 @@ class Align(Section):
         ("clips") leaves what sets a clip apart, and one over the clip's own time ("time") leaves
         what changes.
       ahead: Steps of the common grid by which the target is later than the student. The student's
-        early steps then foretell what the teacher sees afterwards, and its last ones are not
+        early steps then predict what the teacher sees afterwards, and its last ones are not
         compared.
     """
 

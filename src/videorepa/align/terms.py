@@ -162,7 +162,7 @@ class Term(nn.Module):
         """
         ahead = self.align.ahead
         early = self.common.steps(0, self.common.size[0] - ahead)
-        # Interpolation must not mix in the steps that are left out, or those that are foretold.
+        # Interpolation must not mix in the steps that are left out, or those that are predicted.
         if left_out:
             student = student.since(left_out)
         if ahead:

@@ -30,7 +30,7 @@ def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> No
     refuse(
         done.failed,
         "clip",
-        "cannot be used. Training leaves out what is listed here; mend it and run the same command "
+        "cannot be used. Training leaves out what is listed here; fix it and run the same command "
         "again, or go on without it.",
     )
 
