@@ -34,7 +34,7 @@ def generate(
 
     A benchmark's name in place of the prompts takes all of its own, with their first frames where
     it has them. Clips then get the length that it scores, and as many samples as it asks for;
-    docs/judging.md says more.
+    docs/generating.md says more.
 
     For example:
       videorepa generate runs/videorepa-2b --prompts prompts.txt --out clips/aligned

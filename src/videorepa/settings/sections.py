@@ -113,7 +113,7 @@ class ClipSize(Section):
 class Continuation(Section):
     """What the model is shown of a clip in training, so that it continues the clip.
 
-    What is left out is as the model's authors train it; `docs/backbones.md` says how that is.
+    What is left out is as the model's authors train it; `docs/first-frame.md` says how that is.
 
     Attributes:
       latents: How many of the clip's first latents: 1 is the first frame. Of several numbers one is
