@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -808,6 +809,32 @@ def test_a_truncated_checkpoint_is_noticed_and_the_one_before_used(
         run.trained()
     assert_equal_bit_for_bit(train(prepared, tmp_path / "run"), undisturbed)
     assert "step-00000006 is damaged" in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=repr,
+)
+def test_a_lack_of_memory_is_no_damage_for_which_an_earlier_checkpoint_is_used(
+    prepared: Recipe, tmp_path: Path, monkeypatch, lack: Exception
+) -> None:
+    steps = ["optim.steps=2", "train.checkpoint_every=1", "train.keep_checkpoints=2"]
+    run = train(prepared.override(*steps), tmp_path / "run")
+    before = tree(run.path)
+
+    def fails(path: Path) -> None:
+        raise lack
+
+    monkeypatch.setattr("videorepa.artifacts.checkpoint.load_file", fails)
+    with pytest.raises(UserError, match="not enough memory"):
+        train(prepared.override(*steps), tmp_path / "run")
+    monkeypatch.undo()
+    assert tree(run.path) == before
 
 
 def test_what_was_resumed_does_not_stay_in_memory(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from videorepa.align.projector import PROJECTOR_FILE, Projector
-from videorepa.errors import UserError
+from videorepa.errors import UserError, as_user_error
 from videorepa.exchange import zero_checkpoint as zero
 from videorepa.exchange.lora import LORA_FILE, Adapter
 from videorepa.settings import plugins
@@ -226,13 +226,14 @@ def _stock_transformer(
 
     quieten_libraries()
     config = {key: value for key, value in config.items() if key not in _ALIGNMENT_SETTINGS}
-    try:
-        with torch.device("meta"):
-            model: Any = CogVideoXTransformer3DModel.from_config(config)
-    except Exception as error:
-        raise UserError(
+
+    def described(error: Exception) -> str:
+        return (
             f"The configuration of {source} makes no transformer: {type(error).__name__}: {error}"
-        ) from None
+        )
+
+    with as_user_error(described), torch.device("meta"):
+        model: Any = CogVideoXTransformer3DModel.from_config(config)
     misfit = Misfit.between(weights, shapes(model.state_dict()))
     _check_whole(source, "transformer", misfit, advice)
     model.load_state_dict(weights, assign=True)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from videorepa.errors import UserError
+from videorepa.errors import UserError, lacks_memory
 from videorepa.system.files import file_digest, parse_json, refused_by_system, sync
 from videorepa.system.hub import plain_weights
 from videorepa.system.progress import console
@@ -250,6 +250,8 @@ def _load(path: Path, with_moments: bool = True) -> Checkpoint:
             state.get("batch"),
         )
     except Exception as error:
+        if lacks_memory(error):  # A whole checkpoint must not pass for a damaged one.
+            raise MemoryError(str(error)) from None
         raise ValueError(str(error)) from None
 
 

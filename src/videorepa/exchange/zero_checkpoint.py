@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videorepa.errors import UserError
+from videorepa.errors import UserError, as_user_error
 from videorepa.system.files import check_is_file, read_bytes
 
 _PARTITION = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -172,16 +172,18 @@ def _partition_paths(states: Path) -> list[Path]:
 def _load(path: Path) -> dict[str, Any]:
     """Map a file as plain data, without reading it: most of it is optimiser state."""
     check_is_file(path)
-    try:
-        with torch.serialization.safe_globals([(_Ignored, name) for name in _ALLOWED]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
+
+    def described(error: Exception) -> str:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {refused[1]}" if refused else type(error).__name__
-        raise UserError(
+        return (
             f"{path} cannot be read as plain data ({reason}). It is damaged, or it would run "
             "code; such a file is never loaded."
-        ) from None
+        )
+
+    allowed = [(_Ignored, name) for name in _ALLOWED]
+    with as_user_error(described), torch.serialization.safe_globals(allowed):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a table.")
     return content
