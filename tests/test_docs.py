@@ -17,6 +17,7 @@ import torch
 from pydantic.fields import FieldInfo
 
 from videorepa import cli, encoders, losses
+from videorepa.artifacts.run import DIVISION, FREE_TO_CHANGE
 from videorepa.backbones import BackboneSpec
 from videorepa.encoders import EncoderSpec
 from videorepa.inspect import inspect
@@ -187,6 +188,13 @@ def test_the_tables_of_keys_are_the_schemas() -> None:
     families |= defaults(plugins.description("backbones", "ltx"), set(), "backbone.")
     assert listed("recipes.md") == families | defaults(Recipe, {"align"})
     assert listed("objectives.md") == defaults(Align, {"loss", "encoder"})
+
+
+def test_what_may_change_when_a_run_continues_is_listed() -> None:
+    text = (ROOT / "docs" / "running.md").read_text()
+    paragraph = text[text.index("**What may change.**") :].partition("\n\n")[0]
+    keys = [key for key in (*FREE_TO_CHANGE, *DIVISION) if not key.startswith("parallel.")]
+    assert not [key for key in keys if f"`{key}`" not in paragraph]
 
 
 def test_the_extension_guides_plugins_work_from_outside(
