@@ -38,7 +38,7 @@ class Aligned(NamedTuple):
 
     @property
     def loss(self) -> Tensor | float:
-        """The loss to add to the diffusion loss; 0 without terms.
+        """The loss to add to the denoising loss; 0 without terms.
 
         A probe enters with weight 1: its graph is cut off from the transformer.
         """
@@ -55,7 +55,7 @@ class Aligned(NamedTuple):
         return {f"align_weight{term.suffix}": term.weight for term in self.terms}
 
     def weighted(self, values: Mapping[str, float]) -> float:
-        """Add up the loss of logged values: the diffusion loss and the weighted terms."""
+        """Add up the loss of logged values: the denoising loss and the weighted terms."""
         terms = (term.weight * values[f"align{term.suffix}"] for term in self.terms)
         return values["denoise"] + sum(terms, 0.0)
 
@@ -76,7 +76,7 @@ class Gradients:
     """Measures the gradients of both losses at the tapped tokens, in the one backward pass.
 
     The term reads the tokens through `branch`, which separates its gradient from the rest of what
-    arrives at the tokens: the gradients of the diffusion loss and of terms that tap deeper blocks.
+    arrives at the tokens: the gradients of the denoising loss and of terms that tap deeper blocks.
     A learnable projector can absorb all of the alignment's gradient; this makes that visible.
 
     Args:
