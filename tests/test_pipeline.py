@@ -12,6 +12,7 @@ import weakref
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from videorepa.backbones._sampler import Sampler
 from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.data.cache import Cache
 from videorepa.data.digests import Digests
+from videorepa.data.loader import PreparedClips
 from videorepa.data.manifest import Prompt
 from videorepa.data.source import ManifestSource, open_source
 from videorepa.data.video import write_video
@@ -531,6 +533,25 @@ def test_digests_are_remembered_by_size_and_time(recipe: Recipe, tmp_path: Path)
     assert digested() == [0, 1, 2]
     (tmp_path / "digests.json").write_text('{"clip0.mp4": 1, "clip1.mp4": []}')
     assert digested() == [0, 1, 2]
+
+
+def test_training_remembers_the_digests_of_videos_that_were_copied(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    own = recipe.override(f"data.manifest={write_clips(tmp_path / 'own', count=3)}")
+    prepare(own)
+    for video in (tmp_path / "own").glob("*.mp4"):
+        video.touch()
+    real, digested = ManifestSource.digest, []
+    monkeypatch.setattr(
+        ManifestSource, "digest", lambda self, n: digested.append(n) or real(self, n)
+    )
+    for shown, read in ((False, [0, 1, 2]), (True, [0, 1, 2]), (True, []), (False, [])):
+        assert len(PreparedClips(own, shown).clips) == 3 and digested == read
+        digested.clear()
+    with monkeypatch.context() as patched:  # The cache may belong to somebody else.
+        patched.setattr(Digests, "keep", Mock(side_effect=PermissionError))
+        PreparedClips(own)
 
 
 def test_weights_and_configurations_are_looked_at_again_when_they_were_replaced(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class PreparedClips:
 
     Args:
       recipe: Names the source and the cache.
-      shown: Whether to show progress.
+      shown: Whether this process shows progress, and keeps new digests for the next training.
 
     Attributes:
       clips: Those to train on, in the source's order.
@@ -70,6 +71,9 @@ class PreparedClips:
             self.clips.append(clip)
             self.indices[clip.id] = index
             videos.append(record.source)
+        if shown:
+            with suppress(OSError):  # The cache may be another user's, and this only saves time.
+                digests.keep()
         count = len(self.source.items)
         if lacking:
             name, reason = next(iter(lacking.items()))
