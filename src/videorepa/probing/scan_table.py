@@ -78,7 +78,8 @@ def _of_spread(
     )
     if not unlike:
         return told
-    blocks = "every block" if len(unlike) == len(mean) else f"block {', '.join(map(str, unlike))}"
+    listed = f"block{'s' * (len(unlike) > 1)} {', '.join(map(str, unlike))}"
+    blocks = "every block" if len(unlike) == len(mean) else listed
     return (
         f"{told} TRD without a projector would bring {blocks} to the teacher's mean and spread; "
         "the loss `relation_correlation` leaves both free."
