@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import weakref
 from itertools import combinations
 from pathlib import Path
@@ -46,6 +47,7 @@ from videorepa.train import train
 from videorepa.training.parallel import Alone
 from videorepa.training.state import Training
 from videorepa.training.student import Student
+from videorepa.training.trackers import trackers
 from videorepa.training.validation import encoded_prompts, validation
 
 CPU = torch.device("cpu")
@@ -804,6 +806,24 @@ def test_validation_clips_and_trackers_leave_the_training_as_it_is(
     board = EventAccumulator(str(watched.path / "tensorboard")).Reload()
     logged = [(e.step, e.value) for e in board.Scalars("align")]
     assert logged == [(r["step"], pytest.approx(r["align"])) for r in log_of(watched)]
+
+
+def test_every_run_has_a_wandb_session_of_its_own_to_which_it_comes_back(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    wandb = Mock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    own, runs = recipe.override("train.trackers=[wandb]"), []
+    for name in ("one/aligned", "two/aligned", "one/aligned", "old"):
+        runs.append(Run(tmp_path / name))
+        runs[-1].path.mkdir(parents=True, exist_ok=True)
+        if name == "old":
+            (runs[-1].path / "wandb").mkdir()
+        (write,) = trackers(own, runs[-1], start=0)
+        write({"step": 1, "loss": 2.0})
+    one, two, again, old = (call.kwargs["id"] for call in wandb.init.call_args_list)
+    assert one == again and old == "old" and len({one, two, old, "aligned"}) == 4
+    wandb.init.return_value.log.assert_called_with({"step": 1, "loss": 2.0}, step=1)
 
 
 @pytest.mark.parametrize("is_sharded", [False, True])

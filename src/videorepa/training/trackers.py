@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 from videorepa.artifacts.run import Run
 from videorepa.recipe import Recipe
+from videorepa.system.files import atomic_write, read_text
 from videorepa.training.extras import extra_for
 
 
@@ -39,7 +41,22 @@ def trackers(recipe: Recipe, run: Run, start: int) -> list[Callable[[dict[str, f
     if "wandb" in recipe.train.trackers:
         wandb = extra_for("train.trackers wandb")
         session = wandb.init(
-            project="videorepa", name=recipe.name, dir=run.path, id=run.path.name, resume="allow"
+            project="videorepa",
+            name=recipe.name,
+            dir=run.path,
+            id=_wandb_id(run),
+            resume="allow",
+            reinit="finish_previous",  # By default it would give a script the one before.
         )
         writers.append(lambda record: session.log(record, step=record["step"]))
     return writers
+
+
+def _wandb_id(run: Run) -> str:
+    """Give the id of a run's session, the same whenever it goes on, and no other run's."""
+    path = run.path / "wandb-id"
+    if not path.exists():
+        # Earlier versions took the folder's name, and runs that began with them go on there.
+        began_before = (run.path / "wandb").exists()
+        atomic_write(path, run.path.name if began_before else secrets.token_hex(8))
+    return read_text(path)
