@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from conftest import recipe_values
 from videorepa.align.projector import Projector
 from videorepa.align.taps import tap
+from videorepa.artifacts import checkpoint
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Scores
 from videorepa.errors import UserError
@@ -364,6 +366,13 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
     card = model_card(lora_run, from_image, 6, product, "float32", [])
     assert "pipeline_tag: image-to-video" in card and 'load_image("first-frame.png")' in card
     assert "- shown of each clip in training: the first 1 latent (frame 0), in channels" in card
+    run = Run(shutil.copytree(lora_run.path, tmp_path / "run"))
+    checkpoint.save(run.checkpoints, replace(run.trained(), batch=32), keep=1)
+    assert "step 6 of 6, 32 clips a step\n" in model_card(run, recipe, 6, product, "float32", [])
+    state = run.checkpoints / "step-00000006" / checkpoint.STATE
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"batch": None}))
+    earlier = model_card(run, recipe, 6, product, "float32", [])
+    assert "step 6 of 6, 4 clips of each process a step\n" in earlier
     twin = Path(recipe.backbone.weights)
     hub = recipe.override("backbone.weights=zai-org/CogVideoX-2b")
     monkeypatch.setattr("videorepa.backbones._spec.local_copy", lambda *_: twin)

@@ -165,6 +165,14 @@ def last_step(folder: Path) -> int | None:
     return steps[-1] if steps else None
 
 
+def batch_of(folder: Path, step: int) -> int | None:
+    """How many clips the steps had that led to a checkpoint; None if that was not recorded."""
+    try:
+        return parse_json((step_folder(folder, step) / STATE).read_text())["batch"]
+    except _DAMAGE:
+        return None
+
+
 def at(folder: Path, step: int, with_moments: bool = True) -> Checkpoint:
     """Read the checkpoint of a step.
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import yaml
 
+from videorepa.artifacts import checkpoint
 from videorepa.artifacts.model import trained_digest
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Metric, MetricDifference, Scores
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
 from videorepa.exchange.usage import sampled_with, usage
 from videorepa.recipe import Recipe
+from videorepa.system.wording import count
 
 
 def model_card(
@@ -54,7 +56,7 @@ def model_card(
             [
                 f"- base model: {base}",
                 f"- trained: {_trained(recipe)}, step {step} of {optim.steps}, "
-                f"{optim.batch_size * optim.accumulate} clips a step",
+                f"{_clips(run, recipe, step)} a step",
                 f"- weights: {dtype}; sidecars of this model's clips call it "
                 f"{trained_digest(run, recipe.backbone, step)}",
                 f"- alignment: {_alignment(recipe)}",
@@ -102,6 +104,13 @@ def _usage(recipe: Recipe, product: str, part: str) -> list[str]:
         "Plain diffusers samples as the clips of this model were, with:",
         f"```python\n{usage(recipe, product, part)}\n```",
     ]
+
+
+def _clips(run: Run, recipe: Recipe, step: int) -> str:
+    clips = checkpoint.batch_of(run.checkpoints, step)
+    if clips is None:  # An earlier version trained it.
+        return f"{count(recipe.optim.clips(1), 'clip')} of each process"
+    return count(clips, "clip")
 
 
 def _trained(recipe: Recipe) -> str:
