@@ -61,11 +61,11 @@ class Prepared:
 
 @dataclass
 class _ClipWork:
-    """A readable clip of the source, and the parts of it that have to be made.
+    """A usable clip of the source, and the parts of it that have to be made.
 
     Attributes:
       number: The clip's index in the source.
-      source: The digest of its content.
+      source: The digest of its content; that of the record where its video is gone.
       record: What the clip in the cache was made from, or None while it is not there.
       lacks: Why parts have to be made.
     """
@@ -234,7 +234,8 @@ def _read(
       source: The clips.
       chunks: What lacks.
       size: Clips in a chunk, as many of which are read ahead.
-      fail: Is told of clips that cannot be read; they are left out.
+      fail: Is told of clips that lack something and cannot be read. They are left out, as are
+        those that are complete and whose videos are gone.
       wants: Whether a clip's frames are needed. Those of all in its chunk are read then.
 
     Yields:
@@ -259,11 +260,11 @@ def _read(
             works, sampled = [], []
             for work in chunk:
                 result = next(results)
-                if isinstance(result, ClipError):
-                    fail(work.clip, result)
-                else:
+                if not isinstance(result, ClipError):
                     works.append(work)
                     sampled.append(result)
+                elif work.lacks:
+                    fail(work.clip, result)
             yield works, sampled
 
 
@@ -321,7 +322,8 @@ def _say(records: Mapping[str, Record], recipe: Recipe) -> None:
 def _look_up(
     source: ClipSource, cache: Cache, chunks: Sequence[range], fail: Fail
 ) -> list[list[_ClipWork]]:
-    """See which parts the cache lacks of the readable clips in chunks of the source."""
+    """See which parts the cache lacks of the usable clips in chunks of the source: of those that
+    can be read, and of those that are complete."""
     works: list[list[_ClipWork]] = []
     changed: dict[str, str] = {}
     digests = Digests(source, cache.digests)
@@ -333,9 +335,14 @@ def _look_up(
                 try:
                     digest = digests.of(number)
                 except ClipError as error:
-                    fail(clip, error)
-                    continue
-                record, lacks = cache.look_up(clip, digest)
+                    # What was made from a video that is gone cannot be another's.
+                    record, lacks = cache.look_up(clip, None)
+                    if record is None or lacks:
+                        fail(clip, error)
+                        continue
+                    digest = record.source
+                else:
+                    record, lacks = cache.look_up(clip, digest)
                 works[-1].append(_ClipWork(number, clip, digest, record, lacks))
                 if not lacks:
                     cache.clear_failure(clip)
