@@ -13,9 +13,10 @@ from torch import nn
 
 from conftest import make_head
 from videorepa.align.gathering import Gathering
-from videorepa.align.gradients import Gradients
+from videorepa.align.gradients import Junction
 from videorepa.align.resampling import common_grid, resample
 from videorepa.align.terms import Grids, Term
+from videorepa.diffusion import FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
 from videorepa.losses.drift import LatentDrift
@@ -80,6 +81,21 @@ def test_several_terms_add_up(recipe: Recipe, tmp_path: Path) -> None:
     assert several["denoise"] == single["denoise"]
     total = several["denoise"] + 0.5 * several["align.relation"] + 0.2 * several["align.cosine"]
     assert several["loss"] == pytest.approx(total)
+
+
+def test_a_terms_gradient_is_measured_against_the_diffusion_losss_and_no_other_terms(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    prepare(recipe)
+    one = recipe.override("optim.steps=1")
+    beside = COSINE | {"block": 2, "weight": 50.0}
+    probe = COSINE | {"block": 2, "weight": 0}
+    single = rows(train(with_align(one, RELATION), tmp_path / "one"))[0]
+    logged = rows(train(with_align(one, RELATION, beside, probe), tmp_path / "several"))[0]
+    for name in ("relation", "cosine", "cosine-2"):
+        assert logged[f"grad_denoise.{name}"] == pytest.approx(single["grad_denoise"], rel=1e-4)
+    assert logged["grad_cosine.relation"] == pytest.approx(single["grad_cosine"], abs=1e-4)
+    assert logged["grad_align.relation"] == pytest.approx(single["grad_align"], rel=1e-4)
 
 
 def test_terms_that_are_only_measured_leave_the_training_alone(
@@ -394,8 +410,8 @@ def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
     block = nn.Linear(6, 6)
 
     def losses(output):
-        gradients = Gradients(output, detach=False, gathering=Gathering())
-        return output.square().sum(), (gradients.branch**3).sum(), gradients
+        branch, gradients = Junction(output, Gathering()).branch(detach=False)
+        return output.square().sum(), (branch**3).sum(), gradients
 
     output = block(tokens)
     denoise, align, gradients = losses(output)
@@ -412,6 +428,49 @@ def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
         },
         rel=1e-5,
     )
+
+
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize(
+    "diffusion", [FlowMatching(), VPrediction(torch.linspace(0.99, 0.1, 1000))], ids=["flow", "v"]
+)
+def test_a_term_on_the_predicted_latents_meets_the_loss_that_they_share_a_source_with(
+    diffusion: FlowMatching | VPrediction, shown: bool
+) -> None:
+    """Each gradient is measured in one pass, and once more with a pass of its own."""
+    clean, noise, other = torch.randn(3, 2, 3, 4, 5, 5)
+    output = torch.randn(2, 3, 4, 5, 5, requires_grad=True)
+    timestep = torch.tensor([300, 700])
+    held = torch.zeros(2, 3, 1, 1, 1, dtype=torch.bool)
+    held[:, 0] = shown
+
+    def losses() -> tuple:
+        result = diffusion.denoised(output, clean, noise, timestep, held if shown else None)
+        parts = (result.clean, Gathering(), result.source, result.slope)
+        branch, gradients = Junction(*parts).branch(detach=False)
+        return result.loss.mean(), (branch - other).square().mean(), gradients, result.source
+
+    loss, term, gradients, _ = losses()
+    (loss + term).backward()
+    found = {name: value.item() for name, value in gradients.measured().items()}
+    loss, term, _, source = losses()
+    theirs, ours = (torch.autograd.grad(x, source, retain_graph=True)[0] for x in (loss, term))
+    expected = {
+        "grad_align": ours.norm().item(),
+        "grad_denoise": theirs.norm().item(),
+        "grad_cosine": nn.functional.cosine_similarity(ours.ravel(), theirs.ravel(), 0).item(),
+    }
+    assert found == pytest.approx(expected, rel=1e-4) and found["grad_denoise"] > 0
+
+
+def test_a_term_that_opposes_a_flow_is_seen_to() -> None:
+    clean, noise = torch.randn(2, 2, 3, 4, 5, 5)
+    velocity = torch.randn(2, 3, 4, 5, 5, requires_grad=True)
+    result = FlowMatching().denoised(velocity, clean, noise, torch.tensor([500.0, 500.0]))
+    junction = Junction(result.clean, Gathering(), result.source, result.slope)
+    branch, gradients = junction.branch(detach=False)
+    (result.loss.mean() - 0.1 * (branch - clean).square().mean()).backward()
+    assert gradients.measured()["grad_cosine"].item() == pytest.approx(-1, abs=1e-5)
 
 
 def test_the_drift_sees_the_whole_frame_move_and_nothing_else() -> None:
