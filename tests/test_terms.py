@@ -12,19 +12,22 @@ import yaml
 from torch import nn
 
 from conftest import make_head
+from videorepa.align.contract import MEETING, check, met_otherwise
 from videorepa.align.gathering import Gathering
 from videorepa.align.gradients import Junction
 from videorepa.align.resampling import common_grid, resample
-from videorepa.align.terms import Grids, Term
+from videorepa.align.terms import Grids, Term, grids
+from videorepa.artifacts.checkpoint import Checkpoint
+from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.diffusion import FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
 from videorepa.losses.drift import LatentDrift
 from videorepa.prepare import prepare
-from videorepa.recipe import Recipe
-from videorepa.settings.sections import When
+from videorepa.recipe import Align, Recipe
+from videorepa.settings.sections import ClipSize, When
 from videorepa.tokens import TokenGrid
-from videorepa.train import train
+from videorepa.train import _check_meeting, train
 
 OBJECTIVES = Path(__file__).parents[1] / "docs" / "objectives.md"
 FRAGMENTS = re.findall(r"^## (.+?)\n.*?```yaml\n(.*?)```", OBJECTIVES.read_text(), re.M | re.S)
@@ -301,6 +304,16 @@ def test_a_centred_term_does_not_see_what_all_clips_share(recipe) -> None:
     assert (plain(student, teacher, sigma)[0] - plain(student, moved, sigma)[0]).abs() > 0.1
 
 
+def test_a_teacher_that_sees_frame_zero_is_compared_with_the_students_first_step() -> None:
+    student = grid(1, 13, 2, 2, 3, start=-3, stride=4)
+    tokens = student.tokens.requires_grad_()
+    resample(student, grid(1, 49, 2, 2, 3)).tokens.sum().backward()
+    assert tokens.grad is not None and tokens.grad[:, 0].abs().min() > 0
+    tokens.grad = None
+    resample(student, grid(1, 24, 2, 2, 3, start=1, stride=2)).tokens.sum().backward()
+    assert not tokens.grad[:, 0].any()  # As published.
+
+
 def test_changes_hold_nothing_that_stands_still() -> None:
     tokens, still = grid(2, 4, 2, 3, 5).tokens, torch.randn(2, 1, 2, 3, 5)
     found = TokenGrid(tokens + still).changes()
@@ -500,3 +513,46 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_made(
     encoder = None if "target" in align else recipe.model_dump(mode="json")["encoder"]
     with pytest.raises(UserError, match=said):
         inspect(with_align(recipe, align, encoder=encoder))
+
+
+def test_latents_of_cogvideox_15_cover_the_frames_that_they_were_made_from() -> None:
+    size = ClipSize(frames=81, height=768, width=1360)
+    shapes = CogVideoX(weights="zai-org/CogVideoX1.5-5B").shapes(size)
+    align = Align.model_validate(
+        {"block": "clean", "target": "latents", "loss": {"name": "drift"}, "projector": "none"}
+    )
+    student = grids(align, shapes, 81).student
+    assert [list(student.frames(step)) for step in (0, 1, 2)] == [[0], [0], [1, 2, 3, 4]]
+    assert list(student.frames(21)) == [77, 78, 79, 80]
+    assert student.frames(20)[-1] == shapes.grid.frames(9)[-1] + 4 == 76
+
+
+@pytest.mark.parametrize(
+    ("frames", "changes", "concerned"),
+    [
+        (8, {}, []),
+        (9, {}, ["relation"]),
+        (9, {"target": 3}, []),
+        (9, {"interpolate": "teacher"}, ["relation"]),
+    ],
+)
+def test_a_run_that_compared_other_frames_is_not_gone_on_with(
+    recipe: Recipe, frames: int, changes: dict, concerned: list[str]
+) -> None:
+    encoder = {
+        "name": "pixels",
+        "frames": frames,
+        "height": 16,
+        "width": 16,
+        "patch": 8,
+        "tubelet": 1,
+    }
+    own = with_align(recipe, RELATION | changes, encoder=None if "target" in changes else encoder)
+    assert met_otherwise(own, check(own)) == concerned
+    _check_meeting(own, Checkpoint(2, {}, {}, {}, meeting=MEETING))
+    before = Checkpoint(2, {}, {}, {})
+    if not concerned:
+        _check_meeting(own, before)
+        return
+    with pytest.raises(UserError, match=r"begun by an earlier version.*relation"):
+        _check_meeting(own, before)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from videorepa.align.resampling import resample
+from videorepa.align.resampling import comes_before, resample
 from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError, within_memory
@@ -175,16 +175,20 @@ def _parts(
         "blocks": list(blocks),
         "seed": recipe.seed,
     }
+    grid = backbone.shapes(data).grid
     parts = []
     for name, spec in teachers.items():
         teacher = {"teacher": {"name": spec.name} | spec.fingerprint()}
+        # Which earlier versions left out.
+        is_kept = not backbone.takes_image and comes_before(grid, spec.shape(data.frames))
+        first = {"with": "first step"} if is_kept else {}
         # The digest gives another teacher of the same kind files of its own.
         stem = f"{spec.name}-{json_digest(teacher)}"
         made_with = always | teacher
         parts.append(_ScanPart(folder / f"{stem}-straw-men.json", name, None, made_with))
         for level in levels:
             path = folder / f"{stem}-noise-{level:g}.json"
-            made_with = always | student | teacher | {"noise": level}
+            made_with = always | student | teacher | first | {"noise": level}
             parts.append(_ScanPart(path, name, level, made_with))
     return parts
 

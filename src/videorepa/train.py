@@ -10,7 +10,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from videorepa.align.contract import check
+from videorepa.align.contract import MEETING, check, met_otherwise
 from videorepa.artifacts import checkpoint
 from videorepa.artifacts.checkpoint import Checkpoint
 from videorepa.artifacts.run import Run
@@ -24,6 +24,7 @@ from videorepa.system.lock import sole_user
 from videorepa.system.progress import console, track
 from videorepa.system.randomness import step_seed
 from videorepa.system.stopping import Terminated, postponed
+from videorepa.system.wording import listed
 from videorepa.training.context import check_context
 from videorepa.training.extras import check_extras
 from videorepa.training.pace import Pace
@@ -163,6 +164,7 @@ def _begin(
     checkpoint.tidy(run.checkpoints, resumed.step if resumed else 0, recipe.train.keep_checkpoints)
     if resumed:
         _check_batch(recipe.optim, resumed, workers)
+        _check_meeting(recipe, resumed)
         console.print(f"Going on from step {resumed.step} of {recipe.optim.steps}.")
     workers.broadcast(resumed.step if resumed else 0)
     return run, resumed
@@ -175,6 +177,17 @@ def _check_batch(optim: Optim, resumed: Checkpoint, workers: Alone) -> None:
             f"The run's steps have {resumed.batch} clips, and {workers.count} processes with "
             f"optim.batch_size {optim.batch_size} and optim.accumulate {optim.accumulate} make "
             f"{batch}. Change these so that their product stays {resumed.batch}."
+        )
+
+
+def _check_meeting(recipe: Recipe, resumed: Checkpoint) -> None:
+    changed = met_otherwise(recipe, check(recipe)) if resumed.meeting < MEETING else []
+    if changed:
+        raise UserError(
+            "The run was begun by an earlier version, which compared other frames in the "
+            f"alignment {listed(changed)}: it left out the student's first step, or took "
+            "CogVideoX 1.5's latents for those of earlier frames. Train anew in another folder "
+            "with --out, or go on with that version."
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from videorepa.align.resampling import comes_before
 from videorepa.align.terms import Grids, Terms, grids
 from videorepa.backbones import BackboneShapes, BackboneSpec
 from videorepa.conditioning import frames_of, possible
@@ -14,6 +15,11 @@ from videorepa.recipe import Recipe
 from videorepa.settings.bounds import is_same_rate
 from videorepa.settings.sections import Continuation, Validation
 from videorepa.tokens import TokenGrid
+
+MEETING = 2
+"""Changes whenever the two sides of some term would meet otherwise than before, so that runs which
+that concerns are not gone on with. Since 2, a student's first step is kept where the other side has
+frame 0 too, and CogVideoX 1.5's latents cover the frames that they were made from."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,27 @@ def check(recipe: Recipe) -> Contract:
     _check_losses(terms, compared, left_out)
     parameters = sum(p.numel() for p in terms.parameters())
     return Contract(shapes, compared, parameters, continuation, left_out)
+
+
+def met_otherwise(recipe: Recipe, contract: Contract) -> list[str]:
+    """Name the terms whose sides met otherwise by the rules before `MEETING`."""
+    repeats_latents = recipe.backbone.geometry().steps > 1
+    names = []
+    for name, term in recipe.terms.items():
+        student, target, _ = contract.terms[name]
+        of_latents = term.block == "clean", term.target == "latents"
+        is_at_students_steps = term.interpolate in ("teacher", "teacher_in_time")
+        if (
+            comes_before(student, target)
+            or (is_at_students_steps and comes_before(target, student))
+            or (
+                repeats_latents
+                and any(of_latents)
+                and (contract.continuation or not all(of_latents))
+            )
+        ):
+            names.append(name)
+    return names
 
 
 def _check_images(validation: Validation, backbone: BackboneSpec) -> None:

@@ -132,9 +132,9 @@ class Junction:
         is_tuple = isinstance(output, tuple)
         self._tokens, self._others = (output[0], output[1:]) if is_tuple else (output, None)
         self._branches: list[Gradients] = []
-        source = self._tokens if source is None else source
-        if source.requires_grad:
-            source.register_hook(partial(_split, self._branches, gathering, slope))
+        at: Tensor = self._tokens if source is None else source
+        if at.requires_grad:
+            at.register_hook(partial(_split, self._branches, gathering, slope))
 
     def branch(self, detach: bool) -> tuple[Any, Gradients]:
         """Give the output for one more term to read, and the gradients to be measured.

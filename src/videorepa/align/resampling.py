@@ -15,9 +15,9 @@ def resample(student: TokenGrid, like: TokenGrid, spatial: nn.Conv2d | None = No
     """Bring the student's tokens to the grid of `like`.
 
     Steps that cover frames before the first of `like` are dropped, as VideoREPA drops CogVideoX's
-    first latent frame. Time is interpolated linearly. Each frame then goes through `spatial`.
-    Where time is stretched, space goes first. That is less work for the same result, since the two
-    operations are linear and act on different axes.
+    first latent frame: its teacher sees frames from 1 on. Time is interpolated linearly. Each frame
+    then goes through `spatial`. Where time is stretched, space goes first. That is less work for
+    the same result, since the two operations are linear and act on different axes.
 
     Args:
       student: The grid to resample.
@@ -39,6 +39,12 @@ def resample(student: TokenGrid, like: TokenGrid, spatial: nn.Conv2d | None = No
     if student.size[0] < like.size[0]:
         return in_space(student).at_times_of(like)
     return in_space(student.at_times_of(like))
+
+
+def comes_before(grid: TokenGrid, like: TokenGrid) -> bool:
+    """Whether a grid has steps that begin before `like`, which has frame 0. Nothing is dropped of
+    them; earlier versions did."""
+    return grid.start < like.start <= 0
 
 
 InterpolatedSide = Literal["student", "teacher", "teacher_in_space", "teacher_in_time"]

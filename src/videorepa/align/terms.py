@@ -54,7 +54,7 @@ def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
       UserError: The two sides share no frame; the message names both grids.
     """
     latents = torch.empty(1, *shapes.latents, device="meta").permute(0, 1, 3, 4, 2)
-    latent_grid = TokenGrid.causal(latents, frames)
+    latent_grid = TokenGrid.causal(latents, frames, shapes.latent_frames)
     student = latent_grid if term.block == "clean" else shapes.grid
     if term.encoder is not None:
         target = term.encoder.shape(frames)
@@ -281,7 +281,8 @@ class Terms(nn.Module):
         def grid(side: Any, output: Any) -> TokenGrid:
             if isinstance(side, int):
                 return backbone.grid(output, latents)
-            return TokenGrid.causal(output.permute(0, 1, 3, 4, 2), frames)
+            stride = backbone.geometry.frames
+            return TokenGrid.causal(output.permute(0, 1, 3, 4, 2), frames, stride)
 
         def junction(side: Any) -> Junction:
             if side == "clean":

@@ -44,6 +44,7 @@ class Checkpoint:
         ema: Averages of the trained tensors, if the recipe asks for them.
         stopping: The state of the alignment's rules to stop, as plain values.
         batch: Clips per step over all processes; None if it was not recorded.
+        meeting: By which version's rules the two sides of terms were brought together.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Checkpoint:
     ema: dict[str, Tensor] | None = None
     stopping: list[dict[str, Any]] = field(default_factory=list)
     batch: int | None = None
+    meeting: int = 1
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int, between: bool = False) -> Path:
@@ -86,6 +88,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, between: bool = False)
             "digests": _digests(temporary),
             "stopping": checkpoint.stopping,
             "batch": checkpoint.batch,
+            "meeting": checkpoint.meeting,
             "between": between,
         }
         (temporary / STATE).write_text(json.dumps({**state, "digest": _digest(state)}))
@@ -248,6 +251,7 @@ def _load(path: Path, with_moments: bool = True) -> Checkpoint:
             load_file(ema) if "ema.safetensors" in state["sizes"] else None,
             state["stopping"],
             state.get("batch"),
+            state.get("meeting", 1),
         )
     except Exception as error:
         if lacks_memory(error):  # A whole checkpoint must not pass for a damaged one.

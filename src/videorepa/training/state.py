@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from videorepa.align.contract import MEETING
 from videorepa.artifacts.checkpoint import Checkpoint, copy_into
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Optim
@@ -90,4 +91,5 @@ class Training:
             None if self.ema is None else collected(self.ema),
             self.student.terms.stopping_state(),
             self.recipe.optim.clips(self.workers.parts),
+            MEETING,
         )
