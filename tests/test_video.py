@@ -147,6 +147,25 @@ def test_a_fixed_rate_takes_the_frames_that_are_shown_then(
     assert clip.sampling == Sampling(len(set(expected)), None, fps)
 
 
+@pytest.mark.parametrize(("frames", "decoded"), [(1, 2), (4, 7), (6, 11), (10, 19), (11, 20)])
+def test_nothing_is_decoded_after_a_clip_of_a_fixed_rate(
+    tmp_path: Path, monkeypatch, frames: int, decoded: int
+) -> None:
+    """The next frame tells how long the last one is shown."""
+    write_video(tmp_path / "clip.mp4", numbered(20), 16)
+    seen, decode = [], video._decode
+
+    def counted(*arguments) -> Iterator:
+        for frame in decode(*arguments):
+            seen.append(frame)
+            yield frame
+
+    monkeypatch.setattr(video, "_decode", counted)
+    clip = sample_clip(tmp_path / "clip.mp4", frames, 32, 48, fps=8)
+    assert clip.sampling == Sampling(frames, None, 8)
+    assert abs(len(seen) - decoded) <= 1
+
+
 def test_a_fixed_rate_follows_the_times_that_a_video_tells(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "clip.mkv"), "w", format="matroska") as container:
         stream = container.add_stream("libx264", rate=8, options={"crf": "1", "bf": "0"})
