@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import tree, write_clips
-from videorepa.backbones import Backbone
+from videorepa.backbones import Backbone, BackboneSpec
 from videorepa.data.cache import Cache
 from videorepa.data.loader import PreparedClips
 from videorepa.data.source import ManifestSource, SourceClip
@@ -198,3 +198,31 @@ def test_a_video_that_goes_while_others_are_made_costs_no_complete_clip(
         patch.setattr(ManifestSource, "sample", gone)
         done = prepare(own)
     assert (done.made, done.complete, list(done.failed)) == (0, 2, ["clip1.mp4"])
+
+
+def test_a_kept_caption_is_made_again_where_its_text_encoder_saw_another_video(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    def seeing(self: Backbone, captions: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        texts = self.encode_text(captions)
+        return {name: text + images.mean((1, 2, 3))[:, None, None] for name, text in texts.items()}
+
+    monkeypatch.setattr(BackboneSpec, "text_sees_image", property(lambda self: True))
+    monkeypatch.setattr(Backbone, "encode_text_of", seeing)
+    manifest = write_clips(tmp_path / "own", count=2)
+    own = recipe.override(f"data.manifest={manifest}")
+
+    def stops(self: Backbone, video: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Backbone, "encode_video", stops)
+        prepare(own)
+    assert len(list(Cache(own).captions.iterdir())) == 2
+    manifest.with_name("clip1.mp4").replace(manifest.with_name("clip0.mp4"))
+    write_clips(tmp_path / "again", count=2)
+    (tmp_path / "again" / "clip1.mp4").replace(manifest.with_name("clip1.mp4"))
+    fresh = own.override(f"data.cache={tmp_path / 'fresh'}")
+    prepare(own), prepare(fresh)
+    clips = [tree(each.data.cache / "clips") for each in (own, fresh)]
+    assert clips[0] == clips[1] and len(clips[0]) == 2

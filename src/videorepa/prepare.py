@@ -183,7 +183,7 @@ def _encode_captions(
                     continue
                 clip, before = work.clip, work.record
                 if work.lacks.latents:
-                    later(cache.keep_caption, clip, tokens[row], _one(texts, row))
+                    later(cache.keep_caption, clip, work.source, tokens[row], _one(texts, row))
                 else:
                     assert before is not None  # Its caption alone has changed.
                     work.record = replace(before, caption=clip.caption, tokens=tokens[row])
@@ -196,7 +196,7 @@ def _lacks_frames(work: _ClipWork) -> bool:
 
 
 def _lacks_caption(cache: Cache, work: _ClipWork) -> bool:
-    is_kept = work.lacks.latents and cache.has_caption(work.clip)
+    is_kept = work.lacks.latents and cache.has_caption(work.clip, work.source)
     return bool(work.lacks.text) and not is_kept
 
 
