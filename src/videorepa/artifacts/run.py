@@ -306,12 +306,19 @@ class Run:
             match = re.fullmatch(r"step-(\d+)", path.parent.name)
             shape = clip_shape(path) if match and not path.name.startswith(".") else None
             if match and shape:
-                sidecar = path.with_suffix(".json")
-                prompt = json_object(sidecar).get("prompt") if sidecar.is_file() else None
+                prompt = self._validation_prompts.get(path.stem, path.stem)
                 clips.setdefault(int(match[1]), {})[path.stem] = ValidationClip(
-                    path, str(prompt or path.stem), shape["fps"], shape["width"], shape["height"]
+                    path, prompt, shape["fps"], shape["width"], shape["height"]
                 )
         return dict(sorted(clips.items()))
+
+    @cached_property
+    def _validation_prompts(self) -> dict[str, str]:
+        """The prompts by the names of their clips, also of a recipe that cannot be parsed here."""
+        match read_values(self.path / "recipe.yaml"):
+            case {"validation": {"prompts": [*prompts]}}:
+                return {self.sample_path(0, n).stem: str(text) for n, text in enumerate(prompts)}
+        return {}
 
 
 def differences(a: Any, b: Any, key: str = "") -> list[str]:
