@@ -1,7 +1,7 @@
-"""Makes docs/judging.md's table and figure of likelihoods: python dev/plausibility.py [LIKELIHOOD]
+"""Makes docs/likelihood.md's table and figure: python dev/plausibility.py [LIKELIHOOD]
 
 Given the folder that `videorepa likelihood` wrote, it first copies its numbers into
-docs/judging/likelihood.json.
+docs/likelihood.json.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from videorepa.report.likelihoods import ALL, preferences
 from videorepa.system.environment import environment
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "judging.md"
-KEPT = DOCS / "judging" / "likelihood.json"
+PAGE = DOCS / "likelihood.md"
+KEPT = DOCS / "likelihood.json"
 SMALLER = "smaller latents"
 MODELS = ("base", "untrained", SMALLER)
 ENDS = ("percent", "low", "high")
@@ -61,20 +61,17 @@ def _rows() -> Iterator[dict[str, Any]]:
 
 
 def table() -> str:
-    """The share of each law and degree over all noise levels, and of all laws by level."""
+    """The share of each law over all degrees and noise shares, and of all laws by noise share."""
     cells: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for row in _rows():
-        if row["noise"] is None and row["degree"] is not None:
-            place = row["law"], f"{row['degree']:g}"
-        elif row["law"] == ALL:
-            place = ALL, "all" if row["noise"] is None else f"all, at noise {row['noise']}"
-        else:
+        if row["degree"] is not None or (row["law"] != ALL and row["noise"] is not None):
             continue
+        place = row["law"], "all" if row["noise"] is None else row["noise"]
         interval = f"[{row['low']:.0f}, {row['high']:.0f}]"
         cells[place][row["model"]] = f"{row['percent']:.0f} {interval}"
-    lines = [f"| law | degree | {' | '.join(MODELS)} |", "|---|---|---|---|---|"]
-    for (law, degree), of in cells.items():
-        lines.append(f"| {law} | {degree} | {' | '.join(of.get(m, '') for m in MODELS)} |")
+    lines = [f"| law | noise | {' | '.join(MODELS)} |", "|---|---|---|---|---|"]
+    for (law, noise), of in cells.items():
+        lines.append(f"| {law} | {noise} | {' | '.join(of.get(m, '') for m in MODELS)} |")
     return "\n".join(lines)
 
 
@@ -117,7 +114,6 @@ def curves() -> Figure:
 
 def main() -> None:
     for folder in sys.argv[1:]:
-        KEPT.parent.mkdir(exist_ok=True)
         KEPT.write_text(kept(Path(folder)))
     PAGE.write_text(filled(PAGE.read_text()))
     matplotlib.rcParams["svg.hashsalt"] = "the same ids each time"

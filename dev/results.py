@@ -42,7 +42,8 @@ MAP = ROOT / "recipes" / "micro" / "map.yaml"
 SHAPES = ROOT / "recipes" / "micro" / "shapes.yaml"
 CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
 BARE = ROOT / "recipes" / "micro" / "bare.yaml"
-"""It goes on in the confirmation's folder, and has its arms too."""
+FREE = ROOT / "recipes" / "micro" / "free.yaml"
+"""These two go on in the confirmation's folder, and have its arms too."""
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
     "calibration": {MEASURED: MEASURED},
@@ -50,9 +51,10 @@ NAMES_KEPT = {
     "shapes": {MEASURED: "shapes.csv"},
     "confirmation": {MEASURED: "confirmation.csv"},
     "bare": {MEASURED: "confirmation.csv"},
+    "free": {MEASURED: "free.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
-TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
+TICKS = (-30, -10, -3, -1, -0.5, 0, 0.5, 1, 3)
 POOL = "4"
 """Rows and columns of places in the probe's figure; the table has all poolings."""
 NAMES = {
@@ -67,8 +69,8 @@ CONTINUATIONS = {
     "copy": "the first frame, copied",
     "autoencoder": "the true clip, autoencoded",
 }
-BY_LEVEL = ("bare-untrained", "bare-places")
-"""Arms without a projector that are drawn by noise level."""
+BY_LEVEL, FREE_BY_LEVEL = ("trd-truth", "trd-video", "bare-untrained"), ("free-truth", "free-video")
+"""Arms that are drawn by noise level."""
 BARE_AGAINST = (
     ("bare-video", "trd-video"),
     ("bare-untrained", "bare-video"),
@@ -76,6 +78,16 @@ BARE_AGAINST = (
     ("bare-places", "bare-untrained"),
 )
 """Arms without a projector, and what each is compared with."""
+FREE_AGAINST = (
+    ("free-truth", "trd-truth"),
+    ("free-video", "trd-truth"),
+    ("free-untrained", "trd-truth"),
+    ("free-truth", "free-video"),
+    ("free-truth", "free-untrained"),
+)
+"""The same of the arms with free mean and spread."""
+SPREAD_AT = "0.75"
+"""The noise's share at which students' relations are tabulated."""
 READ = ("place", "motion", "contact")
 """What of the truth is read from tokens."""
 SHEET_ARMS = (BASE, "control", "repa", "trd")
@@ -175,8 +187,10 @@ def _measured() -> Measured:
 
 @cache
 def _confirmed(path: Path = CONFIRMATION) -> Measured:
-    kept = KEPT / NAMES_KEPT["confirmation"][MEASURED]
-    return Measured(StudyRecipe.from_yaml(path), read_measured(kept))
+    """What was measured in the confirmation's folder, as one of its three studies."""
+    kept = (NAMES_KEPT[name][MEASURED] for name in ("confirmation", "free"))
+    rows = [row for name in kept for row in read_measured(KEPT / name)]
+    return Measured(StudyRecipe.from_yaml(path), rows)
 
 
 def controls_table() -> str:
@@ -232,14 +246,49 @@ def readout_table() -> str:
     )
 
 
+def spread_table() -> str:
+    """What experiments/spread.py found of relations: their mean and spread, and what is alike."""
+    with (KEPT / "spread.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["noise"] == SPREAD_AT]
+    titles = {
+        "source": "relations of",
+        "mean": "mean",
+        "places": "vary over places",
+        "clips": "vary between clips",
+        "like_places": "like base's, places",
+        "like_clips": "like base's, clips",
+    }
+    return in_markdown([{title: row[key] for key, title in titles.items()} for row in rows])
+
+
 def confirmed_table() -> str:
     """The arms that were to be confirmed, as they were measured."""
     return _confirmed().table(list(_confirmed().recipe.arms))
 
 
 def bare_table() -> str:
-    """The arms without a projector, as they were measured, each family adjusted for itself."""
-    measured, rows = _confirmed(BARE), []
+    """The arms without a projector, beside those with one."""
+    return _by_family(_confirmed(BARE))
+
+
+def bare_against_table() -> str:
+    """How these arms differ from one another."""
+    return _against(_confirmed(BARE), BARE_AGAINST)
+
+
+def free_table() -> str:
+    """The arms with free mean and spread, beside TRD."""
+    return _by_family(_confirmed(FREE))
+
+
+def free_against_table() -> str:
+    """How these arms differ from one another."""
+    return _against(_confirmed(FREE), FREE_AGAINST)
+
+
+def _by_family(measured: Measured) -> str:
+    """A line for each arm, with its gain by seed. Each family is adjusted for itself."""
+    rows = []
     for group, names in measured.groups().items():
         for name, gain in measured.gains(names, LOSS).items():
             rows.append({**measured.cells(name, {LOSS: gain}), "by seed": _by_seed(gain)})
@@ -248,10 +297,9 @@ def bare_table() -> str:
     return in_markdown(rows)
 
 
-def bare_against_table() -> str:
-    """How these arms differ from one another."""
-    measured = _confirmed(BARE)
-    found = {f"{arm} less {other}": measured.gain(arm, other, LOSS) for arm, other in BARE_AGAINST}
+def _against(measured: Measured, pairs: Sequence[tuple[str, str]]) -> str:
+    """A line for each pair of arms; the pairs are one family."""
+    found = {f"{arm} less {other}": measured.gain(arm, other, LOSS) for arm, other in pairs}
     gains = {name: gain for name, gain in found.items() if gain is not None}
     adjusted = holm([gain.of.p for gain in gains.values()])
     return in_markdown(
@@ -284,10 +332,11 @@ def calibration_table() -> str:
 
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
-    screened, confirmed = _measured(), _confirmed(BARE)
+    screened, confirmed, free = _measured(), _confirmed(BARE), _confirmed(FREE)
     drawn = []
-    for measured, remark in ((confirmed, ", fresh"), (screened, "")):
-        for name in (name for names in measured.groups().values() for name in names):
+    for measured, remark in ((free, ", fresh"), (confirmed, ", fresh"), (screened, "")):
+        groups = {"free": free.groups()["free"]} if measured is free else measured.groups()
+        for name in (name for names in groups.values() for name in names):
             control = measured.recipe.control_of(name)
             gain = measured.gain(name, control, LOSS)
             if name != control and gain is not None and len(gain.by_seed) > 1:
@@ -310,7 +359,7 @@ def gains() -> Figure:
     left.invert_yaxis()
     left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
     levels = [part for part in screened.parts[LOSS] if part != ALL]
-    by_level = [(confirmed, name) for name in ("trd-truth", "trd-video", *BY_LEVEL)]
+    by_level = [(confirmed, name) for name in BY_LEVEL] + [(free, name) for name in FREE_BY_LEVEL]
     by_level.append((screened, "clips-120"))
     for number, (measured, name) in enumerate(by_level):
         control = measured.recipe.control_of(name)
@@ -560,6 +609,9 @@ TABLES = {
     "confirmed clips": confirmed_clips_table,
     "bare": bare_table,
     "bare against": bare_against_table,
+    "free": free_table,
+    "free against": free_against_table,
+    "spread": spread_table,
     "calibration": calibration_table,
     "continuation": continued_table,
     "continuation-less": continued_less_table,

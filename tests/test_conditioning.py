@@ -195,7 +195,7 @@ def test_each_clip_keeps_what_it_was_not_shown() -> None:
     )
 
 
-def test_a_student_that_foretells_is_not_asked_what_it_was_shown() -> None:
+def test_a_student_that_predicts_ahead_is_not_asked_what_it_was_shown() -> None:
     student, target = pair()
     term = compared({"interpolate": "teacher", "ahead": 1}, student, target)
     sides = term.sides(student, target, 1)

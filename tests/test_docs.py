@@ -8,15 +8,23 @@ import importlib.util
 import re
 import runpy
 import shlex
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic.fields import FieldInfo
 
 from videorepa import cli, encoders, losses
+from videorepa.artifacts.run import DIVISION, FREE_TO_CHANGE
+from videorepa.backbones import BackboneSpec
+from videorepa.encoders import EncoderSpec
 from videorepa.inspect import inspect
-from videorepa.recipe import Recipe
+from videorepa.losses import Loss
+from videorepa.recipe import Align, Recipe
 from videorepa.settings import plugins
+from videorepa.settings.section import Section
 from videorepa.train import train
 from videorepa.training.cost import Cost
 
@@ -127,6 +135,66 @@ def test_pages_named_in_code_exist() -> None:
         if path.suffix in (".py", ".yaml", ".j2"):
             for page in re.findall(r"(?<![\w/])(?:docs|dev)/[\w-]+\.\w+", path.read_text()):
                 assert (ROOT / page).is_file(), f"{path.relative_to(ROOT)} names {page}"
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, also where it may be left out."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, Section) else None
+    return next(filter(None, map(section_in, typing.get_args(annotation))), None)
+
+
+def in_words(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value in (None, "", ()):
+        return "none"
+    if isinstance(value, Loss):
+        return value.name
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value).translate({40: "[", 41: "]"})
+
+
+def defaults(section: type[Section], elsewhere: set[str], prefix: str = "") -> dict[str, str]:
+    """Each key with its default; a section that is always there has none itself.
+
+    elsewhere: Fields whose keys are on another page.
+    """
+    described = {"backbone": BackboneSpec, "encoder": EncoderSpec}
+    keys: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        inner = described.get(name) or section_in(field.annotation)
+        if inner is None or name in elsewhere or field.default is None:
+            keys[prefix + name] = in_words(field)
+        if inner is not None and name not in elsewhere:
+            keys |= defaults(inner, elsewhere, f"{prefix}{name}.")
+    return keys
+
+
+def listed(page: str) -> dict[str, str]:
+    """Keys and defaults in the page's first table of keys."""
+    text = (ROOT / "docs" / page).read_text()
+    table = text[text.index("| key | default | meaning |") :].partition("\n\n")[0]
+    return dict(re.findall(r"^\| `([\w.]+)` \| (.+?) \|", table, re.M))
+
+
+def test_the_tables_of_keys_are_the_schemas() -> None:
+    families: dict[str, str] = {}
+    for name in plugins.names("backbones"):
+        families |= defaults(plugins.description("backbones", name), set(), "backbone.")
+    # One default of `backbone.frame_rate` is in the table and the other in words.
+    families |= defaults(plugins.description("backbones", "ltx"), set(), "backbone.")
+    assert listed("recipes.md") == families | defaults(Recipe, {"align"})
+    assert listed("objectives.md") == defaults(Align, {"loss", "encoder"})
+
+
+def test_what_may_change_when_a_run_continues_is_listed() -> None:
+    text = (ROOT / "docs" / "running.md").read_text()
+    paragraph = text[text.index("**What may change.**") :].partition("\n\n")[0]
+    keys = [key for key in (*FREE_TO_CHANGE, *DIVISION) if not key.startswith("parallel.")]
+    assert not [key for key in keys if f"`{key}`" not in paragraph]
 
 
 def test_the_extension_guides_plugins_work_from_outside(

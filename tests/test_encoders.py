@@ -625,6 +625,20 @@ def test_places_say_how_far_tokens_are_apart_and_nothing_of_the_clip() -> None:
         type(spec)(channels=100)
 
 
+def test_places_are_more_alike_the_longer_the_longest_wavelength_is() -> None:
+    means = []
+    for longest in (1, 40, 1e4):
+        spec = plugins.description("encoders", "places")(
+            frames=16, height=64, width=64, patch=8, longest=longest
+        )
+        tokens = F.normalize(
+            spec.load(torch.device("cpu"))(torch.zeros(1, 16, 3, 64, 64)).tokens, dim=-1
+        )
+        flat = tokens.flatten(0, 3)
+        means.append((flat @ flat.mT).mean().item())
+    assert means == sorted(means) and means[2] - means[0] > 0.5
+
+
 def test_an_untrained_teacher_is_the_network_without_what_it_learnt(teachers: Teachers) -> None:
     video, of = clip(), described("videomae", teachers["videomae"])
     kind = plugins.description("encoders", "untrained")

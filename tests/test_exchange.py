@@ -1,4 +1,4 @@
-"""In and out: published weights become plain diffusers files, and runs are handed out as such."""
+"""Import and export: published weights become plain diffusers files, and runs are handed out so."""
 
 from __future__ import annotations
 

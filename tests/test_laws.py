@@ -400,6 +400,7 @@ def test_the_degrees_are_written_and_drawn_from_the_same_numbers():
         "| sunken | 1 px | 20 | 50 [30, 70] | 60 [39, 78] |",
         "| sunken | 2 px | 20 | 75 [53, 89] | 100 [84, 100] |",
     ]
+    assert corruptions.CORRUPTIONS["vanishing"].measured(1) == "1 frame"
     (plot,) = [axes for axes in detection.draw_degrees(rows).axes if axes.lines]
     unbroken, curve = plot.lines
     assert curve.get_ydata() == pytest.approx([50, 75])

@@ -28,9 +28,9 @@ from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
 from videorepa.probing.blocks import Blocks, encode
 from videorepa.probing.clips import Clips
-from videorepa.probing.closeness import closeness, linear_cka
-from videorepa.probing.records import Scan
-from videorepa.probing.scan_table import table
+from videorepa.probing.closeness import closeness, linear_cka, spread
+from videorepa.probing.records import Measurement, Scan
+from videorepa.probing.scan_table import sentences, table
 from videorepa.probing.sources import straw_men, teachers_from
 from videorepa.recipe import Recipe
 from videorepa.report import report
@@ -125,6 +125,51 @@ def test_relation_error_is_the_mean_over_all_pairs_of_each_clip() -> None:
     student = TokenGrid(torch.cat([alike, alike]))
     teacher = TokenGrid(torch.cat([apart, torch.ones_like(apart)]))
     assert closeness(student, teacher)["relation_error"] == pytest.approx([56 / 64, 0], abs=1e-6)
+
+
+@given(seed=st.integers(0, 1000), shared=st.floats(0, 2))
+def test_mean_and_spread_are_those_of_all_pairs_of_different_tokens(
+    seed: int, shared: float
+) -> None:
+    tokens = torch.randn(2, 2, 2, 2, 5, generator=torch.Generator().manual_seed(seed)) + shared
+    grid = TokenGrid(tokens)
+    unit = torch.nn.functional.normalize(tokens.flatten(1, 3), dim=-1)
+    row, column = torch.triu_indices(8, 8, 1)
+    relations = (unit @ unit.mT)[:, row, column]
+    found = spread(grid, grid)
+    assert found["relation_mean"] == pytest.approx(relations.mean(1).tolist(), abs=1e-5)
+    expected = relations.std(1, unbiased=False).tolist()
+    assert found["relation_spread"] == pytest.approx(expected, abs=1e-4)
+    assert closeness(grid, grid)["relation_correlation"] == pytest.approx([1, 1], abs=1e-4)
+
+
+def measured(mean: float, spread: float, **of: object) -> list[Measurement]:
+    values = {"relation_error": 0.2, "relation_mean": mean, "relation_spread": spread}
+    about = {"teacher": "t", "low": 0.0, "high": 1.0, "n": 2, "sd": 0.1, "block": None} | of
+    about = {"noise": None if about["block"] is None else 0.5} | about
+    return [Measurement(measure=m, value=v, **about) for m, v in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("mean", "wide", "said"),
+    [
+        (0.65, 0.16, "spreads from 0.16 to 0.16."),
+        (0.93, 0.16, "TRD without a projector would bring every block"),
+        (0.68, 0.40, "TRD without a projector would bring every block"),
+        (0.68, 0.08, "TRD without a projector would bring every block"),
+    ],
+)
+def test_a_scan_says_where_trd_would_change_mean_and_spread(mean, wide, said) -> None:
+    straw = [m for name in ("pixels", "untrained") for m in measured(0.5, 0.5, source=name)]
+    teacher = measured(mean, wide, source="teacher")
+    blocks = [m for b in (1, 2) for m in measured(0.65, 0.16, source="block", block=b)]
+    line = sentences(["t"], [*straw, *teacher, *blocks])[1]
+    assert f"Relations of t have a mean of {mean:.2f} and a spread of {wide:.2f}" in line
+    assert said in line
+    # Of two blocks, one of which is like the teacher.
+    other = measured(mean, wide, source="block", block=2)
+    line = sentences(["t"], [*straw, *teacher, *blocks[:3], *other])[1]
+    assert ("bring block 1 to" in line) == (said.startswith("TRD"))
 
 
 def test_raw_pixels_are_averaged_over_what_the_teachers_tokens_cover(recipe: Recipe) -> None:
@@ -231,14 +276,19 @@ def test_a_scan_finds_every_block_at_every_level(folder: Path, scanned: Scan) ->
     found = {(r.measure, r.source, r.block, r.noise): r for r in scanned.measurements}
     blocks = [("block", block, level) for block in (1, 2, 3) for level in LEVELS]
     straw = [("pixels", None, None), ("untrained", None, None)]
-    assert set(found) == {(m, *of) for m in ("relation_error", "cka") for of in blocks + straw}
+    near = {
+        (m, *of) for m in ("relation_error", "relation_correlation", "cka") for of in blocks + straw
+    }
+    own = [*blocks, *straw, ("teacher", None, None)]
+    assert set(found) == near | {(f"relation_{m}", *of) for m in ("mean", "spread") for of in own}
     for each in scanned.measurements:
         assert each.n == 4 and each.teacher == "videomae" and each.sd is not None
         assert each.low <= each.value <= each.high
     assert len({r.value for r in scanned.measurements}) == len(scanned.measurements)
     assert scanned.notes == []
     said = table(scanned)
-    assert all(f"{r.value:.3f}" in said for r in scanned.measurements)
+    shown = [r for r in scanned.measurements if (r.measure, r.source, r.block, r.noise) in near]
+    assert all(f"{r.value:.3f}" in said for r in shown)
     assert said.index("block 1") < said.index("block 3") < said.index("raw pixels")
     errors = {
         block: np.mean([found["relation_error", "block", block, level].value for level in LEVELS])
@@ -268,7 +318,7 @@ def test_batches_and_other_teachers_change_nothing(
     assert ours == pytest.approx([r.value for r in scanned.measurements], abs=1e-4)
     theirs = [r.value for r in again.measurements if r.teacher == "short"]
     assert len(theirs) == len(ours) and theirs != pytest.approx(ours, abs=1e-2)
-    assert again.says[1].startswith("Over all noise levels") and "short" in again.says[1]
+    assert again.says[2].startswith("Over all noise levels") and "short" in again.says[2]
 
 
 # The folder.
@@ -337,7 +387,7 @@ def test_a_stopped_scan_keeps_its_levels(recipe: Recipe, tmp_path: Path, monkeyp
     kept = sorted(path.name[-14:] for path in (tmp_path / "scan" / "scan-parts").iterdir())
     assert kept == ["noise-0.2.json", "straw-men.json"]
     monkeypatch.setattr(Blocks, "distances", plain)
-    assert len(scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS).measurements) == 16
+    assert len(scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS).measurements) == 42
 
 
 # Bad input.
@@ -437,13 +487,13 @@ def test_a_teacher_of_the_recipes_kind_has_its_settings_and_others_their_own(
 
 def test_the_page_shows_it(folder: Path, scanned: Scan, tmp_path: Path) -> None:
     html = (folder / "report.html").read_text()
-    assert html.count("<svg") == 2 and "Where to align: scan" in html
+    assert html.count("<svg") == 3 and "Where to align: scan" in html
     assert all(f"{r.value:.3f}" in html for r in scanned.measurements)
     assert "aligns: block 2" in html and "noise 0.2" in html
     with pytest.raises(UserError, match="not a finished scan"):
         report([], tmp_path / "report.html", scans=[tmp_path])
     assert main(["report", "--scan", str(folder), "--out", str(tmp_path / "r.html")]) == 0
-    assert (tmp_path / "r.html").read_text().count("<svg") == 2
+    assert (tmp_path / "r.html").read_text().count("<svg") == 3
 
 
 def test_a_browser_shows_it_in_light_dark_and_on_a_phone(folder: Path, browser) -> None:
@@ -452,7 +502,7 @@ def test_a_browser_shows_it_in_light_dark_and_on_a_phone(folder: Path, browser) 
     page.on("console", lambda line: complaints.append(line.text))
     page.goto((folder / "report.html").as_uri())
     plots = page.locator(".scan svg")
-    assert plots.count() == 2
+    assert plots.count() == 3
     ink = "getComputedStyle(document.querySelector('.scan svg text')).fill"
     light = page.evaluate(ink)
     page.emulate_media(color_scheme="dark")

@@ -37,7 +37,7 @@ def error(value: Tensor, expected: Tensor) -> float:
     return float((value - expected).norm() / expected.norm())
 
 
-def test_what_is_foretold_and_its_surprise_are_the_published_codes(
+def test_what_is_predicted_and_its_surprise_are_the_published_codes(
     golden: dict[str, Tensor], live: TokenPredictor
 ) -> None:
     window = golden["video"].transpose(1, 2)
@@ -47,16 +47,16 @@ def test_what_is_foretold_and_its_surprise_are_the_published_codes(
     # Mistakes show: the mask token that the stock class takes, and a future that has been seen.
     assert error(predicted, golden["half.predicted_1"][0]) > 0.5
     assert error(predicted, golden["half.leaked_predicted_0"][0]) > 0.2
-    # And so do the encoder's own features as the target, and the foretold ones under the norm.
+    # And so do the encoder's own features as the target, and the predicted ones under the norm.
     target, expected = golden["half.target_features"][0], golden["half.surprise_0"][0]
     assert error((predicted - target).abs().mean(-1), expected) > 0.01
     normed = F.layer_norm(target, target.shape[-1:])
     assert error((predicted - normed).abs().mean(-1), expected) < 1e-5
-    foretold = F.layer_norm(predicted, predicted.shape[-1:])
-    assert error((foretold - normed).abs().mean(-1), expected) > 0.01
+    normed_prediction = F.layer_norm(predicted, predicted.shape[-1:])
+    assert error((normed_prediction - normed).abs().mean(-1), expected) > 0.01
 
 
-def test_nothing_is_foretold_from_what_comes_later(
+def test_nothing_is_predicted_from_what_comes_later(
     golden: dict[str, Tensor], live: TokenPredictor
 ) -> None:
     window = golden["video"].transpose(1, 2)

@@ -347,7 +347,7 @@ def test_changes_want_two_steps(recipe) -> None:
 
 
 @pytest.mark.parametrize("interpolate", ["student", "teacher", "teacher_in_time"])
-def test_a_term_that_foretells_compares_early_steps_with_later_ones(recipe, interpolate) -> None:
+def test_a_term_that_predicts_compares_early_steps_with_later_ones(recipe, interpolate) -> None:
     student, teacher = (
         grid(2, 5, 2, 3, 6, start=-3, stride=4),
         grid(2, 8, 2, 3, 5, start=1, stride=2, seed=1),
@@ -386,7 +386,7 @@ def test_without_ahead_nothing_is_left_out(recipe) -> None:
 
 def test_a_saliency_is_that_of_the_later_steps(recipe) -> None:
     tokens, saliency = torch.randn(1, 4, 2, 2, 5), torch.zeros(1, 4, 2, 2)
-    saliency[:, 0] = 1  # The first step alone is salient, and it is not foretold.
+    saliency[:, 0] = 1  # The first step alone is salient, and it is not predicted.
     teacher = TokenGrid(tokens, saliency=saliency)
     align = RELATION | {"loss": {"name": "sara", "saliency": "teacher"}}
     now, later = (
@@ -396,12 +396,12 @@ def test_a_saliency_is_that_of_the_later_steps(recipe) -> None:
     assert later(grid(1, 4, 2, 2, 6), teacher, torch.ones(1))[0] == 0
 
 
-def test_what_cannot_be_foretold_is_refused(recipe) -> None:
+def test_what_cannot_be_predicted_is_refused(recipe) -> None:
     """The student has steps for frames 1-4 and 5-8, the teacher four of two frames."""
     assert "the target at frames 5-8 by the student at 1-4, 2 steps ahead" in str(
         inspect(recipe.override("align.ahead=2"))
     )
-    assert "foretold" not in str(inspect(recipe))
+    assert "predicted ahead" not in str(inspect(recipe))
     for changes, said in (
         (["align.ahead=4"], r"align\.ahead is 4, .*4x2x2 .*Give 3 or less"),
         (["align.ahead=3"], r"is over before frame 3\. Lower align\.ahead"),

@@ -1,6 +1,6 @@
-"""Makes text-to-video diffusion models obey physics better, by aligning them with video encoders.
+"""Aligns text-to-video models with video encoders, with the aim that they obey physics better.
 
-Every verb of the command line is also a function here, which is loaded when it is first used.
+Every verb of the command line but `lab` is a function here, which is loaded when it is first used.
 """
 
 import sys

@@ -19,7 +19,7 @@ class Denoised(NamedTuple):
     """The result of one pass of the transformer over a batch.
 
     Args:
-      loss: The diffusion loss of each sample.
+      loss: The denoising loss of each sample.
       clean: The predicted latents without noise.
       sigma: The noise level of each input, 0 (no noise) to 1 (noise alone).
       source: What `loss` and `clean` are both computed from, where their gradients meet.

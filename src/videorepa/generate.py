@@ -124,7 +124,7 @@ def generate(
     if form.whole_image and not openings:
         raise UserError(
             f"{source.spec.weights} takes text alone, and what is scored are continuations of "
-            "images. Choose a model that continues an image (docs/backbones.md)."
+            "images. Choose a model that continues an image (docs/first-frame.md)."
         )
     made_with = MadeWith.model_validate(
         source.about()
@@ -196,7 +196,7 @@ def _drawn(
             f"{benchmark.name} has models continue {count(least, 'frame')}, which takes {latents} "
             f"latents here ({frames_of(latents, stride)} frames); {spec.weights} is shown "
             f"{count(most, 'latent') if most else 'none'}. Choose a model that continues several "
-            "(docs/backbones.md): Cosmos, or LTX with backbone.positions causal."
+            "(docs/first-frame.md): Cosmos, or LTX with backbone.positions causal."
         )
     number = frames_of(latents, stride)
 

@@ -207,7 +207,7 @@ class Inspection:
             f"    student        {_covered(grids.student)}",
             f"    target         {_covered(grids.target)}",
             f"    compared on    {_covered(common)}",
-            *([f"  foretold         {_foretold(term, common)}"] if term.ahead else []),
+            *([f"  predicted ahead  {_ahead(term, common)}"] if term.ahead else []),
             f"  pixels that each token covers: student {_pixels(grids.student, clip)}, target "
             f"{_pixels(grids.target, clip)}, compared on {_pixels(common, clip)}",
         ]
@@ -290,7 +290,7 @@ def _covered(grid: TokenGrid) -> str:
     return " ".join(spans if len(spans) <= 8 else [*spans[:4], "...", spans[-1]])
 
 
-def _foretold(term: Align, common: TokenGrid) -> str:
+def _ahead(term: Align, common: TokenGrid) -> str:
     early, late = (
         f"{each.start}-{each.start + each.size[0] * each.stride - 1}"
         for each in (common.steps(0, common.size[0] - term.ahead), common.steps(term.ahead))

@@ -57,7 +57,8 @@ class Align(Section):
         measures and logs the loss.
       when: How the weight changes over the training and with the noise level.
       projector: Brings the student's tokens to the target's width: "mlp" as published, "conv" by a
-        3x3 convolution on each frame (iREPA), "none" where the widths are equal.
+        3x3 convolution on each frame (iREPA), "none" not at all: tokens are interpolated alone.
+        Relation losses take any widths, losses that compare token by token need equal ones.
       hidden: Width of the MLP's hidden layers.
       interpolate: The side that is brought to the other's grid: the student's, as published; the
         teacher's; or the teacher's in space or time and the student's in the other.
@@ -67,7 +68,7 @@ class Align(Section):
         ("clips") leaves what sets a clip apart, and one over the clip's own time ("time") leaves
         what changes.
       ahead: Steps of the common grid by which the target is later than the student. The student's
-        early steps then foretell what the teacher sees afterwards, and its last ones are not
+        early steps then predict what the teacher sees afterwards, and its last ones are not
         compared.
     """
 

@@ -21,7 +21,7 @@ def in_training(recipe: Recipe, device: torch.device, processes: int) -> list[st
         ),
         f"optim.batch_size: 1 with optim.accumulate: {optim.batch_size * optim.accumulate}, the "
         "same result to rounding": optim.batch_size > 1,
-        "memory.offload_activations: true, the same result, which waits for main memory": (
+        "memory.offload_activations: true, the same result more slowly, by way of main memory": (
             bool(memory.gradient_checkpointing)
             and not memory.offload_activations
             and device.type != "cpu"
@@ -35,7 +35,7 @@ def in_training(recipe: Recipe, device: torch.device, processes: int) -> list[st
         "parallel.engine: fsdp2, by which each process keeps a shard": (
             processes > 1 and not sharded
         ),
-        "memory.offload: group, which waits for main memory": (
+        "memory.offload: group, more slowly, by way of main memory": (
             lora is not None
             and not memory.is_quantised
             and memory.offload == "none"

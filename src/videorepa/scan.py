@@ -18,7 +18,7 @@ from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError, within_memory
 from videorepa.probing.blocks import Blocks, encode
 from videorepa.probing.clips import Clips, first_readable_clips
-from videorepa.probing.closeness import closeness, mean_over_clips
+from videorepa.probing.closeness import closeness, mean_over_clips, spread
 from videorepa.probing.records import Measurement, Scan
 from videorepa.probing.scan_table import sentences
 from videorepa.probing.sources import all_teachers, check_blocks, straw_men
@@ -31,7 +31,7 @@ from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import track
 from videorepa.tokens import TokenGrid
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same clips and models would be measured differently."""
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -53,9 +53,10 @@ def scan(
     """Measure how close each block of the recipe's base model is to each teacher, by noise level.
 
     The base model and the teachers see the first readable clips of the recipe's data, with their
-    captions. Relation error and CKA compare their features (`videorepa.probing.closeness`). Raw
-    pixels and the untrained teacher are compared with the teacher too. `probe` measures how well
-    the blocks predict contact.
+    captions. Relation error, relation correlation and CKA compare their features, and the mean and
+    spread of relations are measured on either side (`videorepa.probing.closeness`). Raw pixels and
+    the untrained teacher are compared with the teacher too. `probe` measures how well the blocks
+    predict contact.
 
     A base model that has no text mode is shown each clip's first frame, which is then left out on
     both sides of all comparisons.
@@ -216,14 +217,17 @@ def _measure(
     for part in missing:
         if part.level is None:
             of_teacher = features[part.teacher]
-            measurements = []
+            measured = {"teacher": spread(of_teacher, of_teacher)}
             for source, spec in straw_men(teachers[part.teacher]).items():
-                near = closeness(compared(spec, source), of_teacher)
-                measurements += [
+                theirs = compared(spec, source)
+                measured[source] = closeness(theirs, of_teacher) | spread(theirs, of_teacher)
+            part.write(
+                [
                     mean_over_clips(measure, values, part.teacher, source)
-                    for measure, values in near.items()
+                    for source, of in measured.items()
+                    for measure, values in of.items()
                 ]
-            part.write(measurements)
+            )
     levels = sorted({part.level for part in missing if part.level is not None})
     if not levels:
         return

@@ -111,7 +111,7 @@ def _check_images(validation: Validation, backbone: BackboneSpec) -> None:
     if validation.images and backbone.conditioning() is None:
         raise UserError(
             f"The recipe has validation.images, and {backbone.weights} takes text alone. Leave "
-            "them out, or take a model that continues an image; docs/backbones.md lists them."
+            "them out, or take a model that continues an image; docs/first-frame.md lists them."
         )
 
 

@@ -39,7 +39,7 @@ class Aligned(NamedTuple):
 
     @property
     def loss(self) -> Tensor | float:
-        """The loss to add to the diffusion loss; 0 without terms.
+        """The loss to add to the denoising loss; 0 without terms.
 
         A probe enters with weight 1: its graph is cut off from the transformer.
         """
@@ -56,7 +56,7 @@ class Aligned(NamedTuple):
         return {f"align_weight{term.suffix}": term.weight for term in self.terms}
 
     def weighted(self, values: Mapping[str, float]) -> float:
-        """Add up the loss of logged values: the diffusion loss and the weighted terms."""
+        """Add up the loss of logged values: the denoising loss and the weighted terms."""
         terms = (term.weight * values[f"align{term.suffix}"] for term in self.terms)
         return values["denoise"] + sum(terms, 0.0)
 
@@ -74,7 +74,7 @@ class Aligned(NamedTuple):
 
 
 class Gradients:
-    """A term's gradient and the diffusion loss's, where the term reads; 0 until they have passed.
+    """A term's gradient and the denoising loss's, where the term reads; 0 until they have passed.
 
     It holds no part of the graph, which lives no longer for it.
     """
@@ -106,10 +106,10 @@ class Gradients:
 
 
 class Junction:
-    """A tensor that terms read and that the diffusion loss depends on, where their gradients meet.
+    """A tensor that terms read and that the denoising loss depends on, where their gradients meet.
 
     Each term reads it through a branch of its own, which separates its gradient from the rest of
-    what arrives, in the one backward pass. The rest is the gradient of the diffusion loss, and of
+    what arrives, in the one backward pass. The rest is the gradient of the denoising loss, and of
     terms that read deeper blocks. A learnable projector can absorb all of the alignment's
     gradient; this makes that visible.
 

@@ -78,7 +78,10 @@ class ConvProjector(nn.Module):
 
 
 class NoProjector(nn.Module):
-    """Applies `resample` alone, to two grids of one width."""
+    """Applies `resample` alone, and leaves the student's width as it is.
+
+    Relation losses compare grids of any widths; losses that compare token by token refuse two.
+    """
 
     def forward(self, student: TokenGrid, like: TokenGrid) -> TokenGrid:
         return resample(student, like)

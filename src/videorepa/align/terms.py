@@ -84,7 +84,7 @@ class Term(nn.Module):
       align: The term's section of the recipe.
       common: The grid on which the two sides are compared.
       projector: Brings the student to the common grid.
-      cosines: Cosines of the term's gradient and the diffusion loss's, over the latest steps.
+      cosines: Cosines of the term's gradient and the denoising loss's, over the latest steps.
       stopped: Whether the rule to stop has ended the term.
     """
 
@@ -162,7 +162,7 @@ class Term(nn.Module):
         """
         ahead = self.align.ahead
         early = self.common.steps(0, self.common.size[0] - ahead)
-        # Interpolation must not mix in the steps that are left out, or those that are foretold.
+        # Interpolation must not mix in the steps that are left out, or those that are predicted.
         if left_out:
             student = student.since(left_out)
         if ahead:

@@ -355,7 +355,7 @@ class BackboneSpec(Section):
             if data.condition is not None:
                 raise UserError(
                     f"The recipe has data.condition, and {self.weights} takes text alone. Leave it "
-                    "out, or take a model that continues an image; docs/backbones.md lists them."
+                    "out, or take a model that continues an image; docs/first-frame.md lists them."
                 )
             return None
         chosen = conditioning.completed(data.condition, self.weights)

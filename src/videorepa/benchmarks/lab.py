@@ -1,4 +1,4 @@
-"""The lab's benchmark: captions of the micro world, and its laws measured in the clips."""
+"""The lab's benchmark: captions of the lab's world, and its laws measured in the clips."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ WINDOW = 16
 """Frames of a window."""
 
 CONTEXTS = (2, 4, 6, 8, 10)
-"""Numbers of a window's first frames from which the rest is foretold."""
+"""Numbers of a window's first frames from which the rest is predicted."""
 
 METRICS = ("surprise", "surprise_max", "motion")
 
@@ -90,10 +90,10 @@ class TokenPredictor:
 
     @torch.no_grad()
     def predicted(self, window: Float[Tensor, "1 f 3 s s"], context: int) -> Float[Tensor, "n d"]:
-        """The features of all frames but the first `context`, foretold from those alone.
+        """The features of all frames but the first `context`, predicted from those alone.
 
         The stock class's own forward encodes all frames and leaves some out afterwards, so that
-        what it foretells from has seen the future.
+        what it predicts from has seen the future.
         """
         seen = self.model.encoder(window[:, :context]).last_hidden_state
         known = seen.shape[1]
@@ -110,15 +110,15 @@ class TokenPredictor:
     def surprises(
         self, window: Float[Tensor, "1 f 3 s s"], contexts: Sequence[int] = CONTEXTS
     ) -> list[Float[Tensor, " n"]]:
-        """The mean distance of foretold and observed features, for each place foretold.
+        """The mean distance of predicted and observed features, for each place predicted.
 
         Args:
             window: Normalised frames.
             contexts: Numbers of frames that are seen, for each of which it is measured.
         """
         observed = self.observed(window)
-        foretold = [self.predicted(window, context).float() for context in contexts]
-        return [(each - observed[-len(each) :]).abs().mean(-1) for each in foretold]
+        predicted = [self.predicted(window, context).float() for context in contexts]
+        return [(each - observed[-len(each) :]).abs().mean(-1) for each in predicted]
 
     def prepared(self, frames: UInt8[np.ndarray, "f h w 3"]) -> Float[Tensor, "1 f 3 s s"]:
         """Frames squashed to the model's square, bilinear and antialiased, and normalised."""

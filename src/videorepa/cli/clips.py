@@ -34,7 +34,7 @@ def generate(
 
     A benchmark's name in place of the prompts takes all of its own, with their first frames where
     it has them. Clips then get the length that it scores, and as many samples as it asks for;
-    docs/judging.md says more.
+    docs/generating.md says more.
 
     For example:
       videorepa generate runs/videorepa-2b --prompts prompts.txt --out clips/aligned
@@ -151,8 +151,8 @@ def evaluate(
 
     A second call resumes where the first one stopped. The benchmarks, and what they need beside the
     clips; docs/judging.md says what each costs and what it has been compared with:
-      lab: nothing. It measures laws in clips of the micro world.
-      continuation: nothing. For continuations of the micro world's first frames.
+      lab: nothing. It measures laws in clips of the lab's world.
+      continuation: nothing. For continuations of first frames of the lab's world.
       phyworld: nothing. For continuations by models that were trained on its tasks.
       physics_iq, physics_iq_verified: films of experiments. For continuations, not text alone.
       videophy, videophy2: a judge of 14 GB and the list of captions.

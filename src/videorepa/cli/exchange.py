@@ -52,7 +52,8 @@ def import_(
     """Bring published VideoREPA weights into files that plain diffusers loads.
 
     A transformer's folder or a DeepSpeed ZeRO-2 checkpoint becomes a stock transformer, and the
-    projector goes into a file of its own. A LoRA file gets the alpha that it lacks.
+    projector goes into a file of its own. A LoRA's strength, alpha / rank, is multiplied into its
+    weights.
 
     For example:
       videorepa import VideoREPA-2B imported

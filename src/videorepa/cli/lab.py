@@ -61,7 +61,7 @@ def lab(
 
     The parts `phyworld`, `contact` and `pairs` draw clips: of PhyWorld's tasks, for models that
     continue clips; of two objects that touch or not, for `videorepa probe --protocol lab`; and each
-    beside itself with a law broken, for `videorepa likelihood`.
+    clip beside a copy that breaks one law, for `videorepa likelihood`.
 
     For example:
       videorepa lab study --out study

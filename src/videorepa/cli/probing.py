@@ -29,7 +29,7 @@ def scan(
     Args:
       out: Folder of the table (scan.json, scan.csv) and its page (report.html).
       clips: How many of the recipe's clips to measure on.
-      noise: Noise levels: the share of the noisy latents' variance that is noise.
+      noise: Noise shares: how much of the noisy latents' variance is noise, 0 to 1.
       blocks: Numbers of the blocks, counted from 1; by default all.
     """
     from videorepa.probing.scan_table import table
@@ -152,7 +152,7 @@ def likelihood(
         or the folder of LikePhys's clips.
       out: Folder of the scores, `likelihood/MODEL` for each model.
       models: Further models: runs, recipes or diffusers folders, named like their folder or file.
-      noise: Noise levels: the share of the noisy latents' variance that is noise.
+      noise: Noise shares: how much of the noisy latents' variance is noise, 0 to 1.
       against: The model that the others are compared with.
       straw_man: Ask an untrained copy of the base model too.
       as_published: Compute what LikePhys's released code seems to, in place of the denoising loss.

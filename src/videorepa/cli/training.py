@@ -30,7 +30,7 @@ def prepare(recipe: RecipeFile, shard: Shard = "0/1", set: Overrides = ()) -> No
     refuse(
         done.failed,
         "clip",
-        "cannot be used. Training leaves out what is listed here; mend it and run the same command "
+        "cannot be used. Training leaves out what is listed here; fix it and run the same command "
         "again, or go on without it.",
     )
 
@@ -53,7 +53,7 @@ def head(
 
     Args:
       kind: "motion" for the loss moalign, "saliency" for sara.
-      out: The file to write; must not exist yet.
+      out: The file to write; must not exist yet, unless it holds this very head.
       clips: Use at most this many clips.
     """
     from videorepa.head import train_head
@@ -67,7 +67,7 @@ def head(
 def train(
     recipe: RecipeFile, out: Path | None = None, set: Overrides = (), profile: int = 0
 ) -> None:
-    """Fine-tune with the recipe's alignment loss; the same command resumes exactly.
+    """Fine-tune with the recipe's alignment loss; the same command resumes a stopped run.
 
     With --align.weight 0 it trains the control: the same code without alignment.
 
@@ -154,7 +154,8 @@ def compare(
 ) -> None:
     """Say whether a training's curves lie within the range of other seeds of its recipe.
 
-    The exit code is 0 if they do and 1 if not. References for the demo's two runs are shipped.
+    The exit code is 0 if they do and 1 if not. References for the demo's two runs are shipped. (To
+    compare two models' clips, use `evaluate --against`.)
 
     For example:
       videorepa compare demo/runs/aligned

@@ -41,7 +41,7 @@ class ClipSource(Protocol):
         ...
 
     def foresee(self, index: int) -> Sampling | None:
-        """Foretell how the clip is sampled, None if that takes reading it. Raises ClipError."""
+        """Predict how the clip is sampled, None if that takes reading it. Raises ClipError."""
         ...
 
     def digest(self, index: int) -> str:

@@ -341,7 +341,7 @@ def _timed(
 
 
 def foresee_sampling(path: Path, frames: int, fps: float | None = None) -> Sampling | None:
-    """Foretell from the header alone how `sample_clip` samples a clip.
+    """Predict from the header alone how `sample_clip` samples a clip.
 
     Returns:
       None where the header does not tell how many frames there are, or at which rate.

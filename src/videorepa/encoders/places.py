@@ -14,9 +14,6 @@ from videorepa.settings.bounds import Frames, Side
 from videorepa.system.fingerprint import json_digest
 from videorepa.tokens import TokenGrid
 
-LONGEST = 10_000.0
-"""The longest wavelength is so many times the shortest."""
-
 
 class Places(EncoderSpec):
     """Where tokens are on a teacher's grid, the same in every clip. A teacher has to beat it.
@@ -29,6 +26,8 @@ class Places(EncoderSpec):
       patch: Pixels along a side of a token, as the teacher's.
       tubelet: Frames that a token covers, as the teacher's.
       channels: Of a token, a multiple of 6.
+      longest: The longest wavelength is nearly so many times the shortest, 2 pi tokens. The shorter
+        it is, the lower and the wider spread are the cosines of two tokens.
     """
 
     name: Literal["places"] = "places"
@@ -39,6 +38,7 @@ class Places(EncoderSpec):
     patch: Side = 16
     tubelet: Frames = 2
     channels: Annotated[int, Field(ge=6, le=6000, multiple_of=6)] = 192
+    longest: Annotated[float, Field(ge=1, le=1e6)] = 10_000.0
 
     def shape(self, clip_frames: int) -> TokenGrid:
         return self.patch_grid(Sizes(self.channels, self.patch, self.tubelet), clip_frames)
@@ -56,7 +56,7 @@ class PlaceEncoder(Encoder):
     def __init__(self, spec: Places, size: tuple[int, int, int]) -> None:
         super().__init__(spec, spec.tubelet)
         pairs = spec.channels // 6
-        rates = LONGEST ** -(torch.arange(pairs) / pairs)
+        rates = spec.longest ** -(torch.arange(pairs) / pairs)
         axes = [torch.arange(length)[:, None] * rates for length in size]
         waves = [torch.cat([angles.sin(), angles.cos()], 1) for angles in axes]
         steps, rows, columns = size

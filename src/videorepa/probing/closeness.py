@@ -1,8 +1,9 @@
-"""How close two token grids are: relation error and linear CKA."""
+"""How close two token grids are, and what is the mean and spread of a grid's relations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from videorepa.align.resampling import resample
 from videorepa.evaluation.statistics import paired_bootstrap
+from videorepa.losses import Relations
 from videorepa.losses.relation import Relation
+from videorepa.losses.relation_correlation import RelationCorrelation
 from videorepa.probing.records import Measurement
 from videorepa.system.checks import check_finite
 from videorepa.tokens import TokenGrid
@@ -53,24 +56,46 @@ def _centred(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
 
 
 def closeness(student: TokenGrid, teacher: TokenGrid) -> dict[str, list[float]]:
-    """Measure each clip's relation error and CKA, with the student's tokens on the teacher's grid.
+    """Measure how close each clip's relations are, with the student's tokens on the teacher's grid.
 
-    The relation error is TRD with margin 0: the mean absolute difference, over all pairs of a
-    clip's tokens, between their cosine similarities in the two grids. It is from 0 to 2. Neither
-    measure depends on the features' width, so there is no projector.
+    A relation is the cosine of two of a clip's tokens. The relation error is TRD with margin 0: the
+    mean absolute difference of all relations, from 0 to 2. The relation correlation is Pearson's,
+    from -1 to 1, so it does not see the relations' mean and spread. No measure depends on the
+    features' width, so there is no projector.
 
     Returns:
-        {"relation_error": one value for each clip, "cka": likewise}.
+        A value for each clip, for "relation_error", "relation_correlation" and "cka".
     """
-    by_clip: dict[str, list[float]] = {"relation_error": [], "cka": []}
+    by_clip: dict[str, list[float]] = defaultdict(list)
     # One clip at a time, since its relations take 52 MB for the published grid.
-    for ours, theirs in zip(student.tokens.split(1), teacher.tokens.split(1), strict=True):
-        like = teacher.with_tokens(theirs.to(ours.device, torch.float32))
-        resampled = resample(student.with_tokens(ours.float()), like=like)
-        cka = linear_cka(resampled.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
-        by_clip["relation_error"].append(Relation(margin=0.0)(resampled, like).item())
+    for ours, like in _clips(student, teacher):
+        by_clip["relation_error"].append(Relation(margin=0.0)(ours, like).item())
+        by_clip["relation_correlation"].append(1 - RelationCorrelation()(ours, like).item())
+        cka = linear_cka(ours.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
         by_clip["cka"].append(cka.item())
     return by_clip
+
+
+def spread(student: TokenGrid, teacher: TokenGrid) -> dict[str, list[float]]:
+    """Measure the mean and spread of each clip's relations, on the teacher's grid.
+
+    Returns:
+        A value for each clip, for "relation_mean" and "relation_spread", their standard deviation.
+    """
+    by_clip: dict[str, list[float]] = defaultdict(list)
+    for ours, _ in _clips(student, teacher):
+        relations = Relations(ours)
+        by_clip["relation_mean"].append(relations.mean().item())
+        variance = relations.covariance(relations).clamp(min=0)
+        by_clip["relation_spread"].append(variance.sqrt().item())
+    return by_clip
+
+
+def _clips(student: TokenGrid, teacher: TokenGrid) -> Iterator[tuple[TokenGrid, TokenGrid]]:
+    """The two grids of each clip in float32, the student's brought to the teacher's."""
+    for ours, theirs in zip(student.tokens.split(1), teacher.tokens.split(1), strict=True):
+        like = teacher.with_tokens(theirs.to(ours.device, torch.float32))
+        yield resample(student.with_tokens(ours.float()), like=like), like
 
 
 def mean_over_clips(

@@ -16,18 +16,20 @@ from videorepa.system.files import atomic_write, csv_text
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How close something is to a teacher: a mean over clips.
+    """How close something is to a teacher, or how its relations spread: a mean over clips.
 
     Attributes:
-        measure: "relation_error" (0 to 2, lower is closer) or "cka" (0 to 1, higher is closer).
-        source: "block", or a straw man that sees the clean clip: "pixels" or "untrained".
+        measure: "relation_error" (0 to 2, lower is closer), "relation_correlation" (-1 to 1, higher
+            is closer) or "cka" (0 to 1, higher is closer); "relation_mean" or "relation_spread".
+        source: "block"; a straw man that sees the clean clip: "pixels" or "untrained"; or
+            "teacher", whose own relations have a mean and spread.
         value: The mean.
         low: Lower end of its 95 % interval, by bootstrap over clips.
         high: Upper end of the interval.
         n: Number of clips.
         sd: Standard deviation over clips.
-        block: Number of the block, counted from 1; None for straw men.
-        noise: The noise's share of the latents' variance, 0 to 1; None for straw men.
+        block: Number of the block, counted from 1; None for others.
+        noise: The noise's share of the latents' variance, 0 to 1; None for others.
         teacher: Name of the teacher.
     """
 

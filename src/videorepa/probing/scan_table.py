@@ -9,35 +9,81 @@ import numpy as np
 
 from videorepa.probing.records import Measurement, Scan
 
-NAMES = {"relation_error": "relation error", "cka": "CKA"}
+NAMES = {
+    "relation_error": "relation error",
+    "relation_correlation": "relation correlation",
+    "cka": "CKA",
+}
 STRAW_MEN = {"pixels": "raw pixels", "untrained": "untrained"}
 
 
+FAR_MEAN, FAR_SPREAD = 0.1, 1.5
+"""A teacher's relations are another's in mean or in spread from such a difference or ratio on. In
+the lab, teachers beyond either did harm by TRD without a projector (docs/answer.md)."""
+
+
 def sentences(teachers: Sequence[str], measurements: Sequence[Measurement]) -> list[str]:
-    """Say which blocks are nearest to and farthest from each teacher.
+    """Say which blocks are nearest to and farthest from each teacher, and how relations spread.
 
     This does not tell which block to align.
     """
     lines = []
     for teacher in teachers:
-        by_block: dict[int, list[float]] = defaultdict(list)
-        straw_men = {}
-        for each in measurements:
-            if each.teacher != teacher or each.measure != "relation_error":
-                continue
-            if each.block is None:
-                straw_men[each.source] = each.value
-            else:
-                by_block[each.block].append(each.value)
-        mean = {block: float(np.mean(values)) for block, values in by_block.items()}
-        far, near = max(mean, key=mean.__getitem__), min(mean, key=mean.__getitem__)
+        of_teacher = [each for each in measurements if each.teacher == teacher]
+        others = {
+            (each.measure, each.source): each.value for each in of_teacher if each.block is None
+        }
+        error, mean, spread = (
+            _by_block(of_teacher, f"relation_{name}") for name in ("error", "mean", "spread")
+        )
+        far, near = max(error, key=error.__getitem__), min(error, key=error.__getitem__)
+        pixels, untrained = (others["relation_error", name] for name in STRAW_MEN)
         lines.append(
             f"Over all noise levels, block {far} is farthest from {teacher} (relation error "
-            f"{mean[far]:.3f}) and block {near} nearest ({mean[near]:.3f}); raw pixels are at "
-            f"{straw_men['pixels']:.3f}, the untrained teacher at {straw_men['untrained']:.3f}."
+            f"{error[far]:.3f}) and block {near} nearest ({error[near]:.3f}); raw pixels are at "
+            f"{pixels:.3f}, the untrained teacher at {untrained:.3f}."
         )
+        lines.append(_of_spread(teacher, mean, spread, others))
     lines.append("A scan does not measure which block gains most from being aligned.")
     return lines
+
+
+def _by_block(measurements: Sequence[Measurement], measure: str) -> dict[int, float]:
+    """The means of a measure over noise levels, by block."""
+    by_block: dict[int, list[float]] = defaultdict(list)
+    for each in measurements:
+        if each.block is not None and each.measure == measure:
+            by_block[each.block].append(each.value)
+    return {block: float(np.mean(values)) for block, values in by_block.items()}
+
+
+def _of_spread(
+    teacher: str,
+    mean: dict[int, float],
+    spread: dict[int, float],
+    others: dict[tuple[str, str], float],
+) -> str:
+    """Say what TRD would ask of the blocks' own tokens, beside how they go with the teacher's."""
+    theirs = others["relation_mean", "teacher"], others["relation_spread", "teacher"]
+    unlike = [
+        block
+        for block in mean
+        if abs(mean[block] - theirs[0]) > FAR_MEAN
+        or not 1 / FAR_SPREAD <= spread[block] / max(theirs[1], 1e-9) <= FAR_SPREAD
+    ]
+    told = (
+        f"Relations of {teacher} have a mean of {theirs[0]:.2f} and a spread of {theirs[1]:.2f}, "
+        f"those of the blocks means from {min(mean.values()):.2f} to {max(mean.values()):.2f} and "
+        f"spreads from {min(spread.values()):.2f} to {max(spread.values()):.2f}."
+    )
+    if not unlike:
+        return told
+    listed = f"block{'s' * (len(unlike) > 1)} {', '.join(map(str, unlike))}"
+    blocks = "every block" if len(unlike) == len(mean) else listed
+    return (
+        f"{told} TRD without a projector would bring {blocks} to the teacher's mean and spread; "
+        "the loss `relation_correlation` leaves both free."
+    )
 
 
 def table(scan: Scan) -> str:

@@ -15,6 +15,12 @@ MEASURES = {
         "Mean absolute difference, over all pairs of tokens, between their similarity in the block "
         "and in the teacher. Lower is closer.",
     ),
+    "relation_correlation": (
+        "Relation correlation with {}",
+        "relation correlation (-1 to 1)",
+        "How the similarities of pairs of tokens go with the teacher's, whatever their mean and "
+        "spread. Higher is closer.",
+    ),
     "cka": (
         "CKA with {}",
         "linear CKA (0 to 1)",

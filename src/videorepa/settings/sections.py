@@ -49,7 +49,7 @@ class When(Section):
       until: The first step at which the term counts no more.
       decay: How its weight goes to 0 by then; "constant" drops it all at once.
       opposed: Stops the term for good once its gradient at the tapped tokens has opposed that of
-        the diffusion loss (mean cosine below 0) over this many steps, as HASTE does (arXiv
+        the denoising loss (mean cosine below 0) over this many steps, as HASTE does (arXiv
         2505.16792).
       gate: The factor of each sample's loss by its noise level sigma, from 0 (no noise) to 1 (noise
         alone). "signal" is 1 - sigma^2, the share of signal, as in LaMo (arXiv 2605.23878). A list
@@ -113,7 +113,7 @@ class ClipSize(Section):
 class Continuation(Section):
     """What the model is shown of a clip in training, so that it continues the clip.
 
-    What is left out is as the model's authors train it; `docs/backbones.md` says how that is.
+    What is left out is as the model's authors train it; `docs/first-frame.md` says how that is.
 
     Attributes:
       latents: How many of the clip's first latents: 1 is the first frame. Of several numbers one is
@@ -359,7 +359,7 @@ class Generation(Section):
     Attributes:
       dynamic_guidance: Raises the guidance while the noise falls. Only CogVideoX has it.
       negative_prompt: What guidance leads away from, where the model has a second pass for it. Left
-        out, it is the authors' own for Wan, LTX and Cosmos, and empty for the others.
+        out, it is the authors' own for Wan, LTX, Kandinsky and Cosmos, and empty for the others.
       samples: Clips per prompt, each with its own seed.
       tiling: Decodes clips of more than 256 pixels a side in overlapping tiles, as diffusers does:
         in a fraction of the memory, with small differences around the seams.

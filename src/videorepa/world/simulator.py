@@ -178,7 +178,7 @@ def simulate(scene: Scene, frames: int = FRAMES, gravity: float = GRAVITY) -> Tr
 
 
 def until_contact(scene: Scene, frames: int = FRAMES, horizon: int = FRAMES) -> np.ndarray:
-    """Foretell, for each frame, when each body will touch something.
+    """Compute, for each frame, when each body will touch something.
 
     Args:
         frames: Number of frames.

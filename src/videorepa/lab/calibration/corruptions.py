@@ -38,6 +38,11 @@ class Corruption:
     what: str
     caught_by: str
 
+    def measured(self, strength: float) -> str:
+        """Write a strength with its unit, such as "1 frame" or "0.1 of gravity"."""
+        unit = self.unit.removesuffix("s") if strength == 1 else self.unit
+        return f"{strength:g} {unit}".strip()
+
 
 # Order of frames
 

@@ -148,8 +148,8 @@ def format_degrees(rows: Sequence[Row]) -> str:
     for row in rows:
         if row["strength"] is None:
             continue
-        unit = CORRUPTIONS[row["kind"]].unit
-        cells = [row["kind"], f"{row['strength']:g} {unit}".strip(), str(row["n"])]
+        strength = CORRUPTIONS[row["kind"]].measured(row["strength"])
+        cells = [row["kind"], strength, str(row["n"])]
         for key in ("pc", "joint"):
             share, low, high = _detected(row, key)
             cells.append(f"{100 * share:.0f} [{100 * low:.0f}, {100 * high:.0f}]")

@@ -192,8 +192,9 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
 def _page(name: str, calibrated: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     about = calibrated["provenance"]
     broken = "\n".join(
-        f"- **{kind}** (above: {greatest_strength(kind):g} {corruption.unit}".rstrip()
-        + f"): {corruption.what}. It should be caught by {corruption.caught_by}."
+        f"- **{kind}** (strength in the table above: "
+        f"{corruption.measured(greatest_strength(kind))}): {corruption.what}. It should be caught "
+        f"by {corruption.caught_by}."
         for kind, corruption in CORRUPTIONS.items()
     )
     limits = "\n".join(
@@ -223,8 +224,8 @@ with the autoencoder whose weights have the digest
 
     {autoencoder}
 
-The tolerances were set on {clips} real clips (seed {seed}). The table is about {tried_on_clips}
-others (seed {tried_on_seed}). The lab's own models were trained on neither.
+The tolerances were set on {clips} real clips (seed {seed}). The table below shows
+{tried_on_clips} other clips (seed {tried_on_seed}). The lab's own models were trained on neither.
 
 {rows}
 
