@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,16 @@ from videorepa.align.gradients import Junction
 from videorepa.align.resampling import common_grid, resample
 from videorepa.align.terms import Grids, Term, grids
 from videorepa.artifacts.checkpoint import Checkpoint
+from videorepa.artifacts.run import Run, _mixes_samples
 from videorepa.backbones.cogvideox import CogVideoX
+from videorepa.conditioning import Conditioning
 from videorepa.diffusion import FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
 from videorepa.losses.drift import LatentDrift
 from videorepa.prepare import prepare
 from videorepa.recipe import Align, Recipe
-from videorepa.settings.sections import ClipSize, When
+from videorepa.settings.sections import ClipSize, Continuation, When
 from videorepa.tokens import TokenGrid
 from videorepa.train import _check_meeting, train
 
@@ -556,3 +559,25 @@ def test_a_run_that_compared_other_frames_is_not_gone_on_with(
         return
     with pytest.raises(UserError, match=r"begun by an earlier version.*relation"):
         _check_meeting(own, before)
+
+
+def test_a_run_whose_terms_see_the_batch_keeps_its_size(recipe: Recipe, tmp_path: Path) -> None:
+    own = recipe.override("align.centre=clips")
+    for each, out in ((recipe, tmp_path / "plain"), (own, tmp_path / "centred")):
+        Run.begin(out, each).append({"step": 1})
+    Run.begin(tmp_path / "plain", recipe.override("optim.batch_size=4", "optim.accumulate=1"))
+    Run.begin(tmp_path / "centred", own.override("optim.accumulate=1"))  # On two processes.
+    other = own.override("optim.batch_size=4", "optim.accumulate=1")
+    with pytest.raises(UserError, match=r"optim\.batch_size is 4, and the run in .* has 2"):
+        Run.begin(tmp_path / "centred", other)
+    assert Run.open(tmp_path / "centred").recipe.optim.batch_size == 2
+
+
+def test_a_model_that_is_shown_a_batch_alike_keeps_its_size(recipe: Recipe, monkeypatch) -> None:
+    trained = Continuation(latents=(1,), probability=1.0, dropout=0.1)
+    alike = Conditioning("by channels", trained, is_required=True, has_blank=True, is_alike=True)
+    monkeypatch.setattr(CogVideoX, "conditioning", lambda self: alike)
+    assert _mixes_samples(recipe)
+    assert not _mixes_samples(recipe.override("data.condition={dropout: 0}"))
+    monkeypatch.setattr(CogVideoX, "conditioning", lambda self: replace(alike, is_alike=False))
+    assert not _mixes_samples(recipe)
