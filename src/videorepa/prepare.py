@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ UNWRITTEN = 8
 
 Fail = Callable[[SourceClip, ClipError], None]
 """Notes that a clip cannot be used, and why."""
+
+Read = TypeVar("Read")
+"""What is read of a clip."""
 
 Later = Callable[..., None]
 """Calls a function with arguments in the background, in the order in which it is given them."""
@@ -131,7 +135,7 @@ def prepare(
             backbone, encoders = _load(recipe, lacking, where, dtype)
             with (
                 behind(UNWRITTEN) as later,
-                closing(_read(source, todo, size, fail, _lacks_frames)) as chunks_read,
+                closing(_read(source.sample, todo, size, fail, _lacks_frames)) as chunks_read,
             ):
                 progress = track(chunks_read, "prepare", len(starts), len(starts) - len(todo))
                 for works, sampled in progress:
@@ -167,13 +171,13 @@ def _encode_captions(
     sees_image, size = backbone.spec.text_sees_image, recipe.data.prepare_batch
     if not cache.has_empty_caption():
         cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
-    with closing(_read(source, todo, size, fail, lambda _: sees_image)) as chunks_read:
-        for chunk, sampled in track(chunks_read, "encode captions", len(todo)):
+    with closing(_read(source.first, todo, size, fail, lambda _: sees_image)) as chunks_read:
+        for chunk, frames in track(chunks_read, "encode captions", len(todo)):
             captions = [work.clip.caption for work in chunk]
             if not captions:
                 continue
             if sees_image:
-                images = to_video(np.stack([clip.frames[0] for clip in sampled]))
+                images = to_video(np.stack(frames))
                 texts = backbone.encode_text_of(captions, images)
             else:
                 texts = backbone.encode_text(captions)
@@ -222,16 +226,16 @@ def _load(
 
 
 def _read(
-    source: ClipSource,
+    read: Callable[[int], Read],
     chunks: Sequence[Sequence[_ClipWork]],
     size: int,
     fail: Fail,
     wants: Callable[[_ClipWork], bool],
-) -> Generator[tuple[Sequence[_ClipWork], list[Sampled]]]:
+) -> Generator[tuple[Sequence[_ClipWork], list[Read]]]:
     """Read the videos of chunks, the next ones' while the caller works on one.
 
     Args:
-      source: The clips.
+      read: Reads a clip of the source, or its first frame alone.
       chunks: What lacks.
       size: Clips in a chunk, as many of which are read ahead.
       fail: Is told of clips that lack something and cannot be read. They are left out, as are
@@ -239,12 +243,12 @@ def _read(
       wants: Whether a clip's frames are needed. Those of all in its chunk are read then.
 
     Yields:
-      The usable clips of each chunk, and their frames: [] for a chunk that needs none.
+      The usable clips of each chunk, and what was read of them: [] for a chunk that needs none.
     """
 
-    def sample(work: _ClipWork) -> Sampled | ClipError:
+    def sample(work: _ClipWork) -> Read | ClipError:
         try:
-            return source.sample(work.number)
+            return read(work.number)
         except ClipError as error:
             return error
 
@@ -257,7 +261,8 @@ def _read(
             if not wants_video(chunk):
                 yield chunk, []
                 continue
-            works, sampled = [], []
+            works: list[_ClipWork] = []
+            sampled: list[Read] = []
             for work in chunk:
                 result = next(results)
                 if not isinstance(result, ClipError):

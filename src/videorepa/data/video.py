@@ -307,6 +307,17 @@ def sample_clip(
     return Sampled(np.stack(clip + clip[-1:] * (frames - len(clip))), sampling)
 
 
+def read_first(path: Path, height: int, width: int, fps: float | None = None) -> np.ndarray:
+    """Read the first frame of what `sample_clip` gives, (height, width, 3) uint8 RGB, and few more.
+
+    Raises ClipError.
+    """
+    if fps is not None:
+        return _sample_at(path, 1, height, width, fps).frames[0]
+    with opened(path) as (container, stream):
+        return fit(_to_rgb(path, next(_decode(path, container, stream))), height, width)
+
+
 def _sample_at(path: Path, frames: int, height: int, width: int, fps: float) -> Sampled:
     clip: list[np.ndarray] = []
     distinct, n, before = 0, 0, None
