@@ -75,6 +75,17 @@ def test_a_tap_gives_the_same_gradients_under_activation_checkpointing() -> None
         torch.testing.assert_close(plain, recomputed)
 
 
+@pytest.mark.parametrize("size", [(8, 8, 8), (16, 16, 16), (12, 30, 45)])
+def test_centred_similarity_sees_the_whole_grid(size: tuple[int, int, int]) -> None:
+    teacher, other = (TokenGrid(torch.randn(1, *size, 16)) for _ in range(2))
+    left = torch.zeros(size[2], 1)
+    left[0] = 1
+    agrees_left = TokenGrid(left * teacher.tokens + (1 - left) * other.tokens)
+    agrees_else = TokenGrid((1 - left) * teacher.tokens + left * other.tokens)
+    assert centred_similarity(agrees_left, teacher).item() < 0.3
+    assert centred_similarity(agrees_else, teacher).item() > 0.7
+
+
 def test_centred_similarity_is_one_for_the_same_geometry_and_low_for_a_constant() -> None:
     tokens = torch.randn(1, 4, 2, 2, 8)
     turn, _ = torch.linalg.qr(torch.randn(8, 8))

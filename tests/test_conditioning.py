@@ -741,18 +741,28 @@ def test_a_caption_is_encoded_with_its_own_clips_first_frame(seeing: Recipe) -> 
     assert torch.equal(again[0], text[0]) and not torch.allclose(again[1], text[1])
 
 
+def test_a_clip_is_read_whole_once_where_its_caption_needs_its_first_frame(
+    seeing: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, whole = type(open_source(seeing.data)), []
+    real = source.sample
+    monkeypatch.setattr(source, "sample", lambda self, n: whole.append(n) or real(self, n))
+    assert prepare(seeing).made == 2
+    assert sorted(whole) == [0, 1]
+
+
 def test_a_clip_whose_first_frame_cannot_be_read_fails_and_the_others_do_not(
     seeing: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = type(open_source(seeing.data))
-    real = source.sample
+    real = source.first
 
-    def sample(self: Any, number: int) -> Any:
+    def first(self: Any, number: int) -> Any:
         if number == 0:
             raise ClipError("it is torn")
         return real(self, number)
 
-    monkeypatch.setattr(source, "sample", sample)
+    monkeypatch.setattr(source, "first", first)
     prepared = prepare(seeing)
     assert prepared.made == 1 and prepared.failed == {"clip0.mp4": "it is torn"}
 

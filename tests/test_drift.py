@@ -117,6 +117,7 @@ def test_ratios_their_spread_and_one_warning_each(capsys) -> None:
     said = " ".join(capsys.readouterr().err.split())
     assert "saturation of the validation clips is 0.45, 1.50 times the base model's 0.3" in said
     assert "1.00 to 2.00; the band is 0.70 to 1.30" in said
+    assert "train.ema" not in said, "not the average is sampled"
     assert re.findall(r"step 2: the (\w+)", said) == ["saturation", "contrast"]
     assert drift(3, pushed) == found and capsys.readouterr().err == ""
 

@@ -803,6 +803,8 @@ def test_validation_clips_and_trackers_leave_the_training_as_it_is(
     assert_equal_bit_for_bit(watched, plain, but_for=("drift",))
     clips = sorted(str(p.relative_to(watched.samples)) for p in watched.samples.rglob("*.mp4"))
     assert clips == [f"step-{step:08d}/{n:02d}.mp4" for step in (0, 4, 6) for n in (0, 1)]
+    prompts = [clip.prompt for clip in watched.validation_clips[4].values()]
+    assert prompts == ["A ball falls.", "A ball rolls."]
     board = EventAccumulator(str(watched.path / "tensorboard")).Reload()
     logged = [(e.step, e.value) for e in board.Scalars("align")]
     assert logged == [(r["step"], pytest.approx(r["align"])) for r in log_of(watched)]

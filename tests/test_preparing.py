@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from conftest import tree, write_clips
-from videorepa.backbones import Backbone
+from videorepa.backbones import Backbone, BackboneSpec
 from videorepa.data.cache import Cache
-from videorepa.data.source import ManifestSource
+from videorepa.data.loader import PreparedClips
+from videorepa.data.source import ManifestSource, SourceClip
 from videorepa.data.video import to_video
+from videorepa.errors import ClipError
 from videorepa.recipe import Recipe
 from videorepa.system import background
 
@@ -153,3 +155,74 @@ def test_an_error_of_a_reader_is_no_clips_fault(own: Recipe, monkeypatch) -> Non
     with pytest.raises(RuntimeError, match="the reader breaks"):
         prepare(own)
     assert not list(Cache(own).failures.iterdir())
+
+
+def test_videos_that_are_away_cost_no_clip_that_is_complete(recipe: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    manifest = write_clips(folder, count=3)
+    own = recipe.override(f"data.manifest={manifest}", "data.prepare_batch=3")
+    assert prepare(own).made == 3
+    before = PreparedClips(own, shown=False).contents
+    cache = Cache(own)
+    # Left by a version that took absent videos for failed clips.
+    cache.note_failure(SourceClip("clip2.mp4", ""), "the video cannot be read")
+    folder.rename(away := tmp_path / "away")
+    folder.mkdir()
+    (away / manifest.name).rename(manifest)
+    done = prepare(own)
+    assert (done.made, done.complete, done.failed) == (0, 3, {})
+    assert PreparedClips(own, shown=False).contents == before
+
+    # One that lacks something does fail, and a complete one in its chunk still does not.
+    cache._file(cache.clips, SourceClip("clip1.mp4", "")).unlink()
+    done = prepare(own)
+    assert (done.made, done.complete, list(done.failed)) == (0, 2, ["clip1.mp4"])
+    for video in away.glob("*.mp4"):
+        video.rename(folder / video.name)
+    done = prepare(own)
+    assert (done.made, done.complete, done.failed) == (1, 2, {})
+
+
+def test_a_video_that_goes_while_others_are_made_costs_no_complete_clip(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    own = recipe.override(f"data.manifest={write_clips(tmp_path / 'own', count=3)}")
+    prepare(own)
+    cache = Cache(own)
+    cache._file(cache.clips, SourceClip("clip1.mp4", "")).unlink()
+
+    def gone(self: ManifestSource, index: int) -> Any:
+        raise ClipError("the video cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ManifestSource, "sample", gone)
+        done = prepare(own)
+    assert (done.made, done.complete, list(done.failed)) == (0, 2, ["clip1.mp4"])
+
+
+def test_a_kept_caption_is_made_again_where_its_text_encoder_saw_another_video(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    def seeing(self: Backbone, captions: Any, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        texts = self.encode_text(captions)
+        return {name: text + images.mean((1, 2, 3))[:, None, None] for name, text in texts.items()}
+
+    monkeypatch.setattr(BackboneSpec, "text_sees_image", property(lambda self: True))
+    monkeypatch.setattr(Backbone, "encode_text_of", seeing)
+    manifest = write_clips(tmp_path / "own", count=2)
+    own = recipe.override(f"data.manifest={manifest}")
+
+    def stops(self: Backbone, video: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Backbone, "encode_video", stops)
+        prepare(own)
+    assert len(list(Cache(own).captions.iterdir())) == 2
+    manifest.with_name("clip1.mp4").replace(manifest.with_name("clip0.mp4"))
+    write_clips(tmp_path / "again", count=2)
+    (tmp_path / "again" / "clip1.mp4").replace(manifest.with_name("clip1.mp4"))
+    fresh = own.override(f"data.cache={tmp_path / 'fresh'}")
+    prepare(own), prepare(fresh)
+    clips = [tree(each.data.cache / "clips") for each in (own, fresh)]
+    assert clips[0] == clips[1] and len(clips[0]) == 2

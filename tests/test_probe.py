@@ -431,7 +431,7 @@ def test_the_authors_protocol_reads_3_of_12_latent_steps_and_12_of_24_of_the_tea
     def read(grid: TokenGrid, steps: int) -> list[float]:
         return slices(grid, steps, 1)[0].tolist()
 
-    latent = TokenGrid.causal(torch.arange(13.0).view(1, 13, 1, 1, 1), frames=49)
+    latent = TokenGrid.causal(torch.arange(13.0).view(1, 13, 1, 1, 1), frames=49, stride=4)
     teacher = TokenGrid(torch.arange(24.0).view(1, 24, 1, 1, 1), start=1, stride=2)
     assert AUTHORS.steps == (3, 12)
     assert read(latent, AUTHORS.steps.models) == [1, 7, 12], "the first is frame 0's own"

@@ -24,6 +24,7 @@ from pages import (
     write_scores,
 )
 from videorepa.artifacts.clips import filmed_path, image_path
+from videorepa.artifacts.run import Run
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import holm
@@ -70,10 +71,13 @@ def make_material(folder: Path) -> Material:
         "roll-002": HOSTILE * 200,
     }
     runs = [write_run(folder / "runs/control", 0.0), write_run(folder / "runs/aligned", 0.5)]
+    for run in runs:
+        with (run / "recipe.yaml").open("a") as recipe:
+            recipe.write("validation: {prompts: [A ball falls.]}\n")
     for step in (40, 80, 120):
-        samples = runs[1] / f"samples/step-{step:06d}"
-        samples.mkdir(parents=True)
-        write_video(samples / "first.mp4", ball(step, 0), 8)
+        clip = Run(runs[1]).sample_path(step, 0)
+        clip.parent.mkdir(parents=True)
+        write_video(clip, ball(step, 0), 8)
     generations, scores = {}, {}
     for index, name in enumerate(MODELS):
         generations[name] = write_generation(folder / "clips" / name, 60 * index, prompts)
@@ -114,6 +118,7 @@ def test_the_whole_page(whole: Page):
     assert "excludes zero: aligned is above control" in html
     assert "no &lt;ball&gt; was found" in html
     assert "fails permanence" in html and "fails gravity" not in html
+    assert "A ball falls." in html, "the prompt of the training's own clips"
     assert "align.weight" in html and "abc1234" in html and "redo a b" in html
     assert [path.name for path in whole.path.parent.iterdir()] == ["report.html"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,19 @@ from torch import nn
 
 from conftest import make_head
 from videorepa.align.gathering import Gathering
-from videorepa.align.gradients import Gradients
+from videorepa.align.gradients import Junction
 from videorepa.align.resampling import common_grid, resample
-from videorepa.align.terms import Grids, Term
+from videorepa.align.terms import Grids, Term, grids
+from videorepa.artifacts.run import Run, _mixes_samples
+from videorepa.backbones.cogvideox import CogVideoX
+from videorepa.conditioning import Conditioning
+from videorepa.diffusion import FlowMatching, VPrediction
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
 from videorepa.losses.drift import LatentDrift
 from videorepa.prepare import prepare
-from videorepa.recipe import Recipe
-from videorepa.settings.sections import When
+from videorepa.recipe import Align, Recipe
+from videorepa.settings.sections import ClipSize, Continuation, When
 from videorepa.tokens import TokenGrid
 from videorepa.train import train
 
@@ -80,6 +85,21 @@ def test_several_terms_add_up(recipe: Recipe, tmp_path: Path) -> None:
     assert several["denoise"] == single["denoise"]
     total = several["denoise"] + 0.5 * several["align.relation"] + 0.2 * several["align.cosine"]
     assert several["loss"] == pytest.approx(total)
+
+
+def test_a_terms_gradient_is_measured_against_the_diffusion_losss_and_no_other_terms(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    prepare(recipe)
+    one = recipe.override("optim.steps=1")
+    beside = COSINE | {"block": 2, "weight": 50.0}
+    probe = COSINE | {"block": 2, "weight": 0}
+    single = rows(train(with_align(one, RELATION), tmp_path / "one"))[0]
+    logged = rows(train(with_align(one, RELATION, beside, probe), tmp_path / "several"))[0]
+    for name in ("relation", "cosine", "cosine-2"):
+        assert logged[f"grad_denoise.{name}"] == pytest.approx(single["grad_denoise"], rel=1e-4)
+    assert logged["grad_cosine.relation"] == pytest.approx(single["grad_cosine"], abs=1e-4)
+    assert logged["grad_align.relation"] == pytest.approx(single["grad_align"], rel=1e-4)
 
 
 def test_terms_that_are_only_measured_leave_the_training_alone(
@@ -285,6 +305,16 @@ def test_a_centred_term_does_not_see_what_all_clips_share(recipe) -> None:
     assert (plain(student, teacher, sigma)[0] - plain(student, moved, sigma)[0]).abs() > 0.1
 
 
+def test_a_teacher_that_sees_frame_zero_is_compared_with_the_students_first_step() -> None:
+    student = grid(1, 13, 2, 2, 3, start=-3, stride=4)
+    tokens = student.tokens.requires_grad_()
+    resample(student, grid(1, 49, 2, 2, 3)).tokens.sum().backward()
+    assert tokens.grad is not None and tokens.grad[:, 0].abs().min() > 0
+    tokens.grad = None
+    resample(student, grid(1, 24, 2, 2, 3, start=1, stride=2)).tokens.sum().backward()
+    assert not tokens.grad[:, 0].any()  # As published.
+
+
 def test_changes_hold_nothing_that_stands_still() -> None:
     tokens, still = grid(2, 4, 2, 3, 5).tokens, torch.randn(2, 1, 2, 3, 5)
     found = TokenGrid(tokens + still).changes()
@@ -394,8 +424,8 @@ def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
     block = nn.Linear(6, 6)
 
     def losses(output):
-        gradients = Gradients(output, detach=False, gathering=Gathering())
-        return output.square().sum(), (gradients.branch**3).sum(), gradients
+        branch, gradients = Junction(output, Gathering()).branch(detach=False)
+        return output.square().sum(), (branch**3).sum(), gradients
 
     output = block(tokens)
     denoise, align, gradients = losses(output)
@@ -412,6 +442,49 @@ def test_the_measured_gradients_are_those_of_each_loss_alone() -> None:
         },
         rel=1e-5,
     )
+
+
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize(
+    "diffusion", [FlowMatching(), VPrediction(torch.linspace(0.99, 0.1, 1000))], ids=["flow", "v"]
+)
+def test_a_term_on_the_predicted_latents_meets_the_loss_that_they_share_a_source_with(
+    diffusion: FlowMatching | VPrediction, shown: bool
+) -> None:
+    """Each gradient is measured in one pass, and once more with a pass of its own."""
+    clean, noise, other = torch.randn(3, 2, 3, 4, 5, 5)
+    output = torch.randn(2, 3, 4, 5, 5, requires_grad=True)
+    timestep = torch.tensor([300, 700])
+    held = torch.zeros(2, 3, 1, 1, 1, dtype=torch.bool)
+    held[:, 0] = shown
+
+    def losses() -> tuple:
+        result = diffusion.denoised(output, clean, noise, timestep, held if shown else None)
+        parts = (result.clean, Gathering(), result.source, result.slope)
+        branch, gradients = Junction(*parts).branch(detach=False)
+        return result.loss.mean(), (branch - other).square().mean(), gradients, result.source
+
+    loss, term, gradients, _ = losses()
+    (loss + term).backward()
+    found = {name: value.item() for name, value in gradients.measured().items()}
+    loss, term, _, source = losses()
+    theirs, ours = (torch.autograd.grad(x, source, retain_graph=True)[0] for x in (loss, term))
+    expected = {
+        "grad_align": ours.norm().item(),
+        "grad_denoise": theirs.norm().item(),
+        "grad_cosine": nn.functional.cosine_similarity(ours.ravel(), theirs.ravel(), 0).item(),
+    }
+    assert found == pytest.approx(expected, rel=1e-4) and found["grad_denoise"] > 0
+
+
+def test_a_term_that_opposes_a_flow_is_seen_to() -> None:
+    clean, noise = torch.randn(2, 2, 3, 4, 5, 5)
+    velocity = torch.randn(2, 3, 4, 5, 5, requires_grad=True)
+    result = FlowMatching().denoised(velocity, clean, noise, torch.tensor([500.0, 500.0]))
+    junction = Junction(result.clean, Gathering(), result.source, result.slope)
+    branch, gradients = junction.branch(detach=False)
+    (result.loss.mean() - 0.1 * (branch - clean).square().mean()).backward()
+    assert gradients.measured()["grad_cosine"].item() == pytest.approx(-1, abs=1e-5)
 
 
 def test_the_drift_sees_the_whole_frame_move_and_nothing_else() -> None:
@@ -441,3 +514,39 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_made(
     encoder = None if "target" in align else recipe.model_dump(mode="json")["encoder"]
     with pytest.raises(UserError, match=said):
         inspect(with_align(recipe, align, encoder=encoder))
+
+
+def test_latents_of_cogvideox_15_cover_the_frames_that_they_were_made_from() -> None:
+    size = ClipSize(frames=81, height=768, width=1360)
+    shapes = CogVideoX(weights="zai-org/CogVideoX1.5-5B").shapes(size)
+    align = Align.model_validate(
+        {"block": "clean", "target": "latents", "loss": {"name": "drift"}, "projector": "none"}
+    )
+    student = grids(align, shapes, 81).student
+    assert [list(student.frames(step)) for step in (0, 1, 2)] == [[0], [0], [1, 2, 3, 4]]
+    assert list(student.frames(21)) == [77, 78, 79, 80]
+    assert student.frames(20)[-1] == shapes.grid.frames(9)[-1] + 4 == 76
+
+
+def test_a_run_whose_terms_see_the_batch_keeps_its_size(recipe: Recipe, tmp_path: Path) -> None:
+    own = recipe.override("align.centre=clips")
+    for each, out in ((recipe, tmp_path / "plain"), (own, tmp_path / "centred")):
+        run = Run.of(out, each)
+        run.begin(each, {}, resumed=False)
+        run.append({"step": 1})
+    Run.of(tmp_path / "plain", recipe.override("optim.batch_size=4", "optim.accumulate=1"))
+    Run.of(tmp_path / "centred", own.override("optim.accumulate=1"))  # On two processes.
+    other = own.override("optim.batch_size=4", "optim.accumulate=1")
+    with pytest.raises(UserError, match=r"optim\.batch_size is 4, and the run in .* has 2"):
+        Run.of(tmp_path / "centred", other)
+    assert Run.open(tmp_path / "centred").recipe.optim.batch_size == 2
+
+
+def test_a_model_that_is_shown_a_batch_alike_keeps_its_size(recipe: Recipe, monkeypatch) -> None:
+    trained = Continuation(latents=(1,), probability=1.0, dropout=0.1)
+    alike = Conditioning("by channels", trained, is_required=True, has_blank=True, is_alike=True)
+    monkeypatch.setattr(CogVideoX, "conditioning", lambda self: alike)
+    assert _mixes_samples(recipe)
+    assert not _mixes_samples(recipe.override("data.condition={dropout: 0}"))
+    monkeypatch.setattr(CogVideoX, "conditioning", lambda self: replace(alike, is_alike=False))
+    assert not _mixes_samples(recipe)

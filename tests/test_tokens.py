@@ -26,6 +26,29 @@ def test_cogvideox_gives_frame_zero_a_step_of_its_own() -> None:
     assert torch.equal(later.tokens, student.tokens[:, 1:])
 
 
+def test_nothing_is_before_frame_zero() -> None:
+    student = grid(13, start=-3, stride=4)
+    assert student.since(0) is student and student.since(-2) is student
+    assert student.beginning_at(0).start == 1
+
+
+@pytest.mark.parametrize("frames", [1, 9, 17, 49])
+def test_a_causal_grid_gives_frame_zero_a_step_of_its_own(frames: int) -> None:
+    steps = 1 + (frames - 1) // 4
+    causal = TokenGrid.causal(torch.zeros(1, steps, 1, 1, 1), frames, 4)
+    assert (causal.start, causal.stride) == (-3, 4)
+    assert list(causal.frames(0)) == [0] and causal.frames(steps - 1)[-1] == frames - 1
+
+
+def test_a_repeated_first_latent_covers_what_it_repeats() -> None:
+    """CogVideoX 1.5: 81 frames are 21 latents, and the first is repeated to make whole tokens."""
+    latents = TokenGrid.causal(torch.zeros(1, 22, 1, 1, 1), 81, 4)
+    spans = [list(latents.frames(step)) for step in range(22)]
+    assert spans[:3] == [[0], [0], [1, 2, 3, 4]] and spans[-1] == [77, 78, 79, 80]
+    assert latents.since(0).size[0] == 22
+    assert (latents.since(1).size[0], latents.since(1).start) == (20, 1)
+
+
 def test_since_keeps_what_begins_there_and_refuses_what_is_past_the_end() -> None:
     assert grid(5, start=1, stride=2).since(1).size[0] == 5
     assert grid(5, start=1, stride=2).since(2).start == 3

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from videorepa.data import hdr, video
 from videorepa.data.sampling import Sampling, sampling_notes
-from videorepa.data.video import foresee_sampling, read_all, sample_clip, write_video
+from videorepa.data.video import foresee_sampling, read_all, read_first, sample_clip, write_video
 from videorepa.errors import ClipError
 from videorepa.system.files import atomic_path, atomic_write, file_digest
 from videorepa.world.render import make_clip
@@ -145,6 +145,32 @@ def test_a_fixed_rate_takes_the_frames_that_are_shown_then(
     clip = sample_clip(tmp_path / "clip.mp4", 6, 32, 48, fps)
     assert numbers(clip.frames) == expected
     assert clip.sampling == Sampling(len(set(expected)), None, fps)
+
+
+@pytest.mark.parametrize(("frames", "decoded"), [(1, 2), (4, 7), (6, 11), (10, 19), (11, 20)])
+def test_nothing_is_decoded_after_a_clip_of_a_fixed_rate(
+    tmp_path: Path, monkeypatch, frames: int, decoded: int
+) -> None:
+    """The next frame tells how long the last one is shown."""
+    write_video(tmp_path / "clip.mp4", numbered(20), 16)
+    seen, decode = [], video._decode
+
+    def counted(*arguments) -> Iterator:
+        for frame in decode(*arguments):
+            seen.append(frame)
+            yield frame
+
+    monkeypatch.setattr(video, "_decode", counted)
+    clip = sample_clip(tmp_path / "clip.mp4", frames, 32, 48, fps=8)
+    assert clip.sampling == Sampling(frames, None, 8)
+    assert abs(len(seen) - decoded) <= 1
+
+
+@pytest.mark.parametrize("fps", [None, 8, 30])
+def test_a_first_frame_is_that_of_the_clip(tmp_path: Path, fps: float | None) -> None:
+    write_video(tmp_path / "clip.mp4", numbered(20, 40, 64), 16)
+    clip = sample_clip(tmp_path / "clip.mp4", 4, 32, 48, fps)
+    assert np.array_equal(read_first(tmp_path / "clip.mp4", 32, 48, fps), clip.frames[0])
 
 
 def test_a_fixed_rate_follows_the_times_that_a_video_tells(tmp_path: Path) -> None:

@@ -22,11 +22,15 @@ class Denoised(NamedTuple):
       loss: The denoising loss of each sample.
       clean: The predicted latents without noise.
       sigma: The noise level of each input, 0 (no noise) to 1 (noise alone).
+      source: What `loss` and `clean` are both computed from, where their gradients meet.
+      slope: The derivative of each number in `clean` by the one in its place in `source`.
     """
 
     loss: Float[Tensor, " b"]
     clean: Latents
     sigma: Float[Tensor, " b"]
+    source: Latents
+    slope: Float[Tensor, "b ..."]
 
 
 class _Shown:
@@ -45,6 +49,10 @@ class _Shown:
     def true(self, predicted: Latents, clean: Latents) -> Latents:
         """The predicted latents, with the true ones where they are held."""
         return predicted if self._mask is None else torch.where(self._mask, clean, predicted)
+
+    def slope(self, slope: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """The derivative of what `true` gives, for that of the predicted latents."""
+        return slope if self._mask is None else torch.where(self._mask, 0.0, slope)
 
 
 class VPrediction:
@@ -93,8 +101,10 @@ class VPrediction:
         signal, spread = self._scales(timestep, clean)
         noisy = self.add_noise(clean, noise, timestep)
         predicted = signal * noisy - spread * velocity.float()
-        loss = _Shown(held).mean((predicted - clean) ** 2 / spread**2)
-        return Denoised(loss, _Shown(held).true(predicted, clean), spread.flatten())
+        shown, slope = _Shown(held), torch.ones_like(spread)
+        loss = shown.mean((predicted - clean) ** 2 / spread**2)
+        true = shown.true(predicted, clean)
+        return Denoised(loss, true, spread.flatten(), predicted, shown.slope(slope))
 
     def noise_error(self, denoised: Denoised) -> Float[Tensor, " b"]:
         """The mean of (noise - predicted noise)^2 of each sample: a_t times the loss."""
@@ -168,8 +178,10 @@ class FlowMatching:
         sigma = self._sigma(timestep, clean)
         velocity = velocity.float()
         predicted = self.add_noise(clean, noise, timestep) - sigma * velocity
-        loss = _Shown(held).mean((velocity - (noise - clean)) ** 2)
-        return Denoised(loss, _Shown(held).true(predicted, clean), sigma.flatten())
+        shown = _Shown(held)
+        loss = shown.mean((velocity - (noise - clean)) ** 2)
+        true = shown.true(predicted, clean)
+        return Denoised(loss, true, sigma.flatten(), velocity, shown.slope(-sigma))
 
     def noise_error(self, denoised: Denoised) -> Float[Tensor, " b"]:
         """The loss itself: a flow's prediction is the velocity, and no noise is predicted."""

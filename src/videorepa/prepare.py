@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +41,9 @@ UNWRITTEN = 8
 Fail = Callable[[SourceClip, ClipError], None]
 """Notes that a clip cannot be used, and why."""
 
+Read = TypeVar("Read")
+"""What is read of a clip."""
+
 Later = Callable[..., None]
 """Calls a function with arguments in the background, in the order in which it is given them."""
 
@@ -61,11 +65,11 @@ class Prepared:
 
 @dataclass
 class _ClipWork:
-    """A readable clip of the source, and the parts of it that have to be made.
+    """A usable clip of the source, and the parts of it that have to be made.
 
     Attributes:
       number: The clip's index in the source.
-      source: The digest of its content.
+      source: The digest of its content; that of the record where its video is gone.
       record: What the clip in the cache was made from, or None while it is not there.
       lacks: Why parts have to be made.
     """
@@ -131,7 +135,7 @@ def prepare(
             backbone, encoders = _load(recipe, lacking, where, dtype)
             with (
                 behind(UNWRITTEN) as later,
-                closing(_read(source, todo, size, fail, _lacks_frames)) as chunks_read,
+                closing(_read(source.sample, todo, size, fail, _lacks_frames)) as chunks_read,
             ):
                 progress = track(chunks_read, "prepare", len(starts), len(starts) - len(todo))
                 for works, sampled in progress:
@@ -167,13 +171,13 @@ def _encode_captions(
     sees_image, size = backbone.spec.text_sees_image, recipe.data.prepare_batch
     if not cache.has_empty_caption():
         cache.write_empty_caption(_one(backbone.encode_text([""]), 0))
-    with closing(_read(source, todo, size, fail, lambda _: sees_image)) as chunks_read:
-        for chunk, sampled in track(chunks_read, "encode captions", len(todo)):
+    with closing(_read(source.first, todo, size, fail, lambda _: sees_image)) as chunks_read:
+        for chunk, frames in track(chunks_read, "encode captions", len(todo)):
             captions = [work.clip.caption for work in chunk]
             if not captions:
                 continue
             if sees_image:
-                images = to_video(np.stack([clip.frames[0] for clip in sampled]))
+                images = to_video(np.stack(frames))
                 texts = backbone.encode_text_of(captions, images)
             else:
                 texts = backbone.encode_text(captions)
@@ -183,7 +187,7 @@ def _encode_captions(
                     continue
                 clip, before = work.clip, work.record
                 if work.lacks.latents:
-                    later(cache.keep_caption, clip, tokens[row], _one(texts, row))
+                    later(cache.keep_caption, clip, work.source, tokens[row], _one(texts, row))
                 else:
                     assert before is not None  # Its caption alone has changed.
                     work.record = replace(before, caption=clip.caption, tokens=tokens[row])
@@ -196,7 +200,7 @@ def _lacks_frames(work: _ClipWork) -> bool:
 
 
 def _lacks_caption(cache: Cache, work: _ClipWork) -> bool:
-    is_kept = work.lacks.latents and cache.has_caption(work.clip)
+    is_kept = work.lacks.latents and cache.has_caption(work.clip, work.source)
     return bool(work.lacks.text) and not is_kept
 
 
@@ -222,28 +226,29 @@ def _load(
 
 
 def _read(
-    source: ClipSource,
+    read: Callable[[int], Read],
     chunks: Sequence[Sequence[_ClipWork]],
     size: int,
     fail: Fail,
     wants: Callable[[_ClipWork], bool],
-) -> Generator[tuple[Sequence[_ClipWork], list[Sampled]]]:
+) -> Generator[tuple[Sequence[_ClipWork], list[Read]]]:
     """Read the videos of chunks, the next ones' while the caller works on one.
 
     Args:
-      source: The clips.
+      read: Reads a clip of the source, or its first frame alone.
       chunks: What lacks.
       size: Clips in a chunk, as many of which are read ahead.
-      fail: Is told of clips that cannot be read; they are left out.
+      fail: Is told of clips that lack something and cannot be read. They are left out, as are
+        those that are complete and whose videos are gone.
       wants: Whether a clip's frames are needed. Those of all in its chunk are read then.
 
     Yields:
-      The usable clips of each chunk, and their frames: [] for a chunk that needs none.
+      The usable clips of each chunk, and what was read of them: [] for a chunk that needs none.
     """
 
-    def sample(work: _ClipWork) -> Sampled | ClipError:
+    def sample(work: _ClipWork) -> Read | ClipError:
         try:
-            return source.sample(work.number)
+            return read(work.number)
         except ClipError as error:
             return error
 
@@ -256,14 +261,15 @@ def _read(
             if not wants_video(chunk):
                 yield chunk, []
                 continue
-            works, sampled = [], []
+            works: list[_ClipWork] = []
+            sampled: list[Read] = []
             for work in chunk:
                 result = next(results)
-                if isinstance(result, ClipError):
-                    fail(work.clip, result)
-                else:
+                if not isinstance(result, ClipError):
                     works.append(work)
                     sampled.append(result)
+                elif work.lacks:
+                    fail(work.clip, result)
             yield works, sampled
 
 
@@ -321,7 +327,8 @@ def _say(records: Mapping[str, Record], recipe: Recipe) -> None:
 def _look_up(
     source: ClipSource, cache: Cache, chunks: Sequence[range], fail: Fail
 ) -> list[list[_ClipWork]]:
-    """See which parts the cache lacks of the readable clips in chunks of the source."""
+    """See which parts the cache lacks of the usable clips in chunks of the source: of those that
+    can be read, and of those that are complete."""
     works: list[list[_ClipWork]] = []
     changed: dict[str, str] = {}
     digests = Digests(source, cache.digests)
@@ -333,9 +340,14 @@ def _look_up(
                 try:
                     digest = digests.of(number)
                 except ClipError as error:
-                    fail(clip, error)
-                    continue
-                record, lacks = cache.look_up(clip, digest)
+                    # What was made from a video that is gone cannot be another's.
+                    record, lacks = cache.look_up(clip, None)
+                    if record is None or lacks:
+                        fail(clip, error)
+                        continue
+                    digest = record.source
+                else:
+                    record, lacks = cache.look_up(clip, digest)
                 works[-1].append(_ClipWork(number, clip, digest, record, lacks))
                 if not lacks:
                     cache.clear_failure(clip)

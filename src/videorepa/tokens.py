@@ -20,7 +20,8 @@ class TokenGrid:
     Step i covers the source frames `start + i * stride` up to, not including,
     `start + (i + 1) * stride`. A model that gives the first frame a step of its own starts before
     frame 0: CogVideoX's 13 steps have start -3 and stride 4, so that step 0 covers frame 0 alone.
-    A teacher with tubelets of 2 that sees frames 1 to 48 has 24 steps, start 1 and stride 2.
+    A teacher with tubelets of 2 that sees frames 1 to 48 has 24 steps, start 1 and stride 2. Steps
+    that lie before frame 0 altogether repeat it: CogVideoX 1.5 repeats the first latent of a clip.
 
     Args:
       tokens: (batch, time, height, width, channels). On the meta device they describe a shape.
@@ -50,13 +51,13 @@ class TokenGrid:
             )
 
     @classmethod
-    def causal(cls, tokens: Float[Tensor, "b t h w d"], frames: int) -> TokenGrid:
+    def causal(cls, tokens: Float[Tensor, "b t h w d"], frames: int, stride: int) -> TokenGrid:
         """The grid of a causal video autoencoder for a clip of `frames` frames.
 
-        The first frame has a step of its own, and the other steps divide the rest evenly.
+        The last step covers the last `stride` frames, and so on backwards. The first frame has a
+        step of its own, which can be repeated in front.
         """
-        stride = (frames - 1) // max(1, tokens.shape[1] - 1) or 1
-        return cls(tokens, 1 - stride, stride)
+        return cls(tokens, frames - tokens.shape[1] * stride, stride)
 
     @classmethod
     def batch(cls, grids: Sequence[TokenGrid]) -> TokenGrid:
@@ -88,7 +89,7 @@ class TokenGrid:
     def frames(self, step: int) -> range:
         """The source frames that a step covers."""
         first = self.start + step * self.stride
-        return range(max(first, 0), max(first + self.stride, 0))
+        return range(max(first, 0), max(first + self.stride, 1))
 
     def with_tokens(self, tokens: Float[Tensor, "b t h w d"]) -> TokenGrid:
         """The same places in time and space, with other tokens."""
@@ -111,7 +112,16 @@ class TokenGrid:
         return self.with_tokens(self.tokens.to("meta"))
 
     def since(self, frame: int) -> TokenGrid:
-        """The grid without the steps that cover any frame before `frame`.
+        """The grid without the steps that cover any frame before `frame`: all of it for frame 0.
+
+        Raises:
+          UserError: No step remains.
+        """
+        return self.beginning_at(frame) if frame > 0 else self
+
+    def beginning_at(self, frame: int) -> TokenGrid:
+        """The grid without the steps that begin before `frame`. Before frame 0 begins one that
+        covers fewer frames than the others.
 
         Raises:
           UserError: No step remains.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -15,9 +16,9 @@ def resample(student: TokenGrid, like: TokenGrid, spatial: nn.Conv2d | None = No
     """Bring the student's tokens to the grid of `like`.
 
     Steps that cover frames before the first of `like` are dropped, as VideoREPA drops CogVideoX's
-    first latent frame. Time is interpolated linearly. Each frame then goes through `spatial`.
-    Where time is stretched, space goes first. That is less work for the same result, since the two
-    operations are linear and act on different axes.
+    first latent frame: its teacher sees frames from 1 on. Time is interpolated linearly. Each frame
+    then goes through `spatial`. Where time is stretched, space goes first. That is less work for
+    the same result, since the two operations are linear and act on different axes.
 
     Args:
       student: The grid to resample.
@@ -84,8 +85,11 @@ def centred_similarity(student: TokenGrid, teacher: TokenGrid) -> Tensor:
     def relations(tokens: Float[Tensor, "b t h w d"]) -> Float[Tensor, "b n n"]:
         flat = tokens.float().flatten(1, 3)
         flat = nn.functional.normalize(flat - flat.mean(1, keepdim=True), dim=-1)
-        # About 256 tokens, evenly spaced, are enough for a logged value.
-        flat = flat[:, :: max(1, flat.shape[1] // 256)]
+        # Some hundred tokens, evenly spaced, are enough for a logged value. A stride that shares no
+        # factor with their number comes to all rows and columns.
+        count = flat.shape[1]
+        stride = next(n for n in range(max(1, count // 256), 0, -1) if math.gcd(n, count) == 1)
+        flat = flat[:, ::stride]
         return flat @ flat.transpose(1, 2)
 
     a, b = relations(student.tokens).flatten(1), relations(teacher.tokens).flatten(1)

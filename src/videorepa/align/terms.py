@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from videorepa.align.gathering import Gathering
-from videorepa.align.gradients import Aligned, Gradients, TermResult
+from videorepa.align.gradients import Aligned, Junction, TermResult
 from videorepa.align.projector import projector_between
 from videorepa.align.resampling import centred_similarity, common_grid, resample
 from videorepa.align.taps import Tapped, tap
@@ -54,7 +54,7 @@ def grids(term: Align, shapes: BackboneShapes, frames: int) -> Grids:
       UserError: The two sides share no frame; the message names both grids.
     """
     latents = torch.empty(1, *shapes.latents, device="meta").permute(0, 1, 3, 4, 2)
-    latent_grid = TokenGrid.causal(latents, frames)
+    latent_grid = TokenGrid.causal(latents, frames, shapes.latent_frames)
     student = latent_grid if term.block == "clean" else shapes.grid
     if term.encoder is not None:
         target = term.encoder.shape(frames)
@@ -281,18 +281,23 @@ class Terms(nn.Module):
         def grid(side: Any, output: Any) -> TokenGrid:
             if isinstance(side, int):
                 return backbone.grid(output, latents)
-            return TokenGrid.causal(output.permute(0, 1, 3, 4, 2), frames)
+            stride = backbone.geometry.frames
+            return TokenGrid.causal(output.permute(0, 1, 3, 4, 2), frames, stride)
 
-        results = []
-        for suffix, term in self.named():
-            if not term.runs(step):
-                continue
-            align = term.align
+        def junction(side: Any) -> Junction:
+            if side == "clean":
+                return Junction(denoised.clean, Gathering(), denoised.source, denoised.slope)
             # Of tapped tokens each process can have a part; latents are whole.
-            is_tapped = isinstance(align.block, int)
-            gathering = self.gathering if is_tapped else Gathering()
-            gradients = Gradients(outputs[align.block], align.is_probe, gathering)
-            student = grid(align.block, gradients.branch)
+            return Junction(outputs[side], self.gathering)
+
+        running = [(suffix, term) for suffix, term in self.named() if term.runs(step)]
+        read = dict.fromkeys(term.align.block for _, term in running)
+        junctions = {side: junction(side) for side in read}
+        results = []
+        for suffix, term in running:
+            align = term.align
+            branch, gradients = junctions[align.block].branch(align.is_probe)
+            student = grid(align.block, branch)
             if align.encoder is not None:
                 target = teachers[align.encoder]
             else:

@@ -19,6 +19,7 @@ from videorepa.artifacts.checkpoint import Checkpoint
 from videorepa.artifacts.clips import clip_shape
 from videorepa.artifacts.reading import json_lines, json_object, leaves
 from videorepa.backbones import Backbone, Part
+from videorepa.conditioning import possible
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import read_values
@@ -51,6 +52,7 @@ DIVISION = ("optim.batch_size", "optim.accumulate")
 """Settings that divide the clips of a step among processes and passes.
 
 A resumed run may differ in these too, as long as their number stays the same; `train` checks that.
+Where samples of a pass are not apart, only the number of passes may change.
 """
 
 _MANY_STEPS = 10**12
@@ -101,6 +103,14 @@ class Run:
                 run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
             )
             differing = [key for key in differing if key not in (*FREE_TO_CHANGE, *DIVISION)]
+            before = run.recipe.optim.batch_size
+            if not differing and before != recipe.optim.batch_size and _mixes_samples(recipe):
+                raise UserError(
+                    f"optim.batch_size is {recipe.optim.batch_size}, and the run in {path} has "
+                    f"{before}. What a sample counts for depends here on those beside it (`centre: "
+                    "clips`, or a model that is shown all clips of a batch alike). Leave it at "
+                    f"{before}, or choose another folder with --out."
+                )
             if differing:
                 raise UserError(
                     f"{path} holds a run of another recipe; they differ in {', '.join(differing)}. "
@@ -309,12 +319,27 @@ class Run:
             match = re.fullmatch(r"step-(\d+)", path.parent.name)
             shape = clip_shape(path) if match and not path.name.startswith(".") else None
             if match and shape:
-                sidecar = path.with_suffix(".json")
-                prompt = json_object(sidecar).get("prompt") if sidecar.is_file() else None
+                prompt = self._validation_prompts.get(path.stem, path.stem)
                 clips.setdefault(int(match[1]), {})[path.stem] = ValidationClip(
-                    path, str(prompt or path.stem), shape["fps"], shape["width"], shape["height"]
+                    path, prompt, shape["fps"], shape["width"], shape["height"]
                 )
         return dict(sorted(clips.items()))
+
+    @cached_property
+    def _validation_prompts(self) -> dict[str, str]:
+        """The prompts by the names of their clips, also of a recipe that cannot be parsed here."""
+        match read_values(self.path / "recipe.yaml"):
+            case {"validation": {"prompts": [*prompts]}}:
+                return {self.sample_path(0, n).stem: str(text) for n, text in enumerate(prompts)}
+        return {}
+
+
+def _mixes_samples(recipe: Recipe) -> bool:
+    """Whether the loss of a sample, or what is drawn for it, depends on others of its pass."""
+    conditioning = recipe.backbone.conditioning()
+    shown = possible(recipe.backbone.continuation(recipe.data))
+    is_alike = conditioning is not None and conditioning.is_alike and len(shown) > 1
+    return is_alike or any(term.centre == "clips" for term in recipe.terms.values())
 
 
 def differences(a: Any, b: Any, key: str = "") -> list[str]:

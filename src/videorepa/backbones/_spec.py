@@ -60,6 +60,7 @@ class BackboneShapes(Section):
 
     Args:
       latents: Shape of the latents: frames, channels, height, width.
+      latent_frames: Frames that a latent covers.
       text: One caption's tensors, without the batch dimension, on the meta device.
       grid: The token grid of every block, on the meta device.
       blocks: Blocks of the transformer.
@@ -69,6 +70,7 @@ class BackboneShapes(Section):
     model_config = {"arbitrary_types_allowed": True, "frozen": True, "extra": "forbid"}
 
     latents: tuple[int, int, int, int]
+    latent_frames: int
     text: Text
     grid: TokenGrid
     blocks: int
@@ -467,6 +469,7 @@ class BackboneSpec(Section):
         grid = torch.empty(1, steps, h // patch, w // patch, geometry.width, device="meta")
         return BackboneShapes(
             latents=(steps * geometry.steps, geometry.channels, h, w),
+            latent_frames=geometry.frames,
             text=self.text(),
             grid=TokenGrid(grid, start=1 - geometry.stride, stride=geometry.stride),
             blocks=geometry.blocks,

@@ -147,6 +147,7 @@ class Cache:
         }
         self.grids = {encoder: encoder.shape(data.frames) for encoder in self.features}
         backbone = recipe.backbone.preparing
+        self.text_sees_image = backbone.text_sees_image
         self.text_shapes = {f"{TEXT}{key}": (*like.shape,) for key, like in backbone.text().items()}
         self.shapes = {
             self.captions: self.text_shapes,
@@ -257,11 +258,12 @@ class Cache:
         except (KeyError, TypeError) as error:
             raise _damaged(self._file(self.clips, clip), error) from None
 
-    def keep_caption(self, clip: SourceClip, tokens: int, text: Text) -> None:
+    def keep_caption(self, clip: SourceClip, source: str, tokens: int, text: Text) -> None:
         """Keep a clip's text until `write_clip` has its latents.
 
         Args:
           clip: The clip.
+          source: The digest of its content.
           tokens: How many tokens the caption has, as in `Record`.
           text: Its caption's tensors.
 
@@ -270,13 +272,20 @@ class Cache:
         """
         tensors, what = _stored(text), f"The text embeddings of the clip {clip.id!r}"
         _check_made(what, tensors, self.text_shapes)
-        about = {"id": clip.id, "caption": clip.caption, "tokens": tokens}
+        about = {"id": clip.id, "caption": clip.caption, "source": source, "tokens": tokens}
         _write(self._file(self.captions, clip), tensors, about)
 
-    def has_caption(self, clip: SourceClip) -> bool:
-        """Whether the text of the clip's caption is kept."""
+    def has_caption(self, clip: SourceClip, source: str) -> bool:
+        """Whether the text of the clip's caption is kept, and was made from what it is made from.
+
+        Args:
+          clip: The clip.
+          source: The digest of its content, some of which a text encoder can see.
+        """
         about = self._about(self.captions, clip)
-        return about is not None and about.get("caption") == clip.caption
+        if about is None or about.get("caption") != clip.caption:
+            return False
+        return not self.text_sees_image or about.get("source") == source
 
     def read_caption(self, clip: SourceClip) -> tuple[int, Text]:
         """Read what `keep_caption` has kept. Raises UserError as `read_clip` does."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from jaxtyping import UInt8
+
 from videorepa.data.manifest import Entry, read_manifest
 from videorepa.data.sampling import Sampling
-from videorepa.data.video import Sampled, foresee_sampling, sample_clip
+from videorepa.data.video import Sampled, foresee_sampling, read_first, sample_clip
 from videorepa.errors import ClipError, UserError
 from videorepa.settings.sections import Data
 from videorepa.system.files import check_is_file
@@ -38,6 +41,10 @@ class ClipSource(Protocol):
 
     def sample(self, index: int) -> Sampled:
         """Read a clip. Raises ClipError."""
+        ...
+
+    def first(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Read a clip's first frame, and no more of it than that takes. Raises ClipError."""
         ...
 
     def foresee(self, index: int) -> Sampling | None:
@@ -75,6 +82,10 @@ class ManifestSource:
     def sample(self, index: int) -> Sampled:
         data, path = self.data, self.entries[index].path
         return sample_clip(path, data.frames, data.height, data.width, data.fps)
+
+    def first(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        data, path = self.data, self.entries[index].path
+        return read_first(path, data.height, data.width, data.fps)
 
     def foresee(self, index: int) -> Sampling | None:
         return foresee_sampling(self.entries[index].path, self.data.frames, self.data.fps)
@@ -128,6 +139,9 @@ class LabSource:
 
         clip = make_clip(self.lab.seed, index, frames=self.count, split=self.lab.split)
         return Sampled(clip.frames, self.foresee(index), clip.scene)
+
+    def first(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self.sample(index).frames[0]
 
     def foresee(self, index: int) -> Sampling:
         from videorepa.world.simulator import FPS

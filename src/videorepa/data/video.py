@@ -277,7 +277,7 @@ def sample_clip(
       width: Columns of the clip.
       fps: Frames per second that the clip shows. In place of every n-th it then has the frame that
         is shown at each of its times, or comes within half a frame, from the first one's on. It
-        repeats frames of a slower video.
+        repeats frames of a slower video. What comes after the clip is not read.
 
     Raises:
       ClipError: The file cannot be used.
@@ -307,6 +307,17 @@ def sample_clip(
     return Sampled(np.stack(clip + clip[-1:] * (frames - len(clip))), sampling)
 
 
+def read_first(path: Path, height: int, width: int, fps: float | None = None) -> np.ndarray:
+    """Read the first frame of what `sample_clip` gives, (height, width, 3) uint8 RGB, and few more.
+
+    Raises ClipError.
+    """
+    if fps is not None:
+        return _sample_at(path, 1, height, width, fps).frames[0]
+    with opened(path) as (container, stream):
+        return fit(_to_rgb(path, next(_decode(path, container, stream))), height, width)
+
+
 def _sample_at(path: Path, frames: int, height: int, width: int, fps: float) -> Sampled:
     clip: list[np.ndarray] = []
     distinct, n, before = 0, 0, None
@@ -321,9 +332,10 @@ def _sample_at(path: Path, frames: int, height: int, width: int, fps: float) -> 
                         pixels = fit(_to_rgb(path, before[1]), height, width)
                         distinct += 1
                     clip.append(pixels)
-            before, n = coming, n + 1
-    # The last one counted is none.
-    return Sampled(np.stack(clip), Sampling(distinct, None, fps if n > 2 else None))
+            before, n = coming, n + (coming is not None)
+            if len(clip) == frames:
+                break
+    return Sampled(np.stack(clip), Sampling(distinct, None, fps if n > 1 else None))
 
 
 def _timed(

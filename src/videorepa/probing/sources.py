@@ -123,7 +123,7 @@ def slices(grid: TokenGrid, steps: int, side: int) -> Float[np.ndarray, "b d"]:
         steps: How many steps.
         side: Rows and columns to which each step's tokens are averaged.
     """
-    grid = grid.since(0).averaged(side)
+    grid = grid.beginning_at(0).averaged(side)
     which = np.linspace(0, grid.size[0] - 1, steps).round().astype(int)
     return grid.tokens[:, which].flatten(1).float().cpu().numpy()
 
@@ -153,7 +153,7 @@ class Pooling:
             name: The source's name, for the message.
             grid: Its shape alone counts.
         """
-        there = grid.since(0).size[0]
+        there = grid.beginning_at(0).size[0]
         if self.are_distinct and there < self.steps:
             raise UserError(
                 f"The protocol reads {self.steps} steps in time of {name}, which has {there} for "

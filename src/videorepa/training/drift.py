@@ -118,8 +118,7 @@ class Drift:
             f"warning: step {step}: the {name} of the validation clips is {ours:.3g}, "
             f"{each.mean():.2f} times the base model's {theirs:.3g} at the same seeds{spread}; the "
             f"band is {1 - self.band:.2f} to {1 + self.band:.2f}. Look at the clips in samples. If "
-            "this is not what the training is for: lower optim.learning_rate or align.weight, end "
-            "the alignment early (align.when.until), or average the weights (train.ema). If it is, "
-            "widen validation.drift.",
+            "this is not what the training is for: lower optim.learning_rate or align.weight, or "
+            "end the alignment early (align.when.until). If it is, widen validation.drift.",
             style="yellow",
         )
