@@ -181,8 +181,10 @@ def _load(path: Path) -> dict[str, Any]:
             "code; such a file is never loaded."
         )
 
-    allowed = [(_Ignored, name) for name in _ALLOWED]
-    with as_user_error(described), torch.serialization.safe_globals(allowed):
+    with (
+        as_user_error(described),
+        torch.serialization.safe_globals([(_Ignored, name) for name in _ALLOWED]),
+    ):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a table.")
