@@ -12,7 +12,7 @@ import csv
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -43,7 +43,8 @@ SHAPES = ROOT / "recipes" / "micro" / "shapes.yaml"
 CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
 BARE = ROOT / "recipes" / "micro" / "bare.yaml"
 FREE = ROOT / "recipes" / "micro" / "free.yaml"
-"""These two go on in the confirmation's folder, and have its arms too."""
+NEAR = ROOT / "recipes" / "micro" / "near.yaml"
+"""These go on in the confirmation's folder, and have its arms too."""
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
     "calibration": {MEASURED: MEASURED},
@@ -52,9 +53,10 @@ NAMES_KEPT = {
     "confirmation": {MEASURED: "confirmation.csv"},
     "bare": {MEASURED: "confirmation.csv"},
     "free": {MEASURED: "free.csv"},
+    "near": {MEASURED: "near.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
-TICKS = (-30, -10, -3, -1, -0.5, 0, 0.5, 1, 3)
+TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
 POOL = "4"
 """Rows and columns of places in the probe's figure; the table has all poolings."""
 NAMES = {
@@ -86,6 +88,8 @@ FREE_AGAINST = (
     ("free-truth", "free-untrained"),
 )
 """The same of the arms with free mean and spread."""
+NEAR_AGAINST = (("bare-near", "bare-untrained"), ("bare-near", "bare-places"))
+"""The same of mere places."""
 SPREAD_AT = "0.75"
 """The noise's share at which students' relations are tabulated."""
 READ = ("place", "motion", "contact")
@@ -187,8 +191,8 @@ def _measured() -> Measured:
 
 @cache
 def _confirmed(path: Path = CONFIRMATION) -> Measured:
-    """What was measured in the confirmation's folder, as one of its three studies."""
-    kept = (NAMES_KEPT[name][MEASURED] for name in ("confirmation", "free"))
+    """What was measured in the confirmation's folder, as one of its studies."""
+    kept = (NAMES_KEPT[name][MEASURED] for name in ("confirmation", "free", "near"))
     rows = [row for name in kept for row in read_measured(KEPT / name)]
     return Measured(StudyRecipe.from_yaml(path), rows)
 
@@ -286,6 +290,14 @@ def free_against_table() -> str:
     return _against(_confirmed(FREE), FREE_AGAINST)
 
 
+def near_table() -> str:
+    """Places with the untrained network's mean and spread, beside that network."""
+    measured = _confirmed(NEAR)
+    gain = measured.gains(["bare-near"], LOSS)["bare-near"]
+    row = {**measured.cells("bare-near", {LOSS: gain}), "by seed": _by_seed(gain)}
+    return in_markdown([row]) + "\n\n" + _against(measured, NEAR_AGAINST)
+
+
 def _by_family(measured: Measured) -> str:
     """A line for each arm, with its gain by seed. Each family is adjusted for itself."""
     rows = []
@@ -332,17 +344,17 @@ def calibration_table() -> str:
 
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
-    screened, confirmed, free = _measured(), _confirmed(BARE), _confirmed(FREE)
+    screened, confirmed, free, near = _measured(), *map(_confirmed, (BARE, FREE, NEAR))
     drawn = []
-    for measured, remark in ((free, ", fresh"), (confirmed, ", fresh"), (screened, "")):
-        groups = {"free": free.groups()["free"]} if measured is free else measured.groups()
-        for name in (name for names in groups.values() for name in names):
+    for measured, only in ((free, "free"), (near, "near"), (confirmed, ""), (screened, "")):
+        remark = "" if measured is screened else ", fresh"
+        for name in _treated(measured, only):
             control = measured.recipe.control_of(name)
             gain = measured.gain(name, control, LOSS)
-            if name != control and gain is not None and len(gain.by_seed) > 1:
+            if gain is not None and len(gain.by_seed) > 1:
                 mean = float(np.mean([*measured.of(control, LOSS).values()]))
                 drawn.append((name + remark, "C1" if remark else "C0", gain, 100 / mean))
-    figure = Figure(figsize=(9, max(3.2, 1.2 + 0.22 * len(drawn))), layout="constrained")
+    figure = Figure(figsize=(9, max(3.2, 1.2 + 0.17 * len(drawn))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     for place, (_, colour, gain, percent) in enumerate(drawn):
         reach = [[gain.of.value - gain.of.low], [gain.of.high - gain.of.value]]
@@ -378,6 +390,15 @@ def gains() -> Figure:
     right.set_xlabel("the noise's share of the variance")
     right.legend(frameon=False, fontsize=8, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
+
+
+def _treated(measured: Measured, table: str) -> Iterator[str]:
+    """The arms, of one table or of all, that are neither a control nor one of its scale."""
+    recipe = measured.recipe
+    plain = {*recipe.scale, *map(recipe.control_of, recipe.arms)}
+    for group, names in measured.groups().items():
+        if table in ("", group):
+            yield from (name for name in names if name not in plain)
 
 
 @cache
@@ -609,6 +630,7 @@ TABLES = {
     "confirmed clips": confirmed_clips_table,
     "bare": bare_table,
     "bare against": bare_against_table,
+    "near": near_table,
     "free": free_table,
     "free against": free_against_table,
     "spread": spread_table,
