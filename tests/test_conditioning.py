@@ -499,7 +499,8 @@ def test_blocks_are_measured_as_training_shows_them_clips(
             expected = live.grid(tapped.take(), one[0])
         torch.testing.assert_close(measured[number : number + 1], expected.tokens)
     whole = scan(own, tmp_path / "scan", clips=2, noise_levels=[0.5], blocks=[1])
-    assert {each.source for each in whole.measurements} == {"block", "pixels", "untrained"}
+    sources = {each.source for each in whole.measurements}
+    assert sources == {"block", "pixels", "untrained", "teacher"}
 
 
 def test_validation_continues_its_prompts_images(
