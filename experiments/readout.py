@@ -121,6 +121,23 @@ def r_squared(
     return found
 
 
+def compared(recipe: Recipe, models: dict[str, Path]) -> Iterator[tuple[str, Backbone]]:
+    """The base model, a random copy of it, and the models of runs, with their names."""
+    for name in ("base", "random", *models):
+        if name in models:
+            yield name, Run.open(models[name]).backbone(("transformer",), CPU, torch.float32)
+            continue
+        model = recipe.backbone.load(("transformer",), CPU, torch.float32)
+        if name == "random":
+            model.reinitialise(0)
+        yield name, model
+
+
+def named(items: list[str]) -> dict[str, Path]:
+    """The runs that were given as NAME=RUN."""
+    return {name: Path(path) for name, path in (item.split("=", 1) for item in items)}
+
+
 def rows(
     recipe: Recipe, models: dict[str, Path], fitted: int, read: int
 ) -> Iterator[dict[str, object]]:
@@ -128,13 +145,7 @@ def rows(
     coder = recipe.backbone.load(("vae", "text_encoder"), CPU, torch.float32)
     ours = Clips(recipe, FITTED, fitted, coder)
     theirs = Clips(recipe, READ, read, coder)
-    for name in ("base", "random", *models):
-        if name in models:
-            model = Run.open(models[name]).backbone(("transformer",), CPU, torch.float32)
-        else:
-            model = recipe.backbone.load(("transformer",), CPU, torch.float32)
-            if name == "random":
-                model.reinitialise(0)
+    for name, model in compared(recipe, models):
         for level in LEVELS:
             seen, unseen = ours.tokens(model, level), theirs.tokens(model, level)
             for place, tokens in seen.items():
@@ -151,7 +162,7 @@ def main() -> None:
     parser.add_argument("--read", type=int, default=120, help="clips to read")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    models = {name: Path(path) for name, path in (item.split("=", 1) for item in arguments.models)}
+    models = named(arguments.models)
     recipe = StudyRecipe.from_yaml(SHORT).recipe
     found = []
     for row in rows(recipe, models, arguments.fitted, arguments.read):

@@ -26,10 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from readout import CPU, READ
+from readout import CPU, READ, compared, named
 from videorepa.align.resampling import resample
 from videorepa.align.taps import tap
-from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone, timestep_of_noise
 from videorepa.data.source import LabSource
 from videorepa.data.video import to_video
@@ -128,13 +127,7 @@ def rows(recipe: Recipe, models: dict[str, Path], clips: int) -> Iterator[dict[s
     like = teachers["video teacher"]
     for level in LEVELS:
         base: Parts | None = None
-        for name in ("base", "random", *models):
-            if name in models:
-                model = Run.open(models[name]).backbone(("transformer",), CPU, torch.float32)
-            else:
-                model = recipe.backbone.load(("transformer",), CPU, torch.float32)
-                if name == "random":
-                    model.reinitialise(0)
+        for name, model in compared(recipe, models):
             parts = Parts(resample(shown.tokens(model, level), like))
             base = base or parts
             yield {"source": name, "noise": f"{level:g}"} | parts.row(base)
@@ -149,8 +142,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    models = {name: Path(path) for name, path in (item.split("=", 1) for item in arguments.models)}
     found = []
+    models = named(arguments.models)
     for row in rows(StudyRecipe.from_yaml(SHORT).recipe, models, arguments.clips):
         found.append(row)
         print(row, flush=True)
