@@ -293,20 +293,24 @@ def free_against_table() -> str:
 def near_table() -> str:
     """Places with the untrained network's mean and spread, beside that network."""
     measured = _confirmed(NEAR)
-    gain = measured.gains(["bare-near"], LOSS)["bare-near"]
-    row = {**measured.cells("bare-near", {LOSS: gain}), "by seed": _by_seed(gain)}
-    return in_markdown([row]) + "\n\n" + _against(measured, NEAR_AGAINST)
+    return _by_family(measured, "near") + "\n\n" + _against(measured, NEAR_AGAINST)
 
 
-def _by_family(measured: Measured) -> str:
-    """A line for each arm, with its gain by seed. Each family is adjusted for itself."""
+def _by_family(measured: Measured, only: str = "") -> str:
+    """A line for each arm, of one table or of all, with its gain by seed. Each family is adjusted
+    for itself."""
     rows = []
-    for group, names in measured.groups().items():
+    for group, names in _groups(measured, only).items():
         for name, gain in measured.gains(names, LOSS).items():
             rows.append({**measured.cells(name, {LOSS: gain}), "by seed": _by_seed(gain)})
             if group == "main":
                 rows[-1]["what it is"] += ", with a projector"
     return in_markdown(rows)
+
+
+def _groups(measured: Measured, only: str) -> dict[str, list[str]]:
+    """The measured arms of one table, or of all for ""."""
+    return {name: arms for name, arms in measured.groups().items() if only in ("", name)}
 
 
 def _against(measured: Measured, pairs: Sequence[tuple[str, str]]) -> str:
@@ -392,13 +396,12 @@ def gains() -> Figure:
     return figure
 
 
-def _treated(measured: Measured, table: str) -> Iterator[str]:
+def _treated(measured: Measured, only: str) -> Iterator[str]:
     """The arms, of one table or of all, that are neither a control nor one of its scale."""
     recipe = measured.recipe
     plain = {*recipe.scale, *map(recipe.control_of, recipe.arms)}
-    for group, names in measured.groups().items():
-        if table in ("", group):
-            yield from (name for name in names if name not in plain)
+    for names in _groups(measured, only).values():
+        yield from (name for name in names if name not in plain)
 
 
 @cache

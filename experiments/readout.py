@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rows import keep
 from videorepa.align.resampling import resample
 from videorepa.align.taps import tap
 from videorepa.artifacts.run import Run
@@ -29,7 +30,6 @@ from videorepa.encoders.truth import FACTS, TELLS, Truth
 from videorepa.lab.study.recipe import SHORT, StudyRecipe
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import LabClips
-from videorepa.system.files import atomic_write, csv_text
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 from videorepa.world.simulator import COLOURS
@@ -164,12 +164,7 @@ def main() -> None:
     arguments = parser.parse_args()
     models = named(arguments.models)
     recipe = StudyRecipe.from_yaml(SHORT).recipe
-    found = []
-    for row in rows(recipe, models, arguments.fitted, arguments.read):
-        found.append(row)
-        print(row, flush=True)
-    if arguments.out:
-        atomic_write(arguments.out, csv_text(tuple(found[0]), found))
+    keep(rows(recipe, models, arguments.fitted, arguments.read), arguments.out)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from auc import read_label
+from rows import keep
 from videorepa.encoders import load_encoder
 from videorepa.probing.sources import SLICES, slices
-from videorepa.system.files import atomic_write, csv_text
 from videorepa.tokens import TokenGrid
 from videorepa.world.contact import contact_clip
 from videorepa.world.render import make_clip
@@ -104,12 +104,7 @@ def main() -> None:
     parser.add_argument("--contact-clips", type=int, default=1000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    rows = []
-    for row in measure(arguments.clips, arguments.contact_clips):
-        print(row, flush=True)
-        rows.append(row)
-    if arguments.out:
-        atomic_write(arguments.out, csv_text(list(rows[0]), rows))
+    keep(measure(arguments.clips, arguments.contact_clips), arguments.out)
 
 
 def _videos(clips: list[np.ndarray]) -> Tensor:

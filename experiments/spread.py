@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from readout import CPU, READ, compared, named
+from rows import keep
 from videorepa.align.resampling import resample
 from videorepa.align.taps import tap
 from videorepa.backbones import Backbone, timestep_of_noise
@@ -39,7 +40,6 @@ from videorepa.losses import unit_tokens
 from videorepa.losses.relation import Relation
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import LabClips
-from videorepa.system.files import atomic_write, csv_text
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 
@@ -142,13 +142,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    found = []
-    models = named(arguments.models)
-    for row in rows(StudyRecipe.from_yaml(SHORT).recipe, models, arguments.clips):
-        found.append(row)
-        print(row, flush=True)
-    if arguments.out:
-        atomic_write(arguments.out, csv_text(tuple(found[0]), found))
+    recipe = StudyRecipe.from_yaml(SHORT).recipe
+    keep(rows(recipe, named(arguments.models), arguments.clips), arguments.out)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_mean_and_spread_are_those_of_all_pairs_of_different_tokens(
     unit = torch.nn.functional.normalize(tokens.flatten(1, 3), dim=-1)
     row, column = torch.triu_indices(8, 8, 1)
     relations = (unit @ unit.mT)[:, row, column]
-    found = spread(grid, grid)
+    found = spread(grid)
     assert found["relation_mean"] == pytest.approx(relations.mean(1).tolist(), abs=1e-5)
     expected = relations.std(1, unbiased=False).tolist()
     assert found["relation_spread"] == pytest.approx(expected, abs=1e-4)

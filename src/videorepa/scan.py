@@ -213,10 +213,9 @@ def _measure(
     for part in missing:
         if part.level is None:
             of_teacher = features[part.teacher]
-            measured = {"teacher": spread(of_teacher, of_teacher)}
+            measured = {"teacher": spread(of_teacher)}
             for source, spec in straw_men(teachers[part.teacher]).items():
-                theirs = compared(spec, source)
-                measured[source] = closeness(theirs, of_teacher) | spread(theirs, of_teacher)
+                measured[source] = closeness(compared(spec, source), of_teacher)
             part.write(
                 [
                     mean_over_clips(measure, values, part.teacher, source)

@@ -34,6 +34,9 @@ __all__ = [
     "unit_tokens",
 ]
 
+SMALLEST_SPREAD = 1e-5
+"""Standard deviation of a clip's relations below which they differ by rounding alone."""
+
 
 class Loss(Section):
     """The base of all losses: `loss(student, teacher)` gives a scalar.
@@ -92,11 +95,20 @@ class Relations:
         """The covariance of two sides' relations, over the pairs of different tokens."""
         tokens = self.own.shape[1]
         pairs = max(1, tokens * (tokens - 1))
-        products = (self.away.mT @ other.away.to(self.away.dtype)).square().sum((1, 2))
+        with torch.autocast(self.away.device.type, enabled=False):
+            between = self.away.mT @ other.away.to(self.away.dtype)
+        products = between.square().sum((1, 2))
         products = products + 2 * tokens * (self.along * other.along).sum(1)
         # Over all pairs, those of a token with itself too, the sums of either side are zero.
         products = products - (self.own * other.own).sum(1)
         return (products - self.own.sum(1) * other.own.sum(1) / pairs) / pairs
+
+    def correlation(self, other: Relations) -> Float[Tensor, " b"]:
+        """Pearson's correlation of two sides' relations; 0 where those of either do not vary."""
+        variances = self.covariance(self) * other.covariance(other)
+        varies = variances > SMALLEST_SPREAD**4
+        spread = torch.where(varies, variances, 1.0).sqrt()
+        return torch.where(varies, self.covariance(other) / spread, 0.0)
 
 
 def check_same_grid(student: TokenGrid, teacher: TokenGrid, widths: bool = False) -> None:

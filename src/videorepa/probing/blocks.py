@@ -16,7 +16,7 @@ from videorepa.align.taps import tap
 from videorepa.backbones import Backbone, Text, timestep_of_noise
 from videorepa.conditioning import Opening
 from videorepa.probing.clips import Clips
-from videorepa.probing.closeness import closeness, mean_over_clips, spread
+from videorepa.probing.closeness import closeness, mean_over_clips
 from videorepa.probing.records import Measurement
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator
@@ -120,8 +120,7 @@ class Blocks:
                 grid = grid.since(1)
             for teacher, features in teachers.items():
                 theirs = features.with_tokens(features.tokens[which])
-                measured = closeness(grid, theirs) | spread(grid, theirs)
-                for measure, of_clips in measured.items():
+                for measure, of_clips in closeness(grid, theirs).items():
                     values[teacher, block, measure] += of_clips
         measurements: dict[str, list[Measurement]] = defaultdict(list)
         for (teacher, block, measure), of_clips in values.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from videorepa.align.resampling import resample
 from videorepa.evaluation.statistics import paired_bootstrap
 from videorepa.losses import Relations
 from videorepa.losses.relation import Relation
-from videorepa.losses.relation_correlation import RelationCorrelation
 from videorepa.probing.records import Measurement
 from videorepa.system.checks import check_finite
 from videorepa.tokens import TokenGrid
@@ -64,38 +63,33 @@ def closeness(student: TokenGrid, teacher: TokenGrid) -> dict[str, list[float]]:
     features' width, so there is no projector.
 
     Returns:
-        A value for each clip, for "relation_error", "relation_correlation" and "cka".
+        A value for each clip, for "relation_error", "relation_correlation" and "cka", and what
+        `spread` gives of the student.
     """
     by_clip: dict[str, list[float]] = defaultdict(list)
     # One clip at a time, since its relations take 52 MB for the published grid.
-    for ours, like in _clips(student, teacher):
-        by_clip["relation_error"].append(Relation(margin=0.0)(ours, like).item())
-        by_clip["relation_correlation"].append(1 - RelationCorrelation()(ours, like).item())
-        cka = linear_cka(ours.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
+    for ours, theirs in zip(student.tokens.split(1), teacher.tokens.split(1), strict=True):
+        like = teacher.with_tokens(theirs.to(ours.device, torch.float32))
+        resampled = resample(student.with_tokens(ours.float()), like=like)
+        correlation = Relations(resampled).correlation(Relations(like))
+        cka = linear_cka(resampled.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
+        by_clip["relation_error"].append(Relation(margin=0.0)(resampled, like).item())
+        by_clip["relation_correlation"].append(correlation.item())
         by_clip["cka"].append(cka.item())
+        for measure, values in spread(resampled).items():
+            by_clip[measure] += values
     return by_clip
 
 
-def spread(student: TokenGrid, teacher: TokenGrid) -> dict[str, list[float]]:
-    """Measure the mean and spread of each clip's relations, on the teacher's grid.
+def spread(grid: TokenGrid) -> dict[str, list[float]]:
+    """Measure the mean and the spread of each clip's relations.
 
     Returns:
         A value for each clip, for "relation_mean" and "relation_spread", their standard deviation.
     """
-    by_clip: dict[str, list[float]] = defaultdict(list)
-    for ours, _ in _clips(student, teacher):
-        relations = Relations(ours)
-        by_clip["relation_mean"].append(relations.mean().item())
-        variance = relations.covariance(relations).clamp(min=0)
-        by_clip["relation_spread"].append(variance.sqrt().item())
-    return by_clip
-
-
-def _clips(student: TokenGrid, teacher: TokenGrid) -> Iterator[tuple[TokenGrid, TokenGrid]]:
-    """The two grids of each clip in float32, the student's brought to the teacher's."""
-    for ours, theirs in zip(student.tokens.split(1), teacher.tokens.split(1), strict=True):
-        like = teacher.with_tokens(theirs.to(ours.device, torch.float32))
-        yield resample(student.with_tokens(ours.float()), like=like), like
+    relations = Relations(grid)
+    deviation = relations.covariance(relations).clamp(min=0).sqrt()
+    return {"relation_mean": relations.mean().tolist(), "relation_spread": deviation.tolist()}
 
 
 def mean_over_clips(

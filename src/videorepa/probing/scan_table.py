@@ -18,8 +18,8 @@ STRAW_MEN = {"pixels": "raw pixels", "untrained": "untrained"}
 
 
 FAR_MEAN, FAR_SPREAD = 0.1, 1.5
-"""A teacher's relations are another's in mean or in spread from such a difference or ratio on. In
-the lab, teachers beyond either did harm by TRD without a projector (docs/answer.md)."""
+"""Two sides' relations are unlike in mean or in spread beyond such a difference or ratio. In the
+lab the teachers within both gained by TRD without a projector, and none beyond (docs/answer.md)."""
 
 
 def sentences(teachers: Sequence[str], measurements: Sequence[Measurement]) -> list[str]:
