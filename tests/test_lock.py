@@ -96,6 +96,9 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch,
     with sole_user(tmp_path / "out"):
         pass
     assert "has no locks" in " ".join(capsys.readouterr().err.split())
+    with locked(tmp_path / ".lock", tmp_path, wait=True):  # Work that is then only slower.
+        pass
+    assert not capsys.readouterr().err
 
 
 def test_of_two_that_make_a_folder_the_second_refuses(tmp_path: Path) -> None:

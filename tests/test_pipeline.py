@@ -9,7 +9,9 @@ import os
 import shutil
 import signal
 import sys
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -535,6 +537,30 @@ def test_digests_are_remembered_by_size_and_time(recipe: Recipe, tmp_path: Path)
     assert digested() == [0, 1, 2]
     (tmp_path / "digests.json").write_text('{"clip0.mp4": 1, "clip1.mp4": []}')
     assert digested() == [0, 1, 2]
+
+
+def test_writers_of_digests_lose_none_of_each_others(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    """Each has begun with an empty file, and reads it slowly while the others write."""
+    own = recipe.override(f"data.manifest={write_clips(tmp_path / 'own', count=4)}")
+    source = ManifestSource(own.data)
+    real = Digests._read
+
+    def slowly(self: Digests) -> dict[str, list[int | str]]:
+        known = real(self)
+        time.sleep(0.05)
+        return known
+
+    monkeypatch.setattr(Digests, "_read", slowly)
+    writers = [Digests(source, tmp_path / "digests.json") for _ in source.items]
+    for number, writer in enumerate(writers):
+        writer.of(number)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(Digests.keep, writers))
+    kept = json.loads((tmp_path / "digests.json").read_text())
+    assert set(kept) == {item.id for item in source.items}
+    assert not list(tmp_path.glob(".digests*"))
 
 
 def test_training_remembers_the_digests_of_videos_that_were_copied(

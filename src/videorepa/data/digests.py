@@ -8,13 +8,14 @@ from pathlib import Path
 
 from videorepa.data.source import ClipSource
 from videorepa.system.files import atomic_write, parse_json
+from videorepa.system.lock import SUFFIX, locked
 
 
 class Digests:
     """The digests of a source's clips, with the sizes and times that their files had.
 
-    What is remembered only saves time. A file that is damaged, or lacks what another process wrote
-    at the same moment, costs digesting these clips again.
+    What is remembered only saves time: a file that is damaged costs digesting the clips again.
+    Several processes can write into one file.
 
     Args:
       source: The clips.
@@ -53,6 +54,7 @@ class Digests:
         Raises OSError.
         """
         if self.new and time.monotonic() - self.kept >= every:
-            self.known = self._read() | self.new
-            atomic_write(self.path, json.dumps(self.known, sort_keys=True))
+            with locked(self.path.parent / f".{self.path.name}{SUFFIX}", self.path, wait=True):
+                self.known = self._read() | self.new
+                atomic_write(self.path, json.dumps(self.known, sort_keys=True))
             self.new, self.kept = {}, time.monotonic()

@@ -45,17 +45,23 @@ def sole_user(folder: Path, lock: str = SUFFIX) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, what: Path) -> Iterator[None]:
+def locked(path: Path, what: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while working on `what`. It is removed afterwards.
 
     The file says who holds it. One that a killed process has left is no obstacle, since the lock is
     not the file but the system's, and ends with the process.
 
+    Args:
+      path: The lock file.
+      what: What is worked on, for the message.
+      wait: Wait until another process is done, for work of a moment that is only slower if two do
+        it at once where the file system has no locks.
+
     Raises:
       UserError: Another process holds the lock, which the message names.
       OSError: The lock file cannot be written.
     """
-    handle = _acquire(path, what)
+    handle = _acquire(path, what, wait)
     try:
         yield
     finally:
@@ -72,11 +78,11 @@ def is_lock(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(SUFFIX)
 
 
-def _acquire(path: Path, what: Path) -> int:
+def _acquire(path: Path, what: Path, wait: bool) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(handle, path, what)
+            _lock(handle, path, what, wait)
             # Its last holder may have removed the file after it was opened here.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(path)):
@@ -91,21 +97,22 @@ def _acquire(path: Path, what: Path) -> int:
         os.close(handle)
 
 
-def _lock(handle: int, path: Path, what: Path) -> None:
+def _lock(handle: int, path: Path, what: Path, wait: bool) -> None:
     try:
         if os.name == "nt":
             # What is locked cannot be read by others, so it is a byte far behind the text.
             os.lseek(handle, 1 << 30, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
             os.lseek(handle, 0, os.SEEK_SET)
         else:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in _CANNOT_LOCK:
-            console.print(
-                f"The file system of {path} has no locks. See to it that no other process works "
-                "there.",
-            )
+            if not wait:
+                console.print(
+                    f"The file system of {path} has no locks. See to it that no other process "
+                    "works there.",
+                )
             return
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
