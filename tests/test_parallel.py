@@ -45,6 +45,7 @@ from videorepa.train import train
 from videorepa.training.parallel import (
     ENGINES,
     Alone,
+    Sharing,
     State,
     _engine,
     join_workers,
@@ -215,9 +216,8 @@ class SmallTraining:
         self.workers, self.model = workers, Small()
         self.model.load_state_dict(weights)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-2)
-        self.shared = workers.share(
-            self.model, self.optimizer, {"Linear", "Small"}, lacks_gradients=True
-        )
+        sharing = Sharing({"Linear", "Small"}, lacks_gradients=True)
+        self.shared = workers.share(self.model, self.optimizer, sharing)
         if state is not None:
             workers.load_optimizer_state(self.optimizer, state)
 
@@ -285,7 +285,7 @@ class Adapted(nn.Module):
 def check_left_alone(recipe: Recipe) -> None:
     workers, model = join_workers(recipe, "cpu"), Adapted()
     optimizer = torch.optim.AdamW(model.trained.parameters())
-    shared = workers.share(model, optimizer, {"Linear"})
+    shared = workers.share(model, optimizer, Sharing({"Linear"}))
     for _ in range(2):
         shared(torch.randn(2, 3)).backward()
     assert model.frozen.weight.is_meta and model.trained.weight.grad is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -24,6 +25,21 @@ that have. Where a process dies, the launcher ends the others at once."""
 
 State = dict[str, Any]
 """An optimiser's state as torch has it: each parameter's state by its number, and the groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What processes have to know of a model to share its training.
+
+    Attributes:
+      together: Names of the classes of modules whose parameters are gathered together.
+      gathered_in: The dtype to gather parameters in; by default the one that they have.
+      lacks_gradients: Whether trained parameters can go without a gradient in a step.
+    """
+
+    together: set[str]
+    gathered_in: torch.dtype | None = None
+    lacks_gradients: bool = False
 
 
 class Alone:
@@ -63,22 +79,13 @@ class Alone:
         """How many parts a step's clips are divided into among the processes."""
         return self.count // self.context
 
-    def share(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        blocks: set[str],
-        gathered_in: torch.dtype | None = None,
-        lacks_gradients: bool = False,
-    ) -> nn.Module:
+    def share(self, model: nn.Module, optimizer: Optimizer, sharing: Sharing) -> nn.Module:
         """Give the module to call in place of `model`, whose backward pass averages gradients.
 
         Args:
           model: The module that is trained; its parameters become shards where it is sharded.
           optimizer: Updates the model's parameters, also after they have become shards.
-          blocks: Names of the classes of modules whose parameters are gathered together.
-          gathered_in: The dtype to gather parameters in; by default the one that they have.
-          lacks_gradients: Whether trained parameters can go without a gradient in a step.
+          sharing: What has to be known of the model.
         """
         return model
 
@@ -149,14 +156,7 @@ class Replicated(Alone):
         self._accelerator = accelerator
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
 
-    def share(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        blocks: set[str],
-        gathered_in: torch.dtype | None = None,
-        lacks_gradients: bool = False,
-    ) -> nn.Module:
+    def share(self, model: nn.Module, optimizer: Optimizer, sharing: Sharing) -> nn.Module:
         # What is not trained is the same in all processes. It must neither be compared nor moved,
         # since it may be offloaded.
         alike = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -164,7 +164,7 @@ class Replicated(Alone):
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             model, alike
         )
-        self._accelerator.ddp_handler.find_unused_parameters = lacks_gradients
+        self._accelerator.ddp_handler.find_unused_parameters = sharing.lacks_gradients
         return self._accelerator.prepare(model, optimizer, device_placement=[False, False])[0]
 
     @contextmanager
@@ -199,25 +199,18 @@ class Sharded(Replicated):
         # Block by block, FSDP2 brings it to the device and keeps a shard there.
         self.home = torch.device("cpu")
 
-    def share(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        blocks: set[str],
-        gathered_in: torch.dtype | None = None,
-        lacks_gradients: bool = False,
-    ) -> nn.Module:
+    def share(self, model: nn.Module, optimizer: Optimizer, sharing: Sharing) -> nn.Module:
         from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
         from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
         plugin = self._accelerator.state.fsdp_plugin
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
-        plugin.transformer_cls_names_to_wrap = sorted(blocks)
+        plugin.transformer_cls_names_to_wrap = sorted(sharing.together)
         plugin.activation_checkpointing = False  # The recipe decides on it.
-        if gathered_in is not None:
+        if sharing.gathered_in is not None:
             # Autocast decides on what is computed, such as positions, which stay in float32.
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                gathered_in, torch.float32, cast_forward_inputs=False
+                sharing.gathered_in, torch.float32, cast_forward_inputs=False
             )
         self.is_sharded = True
         shared: Any = self._accelerator.prepare(model, optimizer)[0]

@@ -42,8 +42,7 @@ class Training:
         parameters = [*student.trained.values(), *student.terms.parameters()]
         optimizer = make_optimizer(recipe, parameters, workers.device)
         # From here on, parameters can be shards.
-        classes, dtype = student.block_classes(), student.gathered_in
-        self.model = workers.share(student, optimizer, classes, dtype, student.lacks_gradients)
+        self.model = workers.share(student, optimizer, student.sharing())
         self.optimizer = optimizer
         self.trained = student.trained
         self.ema: dict[str, Tensor] | None = None

@@ -17,6 +17,7 @@ from videorepa.system.device import autocast, compute_dtype
 from videorepa.system.randomness import step_seed
 from videorepa.training.checkpointing import checkpoint_blocks
 from videorepa.training.memory import load_transformer
+from videorepa.training.parallel import Sharing
 from videorepa.training.precision import convert_no_inputs, kept_in_float32
 from videorepa.training.speed import choose_attention, compile_blocks
 
@@ -95,26 +96,21 @@ class Student(nn.Module):
         """The transformer's trained parameters by name."""
         return {k: p for k, p in self.transformer.named_parameters() if p.requires_grad}
 
-    @property
-    def lacks_gradients(self) -> bool:
-        """Whether trained parameters can go without a gradient in a step."""
+    def sharing(self) -> Sharing:
+        """What processes have to know to share the training."""
+        count = self.recipe.backbone.shapes(self.recipe.data).blocks
+        blocks = {type(self.backbone.block(number + 1)).__name__ for number in range(count)}
+        # Autocast would convert weights to the dtype that it computes in anyway. Where the stock
+        # class keeps some in float32, all stay so. Beside an adapter's, most are smaller already.
+        is_plain = self.recipe.train.lora is None and not kept_in_float32(self.transformer)
+        return Sharing(
+            together=blocks | {type(self.transformer).__name__},
+            gathered_in=self.dtype if is_plain and self.dtype != torch.float32 else None,
+            lacks_gradients=self._lacks_gradients(),
+        )
+
+    def _lacks_gradients(self) -> bool:
         idle = any(part in name for name in self.trained for part in self.recipe.backbone.idle)
         # The projector of a term that has ended gets none.
         rules = [term.when for term in self.recipe.terms.values()]
         return idle or any(when.until or when.opposed for when in rules)
-
-    @property
-    def gathered_in(self) -> torch.dtype | None:
-        """The dtype that shards are gathered in, or None for their own.
-
-        Autocast would convert weights to it anyway. Where the stock class keeps some in float32,
-        all stay so. Beside an adapter's, most are in a smaller one already.
-        """
-        is_plain = self.recipe.train.lora is None and not kept_in_float32(self.transformer)
-        return self.dtype if is_plain and self.dtype != torch.float32 else None
-
-    def block_classes(self) -> set[str]:
-        """Name the classes of the transformer and of its blocks."""
-        count = self.recipe.backbone.shapes(self.recipe.data).blocks
-        blocks = {type(self.backbone.block(number + 1)).__name__ for number in range(count)}
-        return blocks | {type(self.transformer).__name__}
