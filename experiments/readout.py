@@ -19,45 +19,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from held_out import BATCH, READ, Clips, compared, named
 from rows import keep
 from videorepa.align.resampling import resample
 from videorepa.align.taps import tap
-from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone, timestep_of_noise
-from videorepa.data.source import LabSource
-from videorepa.data.video import to_video
 from videorepa.encoders.truth import FACTS, TELLS, Truth
 from videorepa.lab.study.recipe import SHORT, StudyRecipe
 from videorepa.recipe import Recipe
-from videorepa.settings.sections import LabClips
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 from videorepa.world.simulator import COLOURS
 
-CPU = torch.device("cpu")
-FITTED, READ = 902, 901
-"""The series of the clips that readouts are fitted to, and of those that they read."""
+FITTED = 902
+"""The series of the clips that readouts are fitted to."""
 LEVELS = (0.1, 0.5, 0.9)
 BLOCKS = (2, 4, 6)
 STRENGTHS = (10.0, 100.0, 1e3, 1e4, 1e5)
-BATCH = 24
 
 
-class Clips:
-    """Clips of a series, encoded for the transformer, with the truth on the student's grid."""
+class Read(Clips):
+    """Clips with the truth on the student's grid."""
 
-    def __init__(self, recipe: Recipe, series: int, count: int, coder: Backbone) -> None:
-        lab = LabClips(clips=count, seed=series)
-        source = LabSource(recipe.data.model_copy(update={"lab": lab}))
-        sampled = [source.sample(number) for number in range(count)]
-        latents = []
-        for first in range(0, count, BATCH):
-            video = to_video(np.stack([clip.frames for clip in sampled[first : first + BATCH]]))
-            latents.append(coder.latents(coder.encode_video(video), None))
-        self.latents = torch.cat(latents)
-        self.text = coder.encode_text([clip.caption for clip in source.items])
+    def __init__(self, recipe: Recipe, count: int, series: int) -> None:
+        super().__init__(recipe, count, series)
         truth, frames = Truth(), recipe.data.frames
-        tokens = np.stack([truth.tokens(c.scene, frames) for c in sampled if c.scene is not None])
+        tokens = np.stack([truth.tokens(scene, frames) for scene in self.scenes if scene])
         grid = TokenGrid(torch.from_numpy(tokens), truth.first_frame(frames), truth.tubelet)
         like = recipe.backbone.shapes(recipe.data).grid.since(grid.start)
         self.start = like.start
@@ -121,30 +108,11 @@ def r_squared(
     return found
 
 
-def compared(recipe: Recipe, models: dict[str, Path]) -> Iterator[tuple[str, Backbone]]:
-    """The base model, a random copy of it, and the models of runs, with their names."""
-    for name in ("base", "random", *models):
-        if name in models:
-            yield name, Run.open(models[name]).backbone(("transformer",), CPU, torch.float32)
-            continue
-        model = recipe.backbone.load(("transformer",), CPU, torch.float32)
-        if name == "random":
-            model.reinitialise(0)
-        yield name, model
-
-
-def named(items: list[str]) -> dict[str, Path]:
-    """The runs that were given as NAME=RUN."""
-    return {name: Path(path) for name, path in (item.split("=", 1) for item in items)}
-
-
 def rows(
     recipe: Recipe, models: dict[str, Path], fitted: int, read: int
 ) -> Iterator[dict[str, object]]:
     """A row for each model, noise level and block."""
-    coder = recipe.backbone.load(("vae", "text_encoder"), CPU, torch.float32)
-    ours = Clips(recipe, FITTED, fitted, coder)
-    theirs = Clips(recipe, READ, read, coder)
+    ours, theirs = Read(recipe, fitted, FITTED), Read(recipe, read, READ)
     for name, model in compared(recipe, models):
         for level in LEVELS:
             seen, unseen = ours.tokens(model, level), theirs.tokens(model, level)

@@ -21,25 +21,21 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from readout import CPU, READ, compared, named
+from held_out import CPU, Clips, compared, named
 from rows import keep
 from videorepa.align.resampling import resample
 from videorepa.align.taps import tap
 from videorepa.backbones import Backbone, timestep_of_noise
-from videorepa.data.source import LabSource
-from videorepa.data.video import to_video
 from videorepa.encoders import load_encoder
 from videorepa.encoders.truth import Truth
 from videorepa.lab.study.recipe import SHORT, StudyRecipe
 from videorepa.losses import unit_tokens
 from videorepa.losses.relation import Relation
 from videorepa.recipe import Recipe
-from videorepa.settings.sections import LabClips
 from videorepa.system.randomness import generator
 from videorepa.tokens import TokenGrid
 
@@ -79,18 +75,8 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(norms > 1e-6 * len(a), (a @ b) / norms.clamp(min=1e-30), 0.0)
 
 
-class Clips:
+class Shown(Clips):
     """Held-out clips as models and teachers see them."""
-
-    def __init__(self, recipe: Recipe, count: int) -> None:
-        lab = LabClips(clips=count, seed=READ)
-        source = LabSource(recipe.data.model_copy(update={"lab": lab}))
-        sampled = [source.sample(number) for number in range(count)]
-        self.scenes = [clip.scene for clip in sampled]
-        self.video = to_video(np.stack([clip.frames for clip in sampled]))
-        coder = recipe.backbone.load(("vae", "text_encoder"), CPU, torch.float32)
-        self.latents = coder.latents(coder.encode_video(self.video), None)
-        self.text = coder.encode_text([clip.caption for clip in source.items])
 
     def tokens(self, model: Backbone, level: float) -> TokenGrid:
         """The tapped block's tokens at a noise level."""
@@ -106,23 +92,24 @@ class Clips:
         video, image = (
             {"name": name, "weights": "micro"} | size for name in ("videomae", "dinov2")
         )
-        yield "video teacher", load_encoder(**video)(self.video)
+        shown = self.video()
+        yield "video teacher", load_encoder(**video)(shown)
         for draw, name in enumerate(("untrained", "untrained, drawn anew")):
             untrained = load_encoder("untrained", "none", of=video, draw=draw)
-            yield f"video teacher, {name}", untrained(self.video)
-        yield "image teacher", load_encoder(**image)(self.video)
+            yield f"video teacher, {name}", untrained(shown)
+        yield "image teacher", load_encoder(**image)(shown)
         untrained = load_encoder("untrained", "none", of=image)
-        yield "image teacher, untrained", untrained(self.video)
-        yield "raw pixels", load_encoder("pixels", "none", patch=8, **size)(self.video)
-        yield "places", load_encoder("places", "none", patch=8, **size)(self.video)
+        yield "image teacher, untrained", untrained(shown)
+        yield "raw pixels", load_encoder("pixels", "none", patch=8, **size)(shown)
+        yield "places", load_encoder("places", "none", patch=8, **size)(shown)
         near = load_encoder("places", "none", patch=8, longest=40, **size)
-        yield "places, longest 40", near(self.video)
-        yield "truth", Truth().load(CPU).see(self.video, self.scenes)
+        yield "places, longest 40", near(shown)
+        yield "truth", Truth().load(CPU).see(shown, self.scenes)
 
 
 @torch.no_grad()
 def rows(recipe: Recipe, models: dict[str, Path], clips: int) -> Iterator[dict[str, str]]:
-    shown = Clips(recipe, clips)
+    shown = Shown(recipe, clips)
     teachers = dict(shown.taught())
     like = teachers["video teacher"]
     for level in LEVELS:
