@@ -44,6 +44,7 @@ CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
 BARE = ROOT / "recipes" / "micro" / "bare.yaml"
 FREE = ROOT / "recipes" / "micro" / "free.yaml"
 NEAR = ROOT / "recipes" / "micro" / "near.yaml"
+BOTH = ROOT / "recipes" / "micro" / "both.yaml"
 """These go on in the confirmation's folder, and have its arms too."""
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
@@ -54,6 +55,7 @@ NAMES_KEPT = {
     "bare": {MEASURED: "confirmation.csv"},
     "free": {MEASURED: "free.csv"},
     "near": {MEASURED: "near.csv"},
+    "both": {MEASURED: "both.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
@@ -90,6 +92,8 @@ FREE_AGAINST = (
 """The same of the arms with free mean and spread."""
 NEAR_AGAINST = (("bare-near", "bare-untrained"), ("bare-near", "bare-places"))
 """The same of mere places."""
+BOTH_AGAINST = (("both-truth", "free-truth"), ("both-truth", "bare-near"))
+"""The same of the truth and the places together."""
 SPREAD_AT = "0.75"
 """The noise's share at which students' relations are tabulated."""
 READ = ("place", "motion", "contact")
@@ -192,7 +196,7 @@ def _measured() -> Measured:
 @cache
 def _confirmed(path: Path = CONFIRMATION) -> Measured:
     """What was measured in the confirmation's folder, as one of its studies."""
-    kept = (NAMES_KEPT[name][MEASURED] for name in ("confirmation", "free", "near"))
+    kept = (NAMES_KEPT[name][MEASURED] for name in ("confirmation", "free", "near", "both"))
     rows = [row for name in kept for row in read_measured(KEPT / name)]
     return Measured(StudyRecipe.from_yaml(path), rows)
 
@@ -296,6 +300,12 @@ def near_table() -> str:
     return _by_family(measured, "near") + "\n\n" + _against(measured, NEAR_AGAINST)
 
 
+def both_table() -> str:
+    """The truth's correlation and the places' mean and spread, beside either alone."""
+    measured = _confirmed(BOTH)
+    return _by_family(measured, "both") + "\n\n" + _against(measured, BOTH_AGAINST)
+
+
 def _by_family(measured: Measured, only: str = "") -> str:
     """A line for each arm, of one table or of all, with its gain by seed. Each family is adjusted
     for itself."""
@@ -348,9 +358,10 @@ def calibration_table() -> str:
 
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
-    screened, confirmed, free, near = _measured(), *map(_confirmed, (BARE, FREE, NEAR))
+    screened, confirmed = _measured(), _confirmed(BARE)
+    families = ((_confirmed(path), path.stem) for path in (BOTH, FREE, NEAR))
     drawn = []
-    for measured, only in ((free, "free"), (near, "near"), (confirmed, ""), (screened, "")):
+    for measured, only in (*families, (confirmed, ""), (screened, "")):
         remark = "" if measured is screened else ", fresh"
         for name in _treated(measured, only):
             control = measured.recipe.control_of(name)
@@ -375,7 +386,8 @@ def gains() -> Figure:
     left.invert_yaxis()
     left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
     levels = [part for part in screened.parts[LOSS] if part != ALL]
-    by_level = [(confirmed, name) for name in BY_LEVEL] + [(free, name) for name in FREE_BY_LEVEL]
+    by_level = [(confirmed, name) for name in BY_LEVEL]
+    by_level += [(_confirmed(FREE), name) for name in FREE_BY_LEVEL]
     by_level.append((screened, "clips-120"))
     for number, (measured, name) in enumerate(by_level):
         control = measured.recipe.control_of(name)
@@ -634,6 +646,7 @@ TABLES = {
     "bare": bare_table,
     "bare against": bare_against_table,
     "near": near_table,
+    "both": both_table,
     "free": free_table,
     "free against": free_against_table,
     "spread": spread_table,
