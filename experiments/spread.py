@@ -13,6 +13,7 @@ the teachers. Over pairs of different tokens of held-out clips the columns are:
 - clips: the standard deviation of what is left, which sets a clip apart
 - loss: TRD's loss between the base model and this, with margin 0.1, without a projector
 - like_places, like_clips: the correlation of either part with the base model's, at the same noise
+- like_truth: the correlation of a clip's relations with the truth's, a mean over clips
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from videorepa.backbones import Backbone, timestep_of_noise
 from videorepa.encoders import load_encoder
 from videorepa.encoders.truth import Truth
 from videorepa.lab.study.recipe import SHORT, StudyRecipe
-from videorepa.losses import unit_tokens
+from videorepa.losses import Relations, unit_tokens
 from videorepa.losses.relation import Relation
 from videorepa.recipe import Recipe
 from videorepa.system.randomness import generator
@@ -56,7 +57,7 @@ class Parts:
         self.places: Float[Tensor, " p"] = relations.mean(0) - self.mean
         self.clips: Float[Tensor, "b p"] = relations - relations.mean(0)
 
-    def row(self, base: Parts) -> dict[str, str]:
+    def row(self, base: Parts, truth: TokenGrid) -> dict[str, str]:
         values = {
             "mean": self.mean,
             "places": self.places.std(),
@@ -64,6 +65,7 @@ class Parts:
             "loss": Relation(margin=0.1)(base.grid, self.grid),
             "like_places": _cosine(self.places, base.places),
             "like_clips": _cosine(self.clips, base.clips),
+            "like_truth": Relations(self.grid).correlation(Relations(truth)).mean(),
         }
         return {key: f"{value:.3f}" for key, value in values.items()}
 
@@ -112,15 +114,17 @@ def rows(recipe: Recipe, models: dict[str, Path], clips: int) -> Iterator[dict[s
     shown = Shown(recipe, clips)
     teachers = dict(shown.taught())
     like = teachers["video teacher"]
+    teachers = {name: resample(grid, like) for name, grid in teachers.items()}
+    truth = teachers["truth"]
     for level in LEVELS:
         base: Parts | None = None
         for name, model in compared(recipe, models):
             parts = Parts(resample(shown.tokens(model, level), like))
             base = base or parts
-            yield {"source": name, "noise": f"{level:g}"} | parts.row(base)
+            yield {"source": name, "noise": f"{level:g}"} | parts.row(base, truth)
         assert base is not None
         for name, grid in teachers.items():
-            yield {"source": name, "noise": f"{level:g}"} | Parts(resample(grid, like)).row(base)
+            yield {"source": name, "noise": f"{level:g}"} | Parts(grid).row(base, truth)
 
 
 def main() -> None:

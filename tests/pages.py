@@ -129,7 +129,7 @@ def write_scores(
                 "joint": pc,
                 "motion": 3.0,
                 "gravity_passed": True,
-                "checks": {"permanence": pc},
+                "permanence_passed": pc,
             }
             table.write(json.dumps(row) + "\n")
     metrics = {

@@ -32,7 +32,7 @@ from videorepa.evaluation.likelihood import (
     scored,
 )
 from videorepa.evaluation.paired_clips import groups, read_clip, read_pairs
-from videorepa.lab.datasets import PairsRecipe, draw_pairs
+from videorepa.lab.datasets import PairsRecipe, PhyWorldRecipe, draw_clips, draw_pairs
 from videorepa.likelihood import likelihood
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
@@ -541,6 +541,15 @@ def test_the_labs_pairs_break_one_law_by_degrees(tmp_path: Path) -> None:
     before = pair.real.stat().st_mtime_ns
     draw_pairs(recipe)
     assert pair.real.stat().st_mtime_ns == before
+    listed = (tmp_path / "pairs" / "pairs.csv").read_bytes()
+    for other in (recipe.model_copy(update={"seed": 1}), PhyWorldRecipe(out=recipe.out, clips=2)):
+        draw = draw_pairs if isinstance(other, PairsRecipe) else draw_clips
+        with pytest.raises(UserError, match="holds clips drawn with .* expected"):
+            draw(other)
+    assert (tmp_path / "pairs" / "pairs.csv").read_bytes() == listed
+    (tmp_path / "pairs" / "drawn.json").unlink()
+    with pytest.raises(UserError, match="no readable record of its clips"):
+        draw_pairs(recipe)
 
 
 def test_a_law_that_the_lab_does_not_know_is_refused(tmp_path: Path) -> None:

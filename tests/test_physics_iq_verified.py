@@ -15,7 +15,7 @@ from PIL import Image
 from conftest import recipe_values
 from twins import TWINS
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks._physics_iq import METRICS, VERIFIED
+from videorepa.benchmarks._physics_iq import METRICS, VERIFIED, keys
 from videorepa.benchmarks.physics_iq import PhysicsIQ
 from videorepa.benchmarks.physics_iq_verified import PhysicsIQVerified, sample_scores
 from videorepa.cli import main
@@ -68,6 +68,20 @@ def test_mean_and_deviation_over_runs_are_those_of_the_board() -> None:
     assert (score["n"], score["prompts"]) == (24, 3), "views of an experiment are alike"
     single = BENCH.aggregate(rows_of([dict.fromkeys(names, 30.0)]))["score"]
     assert single["deviation"] is None
+
+
+def test_experiments_are_told_by_captions_whatever_the_clips_are_called() -> None:
+    """A list names its clips as it likes."""
+    rows = rows_of([{"left_drop": 10.0, "right_drop": 20.0, "left_fly": 60.0}] * 2)
+    metrics = {key: number / 7 for number, key in enumerate(keys(), 1)}
+    first = [row | metrics | {"k": 0} for row in rows[:3]]
+    of_takes = PhysicsIQ(data=Path("nowhere"))
+    for name in ("clip{}", "0001_{}.mp4"):
+        renamed = [row | {"prompt_id": name.format(n % 3)} for n, row in enumerate(rows)]
+        assert BENCH.aggregate(renamed) == BENCH.aggregate(rows)
+        renamed = [row | {"prompt_id": name.format(n)} for n, row in enumerate(first)]
+        found = of_takes.aggregate(renamed)["score"]
+        assert found["n"] == 2 and found == of_takes.aggregate(first)["score"]
 
 
 def test_runs_of_other_samples_have_no_deviation_and_samples_count_alike() -> None:

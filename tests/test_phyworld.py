@@ -11,6 +11,7 @@ import pytest
 from conftest import recipe_values
 from twins import TWINS
 from videorepa.artifacts.clips import readable_clips
+from videorepa.artifacts.scores import failing_checks
 from videorepa.benchmarks import _phyworld as phyworld
 from videorepa.benchmarks._phyworld import FRAMES, INTERVAL, WORLD, draw_motion, read, render
 from videorepa.benchmarks.phyworld import PhyWorld
@@ -103,6 +104,8 @@ def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
     are not; balls too small to be read are counted apart."""
     recipe = datasets.PhyWorldRecipe(out=tmp_path / "true", clips=12, size=64)
     datasets.draw_clips(recipe)
+    with pytest.raises(UserError, match="'size': 64.*expected.*'size': 128"):
+        datasets.draw_clips(recipe.model_copy(update={"size": 128}))
     entries = read_manifest(recipe.out / "clips.csv", recipe.out)
     assert [entry.id for entry in entries] == phyworld.names(12, 0)
     (tmp_path / "still").mkdir()
@@ -115,6 +118,7 @@ def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
     small = sum(not phyworld.drawn(entry.id).counts for entry in entries)
     assert error.invalid >= small > 0 and error.n + error.invalid == 12
     assert error.mean < 0.03
+    assert not any(map(failing_checks, evaluation.rows)), "a setting that is off is no check"
     assert set(evaluation.summary.by_scenario) == {f"{t} {g}" for t, g in phyworld.SERIES}
     assert evaluation.comparison is not None
     assert evaluation.comparison.metrics["velocity_error"].difference < -0.5

@@ -457,6 +457,14 @@ def test_a_gain_is_paired_by_seed_and_worth_steps() -> None:
     text = measured_tables(scaled(), rows)
     assert "+5000e-5 [+2516e-5, +7484e-5], p 0.013, steps +83 [+38, +136]" in text
     assert "| loss, all | 3/3, +10000e-5 | 3/3, +10000e-5 | 3/3, +5000e-5 |" in text
+    # Beyond either end of the scale no number of steps is read off.
+    for loss, worth in ((1.2, -math.inf), (0.8, math.inf)):
+        beyond = [measured("trd", s, loss + 5 * s) for s in range(3)]
+        rows_beyond = [row for row in rows if row["arm"] != "trd"] + beyond
+        far = Measured(scaled(), rows_beyond).gains(["trd"], "loss")["trd"]
+        assert far.steps == (worth,) * 3
+        said = "fewer" if worth < 0 else "more"
+        assert f"steps {said} than the scale has" in measured_tables(scaled(), rows_beyond)
     # The scale is of the study's control: a gain over another is worth no number of its steps.
     over_another = Measured(scaled(), rows).gain("trd", "short", "loss")
     assert over_another is not None and math.isnan(over_another.steps[0])

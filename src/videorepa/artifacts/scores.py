@@ -33,8 +33,8 @@ scored against."""
 Better = Literal["higher", "lower"]
 """Which way a score is better."""
 
-FLAGS = ("sa", "pc", "vq", "joint")
-"""The flags in a row that are metrics themselves, not checks that decide one."""
+PASSED = "_passed"
+"""What the names of checks end in, beside flags that are metrics or settings themselves."""
 
 
 class _OpenModel(BaseModel):
@@ -280,11 +280,11 @@ def score_folders(videos: Path) -> list[Path]:
 
 
 def failing_checks(row: Row) -> list[str]:
-    """Name the checks that are False, such as "gravity" for `checks.gravity_passed`."""
+    """Name the checks that are False, such as "gravity" for `gravity_passed`."""
     return [
-        name.rpartition(".")[2].removesuffix("_passed").replace("_", " ")
+        name.rpartition(".")[2].removesuffix(PASSED).replace("_", " ")
         for name, value in leaves(row)
-        if value is False and name not in FLAGS
+        if value is False and name.endswith(PASSED)
     ]
 
 

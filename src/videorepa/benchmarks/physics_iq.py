@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks._physics_iq import VERIFIED, Filmed, keys
+from videorepa.benchmarks._physics_iq import VERIFIED, Filmed, experiment, keys
 from videorepa.errors import UserError
 from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import bootstrap, swap
@@ -96,5 +96,5 @@ def _by_experiment(rows: Sequence[Row]) -> Float[np.ndarray, "n 12"]:
     """Mean metrics of each experiment over its views."""
     of: dict[str, list[list[float]]] = defaultdict(list)
     for row in rows:
-        of[row["prompt_id"].partition("_")[2]].append([row[key] for key in keys()])
+        of[experiment(row)].append([row[key] for key in keys()])
     return np.array([np.mean(views, 0) for _, views in sorted(of.items())])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from videorepa.artifacts.scores import Row
-from videorepa.benchmarks._physics_iq import METRICS, VERIFIED, Filmed
+from videorepa.benchmarks._physics_iq import METRICS, VERIFIED, Filmed, experiment
 from videorepa.errors import UserError
 from videorepa.evaluation.pairs import Pairs
 from videorepa.evaluation.statistics import paired_bootstrap, sign_flip
@@ -119,11 +119,12 @@ class PhysicsIQVerified(Filmed):
             percent = float(np.mean(np.concatenate(samples)))
             metrics[name] = {"percent": percent, "low": low, "high": high, "n": len(rows)}
             metrics[name]["prompts"] = len(samples)
-        runs: dict[int, dict[str, float]] = defaultdict(dict)
+        runs: dict[int, list[Row]] = defaultdict(list)
         for row in rows:
-            runs[row["k"]][row["prompt_id"]] = row["score"]
-        by_run = [float(np.mean(list(run.values()))) for run in runs.values()]
-        alike = len(runs) > 1 and len({frozenset(run) for run in runs.values()}) == 1
+            runs[row["k"]].append(row)
+        by_run = [float(np.mean([row["score"] for row in run])) for run in runs.values()]
+        captions = [sorted(row["caption"] for row in run) for run in runs.values()]
+        alike = len(runs) > 1 and all(of_run == captions[0] for of_run in captions)
         metrics["score"]["runs"] = [
             {"k": k, "score": score, "n": len(runs[k])}
             for k, score in zip(runs, by_run, strict=True)
@@ -158,12 +159,12 @@ class PhysicsIQVerified(Filmed):
 
 def _by_experiment(rows: Sequence[Row], values: Sequence[float]) -> list[list[float]]:
     """A value for each sample, a view of an experiment, as its mean over runs; by experiment."""
-    samples: dict[str, list[float]] = defaultdict(list)
+    samples: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row, value in zip(rows, values, strict=True):
-        samples[row["prompt_id"]].append(value)
+        samples[experiment(row), row["caption"]].append(value)
     experiments: dict[str, list[float]] = defaultdict(list)
-    for sample, of_runs in sorted(samples.items()):
-        experiments[sample.partition("_")[2]].append(float(np.mean(of_runs)))
+    for (name, _), of_runs in sorted(samples.items()):
+        experiments[name].append(float(np.mean(of_runs)))
     return [experiments[name] for name in sorted(experiments)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -12,16 +12,20 @@ from pydantic import Field, field_validator
 from videorepa.benchmarks._phyworld import FPS as PHYWORLD_FPS
 from videorepa.benchmarks._phyworld import Group, drawn, names, render
 from videorepa.data.video import write_video
+from videorepa.errors import UserError
 from videorepa.lab.calibration.corruptions import CORRUPTIONS, Corruption
 from videorepa.probing.physion import LABELS
 from videorepa.settings.bounds import Clips, Seed, Side
 from videorepa.settings.section import Section
 from videorepa.system import progress
-from videorepa.system.files import atomic_write, csv_text
+from videorepa.system.files import atomic_write, csv_text, is_vacant, parse_json, read_text
 from videorepa.world.contact import contact_clip
 from videorepa.world.render import Clip, make_clip
 from videorepa.world.scenarios import HELD_OUT_SEED
-from videorepa.world.simulator import FPS
+from videorepa.world.simulator import FPS, VERSION
+
+DRAWN = "drawn.json"
+"""What the clips of a folder were drawn with."""
 
 
 class ContactRecipe(Section):
@@ -78,7 +82,7 @@ class PhyWorldRecipe(Section):
 def draw_clips(recipe: PhyWorldRecipe) -> dict[str, float]:
     """Write the clips, except those that exist already, and count them."""
     wanted = names(recipe.clips, recipe.seed, recipe.groups)
-    recipe.out.mkdir(parents=True, exist_ok=True)
+    _claim(recipe.out, {"task": "phyworld", "size": recipe.size})
     for name in progress.track(wanted, "draw"):
         path = recipe.out / f"{name}.mp4"
         if not path.exists():
@@ -118,6 +122,7 @@ def draw_pairs(recipe: PairsRecipe) -> dict[str, float]:
     clips. Clips that a law cannot break at every degree are passed over.
     """
     series = HELD_OUT_SEED + 1 + recipe.seed
+    _claim(recipe.out, {"task": "pairs", "series": series, "simulator": VERSION})
     rows = []
     for law in progress.track(recipe.laws, "draw"):
         corruption, found, index = CORRUPTIONS[law], 0, -1
@@ -158,6 +163,27 @@ def _by_degree(
             return None
         broken[degree] = frames
     return broken
+
+
+def _claim(out: Path, drawn_with: dict[str, Any]) -> None:
+    """Make `out` a folder of clips that are drawn with this, where what is there can be kept.
+
+    Raises:
+        UserError: It holds something else, or a damaged record.
+    """
+    path = out / DRAWN
+    if is_vacant(out):
+        out.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(drawn_with))
+    try:
+        before = parse_json(read_text(path))
+    except (OSError, ValueError):
+        before = None
+    if before != drawn_with:
+        what = "no readable record of its clips" if before is None else f"clips drawn with {before}"
+        raise UserError(
+            f"{out} holds {what}; expected {drawn_with}. Choose another `out`, or delete it."
+        )
 
 
 def _write_once(path: Path, frames: np.ndarray) -> None:

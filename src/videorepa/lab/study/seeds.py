@@ -129,8 +129,8 @@ class Measured:
         """How many more steps of the control's training are worth a gain.
 
         It is read off the mean gains of the scale's arms over the control, linearly in the
-        logarithm of steps. It is infinite beyond the scale, and NaN where there is none or more
-        steps are not better throughout.
+        logarithm of steps. It is infinite beyond the scale's ends, and NaN where there is none or
+        more steps are not better throughout.
         """
         first = self.recipe.seeds[0]
         steps, gains = [], []
@@ -144,8 +144,10 @@ class Measured:
             gains.append(SIGN[measure] * float(np.mean([ours[s] - theirs[s] for s in both])))
         if len(steps) < 2 or any(np.diff(gains) <= 0):
             return math.nan
-        worth = np.interp(gain, gains, np.log(steps), left=-math.inf, right=math.inf)
-        return float(np.exp(worth)) - self.recipe.trained(self.recipe.control, first).optim.steps
+        worth = float(np.interp(gain, gains, np.log(steps), left=-math.inf, right=math.inf))
+        if math.isinf(worth):
+            return worth
+        return math.exp(worth) - self.recipe.trained(self.recipe.control, first).optim.steps
 
     def gains(self, names: Sequence[str], measure: str, part: str = ALL) -> dict[str, Gain]:
         """The gains of arms over their controls, with p-values adjusted for one another.
