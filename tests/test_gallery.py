@@ -367,6 +367,10 @@ def test_a_prompt_counts_once_for_the_side_that_most_prefer(material: Material, 
     assert [row["preferred"] for row in rows] == [True, True, False, None, False, True, None, True]
     assert rows[0]["rater"] == "Ada" and rows[0]["file"] == "ada.json"
     assert "pc preferred 100.0" in table({"aligned": found})
+    # The page may call the two otherwise; it knows them by their folders.
+    called = {"mine": folders[a], "other": folders[b]}
+    page = report([], tmp_path / "page.html", generations=called, scores={"mine": [found.folder]})
+    assert "all pairs of mine and other differ equally" in page.read_text()
     even = save(tmp_path / "even.json", "Eve", answer(folders, "roll-0", a, b, "same"))
     nothing = rated(folders[a], folders[b], [even], tmp_path / "even")
     assert nothing.summary.metrics["pc preferred"].percent is None

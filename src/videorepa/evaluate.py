@@ -28,6 +28,7 @@ from videorepa.remedies import in_scoring
 from videorepa.settings import plugins
 from videorepa.system.checks import check_shard
 from videorepa.system.files import short_name
+from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import console, track
 from videorepa.system.wording import count
 
@@ -37,12 +38,14 @@ class _Scored:
     """What came of scoring a folder's clips.
 
     Attributes:
+        folder: Where the scores are kept.
         rows: The clips that could be scored.
         failures: The clips that could not, each with its reason.
         missing: The benchmark's prompts that have no clip.
         left_over: The clips of prompts that are no longer generated.
     """
 
+    folder: Path
     rows: list[Row]
     failures: list[dict[str, Any]]
     missing: list[dict[str, Any]]
@@ -115,12 +118,14 @@ def evaluate(
             "left_over": scored.left_over,
         }
     )
+    scores = Scores(out, summary, scored.rows)
     if shard[1] > 1:
-        return Scores(out, summary, scored.rows)
-    comparison = None
+        return scores
     if against is not None and theirs is not None:
+        # In their order, so that what is read there has the digest that is kept.
+        write_rows(theirs.folder / "scores.jsonl", theirs.rows)
         comparison = compared(bench.compare, short_name(against), theirs.rows, scored.rows)
-    scores = Scores(out, summary, scored.rows, comparison)
+        scores = scores.with_comparison(comparison, theirs.folder, json_digest(theirs.rows))
     scores.write()
     return scores
 
@@ -144,7 +149,7 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
     results, missing = bench.results(videos)
     if results:
         out.mkdir(parents=True, exist_ok=True)
-        return _Scored([row | scored_with for row in results], [], missing, [])
+        return _Scored(out, [row | scored_with for row in results], [], missing, [])
     clips, others = _clips(bench, videos)
     index, shards = shard
     out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +174,7 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
                 file.flush()
             rows.append(row)
     left = [{"prompt_id": clip.prompt_id, "k": clip.k, "prompt": clip.prompt} for clip in others]
-    return _Scored(rows, failures, _missing(bench, clips), left)
+    return _Scored(out, rows, failures, _missing(bench, clips), left)
 
 
 def _kept(

@@ -147,7 +147,7 @@ def likelihood(
     for name, scores in results.items():
         if name != against:
             comparison = compared(differ, against, [*theirs.rows], [*scores.rows])
-            results[name] = replace(scores, comparison=comparison)
+            results[name] = scores.with_comparison(comparison, theirs.folder, theirs.digest)
         results[name].write()
     return results
 
