@@ -56,6 +56,7 @@ class Metric(_OpenModel):
         high: Upper end of it.
         invalid: Number of clips whose value could not be told.
         headline: Whether the printed table has it, as it has all shares.
+        fractions: Whether it is in percent, and a row's value is a fraction of 1.
     """
 
     percent: float | None = None
@@ -66,6 +67,7 @@ class Metric(_OpenModel):
     high: float | None = None
     invalid: int = 0
     headline: bool = False
+    fractions: bool = False
 
     @property
     def is_share(self) -> bool:
