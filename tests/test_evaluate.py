@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from videorepa.report import report
 from videorepa.world.render import make_clip
 from videorepa.world.scenarios import SCENARIOS
 from videorepa.world.simulator import FPS
+
+VERDICT = re.compile(r"(?:tell|all pairs of|:) here (?:from|and|is above|is below) (\w+)[ .]")
 
 SEED, N = 77, len(SCENARIOS)
 FALL, ROLL = (f"{name}-{[*SCENARIOS].index(name)}" for name in ("fall", "roll"))
@@ -186,7 +190,9 @@ def test_a_comparison_goes_with_the_rows_that_it_is_of(tmp_path, capsys):
     assert page().exists()
     (still / f"{ROLL}-0.mp4").write_bytes((still / f"{FALL}-0.mp4").read_bytes())
     evaluate("lab", still)
-    with pytest.raises(UserError, match="compares ours with scores that still no longer has"):
+    with pytest.raises(
+        UserError, match=r"comparison with scores that .*still/scores no longer has"
+    ):
         page()
     (folder / f"{FALL}-0.mp4").write_bytes((still / f"{FALL}-0.mp4").read_bytes())
     found = evaluate("lab", folder)
@@ -200,6 +206,37 @@ def test_a_comparison_goes_with_the_rows_that_it_is_of(tmp_path, capsys):
     summary.write_text(before)
     with pytest.raises(UserError, match=r"summary\.json is of other rows"):
         Scores.read(found.folder)
+
+
+def test_a_comparison_knows_the_other_model_by_its_folder(tmp_path):
+    """Where the two folders have one name, and where the page calls them otherwise."""
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+    ours, theirs = (write_clips(tmp_path / name / "clips") for name in ("x", "y"))
+    (theirs / f"{ROLL}-0.mp4").write_bytes((theirs / f"{FALL}-0.mp4").read_bytes())
+    found = evaluate("lab", ours, against=theirs)
+    assert found.comparison.against == "clips"
+
+    run = write_run(tmp_path / "run", 0.5, steps=5)
+
+    def page(**folders: Path) -> str:
+        scores = {name: score_folders(path) for name, path in folders.items()}
+        return report([run], tmp_path / "page.html", scores=scores).read_text()
+
+    assert "clips (../../../y/clips/scores)" in page(clips=ours)
+    evaluate("lab", theirs)
+    assert VERDICT.search(page(here=ours, there=theirs))[1] == "there"
+    (theirs / f"{FALL}-0.mp4").write_bytes((ours / f"{ROLL}-0.mp4").read_bytes())
+    evaluate("lab", theirs)
+    for names in ({"clips": ours}, {"here": ours, "there": theirs}):
+        with pytest.raises(UserError, match=r"scores that .*y/clips/scores no longer has"):
+            page(**names)
+    shutil.move(theirs, tmp_path / "elsewhere")
+    assert VERDICT.search(page(here=ours))[1] == "clips", "what is not there has not changed"
+    path = found.folder / "comparison.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"against_path": None}))
+    with pytest.raises(UserError, match="earlier version, which does not tell where the scores of"):
+        page(here=ours)
 
 
 def test_scores_of_what_the_clips_are_no_more_are_not_reported(tmp_path):

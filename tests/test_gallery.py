@@ -12,15 +12,18 @@ import pytest
 from scipy import stats
 
 from pages import FPS, FRAMES, Material, Tags, write_generation, write_scores, write_sidecar
-from videorepa.artifacts.clips import clip_digest
-from videorepa.artifacts.scores import Scores
+from videorepa.artifacts.clips import clip_digest, readable_clips
+from videorepa.artifacts.scores import Scores, Summary
+from videorepa.benchmarks._vbench import dimension_metric
 from videorepa.cli import main
 from videorepa.data.video import read_all
 from videorepa.errors import UserError
+from videorepa.evaluation.pairs import share
 from videorepa.evaluation.ratings import FORMAT, rated
 from videorepa.evaluation.statistics import wilson
 from videorepa.evaluation.tables import table
 from videorepa.report import media, report
+from videorepa.report.gallery import clip_gallery
 from videorepa.report.media import Media
 
 PROMPTS = {
@@ -172,6 +175,30 @@ def test_clips_play_in_step_and_are_found(shown, browser):
     assert prompts_in_sight(page) == ["fall-1", "roll-0", "roll-1"]
     page.close()
     assert errors == []
+
+
+def test_a_number_of_a_clip_is_no_verdict_and_has_the_tables_unit(tmp_path: Path):
+    """Also where it is 0 or 1, as those of a clip in which nothing moves."""
+    keys = ("temporal_flickering", "subject_consistency", "aesthetic_quality")
+    row = {"prompt_id": "a", "k": 0, "caption": "A ball.", "scenario": None, "joint": True}
+    row |= {**dict(zip(keys, (1.0, 0.9612, 0.0), strict=True)), "score": 100.0}
+    metrics = {key: dimension_metric([row], key, key) for key in keys}
+    metrics |= {"score": {"percent": 100.0}, "joint": share([row], "joint")}
+    summary = Summary.model_validate(
+        {"benchmark": "vbench", "version": "1", "n": 1, "metrics": metrics}
+    )
+    clips = readable_clips(write_generation(tmp_path / "clips", 60, {"a": "A ball."}))
+    scored = {"still": [Scores(tmp_path, summary, [row])]}
+    gallery = clip_gallery({"still": clips}, scored, {"still": 0}, None)
+    (cell,) = gallery.rows[0].cells
+    assert [(badge.text, badge.kind) for badge in cell.badges] == [
+        ("joint pass", "pass"),
+        ("temporal flickering 100.0", "plain"),
+        ("subject consistency 96.1", "plain"),
+        ("aesthetic quality 0.0", "plain"),
+        ("score 100.0", "plain"),
+    ]
+    assert gallery.verdicts == ["joint"]
 
 
 def test_who_wants_less_motion_starts_at_rest(shown, browser):
@@ -367,6 +394,10 @@ def test_a_prompt_counts_once_for_the_side_that_most_prefer(material: Material, 
     assert [row["preferred"] for row in rows] == [True, True, False, None, False, True, None, True]
     assert rows[0]["rater"] == "Ada" and rows[0]["file"] == "ada.json"
     assert "pc preferred 100.0" in table({"aligned": found})
+    # The page may call the two otherwise; it knows them by their folders.
+    called = {"mine": folders[a], "other": folders[b]}
+    page = report([], tmp_path / "page.html", generations=called, scores={"mine": [found.folder]})
+    assert "all pairs of mine and other differ equally" in page.read_text()
     even = save(tmp_path / "even.json", "Eve", answer(folders, "roll-0", a, b, "same"))
     nothing = rated(folders[a], folders[b], [even], tmp_path / "even")
     assert nothing.summary.metrics["pc preferred"].percent is None

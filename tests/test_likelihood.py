@@ -8,12 +8,15 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch._subclasses import FakeTensorMode
 
 from conftest import recipe_values
 from test_pipeline import assert_equal_bit_for_bit, log_of
@@ -31,10 +34,12 @@ from videorepa.evaluation.likelihood import (
     preference_error,
     scored,
 )
-from videorepa.evaluation.paired_clips import groups, read_clip, read_pairs
+from videorepa.evaluation.paired_clips import Pair, groups, read_clip, read_pairs
 from videorepa.lab.datasets import PairsRecipe, PhyWorldRecipe, draw_clips, draw_pairs
-from videorepa.likelihood import likelihood
+from videorepa.likelihood import _Ask, _texts, likelihood
 from videorepa.prepare import prepare
+from videorepa.probing.blocks import Blocks, EncodedClips, encode_captions
+from videorepa.probing.clips import Clips
 from videorepa.recipe import Recipe
 from videorepa.report import report
 from videorepa.report.likelihoods import preferences
@@ -357,6 +362,47 @@ def test_as_published_is_said_to_be_that(tiny: Recipe, pairs: Path, tmp_path: Pa
 
 
 # The verb.
+
+
+def captions_on_a_gpu() -> dict[str, set[str]]:
+    """Where the captions of a list of clips lie, and those of the clips whose turn it is."""
+
+    def encode_text(captions: list[str]) -> dict[str, torch.Tensor]:
+        return {"text": torch.empty(len(captions), 2, 3, device="cuda")}
+
+    shown: dict[str, str] = {}
+    spec = SimpleNamespace(text_sees_image=False, takes_image=False)
+    backbone: Any = SimpleNamespace(spec=spec, encode_text=encode_text)
+    backbone.noised = lambda latents, text, *rest: (None, text)
+    backbone.transformer = lambda text, **rest: shown.update(scan=text.device.type)
+
+    def rows(denoising: Any, latents: Any, text: Any, *rest: Any) -> list[Any]:
+        shown["likelihood"] = text["text"].device.type
+        return []
+
+    pairs = [Pair(str(n), str(n), "law", None, "", f"{n}", Path(), Path()) for n in range(3)]
+    clips = Clips(np.zeros((3, 1, 4, 4, 3), np.uint8), ["a", "b", "a"], ["0", "1", "2"], 2)
+    with FakeTensorMode():
+        texts = _texts(backbone, [[pair] for pair in pairs], ClipSize(frames=1, height=8, width=8))
+        latents = [torch.empty(1, 1, 1, 1, device="cuda")] * 3
+        scanned = encode_captions(backbone, clips)
+        encoded = EncodedClips(clips, latents, latents, scanned, [])
+        list(Blocks(backbone, []).outputs(encoded, torch.empty(1)))
+        with mock.patch.multiple(
+            "videorepa.likelihood",
+            read_group=lambda pairs, *rest: (pairs, [None]),
+            encode=lambda *rest: latents[0],
+            real_opening=lambda *rest: None,
+            rows_of=rows,
+        ):
+            recipe: Any = SimpleNamespace(data=SimpleNamespace(prepare_batch=1))
+            list(_Ask(backbone, None, texts, recipe)(pairs[:1], {}))
+    held = {text["text"].device.type for text in [*texts.values(), *scanned]}
+    return {"held": held, "shown": set(shown.values())}
+
+
+def test_captions_wait_in_main_memory(fake_cuda) -> None:
+    assert fake_cuda(captions_on_a_gpu) == {"held": {"cpu"}, "shown": {"cuda"}}
 
 
 def test_rows_hold_what_their_losses_come_from(tiny: Recipe, once, pairs: Path) -> None:

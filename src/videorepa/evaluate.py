@@ -28,6 +28,7 @@ from videorepa.remedies import in_scoring
 from videorepa.settings import plugins
 from videorepa.system.checks import check_shard
 from videorepa.system.files import short_name
+from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import console, track
 from videorepa.system.wording import count
 
@@ -37,14 +38,14 @@ class _Scored:
     """What came of scoring a folder's clips.
 
     Attributes:
-        out: The folder of the scores.
+        folder: Where the scores are kept.
         rows: The clips that could be scored.
         failures: The clips that could not, each with its reason.
         missing: The benchmark's prompts that have no clip.
         left_over: The clips of prompts that are no longer generated.
     """
 
-    out: Path
+    folder: Path
     rows: list[Row]
     failures: list[dict[str, Any]]
     missing: list[dict[str, Any]]
@@ -117,12 +118,14 @@ def evaluate(
             "left_over": scored.left_over,
         }
     )
+    scores = Scores(scored.folder, summary, scored.rows)
     if shard[1] > 1:
-        return Scores(scored.out, summary, scored.rows)
-    comparison = None
+        return scores
     if against is not None and theirs is not None:
+        # In their order, so that what is read there has the digest that is kept.
+        write_rows(theirs.folder / "scores.jsonl", theirs.rows)
         comparison = compared(bench.compare, short_name(against), theirs.rows, scored.rows)
-    scores = Scores(scored.out, summary, scored.rows, comparison)
+        scores = scores.with_comparison(comparison, theirs.folder, json_digest(theirs.rows))
     scores.write()
     return scores
 

@@ -66,6 +66,8 @@ def export(
     recipe = run.recipe
     _check_kind(recipe, format, fuse)
     evaluations = [Scores.read(folder) for folder in scores or _scores_in(run)]
+    for evaluation in evaluations:
+        evaluation.check_comparison()
     whole = fuse or recipe.train.lora is None
     lora_file = COMFYUI_FILE if format == "comfyui" else LORA_FILE
     product = out / (recipe.backbone.part if whole else lora_file)

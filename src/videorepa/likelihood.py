@@ -15,7 +15,7 @@ from videorepa.artifacts.clips import clip_digest
 from videorepa.artifacts.finished import claim_folder
 from videorepa.artifacts.model import Model
 from videorepa.artifacts.scores import Row, Scores, Summary, earlier_rows, row_line, write_rows
-from videorepa.backbones import Backbone, Text
+from videorepa.backbones import Backbone, Text, moved
 from videorepa.data.video import to_video
 from videorepa.errors import ClipError, UserError, within_memory
 from videorepa.evaluation.likelihood import (
@@ -147,7 +147,7 @@ def likelihood(
     for name, scores in results.items():
         if name != against:
             comparison = compared(differ, against, [*theirs.rows], [*scores.rows])
-            results[name] = replace(scores, comparison=comparison)
+            results[name] = scores.with_comparison(comparison, theirs.folder, theirs.digest)
         results[name].write()
     return results
 
@@ -275,6 +275,7 @@ class _Asked:
         dtype = self.model.dtype(where)
         coder = self.model.spec.load(("text_encoder",), where, dtype)
         texts = _texts(coder, missing, self.recipe.data)
+        negative = coder.encode_text([NEGATIVE_PROMPT]) if self.as_published else None
         del coder
         backbone = self.model.load(where, dtype, ("transformer", "vae", "image_encoder"))
         if self.name == UNTRAINED:
@@ -284,9 +285,9 @@ class _Asked:
         batch = self.recipe.data.prepare_batch
         seed = self.recipe.seed
         denoising = (
-            AsPublished(backbone, texts[NEGATIVE_PROMPT], self._guidance, seed, batch)
-            if self.as_published
-            else Denoising(backbone, self.levels, seed, batch)
+            Denoising(backbone, self.levels, seed, batch)
+            if negative is None
+            else AsPublished(backbone, negative, self._guidance, seed, batch)
         )
         return _Ask(backbone, denoising, texts, self.recipe)
 
@@ -305,22 +306,20 @@ def _about(pair: Pair) -> Row:
 
 
 def _texts(coder: Backbone, missing: Iterable[Sequence[Pair]], size: ClipSize) -> dict[str, Text]:
-    """The encoded captions by the names of the real clips, and LikePhys's negative prompt."""
+    """The encoded captions by the names of the real clips, in main memory: one can take 100 MB."""
+    cpu = torch.device("cpu")
     encoded: dict[str, Text] = {}
-
-    def of(caption: str) -> Text:
-        if caption not in encoded:
-            encoded[caption] = coder.encode_text([caption])
-        return encoded[caption]
-
-    texts = {NEGATIVE_PROMPT: of(NEGATIVE_PROMPT)}
+    texts: dict[str, Text] = {}
     for pair, *_ in missing:
         if not coder.spec.text_sees_image:
-            texts[pair.group] = of(pair.caption)
+            if pair.caption not in encoded:
+                encoded[pair.caption] = moved(coder.encode_text([pair.caption]), cpu)
+            texts[pair.group] = encoded[pair.caption]
             continue
         with suppress(ClipError):  # It is reported when the pairs are read.
             frames, _ = read_clip(pair.real, size)
-            texts[pair.group] = coder.encode_captions([pair.caption], to_video(frames[:1])[None])
+            text = coder.encode_captions([pair.caption], to_video(frames[:1])[None])
+            texts[pair.group] = moved(text, cpu)
     return texts
 
 
@@ -341,5 +340,5 @@ class _Ask:
         if readable:
             latents = encode(self.backbone, frames, size.prepare_batch)
             opening = real_opening(self.backbone, frames[0])
-            text = self.texts[pairs[0].group]
+            text = moved(self.texts[pairs[0].group], latents.device)
             yield from rows_of(self.denoising, latents, text, readable, failures, opening)

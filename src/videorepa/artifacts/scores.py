@@ -7,9 +7,10 @@ were compared with another model's, `comparison.json` has the paired differences
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,7 @@ class Metric(_OpenModel):
         high: Upper end of it.
         invalid: Number of clips whose value could not be told.
         headline: Whether the printed table has it, as it has all shares.
+        fractions: Whether it is in percent, and a row's value is a fraction of 1.
     """
 
     percent: float | None = None
@@ -69,6 +71,7 @@ class Metric(_OpenModel):
     high: float | None = None
     invalid: int = 0
     headline: bool = False
+    fractions: bool = False
 
     @property
     def is_share(self) -> bool:
@@ -148,6 +151,8 @@ class Comparison(_OpenModel):
         unpaired: The number of rows without a partner.
         by_scenario: The differences over each scenario's clips.
         rows: A digest of this model's rows that it is of, if it is recorded.
+        against_path: Where the other model's scores lie, or its clips where only those are
+            compared; relative to the folder of these scores.
         against_rows: A digest of the other model's rows.
     """
 
@@ -156,6 +161,7 @@ class Comparison(_OpenModel):
     metrics: dict[str, MetricDifference]
     by_scenario: dict[str, dict[str, MetricDifference]] = {}
     rows: str | None = None
+    against_path: str | None = None
     against_rows: str | None = None
 
     @property
@@ -218,6 +224,49 @@ class Scores:
     def digest(self) -> str:
         """A digest of the rows."""
         return json_digest(self.rows)
+
+    def with_comparison(
+        self, comparison: Comparison, theirs: Path, rows: str | None = None
+    ) -> Scores:
+        """These scores with a comparison, which tells what it was made from.
+
+        Args:
+            comparison: The differences to the other model.
+            theirs: Folder of the other model's scores, or its clips if it has no scores.
+            rows: The digest of those scores' rows.
+        """
+        path = os.path.relpath(theirs.resolve(), self.folder.resolve())
+        told = {"against_path": Path(path).as_posix(), "against_rows": rows}
+        return replace(self, comparison=comparison.model_copy(update=told))
+
+    @property
+    def against(self) -> Path | None:
+        """Where the scores or clips lie that these were compared with, if it is recorded."""
+        path = self.comparison.against_path if self.comparison else None
+        return None if path is None else (self.folder.resolve() / path).resolve()
+
+    def check_comparison(self) -> None:
+        """Check that the other model's scores are still those that these were compared with.
+
+        Nothing can be told where they have been moved or removed.
+
+        Raises:
+            UserError: They are others by now, or an earlier version has not kept where they are.
+        """
+        if self.comparison is None or self.comparison.against_rows is None:
+            return
+        again = "Make it again; `videorepa evaluate` does with --against."
+        if self.against is None:
+            raise UserError(
+                f"{self.folder} has a comparison by an earlier version, which does not tell where "
+                f"the scores of {self.comparison.against} are. {again}"
+            )
+        is_there = (self.against / "scores.jsonl").is_file()
+        if is_there and json_digest(scored_rows(self.against)) != self.comparison.against_rows:
+            raise UserError(
+                f"{self.folder} has a comparison with scores that {self.against} no longer has. "
+                f"{again}"
+            )
 
     def _drop_comparison(self) -> None:
         """Remove an earlier comparison if it is of other rows."""

@@ -4,7 +4,16 @@ A family is two classes. Its `BackboneSpec` is the description that a recipe hol
 configuration files and loads no weights. Its `Backbone` is the live model.
 """
 
-from videorepa.backbones._live import ONE_TILE, Backbone, Config, Image, Part, Text, pictures
+from videorepa.backbones._live import (
+    ONE_TILE,
+    Backbone,
+    Config,
+    Image,
+    Part,
+    Text,
+    moved,
+    pictures,
+)
 from videorepa.backbones._noise import timestep_of_noise
 from videorepa.backbones._spec import TWO_STREAMS, BackboneShapes, BackboneSpec, Geometry
 
@@ -19,6 +28,7 @@ __all__ = [
     "Image",
     "Part",
     "Text",
+    "moved",
     "pictures",
     "timestep_of_noise",
 ]

@@ -31,6 +31,11 @@ Text = dict[str, Tensor]
 (B, width), and boolean masks, (B, tokens)."""
 
 
+def moved(text: Text, device: torch.device) -> Text:
+    """Encoded captions on a device."""
+    return {name: tensor.to(device) for name, tensor in text.items()}
+
+
 ONE_TILE = 256
 """Pixels a side of the largest clips that are never tiled, about as many as the tiles of published
 autoencoders have. The lab's small models would else cut clips into pieces of a few pixels."""

@@ -99,6 +99,7 @@ def dimension_metric(rows: Sequence[Row], key: str, dimension: str) -> dict[str,
         "percent": in_percent(centre),
         **values,
         **ends,
+        "fractions": True,
         "scaled": None if centre is None else scaled(dimension, centre),
         "of_prompts": DIMENSIONS[dimension].prompts,
     }

@@ -140,14 +140,14 @@ def agreement(
             "left_over": matched.without_rating,
         }
     )
-    comparison = None
+    scores = Scores(out, summary, rows)
     if against is not None:
         other = _scores(against)
         theirs = _Matched(other, people, quiet=True).rows(how)
         _check_same_clips(theirs, rows, other.folder)
         comparison = compared(compare, short_name(against), theirs, rows)
+        scores = scores.with_comparison(comparison, other.folder, other.digest)
     out.mkdir(parents=True, exist_ok=True)
-    scores = Scores(out, summary, rows, comparison)
     scores.write()
     return scores
 

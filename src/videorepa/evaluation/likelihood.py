@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from videorepa.artifacts.scores import Row
-from videorepa.backbones import Backbone, Text, timestep_of_noise
+from videorepa.backbones import Backbone, Text, moved, timestep_of_noise
 from videorepa.conditioning import Opening
 from videorepa.data.video import to_video
 from videorepa.diffusion import VPrediction
@@ -258,7 +258,7 @@ def encode_pairs(
             EncodedPairs(
                 pairs,
                 encode(backbone, frames, batch).cpu(),
-                {name: x.cpu() for name, x in text.items()},
+                moved(text, torch.device("cpu")),
                 opening and opening.mapped(Tensor.cpu),
             )
         )

@@ -18,7 +18,6 @@ from videorepa.evaluation.statistics import (
     sign_flip,
     wilson_of_clusters,
 )
-from videorepa.system.fingerprint import json_digest
 
 
 def subject(row: Row) -> str:
@@ -245,7 +244,6 @@ def compared(
             "unpaired": unpaired,
             "metrics": metrics,
             "by_scenario": of_scenarios,
-            "against_rows": json_digest(rows_a),
         }
     )
     adjust(comparison)

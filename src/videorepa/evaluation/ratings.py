@@ -141,7 +141,7 @@ def rated(videos: Path, against: Path, ratings: Sequence[Path], out: Path | None
         against=short_name(against), unpaired=others, metrics=differences, by_scenario={}
     )
     adjust(comparison)
-    scores = Scores(out, summary, rows, comparison)
+    scores = Scores(out, summary, rows).with_comparison(comparison, against)
     scores.write()
     return scores
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from videorepa.align.taps import tap
-from videorepa.backbones import Backbone, Text, timestep_of_noise
+from videorepa.backbones import Backbone, Text, moved, timestep_of_noise
 from videorepa.conditioning import Opening
 from videorepa.probing.clips import Clips
 from videorepa.probing.closeness import closeness, mean_over_clips
@@ -30,7 +30,7 @@ class EncodedClips:
     Attributes:
         latents: For each clip, (f, c, h, w).
         noise: For each clip, (f, c, h, w).
-        text: For each clip, its encoded caption.
+        text: For each clip, its encoded caption, which may be in main memory.
         openings: For each clip, what a model that has no text mode is shown of it: its first
             frame. Empty for others.
     """
@@ -50,11 +50,16 @@ def encode(backbone: Backbone, clips: Clips, seed: int) -> EncodedClips:
 
 
 def encode_captions(backbone: Backbone, clips: Clips) -> list[Text]:
-    """Encode each clip's caption, equal ones once where the text encoder does not see the clip."""
+    """Encode each clip's caption, equal ones once where the text encoder does not see the clip.
+
+    They are put into main memory, since one can take 100 MB.
+    """
+    cpu = torch.device("cpu")
     if backbone.spec.text_sees_image:
         ones = (slice(n, n + 1) for n in range(len(clips.captions)))
-        return [backbone.encode_captions(clips.captions[n], clips.video(n)) for n in ones]
-    text = {caption: backbone.encode_text([caption]) for caption in set(clips.captions)}
+        seen = (backbone.encode_captions(clips.captions[n], clips.video(n)) for n in ones)
+        return [moved(text, cpu) for text in seen]
+    text = {caption: moved(backbone.encode_text([caption]), cpu) for caption in set(clips.captions)}
     return [text[caption] for caption in clips.captions]
 
 
@@ -148,6 +153,7 @@ class Blocks:
                 noise = torch.stack(encoded.noise[which])
                 captions = encoded.text[which]
                 text = {name: torch.cat([t[name] for t in captions]) for name in captions[0]}
+                text = moved(text, latents.device)
                 at = timestep.expand(len(latents))
                 shown = encoded.openings[which]
                 opening = Opening.batch(shown) if shown else None

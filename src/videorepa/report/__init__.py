@@ -7,7 +7,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -109,7 +109,7 @@ def report(
     for of_models in likely.values():
         for name, of_model in of_models.items():
             scored.setdefault(name, []).append(of_model)
-    _check_comparisons(scored)
+    scored = _with_names(scored, generations)
     scan_folders, probe_folders = _by_name(scans), _by_name(probes)
     scanned = {name: Scan.read(folder) for name, folder in scan_folders.items()}
     probed = {name: Probe.read(folder) for name, folder in probe_folders.items()}
@@ -193,18 +193,30 @@ def _likelihood(folder: Path) -> dict[str, Scores]:
     return {path.parent.name: Scores.read(path.parent) for path in parts}
 
 
-def _check_comparisons(scored: Mapping[str, Sequence[Scores]]) -> None:
-    """Raise UserError if a model was compared with other scores of another than those shown."""
-    for name, evaluations in scored.items():
-        for ours in evaluations:
-            compared = ours.comparison
-            for theirs in scored.get(compared.against, ()) if compared else ():
-                same = theirs.summary.benchmark == ours.summary.benchmark
-                if compared and same and compared.against_rows not in (None, theirs.digest):
-                    raise UserError(
-                        f"{ours.folder} compares {name} with scores that {compared.against} no "
-                        "longer has. Run `videorepa evaluate` with --against again."
-                    )
+def _with_names(
+    scored: Mapping[str, Sequence[Scores]], generations: Mapping[str, Path]
+) -> dict[str, list[Scores]]:
+    """Scores whose comparisons name the other model as the page does.
+
+    Raises:
+        UserError: A model was compared with other scores of another than are there now.
+    """
+    names = {Path(path).resolve(): name for name, path in generations.items()}
+    names |= {item.folder.resolve(): name for name, items in scored.items() for item in items}
+
+    def named(ours: Scores) -> Scores:
+        ours.check_comparison()
+        if ours.comparison is None or ours.against is None:
+            return ours
+        other = ours.comparison.against
+        if other in scored or other in generations:
+            # Here another model has that name, or this one itself.
+            other = f"{other} ({ours.comparison.against_path})"
+        other = names.get(ours.against.resolve(), other)
+        comparison = ours.comparison.model_copy(update={"against": other})
+        return replace(ours, comparison=comparison)
+
+    return {name: [named(item) for item in items] for name, items in scored.items()}
 
 
 def _asset(name: str) -> str:

@@ -105,7 +105,7 @@ class _ClipResults:
     Attributes:
         verdicts: Whether the clip passes, for metrics that a clip passes or fails.
         scores: The scores behind the verdicts, where the benchmark has such scores.
-        values: Values of metrics that a clip neither passes nor fails.
+        values: Values of metrics that a clip neither passes nor fails, in the table's unit.
         fails: Names of the checks that it fails.
         failures: Why it could not be scored.
     """
@@ -138,15 +138,15 @@ def _results(evaluations: Sequence[Scores], key: Key, several: bool) -> _ClipRes
             value = row.get(metric)
             if of_all.percent is None:
                 continue
-            if value in (0, 1):
-                verdicts[benchmark + label(metric)] = bool(value)
+            if isinstance(value, bool):
+                verdicts[benchmark + label(metric)] = value
                 # The score behind sa is sa_score or sa_rating.
                 longer = (name for name in scores.summary.metrics if name.startswith(f"{metric}_"))
                 score = row.get(next(longer, ""))
                 if isinstance(score, int | float):
                     deciding[benchmark + label(metric)] = score
-            elif isinstance(value, float):
-                values[benchmark + label(metric)] = value
+            elif isinstance(value, int | float):
+                values[benchmark + label(metric)] = 100 * value if of_all.fractions else value
     return _ClipResults(category, verdicts, deciding, values, fails, failures)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from videorepa.artifacts.scores import Row
+from videorepa.backbones import moved
 from videorepa.errors import UserError
 from videorepa.evaluation.likelihood import (
     Denoising,
@@ -79,7 +80,7 @@ def plausibility(
         student.transformer.eval()
         with workers.sampling(student), autocast(device, student.dtype):
             for each in encoded:
-                text = {name: x.to(device) for name, x in each.text.items()}
+                text = moved(each.text, device)
                 opening = each.opening and each.opening.mapped(lambda x: x.to(device))
                 latents = each.latents.to(device)
                 for pair, row in rows_of(ask, latents, text, each.pairs, {}, opening):
