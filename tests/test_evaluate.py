@@ -13,9 +13,11 @@ import pytest
 from conftest import tree
 from pages import write_run
 from videorepa.artifacts.scores import Scores, claim_benchmark_folder, score_folders, scored_rows
+from videorepa.cli import main
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
+from videorepa.evaluation.pairs import Pairs, mean, share
 from videorepa.evaluation.tables import table
 from videorepa.report import report
 from videorepa.world.render import make_clip
@@ -171,6 +173,37 @@ def test_benchmarks_that_start_together_share_no_folder(tmp_path):
     folders = [claim_benchmark_folder(tmp_path / "clips", name) for name in ("a", "b", "a", "b")]
     assert [folder.name for folder in folders] == ["scores", "scores-b"] * 2
     assert not list((tmp_path / "clips" / "scores").glob("*.lock"))
+
+
+def test_clips_of_the_other_side_that_fail_are_told_of(tmp_path, capsys):
+    folder, other = write_clips(tmp_path / "clips"), write_clips(tmp_path / "other")
+    for name in (FALL, ROLL):
+        (other / f"{name}-0.mp4").write_bytes(b"cut off")
+    assert main(["evaluate", "lab", str(folder), "--against", str(other)]) == 1
+    printed = capsys.readouterr()
+    told = "out of the comparison: 2 clips of the two without a partner, 2 clips of other could"
+    assert told in printed.out and f"other: {FALL} 0" in printed.err
+    kept = Scores.read(folder / "scores").comparison
+    assert kept is not None and [failure.prompt_id for failure in kept.failures] == [FALL, ROLL]
+    for video in other.glob("*.mp4"):
+        video.write_bytes(b"cut off")
+    shutil.rmtree(folder / "scores")
+    with pytest.raises(UserError, match=f"None of the {N} clips in .*other can be scored"):
+        evaluate("lab", folder, against=other)
+    assert Scores.read(folder / "scores").summary.n == N, "this side's are kept"
+
+
+def test_an_interval_does_not_depend_on_the_order_of_clips() -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {"prompt_id": f"{n}", "k": 0, "caption": f"{n % 20}", "x": x, "flag": x > 0}
+        for n, x in enumerate(draw.normal(size=40))
+    ]
+    others = [row | {"x": row["x"] + 1} for row in rows]
+    for of in (rows, [rows[n] for n in draw.permutation(40)]):
+        assert mean(of, "x") == mean(rows, "x") and share(of, "flag") == share(rows, "flag")
+        compared = Pairs.of(of, others).compare((), ("x",))
+        assert compared == Pairs.of(rows, others).compare((), ("x",))
 
 
 def test_a_comparison_goes_with_the_rows_that_it_is_of(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from math import comb
 
 import numpy as np
@@ -265,6 +266,17 @@ def test_swapping_counts_the_exchanges_that_differ_as_much():
 
     assert swap(a, b, difference) == pytest.approx(2 / 16, abs=0.01)
     assert swap(a, a, difference) == 1
+
+
+def test_memory_of_an_interval_does_not_grow_with_the_clips() -> None:
+    values = np.random.default_rng(0).normal(size=(20_000, 1))
+    tracemalloc.start()
+    low, high = bootstrap(values, lambda means: means[..., 0], resamples=1000)
+    p = swap(values, -values, lambda a, b: (b - a)[..., 0], resamples=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert low < values.mean() < high and 0 < p <= 1
+    assert peak < 80e6, "1000 draws of all rows would take 160 MB"
 
 
 def test_the_mean_of_a_few_has_students_interval() -> None:

@@ -93,11 +93,7 @@ def evaluate(
     theirs = None
     if against is not None:
         theirs = _score(bench, against, None, shard)
-    if scored.failures and not scored.rows:
-        raise UserError(
-            f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
-            f"{scored.failures[0]['reason']}"
-        )
+    _check_some(scored, videos)
     about = bench.about()
     folders = [videos] if against is None else [videos, against]
     if notes := list(filter(None, (optimism(folder, bench.name) for folder in folders))):
@@ -121,13 +117,24 @@ def evaluate(
     scores = Scores(scored.folder, summary, scored.rows)
     if shard[1] > 1:
         return scores
+    scores.write()
     if against is not None and theirs is not None:
+        _check_some(theirs, against)
         # In their order, so that what is read there has the digest that is kept.
         write_rows(theirs.folder / "scores.jsonl", theirs.rows)
         comparison = compared(bench.compare, short_name(against), theirs.rows, scored.rows)
-        scores = scores.with_comparison(comparison, theirs.folder, json_digest(theirs.rows))
-    scores.write()
+        told = (theirs.folder, json_digest(theirs.rows), theirs.failures)
+        scores = scores.with_comparison(comparison, *told)
+        scores.write()
     return scores
+
+
+def _check_some(scored: _Scored, videos: Path) -> None:
+    if scored.failures and not scored.rows:
+        raise UserError(
+            f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
+            f"{scored.failures[0]['reason']}"
+        )
 
 
 def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[CaptionedClip]]:

@@ -149,6 +149,7 @@ class Comparison(_OpenModel):
     Attributes:
         against: The name of the other model's clips.
         unpaired: The number of rows without a partner.
+        failures: The other model's clips that could not be scored.
         by_scenario: The differences over each scenario's clips.
         rows: A digest of this model's rows that it is of, if it is recorded.
         against_path: Where the other model's scores lie, or its clips where only those are
@@ -158,6 +159,7 @@ class Comparison(_OpenModel):
 
     against: str
     unpaired: int = 0
+    failures: list[Failure] = []
     metrics: dict[str, MetricDifference]
     by_scenario: dict[str, dict[str, MetricDifference]] = {}
     rows: str | None = None
@@ -226,7 +228,11 @@ class Scores:
         return json_digest(self.rows)
 
     def with_comparison(
-        self, comparison: Comparison, theirs: Path, rows: str | None = None
+        self,
+        comparison: Comparison,
+        theirs: Path,
+        rows: str | None = None,
+        failures: Sequence[dict[str, Any]] = (),
     ) -> Scores:
         """These scores with a comparison, which tells what it was made from.
 
@@ -234,9 +240,12 @@ class Scores:
             comparison: The differences to the other model.
             theirs: Folder of the other model's scores, or its clips if it has no scores.
             rows: The digest of those scores' rows.
+            failures: Its clips that could not be scored, each with its reason.
         """
         path = os.path.relpath(theirs.resolve(), self.folder.resolve())
-        told = {"against_path": Path(path).as_posix(), "against_rows": rows}
+        told: dict[str, Any] = {"against_path": Path(path).as_posix(), "against_rows": rows}
+        if failures:
+            told["failures"] = [Failure.model_validate(failure) for failure in failures]
         return replace(self, comparison=comparison.model_copy(update=told))
 
     @property

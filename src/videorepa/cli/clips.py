@@ -212,6 +212,9 @@ def evaluate(
         )
     print(f"scores: {scores.folder}")
     failures = {f"{f.prompt_id} {f.k}": f.reason for f in scores.summary.failures}
+    if scores.comparison is not None:
+        theirs = f"{short_name(against)}: " if against else ""
+        failures |= {f"{theirs}{f.prompt_id} {f.k}": f.reason for f in scores.comparison.failures}
     refuse(failures, "clip", "could not be scored; the table is of the others.")
 
 

@@ -72,11 +72,13 @@ def sweep(rows: Sequence[Row], key: str, thresholds: Sequence[float]) -> dict[st
 
 
 def _by_subject(rows: Sequence[Row], key: str) -> list[list[float]]:
+    """The values of each subject, in an order that is not the clips', which an interval's draws
+    would depend on."""
     clusters: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row[key] is not None:
             clusters[subject(row)].append(row[key])
-    return list(clusters.values())
+    return [clusters[name] for name in sorted(clusters)]
 
 
 def _counts(rows: Sequence[Row], clusters: Sequence[Sequence[float]]) -> dict[str, int]:
@@ -187,7 +189,7 @@ class Pairs(NamedTuple):
         clusters: dict[str, list[float]] = defaultdict(list)
         for a, b in self._valid(key):
             clusters[subject(a)].append(unit * (float(b[key]) - float(a[key])))
-        return list(clusters.values())
+        return [clusters[name] for name in sorted(clusters)]
 
     def _difference(self, key: str, unit: float) -> dict[str, Any]:
         clusters = self._clusters(key, unit)

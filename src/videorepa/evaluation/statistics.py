@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy import stats
+
+_DRAWN_AT_ONCE = 2_000_000
+"""Most numbers that are drawn at once; more take memory and no less time."""
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -185,10 +188,20 @@ def bootstrap(
     """
     if not len(values):
         raise ValueError("Found no rows; expected at least one.")
-    drawn = draws(len(values), resamples, seed)
+    n, rng, drawn = len(values), np.random.default_rng(seed), []
+    # In blocks, since the draws of thousands of clips take gigabytes.
+    for size in _blocks(resamples, _DRAWN_AT_ONCE // n):
+        drawn.append(rng.multinomial(n, np.full(n, 1.0 / n), size=size) @ values / n)
     tail = (1.0 - confidence) / 2
-    low, high = np.quantile(statistic(drawn @ values / len(values)), [tail, 1.0 - tail])
+    low, high = np.quantile(statistic(np.concatenate(drawn)), [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def _blocks(total: int, most: int) -> Iterator[int]:
+    """Sizes that add up to a total, each at most `most`, and at least 1."""
+    most = max(1, most)
+    for first in range(0, total, most):
+        yield min(most, total - first)
 
 
 def draws(n: int, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -213,8 +226,9 @@ def swap(
         b: (n, k).
         difference: A function of both samples' column means, (..., k) and (..., k) -> (...).
     """
-    exchanged = np.random.default_rng(seed).random((resamples, len(a))) < 0.5
-    moved = exchanged @ (b - a) / len(a)
+    rng, n = np.random.default_rng(seed), len(a)
+    sizes = _blocks(resamples, _DRAWN_AT_ONCE // n)
+    moved = np.concatenate([(rng.random((size, n)) < 0.5) @ (b - a) / n for size in sizes])
     observed = abs(difference(a.mean(0), b.mean(0)))
     drawn = np.abs(difference(a.mean(0) + moved, b.mean(0) - moved))
     # Differences that are equal up to rounding count as equal.

@@ -49,6 +49,12 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
             for key, value in differences.items()
             if key in shown
         ]
+        other, apart = comparison.against, comparison.unpaired
+        lost = len(comparison.failures)
+        notes = [f"{count(apart, 'clip')} of the two without a partner"] if apart else []
+        notes += [f"{count(lost, 'clip')} of {other} could not be read"] if lost else []
+        if notes:
+            lines.append(f"{'':10s} left out of the comparison: {', '.join(notes)}")
     return "\n".join(lines)
 
 
