@@ -31,6 +31,7 @@ from conftest import sampled_by_card, write_clips
 from test_memory import check_shortcut, deepened, replacing
 from twins import TWINS
 from videorepa.align.taps import tap
+from videorepa.artifacts.model import Model
 from videorepa.artifacts.run import Run
 from videorepa.backbones import Backbone, BackboneSpec
 from videorepa.backbones._cosmos import NoGuardrail
@@ -338,6 +339,32 @@ def test_parts_load_alone(twin: Twin) -> None:
     latents = twin.spec.load(("transformer",), CPU).latents(moments, draw(2))
     torch.testing.assert_close(latents, twin.latents)
     assert twin.spec.fingerprint() == twin.spec.fingerprint()
+
+
+OTHERWISE = {
+    "tiling": True,
+    "expert": "low",
+    "frame_rate": 8,
+    "positions": "causal",
+    "guidance": 6.0,
+}
+"""Another value of each setting that a description may have beside its weights."""
+
+
+def test_a_models_digest_has_its_weights_and_every_setting_that_is_not_the_default(
+    twin: Twin,
+) -> None:
+    def digest(**changes: Any) -> str:
+        spec = plain.model_copy(update=changes)
+        return Model(twin.kind, spec, twin.size, Generation(), "auto").digest
+
+    plain = type(twin.spec)(weights=twin.spec.weights)
+    assert plain.identity() == plain.fingerprint() | {"transformer": plain.weights_digest()}
+    settings = type(plain).model_fields.keys() - {"name", "weights", "prepared_with"}
+    if getattr(plain, "parts", ()) == ("transformer",):
+        settings -= {"expert"}
+    digests = {digest(**{name: OTHERWISE[name]}) for name in settings} | {digest()}
+    assert len(digests) == 1 + len(settings)
 
 
 # The stock pipeline, watched while it samples.

@@ -171,8 +171,7 @@ def _parts(
         "clips": clips_digest,
     } | ({"without": "first frame"} if backbone.takes_image else {})
     student = {
-        "backbone": {"name": backbone.name, "transformer": backbone.weights_digest()}
-        | backbone.fingerprint(),
+        "backbone": {"name": backbone.name} | backbone.identity(),
         "blocks": list(blocks),
         "seed": recipe.seed,
     }

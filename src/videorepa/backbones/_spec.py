@@ -21,7 +21,7 @@ from videorepa.settings.section import Section, Weights
 from videorepa.settings.sections import ClipSize, Continuation, Data, Generation, Lora
 from videorepa.system.configuration import read_configuration
 from videorepa.system.files import until_changed
-from videorepa.system.fingerprint import weights_digest
+from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.system.wording import count
 from videorepa.tokens import TokenGrid
@@ -560,6 +560,15 @@ class BackboneSpec(Section):
     def weights_digest(self) -> str:
         """A digest of the transformer's weights."""
         return weights_digest(self.folder() / "transformer")
+
+    def identity(self) -> dict[str, str]:
+        """Digests of everything that decides what the model makes of a clip and a caption: its
+        weights, and the settings of its description that are not the defaults."""
+        settings = self.model_dump(
+            mode="json", exclude_defaults=True, exclude={"name", "weights", "prepared_with"}
+        )
+        told = {"settings": json_digest(settings)} if settings else {}
+        return self.fingerprint() | {"transformer": self.weights_digest()} | told
 
     def weight_files(self) -> list[Path]:
         """The transformer's weight files on this machine, in order."""
