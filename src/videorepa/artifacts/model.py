@@ -78,7 +78,7 @@ class Model:
             return cls(name, recipe.backbone, recipe.data, settings, precision, run, trained)
         elif (model / "model_index.json").is_file() or str(model) in ("micro", FROM_IMAGE):
             spec = plugins.description("backbones", backbone)(name=backbone, weights=str(model))
-            settings = Generation(**spec.generation)
+            settings = Generation(**spec.published_generation())
             with spec.described():
                 size = spec.default_size()
             return cls(str(model), spec, size, settings, "auto")

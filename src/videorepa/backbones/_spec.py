@@ -115,7 +115,8 @@ class BackboneSpec(Section):
       lora_targets: Layers that get adapters unless the recipe names others.
       takes_negative_prompt: The pipeline has a second pass, for a negative prompt.
       is_in_comfyui: ComfyUI's class of the model has all layers that the stock transformer has.
-      generation: The authors' sampling settings, used where a recipe's `generation` sets none.
+      generation: The authors' sampling settings for the family; `published_generation` gives those
+        of a checkpoint.
     """
 
     live: ClassVar[type[Backbone]]
@@ -284,6 +285,11 @@ class BackboneSpec(Section):
         classes = {"transformer": self.transformer_class, "vae": self.vae_class}
         return _defaults(classes.get(part, self.pipeline_class))
 
+    @property
+    def has_config(self) -> bool:
+        """Whether the configuration can always be read without a download."""
+        return Path(self.source).exists() or self.source.rsplit("/", 1)[-1] in self.published
+
     def _own_config(self, part: str) -> Config:
         file = "model_index.json" if part == "model_index" else f"{part}/config.json"
         published = self.published.get(self.source.rsplit("/", 1)[-1])
@@ -433,6 +439,14 @@ class BackboneSpec(Section):
     def image_fingerprint(self) -> dict[str, str]:
         """Digests of what stored images depend on, besides what `fingerprint` has."""
         return {part: weights_digest(self.folder() / part) for part in self.image_encoders()}
+
+    def published_generation(self) -> Config:
+        """The authors' sampling settings, used where a recipe's `generation` sets none.
+
+        A recipe means the same before a download and after it: for a Hub id that is not in
+        `published`, they are the family's.
+        """
+        return self.generation
 
     def check_generation(self, settings: Generation) -> None:
         """Check that the model's pipeline has the settings that are switched on.
