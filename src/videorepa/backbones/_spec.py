@@ -585,8 +585,11 @@ class BackboneSpec(Section):
         return self.fingerprint() | {"transformer": self.weights_digest()} | told
 
     def weight_files(self) -> list[Path]:
-        """The transformer's weight files on this machine, in order."""
-        return sorted((Path(self.source) / self.part).glob("*.safetensors"))
+        """The transformer's weight files on this machine, in order. Nothing is downloaded."""
+        index = Path(self.source) / "model_index.json"
+        if not Path(self.source).exists():
+            index = cached_file(self.source, index.name) or index
+        return sorted((index.parent / self.part).glob("*.safetensors"))
 
 
 TWO_STREAMS = (*BackboneSpec.lora_targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
