@@ -14,7 +14,7 @@ from videorepa.artifacts.scores import (
     Row,
     Scores,
     Summary,
-    benchmark_folder,
+    claim_benchmark_folder,
     clip_key,
     earlier_rows,
     row_line,
@@ -37,12 +37,14 @@ class _Scored:
     """What came of scoring a folder's clips.
 
     Attributes:
+        out: The folder of the scores.
         rows: The clips that could be scored.
         failures: The clips that could not, each with its reason.
         missing: The benchmark's prompts that have no clip.
         left_over: The clips of prompts that are no longer generated.
     """
 
+    out: Path
     rows: list[Row]
     failures: list[dict[str, Any]]
     missing: list[dict[str, Any]]
@@ -84,13 +86,12 @@ def evaluate(
     """
     check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
-    out = out or benchmark_folder(videos, bench.name)
     if against is not None and not bench.results(against)[0]:
         _clips(bench, against)  # Refused before the others are scored.
     scored = _score(bench, videos, out, shard)
     theirs = None
     if against is not None:
-        theirs = _score(bench, against, benchmark_folder(against, bench.name), shard)
+        theirs = _score(bench, against, None, shard)
     if scored.failures and not scored.rows:
         raise UserError(
             f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
@@ -106,7 +107,8 @@ def evaluate(
             "version": bench.version,
             **about,
             "n": len(scored.rows),
-            "metrics": bench.aggregate(scored.rows),
+            # A shard can be without clips.
+            "metrics": bench.aggregate(scored.rows) if scored.rows else {},
             "by_scenario": {
                 name: bench.aggregate(rows) for name, rows in by_scenario(scored.rows).items()
             },
@@ -116,11 +118,11 @@ def evaluate(
         }
     )
     if shard[1] > 1:
-        return Scores(out, summary, scored.rows)
+        return Scores(scored.out, summary, scored.rows)
     comparison = None
     if against is not None and theirs is not None:
         comparison = compared(bench.compare, short_name(against), theirs.rows, scored.rows)
-    scores = Scores(out, summary, scored.rows, comparison)
+    scores = Scores(scored.out, summary, scored.rows, comparison)
     scores.write()
     return scores
 
@@ -139,15 +141,15 @@ def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[Ca
     return clips, others
 
 
-def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
+def _score(bench: Benchmark, videos: Path, out: Path | None, shard: tuple[int, int]) -> _Scored:
     scored_with = {"benchmark": f"{bench.name} {bench.version}", **bench.about()}
     results, missing = bench.results(videos)
-    if results:
-        out.mkdir(parents=True, exist_ok=True)
-        return _Scored([row | scored_with for row in results], [], missing, [])
-    clips, others = _clips(bench, videos)
-    index, shards = shard
+    clips, others = ([], []) if results else _clips(bench, videos)
+    out = out or claim_benchmark_folder(videos, bench.name)
     out.mkdir(parents=True, exist_ok=True)
+    if results:
+        return _Scored(out, [row | scored_with for row in results], [], missing, [])
+    index, shards = shard
     table = out / ("scores.jsonl" if shards == 1 else f"scores-{index}-of-{shards}.jsonl")
     part = clips[index::shards]
     kept = _kept(bench, out, part, scored_with)
@@ -169,7 +171,7 @@ def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) ->
                 file.flush()
             rows.append(row)
     left = [{"prompt_id": clip.prompt_id, "k": clip.k, "prompt": clip.prompt} for clip in others]
-    return _Scored(rows, failures, _missing(bench, clips), left)
+    return _Scored(out, rows, failures, _missing(bench, clips), left)
 
 
 def _kept(
