@@ -31,8 +31,9 @@ from conftest import sampled_by_card, write_clips
 from test_memory import check_shortcut, deepened, replacing
 from twins import TWINS
 from videorepa.align.taps import tap
+from videorepa.artifacts.model import Model
 from videorepa.artifacts.run import Run
-from videorepa.backbones import Backbone, BackboneSpec
+from videorepa.backbones import Backbone, BackboneSpec, _spec
 from videorepa.backbones._cosmos import NoGuardrail
 from videorepa.backbones._sampler import Offload, Sampler, encode_prompts
 from videorepa.conditioning import Opening, possible
@@ -62,6 +63,7 @@ from videorepa.training.student import Student
 from videorepa.training.validation import encoded_prompts, validation
 
 CPU = torch.device("cpu")
+RECIPE = Path(__file__).parents[1] / "recipes" / "videorepa-2b.yaml"
 WHOLE = ("transformer", "vae", "text_encoder", "image_encoder")
 CAPTIONS = ["A red ball falls.", 'A sign says "go".', ""]
 """The first two have as many letters: models without a mask of the text take both at once."""
@@ -288,6 +290,46 @@ def test_published_models_can_be_inspected_without_their_files(kind: str) -> Non
         assert shapes.parameters / 1e9 == pytest.approx(BILLIONS[name], abs=0.01), name
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "sampled", "size"),
+    [
+        ("cogvideox", "CogVideoX-2b", (8, 50, 6.0), (49, 480, 720)),
+        ("wan", "Wan2.1-T2V-1.3B-Diffusers", (16, 50, 5.0), (81, 480, 832)),
+        ("wan", "Wan2.1-I2V-14B-480P-Diffusers", (16, 50, 5.0), (81, 480, 832)),
+        ("wan", "Wan2.2-T2V-A14B-Diffusers", (16, 50, 5.0), (81, 480, 832)),
+        ("wan", "Wan2.2-I2V-A14B-Diffusers", (16, 40, 3.5), (81, 480, 832)),
+        ("wan", "Wan2.2-TI2V-5B-Diffusers", (24, 50, 5.0), (81, 480, 832)),
+        ("skyreels", "SkyReels-V2-I2V-14B-540P-Diffusers", (24, 50, 5.0), (97, 544, 960)),
+        ("cosmos", "Cosmos-Predict2-2B-Video2World", (16, 35, 7.0), (93, 704, 1280)),
+        ("ltx2", "LTX-2", (24, 30, 3.0), (121, 512, 768)),
+    ],
+)
+def test_a_checkpoint_is_sampled_as_its_authors_do(kind, name, sampled, size) -> None:
+    spec = plugins.description("backbones", kind)(weights=f"someone/{name}")
+    settings, made_for = Generation(**spec.published_generation()), spec.default_size()
+    assert (settings.fps, settings.steps, settings.guidance_scale) == sampled
+    assert (made_for.frames, made_for.height, made_for.width) == size
+
+
+def test_a_checkpoint_is_known_by_its_configuration_and_never_downloaded_for_it(
+    tmp_path: Path, monkeypatch
+) -> None:
+    kind = plugins.description("backbones", "wan")
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "WanPipeline", "expand_timesteps": True}))
+    published = Recipe.from_yaml(RECIPE).model_dump(mode="json", exclude={"generation"})
+    values = published | {"backbone": {"name": "wan", "weights": str(folder)}}
+    recipe = Recipe.parse(values)
+    assert (recipe.generation.fps, recipe.generation.guidance_scale) == (24, 5.0)
+    monkeypatch.setattr(_spec, "local_copy", None)
+    assert kind(weights="someone/else").published_generation() == kind.generation
+    # A run's own recipe can be read whatever became of the folder.
+    index.write_text("[}")
+    assert recipe.override("seed=1").generation == recipe.generation
+
+
 # Encoding.
 
 
@@ -338,6 +380,32 @@ def test_parts_load_alone(twin: Twin) -> None:
     latents = twin.spec.load(("transformer",), CPU).latents(moments, draw(2))
     torch.testing.assert_close(latents, twin.latents)
     assert twin.spec.fingerprint() == twin.spec.fingerprint()
+
+
+OTHERWISE = {
+    "tiling": True,
+    "expert": "low",
+    "frame_rate": 8,
+    "positions": "causal",
+    "guidance": 6.0,
+}
+"""Another value of each setting that a description may have beside its weights."""
+
+
+def test_a_models_digest_has_its_weights_and_every_setting_that_is_not_the_default(
+    twin: Twin,
+) -> None:
+    def digest(**changes: Any) -> str:
+        spec = plain.model_copy(update=changes)
+        return Model(twin.kind, spec, twin.size, Generation(), "auto").digest
+
+    plain = type(twin.spec)(weights=twin.spec.weights)
+    assert plain.identity() == plain.fingerprint() | {"transformer": plain.weights_digest()}
+    settings = type(plain).model_fields.keys() - {"name", "weights", "prepared_with"}
+    if getattr(plain, "parts", ()) == ("transformer",):
+        settings -= {"expert"}
+    digests = {digest(**{name: OTHERWISE[name]}) for name in settings} | {digest()}
+    assert len(digests) == 1 + len(settings)
 
 
 # The stock pipeline, watched while it samples.
@@ -929,7 +997,7 @@ def test_from_clips_to_an_export(
     prompt = Prompt("a", "A ball falls.", image=image)
     clips = generate(run.path, [prompt], tmp_path / "generated")
     about = json.loads(clips[0].with_suffix(".json").read_text())
-    expected = Generation(**twin.spec.generation | {"steps": 2}).model_dump()
+    expected = Generation(**twin.spec.published_generation() | {"steps": 2}).model_dump()
     assert {key: about[key] for key in expected} == expected
     for name in ("pipeline_cosmos2_video2world", "pipeline_cosmos2_5_predict"):
         pipelines = importlib.import_module(f"diffusers.pipelines.cosmos.{name}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -201,6 +203,24 @@ def test_text_is_stored_after_the_projection(backbones: dict[str, Any]) -> None:
     live.reinitialise(0)
     for fresh, layer in zip(live.transformer.crossattn_proj.parameters(), published, strict=True):
         assert torch.equal(fresh, layer)
+
+
+def test_a_model_in_the_hubs_cache_has_its_weights(
+    backbones: dict[str, Any], tmp_path: Path, monkeypatch
+) -> None:
+    spec = backbones["cosmos_25"].spec
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    absent = type(spec)(weights="someone/not-here")
+    assert absent.weight_files() == []
+    with pytest.raises(UserError, match="someone/not-here is not on this machine"):
+        absent.fingerprint()
+    repository = tmp_path / "models--someone--twin"
+    shutil.copytree(spec.folder(), repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    cached = type(spec)(weights="someone/twin")
+    (file,) = cached.weight_files()
+    assert file.is_relative_to(repository) and cached.fingerprint() == spec.fingerprint()
 
 
 def test_guardrail_s_place_is_taken_without_its_package(

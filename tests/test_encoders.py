@@ -18,10 +18,14 @@ from torch.nn import functional as F
 from conftest import make_head, original_vit
 from videorepa.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, load_encoder
 from videorepa.encoders._image import IMAGES_AT_ONCE
+from videorepa.encoders.pixels import Pixels
 from videorepa.errors import UserError
+from videorepa.recipe import Recipe
 from videorepa.settings import plugins
+from videorepa.system.fingerprint import json_digest
 
 Teachers = dict[str, Path]
+RECIPES = Path(__file__).parents[1] / "recipes"
 STRAW_MEN = ("pixels", "places", "untrained")
 # `truth` sees no pixels: tests/test_truth.py holds it to what the contract can ask of it.
 APART = (*STRAW_MEN, "truth")
@@ -603,6 +607,32 @@ def test_pixels_are_mean_colours(teachers: Teachers) -> None:
     assert spec.fingerprint() != spec.model_copy(update={"patch": 16}).fingerprint()
     with pytest.raises(UserError, match="sizes in multiples of 3; the recipe asks for 8x16x32"):
         plugins.description("encoders", "pixels")(**SIZE, patch=3).shape(9)
+
+
+@pytest.mark.parametrize(("name", "feeding"), FEEDINGS, ids=str)
+def test_pixels_stand_on_every_teachers_grid(
+    teachers: Teachers, name: str, feeding: dict[str, Any]
+) -> None:
+    teacher = described(name, weights_of(teachers, name), **feeding)
+    spec, like = Pixels.on_grid_of(teacher), teacher.shape(9)
+    for grid in (spec.shape(9), spec.load(torch.device("cpu"))(clip(9))):
+        assert (grid.size, grid.start, grid.stride) == (like.size, like.start, like.stride)
+
+
+def test_pixels_of_a_pooled_teacher_are_the_means_of_its_steps() -> None:
+    teacher = Recipe.from_yaml(RECIPES / "videorepa-5b-repa-dinov2.yaml").encoder
+    assert teacher is not None and Pixels.on_grid_of(teacher).shape(49).size == (13, 30, 45)
+    video = clip(9)
+    spec = Pixels(**SIZE | {"frames": 9}, patch=8, tubelet=1, pool=4)
+    tokens = spec.load(torch.device("cpu"))(video).tokens
+    colours = video.unflatten(3, (2, 8)).unflatten(5, (4, 8)).mean((4, 6)) * 2 - 1
+    for step, frames in enumerate((slice(0, 1), slice(1, 5), slice(5, 9))):
+        expected = colours[:, frames].mean(1).permute(0, 2, 3, 1)
+        torch.testing.assert_close(tokens[:, step], expected)
+    unpooled = spec.model_copy(update={"pool": 1})
+    assert spec.fingerprint() != unpooled.fingerprint()
+    before = json_digest(unpooled.model_dump(exclude={"pool"}))
+    assert unpooled.fingerprint() == {"encoder": before}, "what was stored stays valid"
 
 
 def test_places_say_how_far_tokens_are_apart_and_nothing_of_the_clip() -> None:

@@ -558,6 +558,29 @@ def test_features_with_and_without_a_projector_are_never_mixed(
         store.open()
 
 
+def test_a_run_that_trains_on_is_read_at_the_step_that_is_written_down(
+    authors: tuple[Path, Probe], runs: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
+    assert authors[1].steps == {"aligned+projector": 2, "control+projector": 2}
+    run = Run(shutil.copytree(runs["aligned"], tmp_path / "run"))
+    conditions, pooling = [sources.Condition(300, 0)], sources.Pooling(3, [2])
+    source = sources.ModelFeatures(
+        run.path, Model.of(run.path), [2], conditions, pooling, seed=0, through_projector=True
+    )
+    made_with, first = source.made_with(), run.trained()
+    later = {name: value + 1 for name, value in first.trained.items()}
+    checkpoint.save(run.checkpoints, dataclasses.replace(first, step=4, trained=later), keep=9)
+    assert source.made_with() == made_with
+    assert dataclasses.replace(source).made_with()["model"] != made_with["model"]
+
+    def stop(self: Model, *_: Any) -> None:
+        raise InterruptedError(self.digest)
+
+    monkeypatch.setattr(Model, "load", stop)
+    with pytest.raises(InterruptedError, match=made_with["model"]):
+        source.load(CPU, torch.float32)
+
+
 def test_a_projector_of_another_run_and_an_untrained_one_are_refused(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:

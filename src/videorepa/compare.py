@@ -300,9 +300,8 @@ def _differing(ours: Recipe, theirs: Recipe) -> list[str]:
 
 
 def _models(recipe: Recipe) -> dict[str, str]:
-    backbone = recipe.backbone
     teachers = {e.name: json_digest(e.fingerprint()) for e in recipe.stored_encoders}
-    return backbone.fingerprint() | {"transformer": backbone.weights_digest()} | teachers
+    return recipe.backbone.identity() | teachers
 
 
 def _shipped(recipe: Recipe) -> Path:

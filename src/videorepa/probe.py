@@ -216,6 +216,11 @@ def probe(
         blocks=numbers,
         timesteps=times,
         pools=sides,
+        steps={
+            name: of.step
+            for name, of in sources.items()
+            if isinstance(of, ModelFeatures) and of.step is not None
+        },
         against=against,
         accuracies=[a for key, each in decided.items() for a in accuracies(key, each, by_id)],
         differences=differences(decided, by_id, against),

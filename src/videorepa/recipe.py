@@ -106,7 +106,10 @@ class Align(Section):
 def _as_published(value: Any, info: ValidationInfo) -> Any:
     """Fill in the backbone's published values where `generation` leaves them out."""
     backbone = info.data.get("backbone")
-    return backbone.generation | value if backbone and isinstance(value, dict) else value
+    # A run's recipe has them all, and can be read where the backbone's folder is gone or damaged.
+    if not backbone or not isinstance(value, dict) or value.keys() >= {*Generation.model_fields}:
+        return value
+    return backbone.published_generation() | value
 
 
 if TYPE_CHECKING:

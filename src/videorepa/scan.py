@@ -93,6 +93,8 @@ def scan(
         raise UserError(f"A scan needs 2 clips or more, to see how they spread; got {clips}.")
     for name, spec in specs.items():
         _check_overlap(name, shapes.grid, spec.shape(recipe.data.frames))
+        for straw_man in straw_men(spec).values():
+            straw_man.shape(recipe.data.frames)  # Raises before anything is computed.
     shown, digest, notes = first_readable_clips(recipe, clips)
     where = pick_device(device)
     dtype = compute_dtype(recipe.train.precision, where)
@@ -171,8 +173,7 @@ def _parts(
         "clips": clips_digest,
     } | ({"without": "first frame"} if backbone.takes_image else {})
     student = {
-        "backbone": {"name": backbone.name, "transformer": backbone.weights_digest()}
-        | backbone.fingerprint(),
+        "backbone": {"name": backbone.name} | backbone.identity(),
         "blocks": list(blocks),
         "seed": recipe.seed,
     }

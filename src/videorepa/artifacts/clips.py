@@ -61,7 +61,7 @@ class CaptionedClip(BaseModel):
         prompt: What the clip was generated from.
         caption: What the clip is scored against: the prompt, or the caption that it elaborates.
         k: The number of the sample for the prompt, from 0.
-        model_digest: The digest of the model's weights; None for clips from elsewhere.
+        model_digest: The digest of the model, as `Model.digest`; None for clips from elsewhere.
     """
 
     model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True, protected_namespaces=())
@@ -106,7 +106,7 @@ class MadeWith(BaseModel):
 
     Attributes:
         model: The model's name.
-        model_digest: The digest of its weights.
+        model_digest: The digest of the model, as `Model.digest`.
         fps: Frames per second.
         frames: The number of frames of a clip.
         height: In pixels.

@@ -78,7 +78,7 @@ class Model:
             return cls(name, recipe.backbone, recipe.data, settings, precision, run, trained)
         elif (model / "model_index.json").is_file() or str(model) in ("micro", FROM_IMAGE):
             spec = plugins.description("backbones", backbone)(name=backbone, weights=str(model))
-            settings = Generation(**spec.generation)
+            settings = Generation(**spec.published_generation())
             with spec.described():
                 size = spec.default_size()
             return cls(str(model), spec, size, settings, "auto")
@@ -91,16 +91,16 @@ class Model:
         return cls(name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision)
 
     def about(self) -> dict[str, Any]:
-        """Give the model's entries in a sidecar: its name, the digest of its weights, and the
-        scheduler that samples from it."""
+        """Give the model's entries in a sidecar: its name, its digest, and the scheduler that
+        samples from it."""
         scheduler = self.spec.load((), torch.device("cpu")).scheduler_about()
         return {"model": self.name, "model_digest": self.digest} | scheduler
 
     @property
     def digest(self) -> str:
-        """The digest of its weights."""
+        """The digest of its weights and of the settings of its backbone."""
         if self.run is None or self.trained is None:
-            return json_digest(_base(self.spec))
+            return json_digest(self.spec.identity())
         return trained_digest(self.run, self.spec, self.trained.step)
 
     def dtype(self, device: torch.device) -> torch.dtype:
@@ -116,8 +116,4 @@ class Model:
 
 def trained_digest(run: Run, spec: BackboneSpec, step: int) -> str:
     """The digest of a run's model at a step, by which sidecars and model cards call it."""
-    return json_digest([_base(spec), weights_digest(step_folder(run.checkpoints, step))])
-
-
-def _base(spec: BackboneSpec) -> dict[str, str]:
-    return spec.fingerprint() | {"transformer": spec.weights_digest()}
+    return json_digest([spec.identity(), weights_digest(step_folder(run.checkpoints, step))])

@@ -21,7 +21,7 @@ from videorepa.settings.section import Section, Weights
 from videorepa.settings.sections import ClipSize, Continuation, Data, Generation, Lora
 from videorepa.system.configuration import read_configuration
 from videorepa.system.files import until_changed
-from videorepa.system.fingerprint import weights_digest
+from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.hub import cached_file, local_copy
 from videorepa.system.wording import count
 from videorepa.tokens import TokenGrid
@@ -115,7 +115,8 @@ class BackboneSpec(Section):
       lora_targets: Layers that get adapters unless the recipe names others.
       takes_negative_prompt: The pipeline has a second pass, for a negative prompt.
       is_in_comfyui: ComfyUI's class of the model has all layers that the stock transformer has.
-      generation: The authors' sampling settings, used where a recipe's `generation` sets none.
+      generation: The authors' sampling settings for the family; `published_generation` gives those
+        of a checkpoint.
     """
 
     live: ClassVar[type[Backbone]]
@@ -284,6 +285,11 @@ class BackboneSpec(Section):
         classes = {"transformer": self.transformer_class, "vae": self.vae_class}
         return _defaults(classes.get(part, self.pipeline_class))
 
+    @property
+    def has_config(self) -> bool:
+        """Whether the configuration can always be read without a download."""
+        return Path(self.source).exists() or self.source.rsplit("/", 1)[-1] in self.published
+
     def _own_config(self, part: str) -> Config:
         file = "model_index.json" if part == "model_index" else f"{part}/config.json"
         published = self.published.get(self.source.rsplit("/", 1)[-1])
@@ -434,6 +440,14 @@ class BackboneSpec(Section):
         """Digests of what stored images depend on, besides what `fingerprint` has."""
         return {part: weights_digest(self.folder() / part) for part in self.image_encoders()}
 
+    def published_generation(self) -> Config:
+        """The authors' sampling settings, used where a recipe's `generation` sets none.
+
+        A recipe means the same before a download and after it: for a Hub id that is not in
+        `published`, they are the family's.
+        """
+        return self.generation
+
     def check_generation(self, settings: Generation) -> None:
         """Check that the model's pipeline has the settings that are switched on.
 
@@ -561,9 +575,21 @@ class BackboneSpec(Section):
         """A digest of the transformer's weights."""
         return weights_digest(self.folder() / "transformer")
 
+    def identity(self) -> dict[str, str]:
+        """Digests of everything that decides what the model makes of a clip and a caption: its
+        weights, and the settings of its description that are not the defaults."""
+        settings = self.model_dump(
+            mode="json", exclude_defaults=True, exclude={"name", "weights", "prepared_with"}
+        )
+        told = {"settings": json_digest(settings)} if settings else {}
+        return self.fingerprint() | {"transformer": self.weights_digest()} | told
+
     def weight_files(self) -> list[Path]:
-        """The transformer's weight files on this machine, in order."""
-        return sorted((Path(self.source) / self.part).glob("*.safetensors"))
+        """The transformer's weight files on this machine, in order. Nothing is downloaded."""
+        index = Path(self.source) / "model_index.json"
+        if not Path(self.source).exists():
+            index = cached_file(self.source, index.name) or index
+        return sorted((index.parent / self.part).glob("*.safetensors"))
 
 
 TWO_STREAMS = (*BackboneSpec.lora_targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")

@@ -133,6 +133,7 @@ class Cosmos25(CosmosSpec):
         Raises:
           UserError: The transformer's files lack them.
         """
+        folder = self.folder() / self.part  # It is downloaded if it is not here.
         names = [f"crossattn_proj.0.{kind}" for kind in ("weight", "bias")]
         values: dict[str, Tensor] = {}
         for path in self.weight_files():
@@ -140,7 +141,7 @@ class Cosmos25(CosmosSpec):
                 values |= {name: file.get_tensor(name) for name in {*names} & {*file.keys()}}
         if len(values) < len(names):
             raise UserError(
-                f"{self.folder() / self.part} lacks {' or '.join(names)} among its weights. Copy "
+                f"{folder} lacks {' or '.join(names)} among its weights. Copy "
                 "or download the folder again."
             )
         return values[names[0]], values[names[1]]

@@ -30,6 +30,12 @@ NEGATIVE_PROMPT = (
 """`sample_neg_prompt` in the authors' configuration, wan/configs/shared_config.py."""
 
 
+TI2V_5B: Config = {"fps": 24}
+"""What Wan 2.2 TI2V-5B is sampled with otherwise, as in the authors' configuration."""
+
+I2V_A14B: Config = {"steps": 40, "guidance_scale": 3.5}
+"""The same for Wan 2.2 I2V-A14B."""
+
 GREY = 0.5
 """The pixels after the image in the clip that an image model's autoencoder sees."""
 
@@ -291,6 +297,18 @@ class Wan(BackboneSpec):
         channels, *rest = self.moments(size)
         mean = torch.empty(channels // 2, *rest, dtype=torch.float16, device="meta")
         return {"image": mean} | self.image_embeddings()
+
+    def published_generation(self) -> Config:
+        settings = super().published_generation()
+        if not self.has_config:
+            return settings
+        with self.described():
+            index = self.config("model_index")
+            if index["expand_timesteps"]:
+                return settings | TI2V_5B
+            if index["boundary_ratio"] is not None and self.takes_image:
+                return settings | I2V_A14B
+        return settings
 
     def check_clip(self, size: ClipSize) -> None:
         super().check_clip(size)

@@ -146,6 +146,7 @@ class Probe(BaseModel):
     """How well contact can be predicted from the features of models and encoders.
 
     Attributes:
+        steps: The step of the checkpoint that was read, by the names of sources that are runs.
         against: The source with which the others are compared.
         notes: Sentences about what is odd in the data.
         failures: Why a clip could not be read, by the clip's id.
@@ -158,6 +159,7 @@ class Probe(BaseModel):
     blocks: list[int]
     timesteps: list[int]
     pools: list[int]
+    steps: dict[str, int] = {}
     against: str
     accuracies: list[Accuracy]
     differences: list[AccuracyDifference]

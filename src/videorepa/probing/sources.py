@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float
 
 from videorepa.artifacts.model import Model
+from videorepa.artifacts.run import Run
 from videorepa.encoders import EncoderSpec
 from videorepa.encoders.pixels import Pixels
 from videorepa.encoders.untrained import Untrained
@@ -210,8 +212,18 @@ class ModelFeatures:
     seed: int
     through_projector: bool = False
 
+    @cached_property
+    def step(self) -> int | None:
+        """The step of the run's checkpoint; None if the model is no run.
+
+        It stays that of the first look, since the run may train on meanwhile.
+        """
+        if self.path is None or not Run.is_one(self.path):
+            return None
+        return Run.open(self.path).trained_step
+
     def _open(self) -> Model:
-        model = self.base if self.path is None else Model.of(self.path)
+        model = self.base if self.path is None else Model.of(self.path, step=self.step)
         model.spec.check_clip(self.base.size)
         shapes = model.spec.shapes(self.base.size)
         if self.blocks[-1] > shapes.blocks:
