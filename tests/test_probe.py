@@ -526,6 +526,22 @@ def test_the_confounded_comparison_is_named_and_the_fair_one_is_not(
     assert ("aligned+projector", "control+projector") in pairs
 
 
+def test_names_that_are_cut_alike_have_folders_of_their_own(tmp_path: Path) -> None:
+    source: Any = None
+    names = ("模型一", "模型二", "a+b", "a b", "a-b")
+    stores = [FeatureStore(tmp_path, name, source, {"model": name}) for name in names]
+    for store in stores:
+        store.open()
+    assert len({store.path for store in stores}) == len(names)
+    assert stores[-1].path == tmp_path / "a-b"
+    again = [FeatureStore(tmp_path, name, source, {"model": name}) for name in names]
+    assert [store.path for store in again] == [store.path for store in stores]
+    # An earlier version named the folder by the cut name alone.
+    stores[0].path.rename(tmp_path / "-")
+    kept, other = (FeatureStore(tmp_path, n, source, {"model": n}) for n in names[:2])
+    assert kept.path == tmp_path / "-" and other.path == stores[1].path
+
+
 def test_features_with_and_without_a_projector_are_never_mixed(
     authors: tuple[Path, Probe], long: Recipe, runs: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
