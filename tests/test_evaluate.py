@@ -12,7 +12,7 @@ import pytest
 
 from conftest import tree
 from pages import write_run
-from videorepa.artifacts.scores import Scores, score_folders, scored_rows
+from videorepa.artifacts.scores import Scores, claim_benchmark_folder, score_folders, scored_rows
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.evaluate import evaluate
@@ -164,6 +164,13 @@ def test_a_second_benchmark_leaves_the_firsts_scores(tmp_path):
         assert tree(folder / "scores") == kept[folder]
         assert len(scored_rows(folder / "scores-lab")) == N
     assert score_folders(folders[0]) == [folders[0] / "scores", found.folder]
+
+
+def test_benchmarks_that_start_together_share_no_folder(tmp_path):
+    """Before either has scored a clip, and whichever ends first."""
+    folders = [claim_benchmark_folder(tmp_path / "clips", name) for name in ("a", "b", "a", "b")]
+    assert [folder.name for folder in folders] == ["scores", "scores-b"] * 2
+    assert not list((tmp_path / "clips" / "scores").glob("*.lock"))
 
 
 def test_a_comparison_goes_with_the_rows_that_it_is_of(tmp_path, capsys):

@@ -58,6 +58,10 @@ def test_a_tilde_is_the_home_folder(recipe: Recipe, tmp_path: Path, monkeypatch)
     assert changed.backbone.weights == str(tmp_path / "backbone.weights")
     assert changed.backbone.prepared_with == str(tmp_path / "p")
     assert PhysicsIQ(data="~").data == tmp_path
+    images = recipe.override(
+        "validation={every: 1, prompts: [A, B], images: [~/a.png, b.png]}"
+    ).validation.images
+    assert images == (tmp_path / "a.png", Path("b.png"))
     (tmp_path / "model").mkdir()
     assert local_copy("~/model") == tmp_path / "model"
     # A name that merely begins so stays, as in a shell.

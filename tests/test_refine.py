@@ -361,6 +361,11 @@ def test_what_cannot_work_is_said_plainly(
     with pytest.raises(UserError, match="holds 1 prompts that are not in the list of prompts.*'c'"):
         refine(PROMPTS[:2], out, model="m", endpoint=server.url)
     assert out.read_bytes() == before
+    for others in ("caption,detailed\nA,B\n", "A red ball falls.\n", "caption,detailed\n"):
+        out.write_text(others)
+        with pytest.raises(UserError, match="was not written by refine"):
+            refine(PROMPTS, out, model="m", endpoint=server.url)
+        assert out.read_text() == others
     out.write_text("caption,detailed\nA,B\n")
     with pytest.raises(UserError, match="was not written by refine"):
         refine(PROMPTS, out, model="m", endpoint=server.url)

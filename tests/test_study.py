@@ -459,7 +459,7 @@ def test_a_gain_is_paired_by_seed_and_worth_steps() -> None:
     assert "| loss, all | 3/3, +10000e-5 | 3/3, +10000e-5 | 3/3, +5000e-5 |" in text
     # Beyond either end of the scale no number of steps is read off.
     for loss, worth in ((1.2, -math.inf), (0.8, math.inf)):
-        beyond = [measured("trd", s, loss + 5 * s) for s in range(3)]
+        beyond = [measured("trd", s, loss + 5 * s + jitter[s]) for s in range(3)]
         rows_beyond = [row for row in rows if row["arm"] != "trd"] + beyond
         far = Measured(scaled(), rows_beyond).gains(["trd"], "loss")["trd"]
         assert far.steps == (worth,) * 3
@@ -491,7 +491,13 @@ def test_means_of_generated_clips_are_compared_by_training() -> None:
     assert [gain and gain.by_seed for gain in gained] == [(25, 25), (0, 0.5)]
     losses = [measured(arm, seed, 0.1) for arm in ("control", "trd") for seed in (0, 1)]
     text = measured_tables(scaled(), [*losses, *means])
-    assert "with trainings as the unit" in text and "| 62.50 | +25.00 [+25.00, +25.00]" in text
+    assert "with trainings as the unit" in text
+    assert "| 62.50 | +25.00, the same in each seed" in text
+    # An arm of fewer prompts is compared over these alone.
+    fewer = [row for row in rows if row["arm"] == "control" or row["prompt_id"] in "01"]
+    found = Measured(scaled(), list(means_of_clips(fewer)))
+    assert found.of("control", "sa") == {0: 50.0, 1: 100.0}
+    assert found.gain("trd", "control", "sa").by_seed == (50, 0)
     assert "with trainings as the unit" not in measured_tables(scaled(), losses)
 
 

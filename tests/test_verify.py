@@ -24,6 +24,7 @@ from videorepa.backbones import Backbone
 from videorepa.backbones.cogvideox import CogVideoXBackbone
 from videorepa.encoders import _video
 from videorepa.recipe import Recipe
+from videorepa.settings import plugins
 from videorepa.system.device import release
 from videorepa.system.files import file_digest
 from videorepa.verify import verify
@@ -32,7 +33,7 @@ from videorepa.verifying.clip import simulated
 from videorepa.verifying.judging import compare_judge, named_judge
 from videorepa.verifying.record import Verification
 from videorepa.verifying.teacher import compare_teacher
-from videorepa.verifying.weights import check_weights
+from videorepa.verifying.weights import _check_published, check_weights
 
 module = importlib.import_module("videorepa.verify")
 CPU = torch.device("cpu")
@@ -392,6 +393,27 @@ def test_a_published_models_name_tells_its_scale(recipe: Recipe, folder: Path) -
     wrong = failing(verification)
     said = "is 0.9; CogVideoX-5b was published with 0.7"
     assert wrong["configuration of vae: scaling_factor"] == said
+
+
+@pytest.mark.parametrize("family", plugins.names("backbones"))
+def test_what_was_published_is_found_right(family: str, tmp_path: Path) -> None:
+    """As JSON has it, where lists stand for the tuples of classes' defaults."""
+    kind = plugins.description("backbones", family)
+    for name in kind.published:
+        folder = tmp_path / name
+        index = {"_class_name": kind.pipeline_class}
+        index |= kind.published[name].get("model_index", {})
+        files = {"model_index.json": index}
+        for part, of in (("transformer", kind.transformer_class), ("vae", kind.vae_class)):
+            config = kind(weights=f"x/{name}").published_config(name, part)
+            files[f"{part}/config.json"] = {"_class_name": of} | config
+        for file, content in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(json.dumps(content))
+        record = Verification("r", {}, "cpu", "float32")
+        for part in ("transformer", "vae"):
+            _check_published(record, kind(weights=str(folder)), part)
+        assert [check.words for check in record.checks if check.status == "fails"] == []
 
 
 # What is wrong with our own path.

@@ -14,7 +14,7 @@ from videorepa.artifacts.scores import (
     Row,
     Scores,
     Summary,
-    benchmark_folder,
+    claim_benchmark_folder,
     clip_key,
     earlier_rows,
     row_line,
@@ -87,13 +87,12 @@ def evaluate(
     """
     check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
-    out = out or benchmark_folder(videos, bench.name)
     if against is not None and not bench.results(against)[0]:
         _clips(bench, against)  # Refused before the others are scored.
     scored = _score(bench, videos, out, shard)
     theirs = None
     if against is not None:
-        theirs = _score(bench, against, benchmark_folder(against, bench.name), shard)
+        theirs = _score(bench, against, None, shard)
     if scored.failures and not scored.rows:
         raise UserError(
             f"None of the {len(scored.failures)} clips in {videos} can be scored; the first: "
@@ -109,7 +108,8 @@ def evaluate(
             "version": bench.version,
             **about,
             "n": len(scored.rows),
-            "metrics": bench.aggregate(scored.rows),
+            # A shard can be without clips.
+            "metrics": bench.aggregate(scored.rows) if scored.rows else {},
             "by_scenario": {
                 name: bench.aggregate(rows) for name, rows in by_scenario(scored.rows).items()
             },
@@ -118,7 +118,7 @@ def evaluate(
             "left_over": scored.left_over,
         }
     )
-    scores = Scores(out, summary, scored.rows)
+    scores = Scores(scored.folder, summary, scored.rows)
     if shard[1] > 1:
         return scores
     if against is not None and theirs is not None:
@@ -144,15 +144,15 @@ def _clips(bench: Benchmark, videos: Path) -> tuple[list[CaptionedClip], list[Ca
     return clips, others
 
 
-def _score(bench: Benchmark, videos: Path, out: Path, shard: tuple[int, int]) -> _Scored:
+def _score(bench: Benchmark, videos: Path, out: Path | None, shard: tuple[int, int]) -> _Scored:
     scored_with = {"benchmark": f"{bench.name} {bench.version}", **bench.about()}
     results, missing = bench.results(videos)
-    if results:
-        out.mkdir(parents=True, exist_ok=True)
-        return _Scored(out, [row | scored_with for row in results], [], missing, [])
-    clips, others = _clips(bench, videos)
-    index, shards = shard
+    clips, others = ([], []) if results else _clips(bench, videos)
+    out = out or claim_benchmark_folder(videos, bench.name)
     out.mkdir(parents=True, exist_ok=True)
+    if results:
+        return _Scored(out, [row | scored_with for row in results], [], missing, [])
+    index, shards = shard
     table = out / ("scores.jsonl" if shards == 1 else f"scores-{index}-of-{shards}.jsonl")
     part = clips[index::shards]
     kept = _kept(bench, out, part, scored_with)

@@ -201,10 +201,11 @@ def _answers(
     try:
         check_is_file(out)
         with out.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            table = csv.DictReader(file, strict=True)
+            header, rows = tuple(table.fieldnames or ()), list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{out} cannot be read as CSV: {error}. Choose another --out.") from None
-    if not all(tuple(row) == columns and None not in row.values() for row in rows):
+    if header not in ((), tuple(columns)) or any({None} & {*row, *row.values()} for row in rows):
         raise UserError(
             f"{out} exists and was not written by refine with the columns {', '.join(columns)}. "
             "Choose another --out."

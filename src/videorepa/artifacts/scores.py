@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from videorepa.artifacts.clips import CaptionedClip, Key, clip_digest
 from videorepa.artifacts.reading import json_lines, leaves, read_record
 from videorepa.errors import UserError
-from videorepa.system.files import atomic_write, parse_json, read_bytes
+from videorepa.system.files import atomic_write, parse_json, read_bytes, read_text
 from videorepa.system.fingerprint import json_digest
+from videorepa.system.lock import SUFFIX, locked
 from videorepa.system.progress import console
 from videorepa.system.wording import count
 
@@ -33,6 +34,9 @@ scored against."""
 
 Better = Literal["higher", "lower"]
 """Which way a score is better."""
+
+OWNER = "benchmark"
+"""The file in `scores` that names the benchmark whose scores it keeps."""
 
 PASSED = "_passed"
 """What the names of checks end in, beside flags that are metrics or settings themselves."""
@@ -310,14 +314,22 @@ def score_folder(videos: Path, name: str = "scores") -> Path:
     return videos.with_suffix(f".{name}") if videos.is_file() else videos / name
 
 
-def benchmark_folder(videos: Path, benchmark: str) -> Path:
-    """Give the folder for one benchmark's scores: `scores`, or `scores-BENCHMARK` beside another's.
+def claim_benchmark_folder(videos: Path, benchmark: str) -> Path:
+    """Give a benchmark's folder for scores: `scores`, or `scores-BENCHMARK` beside another's.
 
-    So a second benchmark replaces no row of the first.
+    So a second benchmark replaces no row of the first, also where both start together. Raises
+    OSError.
     """
     first = score_folder(videos)
-    scored = {str(row.get("benchmark")).split(" ")[0] for row in earlier_rows(first)}
-    return score_folder(videos, f"scores-{benchmark}") if scored - {benchmark} else first
+    first.mkdir(parents=True, exist_ok=True)
+    owner = first / OWNER
+    with locked(first / f".{OWNER}{SUFFIX}", first, wait=True):
+        owners = {str(row.get("benchmark")).split(" ")[0] for row in earlier_rows(first)}
+        owners |= {read_text(owner)} if owner.exists() else set()
+        if owners - {benchmark}:
+            return score_folder(videos, f"scores-{benchmark}")
+        atomic_write(owner, benchmark)
+    return first
 
 
 def score_folders(videos: Path) -> list[Path]:

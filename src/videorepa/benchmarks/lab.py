@@ -14,6 +14,9 @@ from videorepa.data.manifest import Prompt
 from videorepa.evaluation.pairs import Pairs, share
 from videorepa.world.scenarios import HELD_OUT_SEED, SCENARIOS, draw_scene
 
+_APART = 1_000_000
+"""How many scenes of a series lie between the first ones of two scenarios."""
+
 
 class Lab(Benchmark):
     """Semantic adherence (sa), physical commonsense (pc) and both at once (joint), as measured."""
@@ -27,10 +30,11 @@ class Lab(Benchmark):
         A scenario repeats a caption only once it has used all of its captions. A shorter list is
         the beginning of a longer one.
         """
-        series = {
-            scenario: self._captions(scenario, HELD_OUT_SEED + 1 + seed) for scenario in SCENARIOS
-        }
         names = list(SCENARIOS)
+        series = {
+            scenario: self._captions(scenario, HELD_OUT_SEED + 1 + seed, place * _APART)
+            for place, scenario in enumerate(names)
+        }
         prompts = []
         for number in range(count):
             scenario, turn = names[number % len(names)], number // len(names)
@@ -66,10 +70,17 @@ class Lab(Benchmark):
         return Pairs.of(rows_a, rows_b).compare(laws.FLAGS)
 
     @staticmethod
-    def _captions(scenario: str, seed: int) -> Iterator[str]:
-        """The scenario's captions, without end. Each comes once before any is repeated."""
+    def _captions(scenario: str, seed: int, index: int) -> Iterator[str]:
+        """The scenario's captions, without end. Each comes once before any is repeated.
+
+        Args:
+            scenario: The scenario.
+            seed: The seed of the series to draw scenes from.
+            index: The number of the first scene. Scenarios that drew the same scenes would share
+                colours, and intervals take captions for independent.
+        """
         used: set[str] = set()
-        index = misses = 0
+        misses = 0
         while True:
             caption = draw_scene(seed, index, scenario).caption
             index += 1

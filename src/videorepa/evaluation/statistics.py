@@ -227,11 +227,12 @@ class MeanOfFew:
     """The mean of a few independent values, such as differences between trainings.
 
     Attributes:
-        low: Lower end of Student's 95 % interval; minus infinity for a single value.
+        low: Lower end of Student's 95 % interval; minus infinity for values without spread, as a
+            single one: a few shares of few clips can be equal by chance.
         high: Upper end.
-        p: Two-sided p-value of the t-test that the mean is 0; 1 for a single value.
+        p: Two-sided p-value of the t-test that the mean is 0; 1 without spread.
         smallest: The smallest mean that so many values would show, with p below 0.05, in 80 % of
-            repetitions, about: (t(0.975) + t(0.8)) s / sqrt(n). Infinity for a single value.
+            repetitions, about: (t(0.975) + t(0.8)) s / sqrt(n). Infinity without spread.
     """
 
     value: float
@@ -251,10 +252,9 @@ def mean_of_few(values: Sequence[float]) -> MeanOfFew:
     if not n:
         raise ValueError("Found no values; expected at least one.")
     mean = float(np.mean(values))
-    if n == 1:
+    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    if not error:
         return MeanOfFew(mean, -math.inf, math.inf, 1.0, math.inf)
-    error = float(np.std(values, ddof=1)) / math.sqrt(n)
     reach, power = (float(stats.t.ppf(share, n - 1)) for share in (0.975, 0.8))
-    # Without any spread there is no doubt, whichever way.
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
     return MeanOfFew(mean, mean - reach * error, mean + reach * error, p, (reach + power) * error)

@@ -24,6 +24,9 @@ from videorepa.world.render import Clip, make_clip
 from videorepa.world.scenarios import HELD_OUT_SEED
 from videorepa.world.simulator import FPS, VERSION
 
+BREAKS = 2
+"""Raised whenever clips would be broken in other ways or places."""
+
 DRAWN = "drawn.json"
 """What the clips of a folder were drawn with."""
 
@@ -122,14 +125,14 @@ def draw_pairs(recipe: PairsRecipe) -> dict[str, float]:
     clips. Clips that a law cannot break at every degree are passed over.
     """
     series = HELD_OUT_SEED + 1 + recipe.seed
-    _claim(recipe.out, {"task": "pairs", "series": series, "simulator": VERSION})
+    _claim(recipe.out, {"task": "pairs", "series": series, "simulator": VERSION, "breaks": BREAKS})
     rows = []
     for law in progress.track(recipe.laws, "draw"):
         corruption, found, index = CORRUPTIONS[law], 0, -1
         while found < recipe.pairs:
             index += 1
             clip = make_clip(series, index)
-            broken = _by_degree(clip, corruption, (series, index))
+            broken = _by_degree(clip, corruption, series, index)
             if broken is None:
                 continue
             found += 1
@@ -153,12 +156,12 @@ def draw_pairs(recipe: PairsRecipe) -> dict[str, float]:
 
 
 def _by_degree(
-    clip: Clip, corruption: Corruption, seed: tuple[int, int]
+    clip: Clip, corruption: Corruption, series: int, index: int
 ) -> dict[float, np.ndarray] | None:
     """The broken clip by degree; None if a degree does not apply or changes nothing."""
     broken = {}
     for degree in corruption.strengths:
-        frames = corruption.apply(clip, np.random.default_rng(seed), degree)
+        frames = corruption.broken(clip, series, index, degree)
         if frames is None or np.array_equal(frames, clip.frames):
             return None
         broken[degree] = frames

@@ -47,6 +47,8 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _from_home(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(from_home(of) if isinstance(of, Path) else of for of in value)
         return from_home(value) if isinstance(value, Path) else value
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from videorepa.encoders._vit import ViTSpec
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.system.configuration import read_configuration
+from videorepa.system.files import parse_json
 from videorepa.system.hub import local_copy
 from videorepa.system.progress import track
 from videorepa.system.weights import Misfit
@@ -129,6 +131,8 @@ def _check_published(record: Verification, spec: BackboneSpec, part: str) -> Non
     expected, found = spec.published_config(name, part), spec.config(part)
     keys = {key for key in expected if key in SCALE or any(word in key for word in ROTARY)}
     keys |= published.get(part, {}).keys()
+    # Classes' defaults have tuples where a file has lists.
+    expected = parse_json(json.dumps({key: expected[key] for key in keys}))
     wrong = [key for key in sorted(keys) if found.get(key) != expected[key]]
     for key in wrong:
         record.add(

@@ -15,6 +15,9 @@ IN_THE_AIR = ("fall", "drop", "throw", "catch")
 
 ON_THE_FLOOR = ("roll", "slide", "collide", "chain", "hide")
 
+_STREAM = 2
+"""Keeps the places where clips are broken apart from the draws of scenes and of contacts."""
+
 LEAST_OFFSET = 0.5
 """Pixels by which a body has to be off in some frame for a clip to count as broken."""
 
@@ -37,6 +40,23 @@ class Corruption:
     unit: str
     what: str
     caught_by: str
+
+    def broken(self, clip: Clip, seed: int, index: int, strength: float) -> np.ndarray | None:
+        """Break a clip of a series, in the same place by every strength.
+
+        The place is drawn apart from the scene: the first draw of the scene's own stream chose its
+        scenario, on which the place would then depend.
+
+        Args:
+            clip: The clip.
+            seed: The seed of its series.
+            index: Its number in the series.
+            strength: By how much to break it.
+
+        Returns:
+            The broken frames, or None for a clip that cannot be broken in this way.
+        """
+        return self.apply(clip, np.random.default_rng([seed, index, _STREAM]), strength)
 
     def measured(self, strength: float) -> str:
         """Write a strength with its unit, such as "1 frame" or "0.1 of gravity"."""

@@ -70,10 +70,9 @@ def judge(
     ]
     for kind, corruption in CORRUPTIONS.items():
         for strength in corruption.strengths if by_degrees else corruption.strengths[-1:]:
-            # With the same generator at all strengths, so that a curve is about the same clips.
+            # In the same places at all strengths, so that a curve is about the same clips.
             broken = [
-                corruption.apply(clip, np.random.default_rng([seed, index]), strength)
-                for index, clip in enumerate(drawn)
+                corruption.broken(clip, seed, index, strength) for index, clip in enumerate(drawn)
             ]
             rows.append(_judged_row(kind, strength, drawn, broken, tolerances, reconstruct))
     return rows

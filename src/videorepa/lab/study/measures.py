@@ -32,7 +32,7 @@ from videorepa.evaluation.likelihood import (
 )
 from videorepa.evaluation.paired_clips import Pair, begin_apart, groups, read_group, read_pairs
 from videorepa.lab.calibration.corruptions import CORRUPTIONS
-from videorepa.lab.datasets import PairsRecipe, draw_pairs
+from videorepa.lab.datasets import BREAKS, PairsRecipe, draw_pairs
 from videorepa.recipe import Recipe
 from videorepa.settings.bounds import Clips, Seed
 from videorepa.settings.section import Section
@@ -40,6 +40,7 @@ from videorepa.settings.sections import LabClips
 from videorepa.system.device import autocast
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator
+from videorepa.world.simulator import VERSION
 
 LEVELS = (0.05, 0.2, 0.4, 0.6, 0.75, 0.87, 0.95, 0.99)
 
@@ -118,6 +119,9 @@ class Meter:
         """
         made_with = {"model": model.digest, "precision": str(model.dtype(CPU))}
         made_with |= self.measures.model_dump(mode="json")
+        data = self.recipe.data
+        made_with |= {"clip": [data.frames, data.height, data.width], "simulator": VERSION}
+        made_with |= {"breaks": BREAKS}
         rows = read_finished(path, made_with, list[Row])
         if rows is None:
             rows = self._ask(model, path.stem)

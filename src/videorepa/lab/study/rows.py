@@ -79,13 +79,21 @@ def read_rows(path: Path) -> list[Row]:
 def means_of_clips(rows: Sequence[Row]) -> Iterator[Row]:
     """The mean scores of each model's clips, in the form of what is measured without clips.
 
-    Shares are in percent. Clips that were made on the way are left out.
+    Shares are in percent. Clips that were made on the way are left out, and prompts that one of a
+    seed's models has no clip of, so that a gain is over the same prompts.
     """
     by_model: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:
         if row["step"] is None:
             by_model[row["arm"], row["seed"]].append(row)
-    for (arm, seed), clips in by_model.items():
+    shared: dict[int, set[str]] = {}
+    for (_, seed), clips in by_model.items():
+        prompts = {clip["prompt_id"] for clip in clips}
+        shared[seed] = shared.get(seed, prompts) & prompts
+    for (arm, seed), made in by_model.items():
+        clips = [clip for clip in made if clip["prompt_id"] in shared[seed]]
+        if not clips:
+            continue
         for score in (*SCORES, *GRADED):
             unit = 100.0 if score in (*SCORES, CHECKS_PASSED) else 1.0
             value = unit * float(np.mean([clip[score] for clip in clips]))

@@ -199,6 +199,8 @@ class Measured:
         if len(gain.by_seed) == 1:
             worth = f", steps {_more(gain.steps[0])}" if has_scale else ""
             return f"{_change(measure, of.value)}, one seed{worth}"
+        if math.isinf(of.low):
+            return f"{_change(measure, of.value)}, the same in each seed"
         interval = f"[{_change(measure, of.low)}, {_change(measure, of.high)}]"
         cell = f"{_change(measure, of.value)} {interval}, p {gain.p_holm:.2g}"
         if not has_scale:
