@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 import weakref
@@ -26,6 +27,7 @@ from videorepa.export import export
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.remedies import in_sampling, in_training
 from videorepa.settings import plugins
 from videorepa.system.device import peak_memory
 from videorepa.train import train
@@ -39,6 +41,11 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 RECIPES = Path(__file__).parents[1] / "recipes"
 LORA = "train.lora={rank: 2, alpha: 4}"
 CHECKPOINTED = "memory.gradient_checkpointing=true"
+SETTING = re.compile(
+    r"(?P<key>\w+\.\w+): (?P<values>\w+(?: or \w+)?)(?: with (?P<key2>\S+): (?P<value2>\d+))?,"
+)
+"""A remedy that is a setting, perhaps with another one."""
+
 NEEDS = {"adamw8bit": "bitsandbytes", "nf4": "bitsandbytes", "int8": "torchao"}
 
 
@@ -49,6 +56,44 @@ def losses(run: Run) -> list[float]:
 def need(choice: str) -> None:
     if choice in NEEDS:
         pytest.importorskip(NEEDS[choice])
+
+
+@pytest.mark.parametrize(
+    ("changes", "absent"),
+    [
+        (("optim.batch_size=4", "align.centre=clips"), "batch_size"),
+        ((LORA,), "offload: group"),
+        ((LORA, "memory.frozen=int8"), "fsdp2"),
+        ((LORA, CHECKPOINTED, "memory.offload=group"), "nf4"),
+        ((LORA, CHECKPOINTED, "speed.compile=true"), "float8"),
+        (("memory.optimizer=adamw8bit",), "fsdp2"),
+        (("parallel={engine: fsdp2, context: 2}", CHECKPOINTED, LORA), "adamw8bit"),
+        (("parallel={engine: ddp}", "optim.batch_size=2"), "frozen"),
+        (("optim.batch_size=2", "optim.accumulate=10000"), "batch_size"),
+    ],
+)
+def test_what_is_advised_can_be_followed(
+    recipe: Recipe, changes: tuple[str, ...], absent: str
+) -> None:
+    recipe = recipe.override(*changes)
+    remedies = in_training(recipe, CUDA, 2)
+    assert not any(absent in remedy for remedy in remedies)
+    advised = [match for remedy in remedies if (match := SETTING.match(remedy))]
+    assert advised
+    for match in advised:
+        for value in match["values"].split(" or "):
+            more = [f"{match['key2']}={match['value2']}"] if match["key2"] else []
+            recipe.override(f"{match['key']}={value}", *more)
+
+
+def test_nothing_is_moved_off_a_cpu(recipe: Recipe) -> None:
+    advised = in_sampling(recipe.generation.changed(tiling=False), "none", CPU)
+    assert [remedy.split(",")[0] for remedy in advised] == [
+        "generation.tiling: true",
+        "fewer frames or a smaller size",
+    ]
+    first, second, *_ = in_sampling(recipe.generation, "none", CUDA)
+    assert "--offload model" in first and "--offload group" in second
 
 
 @pytest.mark.parametrize(

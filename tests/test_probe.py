@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -503,7 +503,7 @@ def test_features_through_a_projector_are_its_layers_on_the_blocks_tokens(
                 x = x @ w[f"mlp.{place}.weight"].T + w[f"mlp.{place}.bias"]
                 x = x * torch.sigmoid(x) if place < 4 else x
             assert x.shape == (3, 2, 2, 24), "the teacher's width"
-            kept = features(out, f"{name}-projector", "t300-draw0")
+            kept = features(out, folder_of(f"{name}+projector"), "t300-draw0")
         assert kept["block 2, pool 2"].shape[1] == x.numel()
         assert kept["block 2, pool 2"][3] == pytest.approx(x.flatten().numpy(), abs=2e-3)
     assert features(out, "videomae", "clean")["pool 2"].shape[1] == 12 * 2 * 2 * 24
@@ -526,20 +526,37 @@ def test_the_confounded_comparison_is_named_and_the_fair_one_is_not(
     assert ("aligned+projector", "control+projector") in pairs
 
 
+def test_names_that_are_cut_alike_have_folders_of_their_own(tmp_path: Path) -> None:
+    source: Any = None
+    names = ("模型一", "模型二", "a+b", "a b", "a-b")
+    stores = [FeatureStore(tmp_path, name, source, {"model": name}) for name in names]
+    for store in stores:
+        store.open()
+    assert len({store.path for store in stores}) == len(names)
+    assert stores[-1].path == tmp_path / "a-b"
+    again = [FeatureStore(tmp_path, name, source, {"model": name}) for name in names]
+    assert [store.path for store in again] == [store.path for store in stores]
+    # An earlier version named the folder by the cut name alone.
+    stores[0].path.rename(tmp_path / "-")
+    kept, other = (FeatureStore(tmp_path, n, source, {"model": n}) for n in names[:2])
+    assert kept.path == tmp_path / "-" and other.path == stores[1].path
+
+
 def test_features_with_and_without_a_projector_are_never_mixed(
     authors: tuple[Path, Probe], long: Recipe, runs: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(authors[0], tmp_path / "probe")
     stores = folder / "probe-parts" / "features"
+    projected = folder_of("aligned+projector")
     made = {
         name: json.loads((stores / name / "made-with.json").read_text())["made_with"]
-        for name in ("base", "aligned-projector", "control-projector", "videomae")
+        for name in ("base", projected, folder_of("control+projector"), "videomae")
     }
     assert made["base"]["projector"] is None and "projector" not in made["videomae"]
-    digests = {made[name]["projector"] for name in made if name.endswith("-projector")}
+    digests = {made[name]["projector"] for name in made if "-projector" in name}
     assert len(digests) == 2 and None not in digests
     (stores / "base").rename(stores / "kept")
-    (stores / "aligned-projector").rename(stores / "base")
+    (stores / projected).rename(stores / "base")
     with pytest.raises(UserError, match="differs in model, projector"):
         probe(long, data, folder, models=runs, **AS_AUTHOR)
     # The same model: nothing but the projector tells the two stores apart.
@@ -553,7 +570,7 @@ def test_features_with_and_without_a_projector_are_never_mixed(
         sources.Pooling(3, [2]),
         long.seed,
     )
-    store = FeatureStore(stores, "aligned", source, made["aligned-projector"] | source.made_with())
+    store = FeatureStore(stores, "aligned", source, made[projected] | source.made_with())
     with pytest.raises(UserError, match="measured otherwise; it differs in projector"):
         store.open()
 
@@ -851,6 +868,11 @@ def test_the_report_draws_it(folder: Path, probed: Probe, browser, tmp_path: Pat
     (folder / "probe.json").unlink()
     with pytest.raises(UserError, match="is not a finished probe"):
         report([], path, probes=[folder])
+
+
+def folder_of(source: str) -> str:
+    """The name of the folder of a source's features."""
+    return FeatureStore(Path(), source, cast(Any, None), {}).path.name
 
 
 def features(out: Path, source: str, condition: str) -> dict[str, np.ndarray]:

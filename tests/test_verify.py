@@ -287,6 +287,30 @@ def lose_a_shard(folder: Path) -> None:
     save_file(half, folder / "transformer" / names[0])
 
 
+def cut_within_a_value(folder: Path) -> None:
+    path = folder / "transformer" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def spoil_index(text: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / "transformer" / f"{WEIGHTS}.index.json").write_text(text)
+
+    return spoil
+
+
+def spoil_header(**changes: Any) -> Callable[[Path], None]:
+    """A file of one tensor, with a header that says otherwise."""
+
+    def spoil(folder: Path) -> None:
+        about = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | changes
+        header = json.dumps({"a": {key: x for key, x in about.items() if x}}).encode()
+        content = len(header).to_bytes(8, "little") + header + bytes(4)
+        (folder / "transformer" / WEIGHTS).write_bytes(content)
+
+    return spoil
+
+
 def rename_class(folder: Path) -> None:
     change(
         folder / "vae" / "config.json", lambda values: values.update(_class_name="AutoencoderKLWan")
@@ -301,6 +325,14 @@ def rename_class(folder: Path) -> None:
         (cut_short, "transformer", "its header describes"),
         (lose_a_shard, "transformer", "b.safetensors is missing"),
         (rename_class, "vae", "AutoencoderKLWan, not AutoencoderKLCogVideoX"),
+        (cut_within_a_value, "transformer", "its header describes"),
+        (spoil_index("{"), "transformer", r"index\.json is no list of weights \(JSONDecodeError"),
+        (spoil_index("{}"), "transformer", "is no list of weights .*'weight_map'"),
+        (spoil_index('{"weight_map": {"a": 1}}'), "transformer", "is no list of weights"),
+        (spoil_header(shape=None), "transformer", "damaged header: KeyError: 'shape'"),
+        (spoil_header(shape=[2]), "transformer", "a has other bytes than its shape takes"),
+        (spoil_header(data_offsets=[0, 3]), "transformer", "a has other bytes than its shape"),
+        (spoil_header(data_offsets=[0, 4.5]), "transformer", "damaged header: TypeError"),
     ],
 )
 def test_what_files_tell_alone(
@@ -312,6 +344,17 @@ def test_what_files_tell_alone(
     wrong = failing(verification)
     assert list(wrong) == [f"files of {part}"]
     assert re.search(says, wrong[f"files of {part}"])
+
+
+def test_a_damaged_part_leaves_the_others_in_the_record(
+    recipe: Recipe, folder: Path, tmp_path: Path
+) -> None:
+    cut_within_a_value(folder)
+    (folder / "vae" / f"{WEIGHTS}.index.json").write_text("{}")
+    verify(recipe, tmp_path / "record.json", skip=ALL_BUT_FILES)
+    kept = Verification.read(tmp_path / "record.json")
+    assert {"files of transformer", "files of vae"} == set(failing(kept))
+    assert {"text_encoder", "transformer"} <= kept.kept.keys()
 
 
 @pytest.mark.parametrize("way", ["cache", "folder"])

@@ -148,7 +148,7 @@ def generate(
     if openings:  # Before any model is loaded, since an image may be refused.
         _keep_images(out, openings, of_prompts)
     if todo:
-        with within_memory(in_sampling(settings, offload)):
+        with within_memory(in_sampling(settings, offload, where)):
             sampler = _sampler(source, todo, size, settings, where, offload, openings)
             for clip in track(todo, "generate", done=len(clips) - len(todo)):
                 assert clip.seed is not None

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from videorepa.conditioning import possible
 from videorepa.errors import UserError
 from videorepa.settings import plugins
 from videorepa.settings.bounds import Count, Seed, Share, Width
@@ -221,6 +222,14 @@ class Recipe(Section):
             encoder = term.encoder or self.encoder if term.target == "encoder" else None
             terms[name] = term.model_copy(update={"encoder": encoder})
         return terms
+
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether the loss of a sample, or what is drawn for it, depends on others of its pass."""
+        conditioning = self.backbone.conditioning()
+        shown = possible(self.backbone.continuation(self.data))
+        is_alike = conditioning is not None and conditioning.is_alike and len(shown) > 1
+        return is_alike or any(term.centre == "clips" for term in self._listed)
 
     @property
     def aligned_blocks(self) -> list[int]:

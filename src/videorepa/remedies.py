@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.sections import Data, Generation
 
@@ -13,39 +14,56 @@ FEWER_CLIPS = "fewer --clips, which are held in main memory"
 def in_training(recipe: Recipe, device: torch.device, processes: int) -> list[str]:
     """What the recipe's training does not save yet."""
     memory, optim, lora = recipe.memory, recipe.optim, recipe.train.lora
-    sharded = recipe.parallel is not None and recipe.parallel.engine == "fsdp2"
-    quantised = "" if sharded else " or nf4"
+    clips = optim.batch_size * optim.accumulate
+    rounded = [
+        choice
+        for choice in ("float8", "nf4")
+        if memory.frozen in ("auto", "float32", "bfloat16")
+        and _trains(recipe, f"memory.frozen={choice}")
+    ]
     every = {
         "memory.gradient_checkpointing: true, a third more work for the same result": (
             not memory.checkpoints(1)
         ),
-        f"optim.batch_size: 1 with optim.accumulate: {optim.batch_size * optim.accumulate}, the "
-        "same result to rounding": optim.batch_size > 1,
+        f"optim.batch_size: 1 with optim.accumulate: {clips}, the same result to rounding": (
+            optim.batch_size > 1
+            and not recipe.mixes_samples
+            and _trains(recipe, "optim.batch_size=1", f"optim.accumulate={clips}")
+        ),
         "memory.offload_activations: true, the same result more slowly, by way of main memory": (
-            bool(memory.gradient_checkpointing)
-            and not memory.offload_activations
+            not memory.offload_activations
             and device.type != "cpu"
+            and _trains(recipe, "memory.offload_activations=true")
         ),
-        f"memory.frozen: float8{quantised}, which rounds the frozen weights": (
-            lora is not None and memory.frozen in ("auto", "float32", "bfloat16")
-        ),
+        f"memory.frozen: {' or '.join(rounded)}, which rounds the frozen weights": bool(rounded),
         "memory.optimizer: adamw8bit, which rounds the moments": (
-            memory.optimizer == "adamw" and not sharded
+            memory.optimizer == "adamw" and _trains(recipe, "memory.optimizer=adamw8bit")
         ),
         "parallel.engine: fsdp2, by which each process keeps a shard": (
-            processes > 1 and not sharded
+            processes > 1
+            and (recipe.parallel is None or recipe.parallel.engine != "fsdp2")
+            and _trains(recipe, "parallel.engine=fsdp2")
         ),
         "memory.offload: group, more slowly, by way of main memory": (
-            lora is not None
-            and not memory.is_quantised
-            and memory.offload == "none"
+            memory.offload == "none"
             and device.type != "cpu"
-            and not sharded
+            and _trains(recipe, "memory.offload=group")
         ),
         "no `validation`; generate clips afterwards": recipe.validation is not None,
         "train.lora in place of all weights, another experiment": lora is None,
     }
     return [*(remedy for remedy, helps in every.items() if helps), _smaller(recipe.data)]
+
+
+def _trains(recipe: Recipe, *overrides: str) -> bool:
+    """Whether the recipe can be changed so. Other settings may be in the way."""
+    if recipe.speed.compile and {"memory.frozen=float8", "memory.offload=group"} & {*overrides}:
+        return False  # The training refuses it, which alone knows the weights' format.
+    try:
+        recipe.override(*overrides)
+    except UserError:
+        return False
+    return True
 
 
 def in_encoding(recipe: Recipe) -> list[str]:
@@ -59,11 +77,14 @@ def in_encoding(recipe: Recipe) -> list[str]:
     return [*(remedy for remedy, helps in every.items() if helps), _smaller(recipe.data)]
 
 
-def in_sampling(settings: Generation, offload: str) -> list[str]:
+def in_sampling(settings: Generation, offload: str, device: torch.device) -> list[str]:
     """What `generate` does not save yet."""
+    is_gpu = device.type != "cpu"
     every = {
-        "--offload model, which keeps one model at a time on the GPU": offload == "none",
-        "--offload group, which keeps one layer there and takes longer": offload != "group",
+        "--offload model, which keeps one model at a time on the GPU": is_gpu and offload == "none",
+        "--offload group, which keeps one layer there and takes longer": (
+            is_gpu and offload != "group"
+        ),
         "generation.tiling: true, which decodes in pieces": not settings.tiling,
     }
     return [

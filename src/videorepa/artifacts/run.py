@@ -19,7 +19,6 @@ from videorepa.artifacts.checkpoint import Checkpoint
 from videorepa.artifacts.clips import clip_shape
 from videorepa.artifacts.reading import json_lines, json_object, leaves
 from videorepa.backbones import Backbone, Part
-from videorepa.conditioning import possible
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
 from videorepa.settings.section import read_values
@@ -104,7 +103,7 @@ class Run:
             )
             differing = [key for key in differing if key not in (*FREE_TO_CHANGE, *DIVISION)]
             before = run.recipe.optim.batch_size
-            if not differing and before != recipe.optim.batch_size and _mixes_samples(recipe):
+            if not differing and before != recipe.optim.batch_size and recipe.mixes_samples:
                 raise UserError(
                     f"optim.batch_size is {recipe.optim.batch_size}, and the run in {path} has "
                     f"{before}. What a sample counts for depends here on those beside it (`centre: "
@@ -332,14 +331,6 @@ class Run:
             case {"validation": {"prompts": [*prompts]}}:
                 return {self.sample_path(0, n).stem: str(text) for n, text in enumerate(prompts)}
         return {}
-
-
-def _mixes_samples(recipe: Recipe) -> bool:
-    """Whether the loss of a sample, or what is drawn for it, depends on others of its pass."""
-    conditioning = recipe.backbone.conditioning()
-    shown = possible(recipe.backbone.continuation(recipe.data))
-    is_alike = conditioning is not None and conditioning.is_alike and len(shown) > 1
-    return is_alike or any(term.centre == "clips" for term in recipe.terms.values())
 
 
 def differences(a: Any, b: Any, key: str = "") -> list[str]:

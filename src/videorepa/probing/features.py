@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from videorepa.system.progress import track
 CHUNK = 16
 """Number of clips whose features are kept in one file."""
 
+MADE_WITH = "made-with.json"
+
 LARGEST = float(np.finfo(np.float16).max)
 
 Chunk = Sequence[Stimulus]
@@ -44,13 +47,18 @@ class FeatureStore:
     def __init__(
         self, root: Path, name: str, source: FeatureSource, made_with: dict[str, Any]
     ) -> None:
-        self.path = root / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
         self.name, self.source, self.made_with = name, source, made_with
+        cut = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        self.path = root / cut
+        # Names that are cut alike have folders of their own. Features by an earlier version are
+        # in the folder of the cut name, and count if they are of this source.
+        if cut != name and not self._is_begun():
+            self.path = root / f"{cut}-{json_digest(name)}"
 
     def open(self) -> None:
         """Make the folder unless it exists. Raises UserError if its features are of another source
         or of other clips."""
-        about = self.path / "made-with.json"
+        about = self.path / MADE_WITH
         if read_finished(about, self.made_with, lambda _: True) is None:
             if any(self.path.rglob("*.safetensors")):
                 raise UserError(
@@ -58,6 +66,13 @@ class FeatureStore:
                     "same command makes them again."
                 )
             write_finished(about, self.made_with, None)
+
+    def _is_begun(self) -> bool:
+        """Whether the folder holds what this source's features are made with."""
+        with suppress(UserError):
+            path = self.path / MADE_WITH
+            return read_finished(path, self.made_with, lambda _: True) is not None
+        return False
 
     def extract(
         self, chunks: Sequence[Chunk], frames: ShownFrames, device: torch.device, dtype: torch.dtype

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import operator
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -130,8 +132,14 @@ def _files(folder: Path, weights: ReadWeights) -> list[Path]:
     for index in sorted(folder.glob("*.safetensors.index.json")):
         if index.name.count(".") > 3:
             continue  # A variant, such as fp16, which is not loaded.
-        listing = parse_json(read_text(index))["weight_map"]
-        files = [folder / name for name in sorted(set(listing.values()))]
+        try:
+            listing = parse_json(read_text(index))["weight_map"]
+            files = [folder / name for name in sorted(set(listing.values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{index} is no list of weights ({type(error).__name__}: {error}); expected "
+                "weight_map with the file of each tensor. Download it again."
+            ) from None
         present = [path for path in files if path.exists()]
         absent = [path.name for path in files if path not in present]
         weights.faults += [f"{name} is missing, which {index.name} lists" for name in absent]
@@ -143,6 +151,27 @@ def _files(folder: Path, weights: ReadWeights) -> list[Path]:
     if not files:
         raise UserError(f"{folder} holds no weights.")
     return files
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a header says of a tensor; the bytes from `begin` to `end` are its values."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @classmethod
+    def read(cls, name: str, about: Any) -> _Described:
+        """Raises ValueError, KeyError or TypeError if it cannot be."""
+        shape = tuple(map(operator.index, about["shape"]))
+        begin, end = map(operator.index, about["data_offsets"])
+        dtype = FLOATS.get(about["dtype"])
+        if end < begin or (dtype and end - begin != math.prod(shape) * dtype.itemsize):
+            raise ValueError(f"{name} has other bytes than its shape takes")
+        return cls(name, about["dtype"], shape, begin, end)
 
 
 def _read_safetensors(path: Path, weights: ReadWeights) -> None:
@@ -158,30 +187,35 @@ def _read_safetensors(path: Path, weights: ReadWeights) -> None:
         try:
             header = parse_json(text)
             header.pop("__metadata__", None)
-            entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
+            tensors = sorted(
+                (_Described.read(name, about) for name, about in header.items()),
+                key=lambda tensor: (tensor.begin, tensor.end),
+            )
             place = 0
-            for name, about in entries:
-                begin, end = about["data_offsets"]
-                if begin != place:
-                    raise ValueError(f"{name} does not begin where the one before ends")
-                place = end
+            for tensor in tensors:
+                if tensor.begin != place:
+                    raise ValueError(f"{tensor.name} does not begin where the one before ends")
+                place = tensor.end
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} has a damaged header: {error}.") from None
+            raise UserError(
+                f"{path} has a damaged header: {type(error).__name__}: {error}. Download it again."
+            ) from None
         if 8 + length + place != size:
             weights.faults.append(
                 f"{path.name} has {size:,} bytes, and its header describes {8 + length + place:,}: "
                 "download it again"
             )
-        for name, about in entries:
-            digest = _tensor_digest(about["dtype"], about["shape"])
-            begin, end = about["data_offsets"]
-            is_finite = True
-            for chunk in _chunks(stream, end - begin):
+        for tensor in tensors:
+            digest = _tensor_digest(tensor.dtype, [*tensor.shape])
+            dtype, is_finite = FLOATS.get(tensor.dtype), True
+            for chunk in _chunks(stream, tensor.end - tensor.begin):
                 whole.update(chunk)
                 digest.update(chunk)
-                if dtype := FLOATS.get(about["dtype"]):
-                    is_finite &= bool(torch.frombuffer(chunk, dtype=dtype).isfinite().all())
-            _enter(weights, path, name, tuple(about["shape"]), digest.hexdigest(), is_finite)
+                # A file that is cut short ends within a value.
+                if dtype and (values := len(chunk) // dtype.itemsize):
+                    numbers = torch.frombuffer(chunk, dtype=dtype, count=values)
+                    is_finite &= bool(numbers.isfinite().all())
+            _enter(weights, path, tensor.name, tensor.shape, digest.hexdigest(), is_finite)
         for chunk in _chunks(stream, size):  # What the header does not describe.
             whole.update(chunk)
     weights.files[path.name] = whole.hexdigest()

@@ -37,7 +37,7 @@ def check_weights(record: Verification, recipe: Recipe, judge: Judged | None) ->
             weights = read_weights(path, config)
             faults = [*weights.faults, *_other_class(config, expected)]
             extra = _misfit(weights, config, expected, faults)
-        except UserError as error:
+        except (UserError, OSError) as error:
             record.add(f"files of {name}", "fails", str(error))
             continue
         record.weights[name], record.kept[name] = weights, weights.kept()
