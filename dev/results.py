@@ -45,6 +45,8 @@ BARE = ROOT / "recipes" / "micro" / "bare.yaml"
 FREE = ROOT / "recipes" / "micro" / "free.yaml"
 NEAR = ROOT / "recipes" / "micro" / "near.yaml"
 BOTH = ROOT / "recipes" / "micro" / "both.yaml"
+IMAGE = ROOT / "recipes" / "micro" / "image.yaml"
+FREE_PLACES = ROOT / "recipes" / "micro" / "free-places.yaml"
 """These go on in the confirmation's folder, and have its arms too."""
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
@@ -56,6 +58,8 @@ NAMES_KEPT = {
     "free": {MEASURED: "free.csv"},
     "near": {MEASURED: "near.csv"},
     "both": {MEASURED: "both.csv"},
+    "image": {MEASURED: "image.csv"},
+    "free-places": {MEASURED: "free-places.csv"},
 }
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
@@ -94,6 +98,20 @@ NEAR_AGAINST = (("bare-near", "bare-untrained"), ("bare-near", "bare-places"))
 """The same of mere places."""
 BOTH_AGAINST = (("both-truth", "free-truth"), ("both-truth", "bare-near"))
 """The same of the truth and the places together."""
+IMAGE_AGAINST = (
+    ("free-image", "free-image-untrained"),
+    ("free-image", "free-video"),
+    ("both-image", "bare-near"),
+)
+"""The same of the image teacher."""
+FREE_PLACES_AGAINST = (
+    ("free-truth", "free-places"),
+    ("free-image", "free-places"),
+    ("free-places", "bare-near"),
+)
+"""The same of mere places by relation correlation."""
+CONFIRMED = ("confirmation", "free", "near", "both", "image", "free-places")
+"""The studies of the confirmation's folder whose numbers are kept in files of their own."""
 SPREAD_AT = "0.75"
 """The noise's share at which students' relations are tabulated."""
 READ = ("place", "motion", "contact")
@@ -196,7 +214,7 @@ def _measured() -> Measured:
 @cache
 def _confirmed(path: Path = CONFIRMATION) -> Measured:
     """What was measured in the confirmation's folder, as one of its studies."""
-    kept = (NAMES_KEPT[name][MEASURED] for name in ("confirmation", "free", "near", "both"))
+    kept = (NAMES_KEPT[name][MEASURED] for name in CONFIRMED)
     rows = [row for name in kept for row in read_measured(KEPT / name)]
     return Measured(StudyRecipe.from_yaml(path), rows)
 
@@ -265,6 +283,7 @@ def spread_table() -> str:
         "clips": "vary between clips",
         "like_places": "like base's, places",
         "like_clips": "like base's, clips",
+        "like_truth": "like the truth's",
     }
     return in_markdown([{title: row[key] for key, title in titles.items()} for row in rows])
 
@@ -304,6 +323,19 @@ def both_table() -> str:
     """The truth's correlation and the places' mean and spread, beside either alone."""
     measured = _confirmed(BOTH)
     return _by_family(measured, "both") + "\n\n" + _against(measured, BOTH_AGAINST)
+
+
+def image_table() -> str:
+    """The image teacher, by itself and beside places."""
+    measured = _confirmed(IMAGE)
+    return _by_family(measured, "image") + "\n\n" + _against(measured, IMAGE_AGAINST)
+
+
+def free_places_table() -> str:
+    """Mere places by relation correlation, and what gained by it otherwise."""
+    measured = _confirmed(FREE_PLACES)
+    tables = _by_family(measured, "free-places"), _against(measured, FREE_PLACES_AGAINST)
+    return "\n\n".join(tables)
 
 
 def _by_family(measured: Measured, only: str = "") -> str:
@@ -359,7 +391,7 @@ def calibration_table() -> str:
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
     screened, confirmed = _measured(), _confirmed(BARE)
-    families = ((_confirmed(path), path.stem) for path in (BOTH, FREE, NEAR))
+    families = ((_confirmed(path), path.stem) for path in (BOTH, IMAGE, FREE, FREE_PLACES, NEAR))
     drawn = []
     for measured, only in (*families, (confirmed, ""), (screened, "")):
         remark = "" if measured is screened else ", fresh"
@@ -647,6 +679,8 @@ TABLES = {
     "bare against": bare_against_table,
     "near": near_table,
     "both": both_table,
+    "image": image_table,
+    "free-places": free_places_table,
     "free": free_table,
     "free against": free_against_table,
     "spread": spread_table,
