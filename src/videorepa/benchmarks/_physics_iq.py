@@ -42,8 +42,8 @@ SHRUNK = 4
 MOVED = 10.0
 """Distance from the running mean, in grey levels of 255, beyond which a pixel counts as moving."""
 
-KEPT = 0.7
-"""Weight of the previous running mean at each frame."""
+TAKEN = 0.3
+"""Weight of each frame in the running mean."""
 
 METRICS = ("mse", "spatiotemporal_iou", "spatial_iou", "weighted_spatial_iou")
 
@@ -104,19 +104,20 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 def moving(frames: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Iterator[UInt8[np.ndarray, "h w"]]:
     """Mark where something moves: 0 or 255 for each pixel of each frame.
 
-    A pixel moves if its grey is more than MOVED away from the running mean m = KEPT m + (1 - KEPT)
-    grey, to which the frame itself contributes. Nothing moves in the first frame. Morphological
-    opening and then closing with a square of 5 pixels remove specks and pinholes.
+    A pixel moves if its grey is more than MOVED away from the running mean
+    m = (1 - TAKEN) m + TAKEN grey, rounded to an integer, to which the frame itself contributes.
+    Nothing moves in the first frame. Morphological opening and then closing with a square of 5
+    pixels remove specks and pinholes.
     """
     mean = None
     for frame in frames:
-        grey = _blurred(_grey(frame))
+        grey = _blurred(_grey(frame)).double()
         if mean is None:
             mean = grey
             yield np.zeros(grey.shape, np.uint8)
             continue
-        mean = KEPT * mean + (1 - KEPT) * grey
-        moved = ((grey - mean).abs() > MOVED).float()
+        mean = (1 - TAKEN) * mean + TAKEN * grey
+        moved = ((grey - mean.round()).abs() > MOVED).float()
         yield (_closed(-_closed(-moved)) * 255).to(torch.uint8).numpy()
 
 
