@@ -88,9 +88,9 @@ def test_a_clips_score_is_made_of_its_windows(live: TokenPredictor) -> None:
     windows = [live.prepared(frames[start : start + 16]) for start in (0, 3)]
     expected = [[float(of.mean()) for of in live.surprises(window)] for window in windows]
     assert pytest.approx(np.array(expected)) == np.array(list(row["by_context"].values())).T
-    means, largest = np.mean(expected, 0), np.max(expected, 0)
-    assert row["surprise"] == pytest.approx(means.min())
-    assert row["surprise_max"] == pytest.approx(largest.min())
+    least = np.min(expected, 1)
+    assert row["surprise"] == pytest.approx(least.mean())
+    assert row["surprise_max"] == pytest.approx(least.max())
     step = np.abs(frames[1].astype(int) - frames[0]).mean()
     assert row["motion"] == pytest.approx(step) and BENCH.score(clip(speed=0), "")["motion"] == 0
     # Every second frame takes 31 frames a window.
@@ -100,6 +100,23 @@ def test_a_clips_score_is_made_of_its_windows(live: TokenPredictor) -> None:
     of_first = [float(of.mean()) for of in live.surprises(first)]
     by_context = thinned.score(clip(35), "")["by_context"]
     assert [values[0] for values in by_context.values()] == pytest.approx(of_first)
+
+
+def test_each_window_has_the_number_of_seen_frames_that_suits_it() -> None:
+    """Of two windows the first surprises least by few seen frames, the second by many."""
+    by_window = iter(([0.2, 0.5, 0.5, 0.5, 0.6], [0.9, 0.5, 0.5, 0.5, 0.4]))
+
+    class Judge:
+        def prepared(self, frames: np.ndarray) -> np.ndarray:
+            return frames
+
+        def surprises(self, window: np.ndarray) -> list[Tensor]:
+            return [torch.tensor([value]) for value in next(by_window)]
+
+    bench = BENCH.model_copy()
+    vars(bench)["live"] = Judge()
+    row = bench.score(clip(), "whatever")
+    assert row["surprise"] == pytest.approx(0.3) and row["surprise_max"] == pytest.approx(0.4)
 
 
 def test_frames_are_squashed_and_normalised(live: TokenPredictor) -> None:

@@ -143,7 +143,7 @@ class Surprise(Benchmark):
     """
 
     name: Literal["surprise"] = "surprise"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     judge: str = "facebook/vjepa2-vitl-fpc64-256"
     precision: Precision = "auto"
     every: int = Field(default=2, ge=1)
@@ -163,9 +163,10 @@ class Surprise(Benchmark):
         """Measure one clip.
 
         Returns:
-            surprise, the mean over windows, and surprise_max, the largest, each the least over
-            numbers of frames seen; by_context, the value of each window by that number; windows,
-            their number; and motion, the mean distance of neighbouring frames in levels of 255.
+            surprise, the mean over windows, and surprise_max, the largest, where a window's value
+            is the least over numbers of frames seen; by_context, the value of each window by that
+            number; windows, how many there are; and motion, the mean distance of neighbouring
+            frames in levels of 255.
 
         Raises:
             ClipError: The clip is shorter than a window.
@@ -188,9 +189,10 @@ class Surprise(Benchmark):
             reason = "the judge's features are not finite"
             none = {"surprise": None, "surprise_max": None}
             return row | none | {"by_context": {}, "invalid": dict.fromkeys(none, reason)}
+        least = table.min(0)
         return row | {
-            "surprise": float(table.mean(1).min()),
-            "surprise_max": float(table.max(1).min()),
+            "surprise": float(least.mean()),
+            "surprise_max": float(least.max()),
             "by_context": by_context,
         }
 
