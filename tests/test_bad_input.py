@@ -1639,7 +1639,7 @@ def test_every_verb_that_lacks_memory_says_what_to_change(
         prepare(recipe)
     prompts = [Prompt("a", "A ball falls.")]
     recipe.to_yaml(tmp_path / "base.yaml")
-    with pytest.raises(UserError, match=LACKS + r"\(1\) --offload model.*--offload group"):
+    with pytest.raises(UserError, match=LACKS + r"\(1\) fewer frames or a smaller size"):
         generate(tmp_path / "base.yaml", prompts, tmp_path / "clips")
     with pytest.raises(UserError, match=LACKS + r"\(1\) backbone.tiling: true.*fewer --clips"):
         scan(recipe, tmp_path / "scan", clips=2, noise_levels=[0.5])

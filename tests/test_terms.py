@@ -17,7 +17,7 @@ from videorepa.align.gathering import Gathering
 from videorepa.align.gradients import Junction
 from videorepa.align.resampling import common_grid, resample
 from videorepa.align.terms import Grids, Term, grids
-from videorepa.artifacts.run import Run, _mixes_samples
+from videorepa.artifacts.run import Run
 from videorepa.backbones.cogvideox import CogVideoX
 from videorepa.conditioning import Conditioning
 from videorepa.diffusion import FlowMatching, VPrediction
@@ -546,7 +546,7 @@ def test_a_model_that_is_shown_a_batch_alike_keeps_its_size(recipe: Recipe, monk
     trained = Continuation(latents=(1,), probability=1.0, dropout=0.1)
     alike = Conditioning("by channels", trained, is_required=True, has_blank=True, is_alike=True)
     monkeypatch.setattr(CogVideoX, "conditioning", lambda self: alike)
-    assert _mixes_samples(recipe)
-    assert not _mixes_samples(recipe.override("data.condition={dropout: 0}"))
+    assert recipe.mixes_samples
+    assert not recipe.override("data.condition={dropout: 0}").mixes_samples
     monkeypatch.setattr(CogVideoX, "conditioning", lambda self: replace(alike, is_alike=False))
-    assert not _mixes_samples(recipe)
+    assert not recipe.mixes_samples
