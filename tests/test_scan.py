@@ -31,7 +31,14 @@ from videorepa.probing.clips import Clips
 from videorepa.probing.closeness import closeness, linear_cka, spread
 from videorepa.probing.records import Measurement, Scan
 from videorepa.probing.scan_table import sentences, table
-from videorepa.probing.sources import straw_men, teachers_from
+from videorepa.probing.sources import (
+    Condition,
+    Pooling,
+    all_teachers,
+    probed_sources,
+    straw_men,
+    teachers_from,
+)
 from videorepa.recipe import Recipe
 from videorepa.report import report
 from videorepa.scan import scan
@@ -481,6 +488,25 @@ def test_a_teacher_of_the_recipes_kind_has_its_settings_and_others_their_own(
     spec = teachers_from(["videomae=x"], lone)["videomae"]
     assert (spec.frames, spec.height, spec.width) == (48, 160, 240)
     assert set(teachers_from(["videomae=x", "videomae=y"], lone)) == {"videomae=x", "videomae=y"}
+
+
+def test_teachers_that_terms_name_themselves_are_the_recipes_too(recipe: Recipe) -> None:
+    spec = recipe.encoder
+    small, large = (spec.model_dump(mode="json") | {"frames": frames} for frames in (4, 8))
+    block = {"block": 1, "loss": {"name": "cosine"}}
+    own = recipe.override(
+        "encoder=null", f"align={json.dumps([{**block, 'encoder': of} for of in (large, small)])}"
+    )
+    assert all_teachers(own, {}) == {"videomae": spec, "videomae-2": own.teachers[1]}
+    assert own.teachers[1].frames == 4
+    assert teachers_from(["videomae=x"], own)["videomae=x"].frames == 8
+    pooling = Pooling(1, [1])
+    sources = [
+        [*probed_sources(of, {}, {}, [1], [Condition(0, 0)], pooling, pooling, [])]
+        for of in (recipe, own)
+    ]
+    assert sources[0] == ["base", "videomae", "pixels", "untrained"]
+    assert sources[1] == ["base", "videomae", "videomae-2", "pixels", "untrained"]
 
 
 # The page.

@@ -237,6 +237,12 @@ class Recipe(Section):
         return sorted({term.block for term in self._listed if isinstance(term.block, int)})
 
     @property
+    def teachers(self) -> tuple[EncoderField, ...]:
+        """The encoders of all terms, each once: the recipe's first."""
+        named = (self.encoder, *(term.encoder for term in self.terms.values()))
+        return tuple(dict.fromkeys(encoder for encoder in named if encoder is not None))
+
+    @property
     def stored_encoders(self) -> tuple[EncoderField, ...]:
         """The encoders whose features `prepare` stores, each once."""
         encoders = (t.encoder for t in self.terms.values() if t.teacher == "cached" and t.encoder)

@@ -46,8 +46,8 @@ SLICES = 3
 def teachers_from(texts: Sequence[str], recipe: Recipe) -> dict[str, EncoderSpec]:
     """Parse further teachers, each NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,...
 
-    Keys that are left out have the recipe's values if its encoder has that name, and otherwise the
-    encoder's defaults.
+    Keys that are left out have the values of the recipe's first teacher of that name, if it has
+    one, and otherwise the encoder's defaults.
 
     Returns:
         The teachers by their encoders' names, or by their whole texts where names are the same.
@@ -56,7 +56,7 @@ def teachers_from(texts: Sequence[str], recipe: Recipe) -> dict[str, EncoderSpec
         UserError: An encoder or a key is unknown, or a value is not valid.
     """
     specs = {text: _teacher_from(text, recipe) for text in texts}
-    names = [spec.name for spec in (recipe.encoder, *specs.values()) if spec is not None]
+    names = [spec.name for spec in (*recipe.teachers, *specs.values())]
     return {
         spec.name if names.count(spec.name) == 1 else text: spec for text, spec in specs.items()
     }
@@ -71,19 +71,23 @@ def _teacher_from(text: str, recipe: Recipe) -> EncoderSpec:
             f"A teacher is NAME=WEIGHTS or NAME=WEIGHTS,KEY=VALUE,...; got {shown(text)}."
         )
     spec = plugins.description("encoders", kind)
-    encoder = recipe.encoder
-    same_kind = encoder.model_dump() if encoder is not None and encoder.name == kind else {}
-    values = same_kind | {"name": kind, "weights": weights} | options
+    same_kind = (teacher.model_dump() for teacher in recipe.teachers if teacher.name == kind)
+    values = next(same_kind, {}) | {"name": kind, "weights": weights} | options
     return spec.checked(values, f"The teacher {shown(text)} is not valid")
 
 
 def all_teachers(recipe: Recipe, further: Mapping[str, EncoderSpec]) -> dict[str, EncoderSpec]:
-    """The recipe's teacher and further ones, by name.
+    """The recipe's teachers and further ones, by name.
+
+    The recipe's have their encoders' names; a second one of a name has a number, as in videomae-2.
 
     Raises:
         UserError: Two have one name, or one cannot see frames.
     """
-    own = {} if recipe.encoder is None else {recipe.encoder.name: recipe.encoder}
+    own: dict[str, EncoderSpec] = {}
+    for teacher in recipe.teachers:
+        earlier = sum(spec.name == teacher.name for spec in own.values())
+        own[f"{teacher.name}-{earlier + 1}" if earlier else teacher.name] = teacher
     if twice := sorted(own.keys() & further.keys()):
         raise UserError(f"Two teachers have the name {', '.join(twice)}. Give each its own name.")
     together = own | dict(further)
@@ -344,7 +348,7 @@ def probed_sources(
             steps in time.
     """
     encoders = all_teachers(recipe, teachers)
-    straw = {} if recipe.encoder is None else straw_men(recipe.encoder)
+    straw = straw_men(recipe.teachers[0]) if recipe.teachers else {}
     base = Model(
         recipe.name, recipe.backbone, recipe.data, recipe.generation, recipe.train.precision
     )
