@@ -20,6 +20,7 @@ from test_bad_input import lab_clip
 from videorepa.artifacts.clips import clip_digest, clips_of, readable_clips
 from videorepa.artifacts.scores import Row, Scores, Summary
 from videorepa.artifacts.selection import BestOfCurve, Selection
+from videorepa.benchmarks.surprise import Surprise
 from videorepa.cli import main
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
@@ -435,7 +436,7 @@ def test_scores_of_other_clips_and_doubled_rows_are_refused(
     refused("do not say of which video", by=scored(clips, "n", "surprise", nameless))
     refused("none. Name one of them", None, scored(clips, "v", "vbench_results", rows))
     old = scored(clips, "old", "surprise", rows, version="0")
-    refused("is of version 0 of surprise, which is at version 1", by=old)
+    refused(f"is of version 0 of surprise, which is at version {Surprise.version}", by=old)
     single = made(tmp_path / "single", {"ball": 1, "box": 1})
     values = {"ball": [1.0], "box": [2.0]}
     one = scored(single, "s", "surprise", rows_of(single, "surprise", values))
