@@ -14,7 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib
@@ -43,11 +43,22 @@ SHAPES = ROOT / "recipes" / "micro" / "shapes.yaml"
 CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
 BARE = ROOT / "recipes" / "micro" / "bare.yaml"
 FREE = ROOT / "recipes" / "micro" / "free.yaml"
-NEAR = ROOT / "recipes" / "micro" / "near.yaml"
-BOTH = ROOT / "recipes" / "micro" / "both.yaml"
-IMAGE = ROOT / "recipes" / "micro" / "image.yaml"
-FREE_PLACES = ROOT / "recipes" / "micro" / "free-places.yaml"
-"""These go on in the confirmation's folder, and have its arms too."""
+FAMILIES = {
+    "near": (("bare-near", "bare-untrained"), ("bare-near", "bare-places")),
+    "both": (("both-truth", "free-truth"), ("both-truth", "bare-near")),
+    "image": (
+        ("free-image", "free-image-untrained"),
+        ("free-image", "free-video"),
+        ("both-image", "bare-near"),
+    ),
+    "free-places": (
+        ("free-truth", "free-places"),
+        ("free-image", "free-places"),
+        ("free-places", "bare-near"),
+    ),
+}
+"""Further recipes of recipes/micro, each of one table of arms of its name, and what its arms are
+compared with. These and the two above go on in the confirmation's folder, and have its arms too."""
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
     "calibration": {MEASURED: MEASURED},
@@ -56,11 +67,7 @@ NAMES_KEPT = {
     "confirmation": {MEASURED: "confirmation.csv"},
     "bare": {MEASURED: "confirmation.csv"},
     "free": {MEASURED: "free.csv"},
-    "near": {MEASURED: "near.csv"},
-    "both": {MEASURED: "both.csv"},
-    "image": {MEASURED: "image.csv"},
-    "free-places": {MEASURED: "free-places.csv"},
-}
+} | {name: {MEASURED: f"{name}.csv"} for name in FAMILIES}
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
 POOL = "4"
@@ -94,23 +101,7 @@ FREE_AGAINST = (
     ("free-truth", "free-untrained"),
 )
 """The same of the arms with free mean and spread."""
-NEAR_AGAINST = (("bare-near", "bare-untrained"), ("bare-near", "bare-places"))
-"""The same of mere places."""
-BOTH_AGAINST = (("both-truth", "free-truth"), ("both-truth", "bare-near"))
-"""The same of the truth and the places together."""
-IMAGE_AGAINST = (
-    ("free-image", "free-image-untrained"),
-    ("free-image", "free-video"),
-    ("both-image", "bare-near"),
-)
-"""The same of the image teacher."""
-FREE_PLACES_AGAINST = (
-    ("free-truth", "free-places"),
-    ("free-image", "free-places"),
-    ("free-places", "bare-near"),
-)
-"""The same of mere places by relation correlation."""
-CONFIRMED = ("confirmation", "free", "near", "both", "image", "free-places")
+CONFIRMED = ("confirmation", "free", *FAMILIES)
 """The studies of the confirmation's folder whose numbers are kept in files of their own."""
 SPREAD_AT = "0.75"
 """The noise's share at which students' relations are tabulated."""
@@ -313,29 +304,14 @@ def free_against_table() -> str:
     return _against(_confirmed(FREE), FREE_AGAINST)
 
 
-def near_table() -> str:
-    """Places with the untrained network's mean and spread, beside that network."""
-    measured = _confirmed(NEAR)
-    return _by_family(measured, "near") + "\n\n" + _against(measured, NEAR_AGAINST)
+def family_table(name: str) -> str:
+    """The arms of a further recipe, and how they differ from others."""
+    measured = _further(name)
+    return _by_family(measured, name) + "\n\n" + _against(measured, FAMILIES[name])
 
 
-def both_table() -> str:
-    """The truth's correlation and the places' mean and spread, beside either alone."""
-    measured = _confirmed(BOTH)
-    return _by_family(measured, "both") + "\n\n" + _against(measured, BOTH_AGAINST)
-
-
-def image_table() -> str:
-    """The image teacher, by itself and beside places."""
-    measured = _confirmed(IMAGE)
-    return _by_family(measured, "image") + "\n\n" + _against(measured, IMAGE_AGAINST)
-
-
-def free_places_table() -> str:
-    """Mere places by relation correlation, and what gained by it otherwise."""
-    measured = _confirmed(FREE_PLACES)
-    tables = _by_family(measured, "free-places"), _against(measured, FREE_PLACES_AGAINST)
-    return "\n\n".join(tables)
+def _further(name: str) -> Measured:
+    return _confirmed(CONFIRMATION.with_name(f"{name}.yaml"))
 
 
 def _by_family(measured: Measured, only: str = "") -> str:
@@ -391,7 +367,8 @@ def calibration_table() -> str:
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
     screened, confirmed = _measured(), _confirmed(BARE)
-    families = ((_confirmed(path), path.stem) for path in (BOTH, IMAGE, FREE, FREE_PLACES, NEAR))
+    ordered = ("both", "image", "free", "free-places", "near")
+    families = ((_further(name), name) for name in ordered)
     drawn = []
     for measured, only in (*families, (confirmed, ""), (screened, "")):
         remark = "" if measured is screened else ", fresh"
@@ -677,17 +654,13 @@ TABLES = {
     "confirmed clips": confirmed_clips_table,
     "bare": bare_table,
     "bare against": bare_against_table,
-    "near": near_table,
-    "both": both_table,
-    "image": image_table,
-    "free-places": free_places_table,
     "free": free_table,
     "free against": free_against_table,
     "spread": spread_table,
     "calibration": calibration_table,
     "continuation": continued_table,
     "continuation-less": continued_less_table,
-}
+} | {name: partial(family_table, name) for name in FAMILIES}
 """The tables that stand on the pages between marks of these names."""
 
 

@@ -30,12 +30,11 @@ class Clips:
       text: Their captions, encoded.
     """
 
-    def __init__(self, recipe: Recipe, count: int, series: int = READ) -> None:
+    def __init__(self, recipe: Recipe, coder: Backbone, count: int, series: int = READ) -> None:
         lab = LabClips(clips=count, seed=series)
         source = LabSource(recipe.data.model_copy(update={"lab": lab}))
         self.sampled = [source.sample(number) for number in range(count)]
         self.scenes = [clip.scene for clip in self.sampled]
-        coder = recipe.backbone.load(("vae", "text_encoder"), CPU, torch.float32)
         parts = (self.video(first, BATCH) for first in range(0, count, BATCH))
         self.latents = torch.cat([coder.latents(coder.encode_video(part), None) for part in parts])
         self.text = coder.encode_text([clip.caption for clip in source.items])
@@ -44,6 +43,11 @@ class Clips:
         """The clips from `first` on, by default all, as [b, t, c, h, w] in [-1, 1]."""
         last = None if count is None else first + count
         return to_video(np.stack([clip.frames for clip in self.sampled[first:last]]))
+
+
+def load_coder(recipe: Recipe) -> Backbone:
+    """What clips and captions are encoded with."""
+    return recipe.backbone.load(("vae", "text_encoder"), CPU, torch.float32)
 
 
 def compared(recipe: Recipe, models: dict[str, Path]) -> Iterator[tuple[str, Backbone]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from held_out import BATCH, READ, Clips, compared, named
+from held_out import BATCH, READ, Clips, compared, load_coder, named
 from rows import keep
 from videorepa.align.resampling import resample
 from videorepa.align.taps import tap
@@ -41,8 +41,8 @@ STRENGTHS = (10.0, 100.0, 1e3, 1e4, 1e5)
 class Read(Clips):
     """Clips with the truth on the student's grid."""
 
-    def __init__(self, recipe: Recipe, count: int, series: int) -> None:
-        super().__init__(recipe, count, series)
+    def __init__(self, recipe: Recipe, coder: Backbone, count: int, series: int) -> None:
+        super().__init__(recipe, coder, count, series)
         truth, frames = Truth(), recipe.data.frames
         tokens = np.stack([truth.tokens(scene, frames) for scene in self.scenes if scene])
         grid = TokenGrid(torch.from_numpy(tokens), truth.first_frame(frames), truth.tubelet)
@@ -112,7 +112,8 @@ def rows(
     recipe: Recipe, models: dict[str, Path], fitted: int, read: int
 ) -> Iterator[dict[str, object]]:
     """A row for each model, noise level and block."""
-    ours, theirs = Read(recipe, fitted, FITTED), Read(recipe, read, READ)
+    coder = load_coder(recipe)
+    ours, theirs = Read(recipe, coder, fitted, FITTED), Read(recipe, coder, read, READ)
     for name, model in compared(recipe, models):
         for level in LEVELS:
             seen, unseen = ours.tokens(model, level), theirs.tokens(model, level)

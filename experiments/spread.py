@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from held_out import CPU, Clips, compared, named
+from held_out import CPU, Clips, compared, load_coder, named
 from rows import keep
 from videorepa.align.resampling import resample
 from videorepa.align.taps import tap
@@ -111,7 +111,7 @@ class Shown(Clips):
 
 @torch.no_grad()
 def rows(recipe: Recipe, models: dict[str, Path], clips: int) -> Iterator[dict[str, str]]:
-    shown = Shown(recipe, clips)
+    shown = Shown(recipe, load_coder(recipe), clips)
     teachers = dict(shown.taught())
     like = teachers["video teacher"]
     teachers = {name: resample(grid, like) for name, grid in teachers.items()}

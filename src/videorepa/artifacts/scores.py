@@ -22,7 +22,7 @@ from videorepa.artifacts.reading import json_lines, leaves, read_record
 from videorepa.errors import UserError
 from videorepa.system.files import atomic_write, parse_json, read_bytes, read_text
 from videorepa.system.fingerprint import json_digest
-from videorepa.system.lock import SUFFIX, locked
+from videorepa.system.lock import lock_beside, locked
 from videorepa.system.progress import console
 from videorepa.system.wording import count
 
@@ -332,7 +332,7 @@ def claim_benchmark_folder(videos: Path, benchmark: str) -> Path:
     first = score_folder(videos)
     first.mkdir(parents=True, exist_ok=True)
     owner = first / OWNER
-    with locked(first / f".{OWNER}{SUFFIX}", first, wait=True):
+    with locked(lock_beside(owner), first, wait=True):
         owners = {str(row.get("benchmark")).split(" ")[0] for row in earlier_rows(first)}
         owners |= {read_text(owner)} if owner.exists() else set()
         if owners - {benchmark}:

@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch.nn import functional as F
 
-from videorepa.artifacts.scores import Row
 from videorepa.benchmarks import Benchmark, ClipForm
 from videorepa.data.image import SAME_SHAPE, image_shape
 from videorepa.data.manifest import IMAGE_SUFFIXES, Prompt, csv_rows
@@ -474,9 +473,9 @@ def _named(folder: Path) -> dict[tuple[str, str, str, str], Path]:
     return {(m["fps"], m["view"], m["take"], m["name"]): path for path, m in matches if m}
 
 
-def experiment(row: Row) -> str:
-    """The experiment that a clip shows, whatever its file or its id is called."""
-    return row["caption"].partition("_")[2]
+def experiment(caption: str) -> str:
+    """The experiment that a clip of a caption shows, whatever its file or its id is called."""
+    return caption.partition("_")[2]
 
 
 def keys() -> list[str]:

@@ -96,5 +96,5 @@ def _by_experiment(rows: Sequence[Row]) -> Float[np.ndarray, "n 12"]:
     """Mean metrics of each experiment over its views."""
     of: dict[str, list[list[float]]] = defaultdict(list)
     for row in rows:
-        of[experiment(row)].append([row[key] for key in keys()])
+        of[experiment(row["caption"])].append([row[key] for key in keys()])
     return np.array([np.mean(views, 0) for _, views in sorted(of.items())])

@@ -159,12 +159,12 @@ class PhysicsIQVerified(Filmed):
 
 def _by_experiment(rows: Sequence[Row], values: Sequence[float]) -> list[list[float]]:
     """A value for each sample, a view of an experiment, as its mean over runs; by experiment."""
-    samples: dict[tuple[str, str], list[float]] = defaultdict(list)
+    samples: dict[str, list[float]] = defaultdict(list)
     for row, value in zip(rows, values, strict=True):
-        samples[experiment(row), row["caption"]].append(value)
+        samples[row["caption"]].append(value)
     experiments: dict[str, list[float]] = defaultdict(list)
-    for (name, _), of_runs in sorted(samples.items()):
-        experiments[name].append(float(np.mean(of_runs)))
+    for caption, of_runs in sorted(samples.items()):
+        experiments[experiment(caption)].append(float(np.mean(of_runs)))
     return [experiments[name] for name in sorted(experiments)]
 
 

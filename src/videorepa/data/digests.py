@@ -8,7 +8,7 @@ from pathlib import Path
 
 from videorepa.data.source import ClipSource
 from videorepa.system.files import atomic_write, parse_json
-from videorepa.system.lock import SUFFIX, locked
+from videorepa.system.lock import lock_beside, locked
 
 
 class Digests:
@@ -54,7 +54,7 @@ class Digests:
         Raises OSError.
         """
         if self.new and time.monotonic() - self.kept >= every:
-            with locked(self.path.parent / f".{self.path.name}{SUFFIX}", self.path, wait=True):
+            with locked(lock_beside(self.path), self.path, wait=True):
                 self.known = self._read() | self.new
                 atomic_write(self.path, json.dumps(self.known, sort_keys=True))
             self.new, self.kept = {}, time.monotonic()

@@ -72,12 +72,15 @@ def sweep(rows: Sequence[Row], key: str, thresholds: Sequence[float]) -> dict[st
 
 
 def _by_subject(rows: Sequence[Row], key: str) -> list[list[float]]:
-    """The values of each subject, in an order that is not the clips', which an interval's draws
-    would depend on."""
+    return _clustered((row, row[key]) for row in rows if row[key] is not None)
+
+
+def _clustered(values: Iterable[tuple[Row, float]]) -> list[list[float]]:
+    """The values of each subject. The draws of an interval follow their order, so it is not that of
+    the rows."""
     clusters: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row[key] is not None:
-            clusters[subject(row)].append(row[key])
+    for row, value in values:
+        clusters[subject(row)].append(value)
     return [clusters[name] for name in sorted(clusters)]
 
 
@@ -186,10 +189,7 @@ class Pairs(NamedTuple):
 
     def _clusters(self, key: str, unit: float) -> list[list[float]]:
         """The differences of the pairs of each caption."""
-        clusters: dict[str, list[float]] = defaultdict(list)
-        for a, b in self._valid(key):
-            clusters[subject(a)].append(unit * (float(b[key]) - float(a[key])))
-        return [clusters[name] for name in sorted(clusters)]
+        return _clustered((a, unit * (float(b[key]) - float(a[key]))) for a, b in self._valid(key))
 
     def _difference(self, key: str, unit: float) -> dict[str, Any]:
         clusters = self._clusters(key, unit)

@@ -188,25 +188,30 @@ def bootstrap(
     """
     if not len(values):
         raise ValueError("Found no rows; expected at least one.")
-    n, rng, drawn = len(values), np.random.default_rng(seed), []
-    # In blocks, since the draws of thousands of clips take gigabytes.
-    for size in _blocks(resamples, _DRAWN_AT_ONCE // n):
-        drawn.append(rng.multinomial(n, np.full(n, 1.0 / n), size=size) @ values / n)
+    n = len(values)
+    means = np.concatenate([drawn @ values / n for drawn in _drawn(n, resamples, seed)])
     tail = (1.0 - confidence) / 2
-    low, high = np.quantile(statistic(np.concatenate(drawn)), [tail, 1.0 - tail])
+    low, high = np.quantile(statistic(means), [tail, 1.0 - tail])
     return float(low), float(high)
-
-
-def _blocks(total: int, most: int) -> Iterator[int]:
-    """Sizes that add up to a total, each at most `most`, and at least 1."""
-    most = max(1, most)
-    for first in range(0, total, most):
-        yield min(most, total - first)
 
 
 def draws(n: int, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
     """How often each sample of a bootstrap holds each of n rows: (resamples, n)."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    return np.concatenate([*_drawn(n, resamples, seed)])
+
+
+def _drawn(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """`draws` in blocks, since those of thousands of rows take gigabytes."""
+    rng = np.random.default_rng(seed)
+    for size in _blocks(resamples, n):
+        yield rng.multinomial(n, np.full(n, 1.0 / n), size=size)
+
+
+def _blocks(resamples: int, n: int) -> Iterator[int]:
+    """How many of the resamples, each of n numbers, to draw at once."""
+    most = max(1, _DRAWN_AT_ONCE // n)
+    for first in range(0, resamples, most):
+        yield min(most, resamples - first)
 
 
 def swap(
@@ -227,8 +232,9 @@ def swap(
         difference: A function of both samples' column means, (..., k) and (..., k) -> (...).
     """
     rng, n = np.random.default_rng(seed), len(a)
-    sizes = _blocks(resamples, _DRAWN_AT_ONCE // n)
-    moved = np.concatenate([(rng.random((size, n)) < 0.5) @ (b - a) / n for size in sizes])
+    moved = np.concatenate(
+        [(rng.random((size, n)) < 0.5) @ (b - a) / n for size in _blocks(resamples, n)]
+    )
     observed = abs(difference(a.mean(0), b.mean(0)))
     drawn = np.abs(difference(a.mean(0) + moved, b.mean(0) - moved))
     # Differences that are equal up to rounding count as equal.

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 from safetensors import SafetensorError
 
 from videorepa.errors import UserError
-from videorepa.system.lock import SUFFIX, is_lock, locked
+from videorepa.system.lock import is_lock, lock_beside, locked
 
 Place = TypeVar("Place", str, Path)
 
@@ -98,7 +98,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{path.name}"  # with_name raises for "." and "/".
-    with locked(path.parent / f".{path.name}{SUFFIX}", path):
+    with locked(lock_beside(path), path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:

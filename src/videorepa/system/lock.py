@@ -73,6 +73,11 @@ def locked(path: Path, what: Path, wait: bool = False) -> Iterator[None]:
             os.close(handle)
 
 
+def lock_beside(path: Path) -> Path:
+    """The lock file for work on `path`, beside it."""
+    return path.parent / f".{path.name}{SUFFIX}"
+
+
 def is_lock(path: Path) -> bool:
     """Whether a file is a lock, by its name."""
     return path.name.startswith(".") and path.name.endswith(SUFFIX)

@@ -14,7 +14,7 @@ from PIL.Image import fromarray
 from torch import Tensor, nn
 
 from videorepa.align.taps import tap
-from videorepa.backbones import Backbone, BackboneSpec, Image, Text
+from videorepa.backbones import Backbone, BackboneSpec, Image, Text, moved
 from videorepa.conditioning import Opening
 from videorepa.data.video import to_video
 from videorepa.diffusion import STEPS
@@ -167,7 +167,7 @@ def watch(
         negative_prompt="",
     )
     arguments = ours.sampling(size, settings) | ours.unguided()
-    arguments |= {name: value.to(device) for name, value in ours.prompt(text).items()}
+    arguments |= moved(ours.prompt(text), device)
     if "decode_noise_scale" in arguments:
         arguments["decode_noise_scale"] = 0.0
     if spec.takes_image:
@@ -272,7 +272,7 @@ def compare_with_stock(
     shapes = spec.shapes(size)
     noisy = _as_ours(watched.inputs["hidden_states"], spec, size).float()
     timestep = backbone.timestep_in(watched.inputs).to(device)
-    text = {name: value.to(device) for name, value in drawn_text(spec, backbone.dtype).items()}
+    text = moved(drawn_text(spec, backbone.dtype), device)
 
     opening = None if image is None else _as_shown(record, backbone, image, noisy)
     ours = backbone.inputs(noisy, text, timestep)
@@ -384,7 +384,7 @@ def check_denoising(
     latents = backbone.latents(moments.to(device), draw)
     noise = torch.randn(latents.shape, generator=draw).to(device)
     timestep = torch.tensor([STEPS // 2], device=device)
-    text = {name: value.to(device) for name, value in text.items()}
+    text = moved(text, device)
     opening = None if image is None else backbone.first_frames(*image)
     denoised = backbone.denoising_loss(latents, text, noise, timestep, opening)
     zero, one = torch.zeros_like(latents), torch.ones_like(latents)

@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 
+from videorepa.artifacts.scores import PASSED
 from videorepa.benchmarks.laws.adherence import direction, event, objects
 from videorepa.benchmarks.laws.captions import parse_caption
 from videorepa.benchmarks.laws.physics import deviations, path_length
@@ -130,7 +131,7 @@ class ClipVerdict:
         row: dict[str, float | bool] = {**dict(flags), "motion": self.motion}
         for name, check in self.checks.items():
             if check.applies:
-                row[f"{name}_passed"] = check.passed
+                row[f"{name}{PASSED}"] = check.passed
                 row[f"{name}_value"] = check.value
         return row
 

@@ -18,7 +18,7 @@ from videorepa.artifacts.finished import read_finished
 from videorepa.artifacts.model import Model
 from videorepa.artifacts.reading import read_record
 from videorepa.artifacts.run import Run
-from videorepa.artifacts.scores import Summary, scored_rows
+from videorepa.artifacts.scores import PASSED, Summary, scored_rows
 from videorepa.benchmarks.laws.checks import CHECKS, packaged_tolerances
 from videorepa.data.manifest import Prompt
 from videorepa.errors import UserError
@@ -271,7 +271,7 @@ def _rows(recipe: StudyRecipe, out: Path, jobs: Sequence[tuple[str, int]]) -> It
 
 def _passed(row: Row) -> float:
     """Share of PC's checks that pass, in [0, 1]. It varies among clips that fail PC."""
-    return float(np.mean([row[f"{name}_passed"] for name in _checks_of_pc(row)]))
+    return float(np.mean([row[f"{name}{PASSED}"] for name in _checks_of_pc(row)]))
 
 
 def _violation(row: Row) -> float:
@@ -290,7 +290,7 @@ def _violation(row: Row) -> float:
 
 def _checks_of_pc(row: Row) -> list[str]:
     """The checks of PC that apply to the clip."""
-    return [n for n, check in CHECKS.items() if check.aspect == "pc" and f"{n}_passed" in row]
+    return [n for n, check in CHECKS.items() if check.aspect == "pc" and f"{n}{PASSED}" in row]
 
 
 def cost(recipe: StudyRecipe, out: Path) -> str:

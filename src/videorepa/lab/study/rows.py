@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from videorepa.artifacts.scores import PASSED
 from videorepa.benchmarks.continuation import means
 from videorepa.errors import UserError
 from videorepa.lab.study.measures import ALL
@@ -52,7 +53,7 @@ def read_rows(path: Path) -> list[Row]:
     """
 
     def value(key: str, cell: str) -> Any:
-        if key in SCORES or key.endswith("_passed"):
+        if key in SCORES or key.endswith(PASSED):
             return bool(int(cell))
         if key in ("seed", "step"):
             return int(cell)

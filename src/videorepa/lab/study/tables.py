@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videorepa.artifacts.scores import PASSED
 from videorepa.benchmarks.continuation import ERRORS
 from videorepa.errors import UserError
 from videorepa.evaluation.pairs import mean, share
@@ -178,8 +179,8 @@ class ArmTable:
     def laws(self) -> str:
         """The share of clips that pass each check, of those to which it applies, in Markdown."""
         every = {key for rows in self.rows.values() for row in rows for key in row}
-        laws = sorted(key for key in every if key.endswith("_passed"))
-        head = [law.removesuffix("_passed").replace("_", " ") for law in laws]
+        laws = sorted(key for key in every if key.endswith(PASSED))
+        head = [law.removesuffix(PASSED).replace("_", " ") for law in laws]
         lines = [f"| passed, % | {' | '.join(head)} |", "|---" * (1 + len(laws)) + "|"]
         for name, rows in self.rows.items():
             cells = []
