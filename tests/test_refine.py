@@ -361,7 +361,9 @@ def test_what_cannot_work_is_said_plainly(
     with pytest.raises(UserError, match="holds 1 prompts that are not in the list of prompts.*'c'"):
         refine(PROMPTS[:2], out, model="m", endpoint=server.url)
     assert out.read_bytes() == before
-    for others in ("caption,detailed\nA,B\n", "A red ball falls.\n", "caption,detailed\n"):
+    header = before.decode().splitlines()[0]
+    ragged = (f"{header}\n{'a,' * 9}a\n", f"{header}\na,b\n")
+    for others in (*ragged, "caption,detailed\nA,B\n", "A red ball falls.\n", "caption,detailed\n"):
         out.write_text(others)
         with pytest.raises(UserError, match="was not written by refine"):
             refine(PROMPTS, out, model="m", endpoint=server.url)

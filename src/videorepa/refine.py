@@ -193,7 +193,7 @@ def _asked(row: Mapping[str, str]) -> str:
 
 
 def _answers(
-    out: Path, columns: Sequence[str], questions: set[str], model: str, instruction: str
+    out: Path, columns: tuple[str, ...], questions: set[str], model: str, instruction: str
 ) -> dict[str, str]:
     """Read the answers that `out` holds already, by what was asked."""
     if not out.exists():
@@ -205,7 +205,8 @@ def _answers(
             header, rows = tuple(table.fieldnames or ()), list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{out} cannot be read as CSV: {error}. Choose another --out.") from None
-    if header not in ((), tuple(columns)) or any({None} & {*row, *row.values()} for row in rows):
+    is_ragged = any(None in row or None in row.values() for row in rows)
+    if header not in ((), columns) or is_ragged:
         raise UserError(
             f"{out} exists and was not written by refine with the columns {', '.join(columns)}. "
             "Choose another --out."
