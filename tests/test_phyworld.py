@@ -82,6 +82,34 @@ def test_a_ball_that_goes_on_at_another_speed_is_off_by_the_difference() -> None
     assert phyworld.velocity_error(render(fast, 128), slow) == pytest.approx(0.5, abs=0.01)
 
 
+def test_the_step_in_which_balls_meet_is_neither_before_nor_after() -> None:
+    """As published. A clip in which they meet half a frame late is off in that step alone."""
+    meet, time = 1.26, INTERVAL * np.arange(FRAMES)[:, None]
+
+    def clip(late: float) -> phyworld.Motion:
+        speed = np.where(time < meet + late, time, 2 * (meet + late) - time)
+        centres = np.stack([4 - 1.26 + speed, 6 + 1.26 - speed], 1)
+        heights = np.full_like(centres, WORLD / 2)
+        centres = np.concatenate([centres, heights], 2)
+        return phyworld.Motion("collision", (1.0, 1.0), (1.0, 1.0), centres)
+
+    assert phyworld.velocity_error(render(clip(0.03)), clip(0)) < 0.01
+    assert phyworld.velocity_error(render(clip(0.3)), clip(0)) > 0.1
+
+
+def test_a_collision_ends_for_both_balls_when_one_leaves() -> None:
+    """As published. What the other one does afterwards does not count."""
+    motion = next(
+        one
+        for one in motions("collision", "in", 50)
+        if (gone := (one.centres[:, 1, 0] > WORLD - one.radii[1]) & (one.centres[:, 0, 0] > 3))[25]
+    )
+    clip, first = motion.centres.copy(), int(gone.argmax())
+    clip[first:, 0, 0] = 3
+    wrong = phyworld.Motion(motion.task, motion.radii, motion.speeds, clip)
+    assert phyworld.velocity_error(render(wrong), motion) < 0.02
+
+
 def test_balls_are_found_where_and_as_large_as_they_are() -> None:
     (motion,) = motions("collision", "in", 1, seed=3)
     for number, sight in enumerate(read(render(motion), 2)):

@@ -241,8 +241,8 @@ def velocity_error(
     """PhyWorld's headline error, |mean v - true v| of the horizontal velocity.
 
     In uniform motion and parabolas the true velocity is the initial one. In a collision it is the
-    true mean, and the error is averaged over before and after and over both balls. Only frames
-    count in which the true ball is wholly in the world.
+    true mean, and the error is averaged over before and after and over both balls; the step in
+    which they meet is neither. Only frames count in which the true balls are wholly in the world.
 
     Args:
         frames: The whole clip, (FRAMES, size, size, 3) uint8.
@@ -252,27 +252,30 @@ def velocity_error(
     Returns:
         The error in world units per second, or NaN if no frame can be scored.
     """
-    scored = slice(shown, FRAMES - 1)
-    errors = []
-    for number, track in enumerate(read(frames, len(motion.radii), compat=compat)):
-        truth, radius = motion.centres[scored, number], motion.radii[number]
-        inside = np.all((truth >= radius) & (truth <= WORLD - radius), axis=1)
-        both = inside[1:] & inside[:-1]
-        true = np.diff(truth[:, 0]) / INTERVAL
-        velocity = np.diff(track.centre[scored, 0]) / INTERVAL
-        if motion.task != "collision":
-            errors += _error(velocity[both], motion.speeds[0])
-            continue
-        jumps = np.flatnonzero(np.abs(np.diff(true)) > 0.1)
-        hit = int(jumps[0]) + 1 if len(jumps) else len(true)
-        for phase in (slice(0, hit), slice(hit, None)):
-            kept = both[phase]
-            errors += _error(velocity[phase][kept], true[phase][kept])
+    radii = np.array(motion.radii)[:, None]
+    whole = ((motion.centres >= radii) & (motion.centres <= WORLD - radii)).all((1, 2))
+    whole[:shown] = whole[FRAMES - 1 :] = False
+    kept = whole[1:] & whole[:-1]
+    tracks = read(frames, len(radii), compat=compat)
+    x = np.stack([track.centre[:, 0] for track in tracks], 1)
+    velocity, true = (np.diff(of, axis=0) / INTERVAL for of in (x, motion.centres[..., 0]))
+    if motion.task != "collision":
+        true[:], phases = motion.speeds, [kept]
+    else:
+        step = np.arange(len(kept))
+        meet = _meeting_step(true)
+        phases = [kept & (step < meet), kept & (step > meet)]
+    errors = [
+        np.abs(velocity[phase].mean(0) - true[phase].mean(0)) for phase in phases if phase.any()
+    ]
     return float(np.mean(errors)) if errors else float("nan")
 
 
-def _error(velocity: Float[np.ndarray, " n"], true: float | Float[np.ndarray, " n"]) -> list[float]:
-    return [abs(float(velocity.mean()) - float(np.mean(true)))] if len(velocity) else []
+def _meeting_step(velocity: Float[np.ndarray, "s 2"]) -> int:
+    """The step in which the balls of a collision meet: the first with another velocity than the
+    step before it, to 0.1, as published."""
+    changes = (np.abs(np.diff(velocity, axis=0)) > 0.1).any(1)
+    return int(changes.argmax()) + 1 if changes.any() else len(velocity)
 
 
 # The names of motions.
