@@ -61,13 +61,13 @@ FPS = 5
 """Frame rate of the video files, which is not the world's."""
 
 LEAST_IN_VIEW = 24
-"""Frames for which the centre of a single ball stays in view, if it is slow enough."""
+"""Frames for which a single ball stays wholly in view, if it is slow enough."""
 
 LEAST_APART = 8
 """Fewest frames before and after a collision."""
 
-TRIES = 50
-"""Starts of a collision to try with the same radii and speeds."""
+EDGE = 0.5
+"""Distance of balls from the floor and the ceiling, and the room for a start that has no other."""
 
 
 @dataclass(frozen=True)
@@ -108,61 +108,93 @@ class Motion:
 
 
 def draw_motion(task: Task, group: Group, rng: np.random.Generator) -> Motion:
-    """Draw a motion of a group.
+    """Draw a motion of a group as the published code does.
 
-    A value outside the range is below it or above it with equal probability, the same for both
-    balls of a collision. A collision that is too early or too late is started elsewhere, and after
-    TRIES starts it gets other radii and speeds.
+    A value outside the range is below it or above it with equal probability. In half of the
+    collisions the first ball's values alone are outside, in the others both balls'. Radii and
+    speeds that leave no room for LEAST_APART frames before a collision are drawn anew.
     """
+    balls = 2 if task == "collision" else 1
     while True:
-        large, fast = rng.random(2) < 0.5
-        outer = LARGE_RADII if large else SMALL_RADII
-        balls = 2 if task == "collision" else 1
-        radii = rng.uniform(*(outer if group in ("r_out", "rv_out") else RADII)[task], balls)
-        ranged = OUTER_SPEEDS[int(fast)] if group in ("v_out", "rv_out") else SPEEDS
-        speeds = rng.uniform(*ranged, balls)
-        for _ in range(TRIES):
-            centres = _start(task, radii, speeds, rng)
-            if centres is not None:
-                return Motion(task, tuple(radii.tolist()), tuple(speeds.tolist()), centres)
+        outer = 1 if rng.random() < 0.5 else balls
+        radii_outer = outer if group in ("r_out", "rv_out") else 0
+        speeds_outer = outer if group in ("v_out", "rv_out") else 0
+        around = (SMALL_RADII[task], LARGE_RADII[task])
+        radii = _values(RADII[task], around, radii_outer, balls, rng)
+        speeds = _values(SPEEDS, OUTER_SPEEDS, speeds_outer, balls, rng)
+        if task == "collision":
+            centres = _meeting(radii, speeds, rng)
+        else:
+            centres = _alone(task, radii[0], speeds[0], rng)
+        if centres is not None:
+            return Motion(task, tuple(radii.tolist()), tuple(speeds.tolist()), centres)
 
 
-def _start(
-    task: Task, radii: np.ndarray, speeds: np.ndarray, rng: np.random.Generator
-) -> np.ndarray | None:
-    """Centres of a motion from a random start; None for a collision too early or too late."""
+Span = tuple[float, float]
+
+
+def _values(
+    within: Span, around: tuple[Span, Span], outer: int, balls: int, rng: np.random.Generator
+) -> np.ndarray:
+    """A value for each ball, those of the first `outer` outside the range."""
+    spans = [around[rng.integers(2)] if ball < outer else within for ball in range(balls)]
+    return np.array([rng.uniform(*span) for span in spans])
+
+
+def _alone(task: Task, radius: float, speed: float, rng: np.random.Generator) -> np.ndarray:
+    """Centres of uniform motion or a parabola from a random start."""
     time = INTERVAL * np.arange(FRAMES)
-    if task == "collision":
-        left = rng.uniform(radii[0], WORLD / 2)
-        right = rng.uniform(WORLD / 2, WORLD - radii[1])
-        return _collide(left, right, radii, speeds, time)
-    (radius,), (speed,) = radii, speeds
-    # A ball that is too fast to stay in view starts at the left edge.
-    last = max(radius, WORLD - speed * time[LEAST_IN_VIEW - 1])
+    last = WORLD - radius - speed * INTERVAL * LEAST_IN_VIEW
+    if last < radius:  # It leaves earlier, wherever it starts.
+        last = radius + rng.uniform(0, EDGE)
     x = rng.uniform(radius, last) + speed * time
     if task == "uniform":
-        return np.stack([x, np.full(FRAMES, rng.uniform(radius, WORLD - radius))], 1)[:, None]
-    top = 0.95 * WORLD - radius - rng.uniform(0, 1)
-    return np.stack([x, top - GRAVITY * time**2 / 2], 1)[:, None]
+        y = np.full(FRAMES, _height(radius, rng))
+    else:
+        top = WORLD - EDGE - radius - rng.uniform(0, 1)
+        y = top - GRAVITY * time**2 / 2
+    return np.stack([x, y], 1)[:, None]
+
+
+def _height(radius: float, rng: np.random.Generator) -> float:
+    return rng.uniform(radius + EDGE, WORLD - EDGE - radius)
+
+
+def _meeting(radii: np.ndarray, speeds: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """Centres of a collision from a random start; None if there is no room for one.
+
+    The collision of balls whose radii differ more than twofold comes early. If the right one is
+    the larger, it starts near the right wall, so that the small one stays in view.
+    """
+    touch = radii.sum()
+    least = touch + INTERVAL * LEAST_APART * speeds.sum()
+    most = touch + INTERVAL * (FRAMES - LEAST_APART) * speeds.sum()
+    if radii.max() > 2 * radii.min():
+        most = min(most, 1.25 * least)
+    most = min(most, WORLD - touch)
+    if least > most:
+        return None
+    apart = rng.uniform(least, most)
+    last = WORLD - radii[1] - apart
+    first = last - EDGE if radii[1] > 2 * radii[0] else radii[0]
+    left = max(rng.uniform(first, last), radii[0])
+    x = _collide(left, left + apart, radii, speeds, INTERVAL * np.arange(FRAMES))
+    return np.stack([x, np.full_like(x, _height(radii.max(), rng))], -1)
 
 
 def _collide(
     left: float, right: float, radii: np.ndarray, speeds: np.ndarray, time: np.ndarray
-) -> np.ndarray | None:
-    """An elastic collision of two discs at the same height, whose masses are their areas.
+) -> Float[np.ndarray, "f 2"]:
+    """Where two discs are that collide elastically, whose masses are their areas.
 
     A disc's velocity becomes 2 (m1 v1 + m2 v2) / (m1 + m2) less its velocity before.
     """
-    gap, closing = right - left - radii.sum(), speeds.sum()
-    impact = gap / closing if closing else np.inf
-    if not time[LEAST_APART] <= impact <= time[-1 - LEAST_APART]:
-        return None
+    impact = (right - left - radii.sum()) / speeds.sum()
     mass, before = radii**2, speeds * (1, -1)
     after = 2 * (mass @ before) / mass.sum() - before
     elapsed = time[:, None]
     x = np.array([left, right]) + before * np.minimum(elapsed, impact)
-    x = x + after * np.maximum(elapsed - impact, 0)
-    return np.stack([x, np.full_like(x, WORLD / 2)], -1)
+    return x + after * np.maximum(elapsed - impact, 0)
 
 
 def render(motion: Motion, size: int = 256, count: int = FRAMES) -> UInt8[np.ndarray, "f h w 3"]:
@@ -253,7 +285,8 @@ def velocity_error(
         The error in world units per second, or NaN if no frame can be scored.
     """
     radii = np.array(motion.radii)[:, None]
-    whole = ((motion.centres >= radii) & (motion.centres <= WORLD - radii)).all((1, 2))
+    inside = (motion.centres >= radii) & (motion.centres <= WORLD - radii)
+    whole = np.all(inside, axis=(1, 2))
     whole[:shown] = whole[FRAMES - 1 :] = False
     kept = whole[1:] & whole[:-1]
     tracks = read(frames, len(radii), compat=compat)

@@ -69,7 +69,7 @@ class PhyWorld(Benchmark):
     """
 
     name: Literal["phyworld"] = "phyworld"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     compat: bool = False
     motions: Number = 120
     seed: Seed = 0
