@@ -153,7 +153,7 @@ def test_clips_are_drawn_as_files_and_scored_by_their_names(tmp_path) -> None:
     with pytest.raises(UserError, match="'size': 64.*expected.*'size': 128"):
         datasets.draw_clips(recipe.model_copy(update={"size": 128}))
     entries = read_manifest(recipe.out / "clips.csv", recipe.out)
-    assert [entry.id for entry in entries] == phyworld.names(12, 0)
+    assert [entry.id for entry in entries] == phyworld.names("test", 12, 0)
     (tmp_path / "still").mkdir()
     for entry in entries:
         frames = render(phyworld.drawn(entry.id), 64)
@@ -232,15 +232,40 @@ def test_models_that_cannot_be_shown_a_motion_are_refused(
         generate(path, bench.every_prompt(), tmp_path / "made", benchmark=bench)
 
 
+def test_what_is_trained_on_is_not_scored(tmp_path) -> None:
+    """Of the same seed, clips to train on and the benchmark's have no motion in common."""
+    with pytest.raises(ValueError, match="set groups"):
+        datasets.PhyWorldRecipe(out=tmp_path, clips=6, split="train")
+    recipe = datasets.PhyWorldRecipe(
+        out=tmp_path / "train", clips=6, split="train", groups=("in",), size=16
+    )
+    datasets.draw_clips(recipe)
+    trained = [entry.id for entry in read_manifest(recipe.out / "clips.csv", recipe.out)]
+    tested = [prompt.id for prompt in PhyWorld().every_prompt()]
+    assert not set(trained) & set(tested)
+    radii = {name: phyworld.drawn(name).radii for name in trained + tested}
+    assert len(set(radii.values())) == len(radii)
+    for seen in (lambda: PhyWorld().clips(recipe.out), lambda: PhyWorld().scenario(trained[0])):
+        with pytest.raises(UserError, match="is a motion to train on"):
+            seen()
+    with pytest.raises(UserError, match="'split': 'train'.*expected.*'split': 'test'"):
+        datasets.draw_clips(recipe.model_copy(update={"split": "test"}))
+
+
 def test_groups_can_be_left_out_and_names_that_are_none_are_refused(tmp_path) -> None:
     recipe = datasets.PhyWorldRecipe(out=tmp_path, clips=4, groups=("in",), size=16)
     assert datasets.draw_clips(recipe) == {"clips": 4}
     assert sorted(path.stem for path in tmp_path.glob("*.mp4")) == [
-        "collision-in-0-0000",
-        "parabola-in-0-0000",
-        "uniform-in-0-0000",
-        "uniform-in-0-0001",
+        "test-collision-in-0-0000",
+        "test-parabola-in-0-0000",
+        "test-uniform-in-0-0000",
+        "test-uniform-in-0-0001",
     ]
-    for wrong in ("uniform", "uniform-out-0-0001", "../uniform-in-0-0001"):
+    for wrong in (
+        "uniform",
+        "uniform-in-0-0001",
+        "test-uniform-out-0-0001",
+        "../test-uniform-in-0-0001",
+    ):
         with pytest.raises(UserError, match="not the name of a PhyWorld motion"):
             PhyWorld().score(np.zeros((32, 8, 8, 3), np.uint8), wrong)

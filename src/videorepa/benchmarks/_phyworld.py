@@ -314,17 +314,24 @@ def _meeting_step(velocity: Float[np.ndarray, "s 2"]) -> int:
 # The names of motions.
 
 
+Split = Literal["train", "test"]
+"""What a motion is for. A motion of one split is none of the other's, whatever their seeds."""
+
 SERIES = [(task, group) for task in get_args(Task) for group in get_args(Group)]
 
-NAME = re.compile(r"(?P<task>[a-z]+)-(?P<group>[a-z_]+)-(?P<seed>\d+)-(?P<number>\d+)")
-"""The pattern of a motion's name, such as collision-v_out-0-0012."""
+NAME = re.compile(
+    r"(?P<split>train|test)-(?P<task>[a-z]+)-(?P<group>[a-z_]+)-(?P<seed>\d+)-(?P<number>\d+)"
+)
+"""The pattern of a motion's name, such as test-collision-v_out-0-0012."""
 
 
-def names(count: int, seed: int, groups: Sequence[Group] = get_args(Group)) -> list[str]:
+def names(
+    split: Split, count: int, seed: int, groups: Sequence[Group] = get_args(Group)
+) -> list[str]:
     """Names of motions. The tasks, and these groups of them, take turns."""
     series = [one for one in SERIES if one[1] in groups]
     turns = (divmod(index, len(series)) for index in range(count))
-    return ["-".join((*series[place], str(seed), f"{turn:04d}")) for turn, place in turns]
+    return ["-".join((split, *series[place], str(seed), f"{turn:04d}")) for turn, place in turns]
 
 
 def drawn(name: str) -> Motion:
@@ -333,22 +340,24 @@ def drawn(name: str) -> Motion:
     Raises:
         UserError: The name is not a motion's.
     """
-    task, group, seed, number = parsed(name)
-    series = SERIES.index((task, group))
-    return draw_motion(task, group, np.random.default_rng([seed, series, number]))
+    split, task, group, seed, number = parsed(name)
+    # The split comes first, since a long seed takes two of the generator's words.
+    stream = [get_args(Split).index(split), seed, SERIES.index((task, group)), number]
+    return draw_motion(task, group, np.random.default_rng(stream))
 
 
-def parsed(name: str) -> tuple[Task, Group, int, int]:
-    """Task, group, seed and number of a motion's name.
+def parsed(name: str) -> tuple[Split, Task, Group, int, int]:
+    """Split, task, group, seed and number of a motion's name.
 
     Raises:
         UserError: The name is not a motion's.
     """
     match = NAME.fullmatch(name)
-    for task, group in SERIES:
-        if match and (match["task"], match["group"]) == (task, group):
-            return task, group, int(match["seed"]), int(match["number"])
+    for split in get_args(Split):
+        for task, group in SERIES:
+            if match and (match["split"], match["task"], match["group"]) == (split, task, group):
+                return split, task, group, int(match["seed"]), int(match["number"])
     raise UserError(
-        f"{name!r} is not the name of a PhyWorld motion; expected TASK-GROUP-SEED-NUMBER, such as "
-        "uniform-in-0-0003 (`videorepa lab phyworld` draws the clips)."
+        f"{name!r} is not the name of a PhyWorld motion; expected SPLIT-TASK-GROUP-SEED-NUMBER, "
+        "such as test-uniform-in-0-0003 (`videorepa lab phyworld` draws the clips)."
     )

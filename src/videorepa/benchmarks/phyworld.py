@@ -22,6 +22,8 @@ from videorepa.benchmarks._phyworld import (
     FRAMES,
     NAME,
     SHOWN,
+    Group,
+    Task,
     drawn,
     names,
     parsed,
@@ -55,11 +57,22 @@ def _shown(video: Path) -> int:
     return shown
 
 
+def _tested(name: str) -> tuple[Task, Group]:
+    """Task and group of a motion. Raises UserError unless it is one for evaluation."""
+    split, task, group, *_ = parsed(name)
+    if split != "test":
+        raise UserError(
+            f"{name} is a motion to train on, and models are scored on others. Take clips of names "
+            'with "test" in front: `generate --prompts phyworld`, or split: test to draw them.'
+        )
+    return task, group
+
+
 class PhyWorld(Benchmark):
     """The error of velocity in world units per second, by task and by group of parameters.
 
-    A prompt is the name of a motion, such as collision-v_out-0-0012, and its clip's file has the
-    same name.
+    A prompt is the name of a motion, such as test-collision-v_out-0-0012, and its clip's file has
+    the same name. Motions to train on are refused.
 
     Attributes:
         compat: Read positions as published, which makes every velocity too small. See
@@ -76,7 +89,7 @@ class PhyWorld(Benchmark):
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """Names of motions. Tasks and groups take turns."""
-        return [Prompt(name, name) for name in names(count, seed)]
+        return [Prompt(name, name) for name in names("test", count, seed)]
 
     def every_prompt(self) -> list[Prompt]:
         return self.prompts(self.motions, self.seed)
@@ -105,7 +118,7 @@ class PhyWorld(Benchmark):
         return {"compat": self.compat}
 
     def scenario(self, prompt: str) -> str:
-        task, group, *_ = parsed(prompt)
+        task, group = _tested(prompt)
         return f"{task} {group}"
 
     def clips(self, videos: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -114,7 +127,7 @@ class PhyWorld(Benchmark):
         return [
             (path, {"prompt_id": name, "caption": name, "k": 0})
             for path, name in named
-            if NAME.fullmatch(name)
+            if NAME.fullmatch(name) and _tested(name)
         ]
 
     def read(self, video: Path) -> ContinuedMotion:
@@ -134,6 +147,7 @@ class PhyWorld(Benchmark):
         leave out too, and if the true ball is never wholly in view. "shown" says how many frames
         the model was shown.
         """
+        _tested(prompt)
         motion, told = drawn(prompt), {"shown": frames.shown}
         if not motion.counts:
             return told | {ERROR: None, "invalid": {ERROR: "a ball too small to be measured well"}}

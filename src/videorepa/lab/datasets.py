@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from videorepa.benchmarks._phyworld import FPS as PHYWORLD_FPS
-from videorepa.benchmarks._phyworld import Group, drawn, names, render
+from videorepa.benchmarks._phyworld import Group, Split, drawn, names, render
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
 from videorepa.lab.calibration.corruptions import CORRUPTIONS, Corruption
@@ -71,21 +71,29 @@ class PhyWorldRecipe(Section):
     Attributes:
         out: The folder for the videos and for clips.csv, whose captions are the videos' names.
         clips: Number of clips.
+        split: "train" for clips to train on, of which the benchmark has none.
         groups: The groups to draw. Training clips are only of "in".
         size: Side of the square frames in pixels.
     """
 
     out: Path
     clips: Clips
+    split: Split = "test"
     groups: tuple[Group, ...] = Field(get_args(Group), min_length=1)
     size: Side = Field(default=256, multiple_of=2)
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _trains_within(self) -> Self:
+        if self.split == "train" and set(self.groups) != {"in"}:
+            raise ValueError("clips to train on are of one group: set groups: [in]")
+        return self
+
 
 def draw_clips(recipe: PhyWorldRecipe) -> dict[str, float]:
     """Write the clips, except those that exist already, and count them."""
-    wanted = names(recipe.clips, recipe.seed, recipe.groups)
-    _claim(recipe.out, {"task": "phyworld", "size": recipe.size})
+    wanted = names(recipe.split, recipe.clips, recipe.seed, recipe.groups)
+    _claim(recipe.out, {"task": "phyworld", "split": recipe.split, "size": recipe.size})
     for name in progress.track(wanted, "draw"):
         path = recipe.out / f"{name}.mp4"
         if not path.exists():
