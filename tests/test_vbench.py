@@ -23,6 +23,7 @@ from videorepa.benchmarks.vbench import (
     flickering,
     for_clip,
     for_dino,
+    for_style,
     is_dynamic,
 )
 from videorepa.data.video import write_video
@@ -59,6 +60,13 @@ def test_frames_are_resized_as_published() -> None:
     assert torch.allclose(for_clip(frames), expected, atol=1e-5)
     tall = for_dino(frames.transpose(0, 2, 1, 3))
     assert tall.shape == (1, 3, 336, 224)
+    # For appearance style, as images: with antialias, and in whole levels.
+    frames = np.random.default_rng(0).integers(64, 192, (1, 480, 720, 3), np.uint8)
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    smooth = F.interpolate(video, (224, 336), mode="bicubic", antialias=True)[..., 56:280]
+    levels = torch.tensor(std).view(3, 1, 1) * for_style(frames) + torch.tensor(mean).view(3, 1, 1)
+    assert (255 * levels - smooth).abs().max() < 1.5
+    assert (for_style(frames) - for_clip(frames)).abs().mean() > 0.2
 
 
 # Tiny models.
@@ -180,7 +188,8 @@ def test_a_clips_values_are_those_of_plain_restatements(models: Path, tmp_path: 
         ids = [52, *(ord(c) - 97 for c in "va"), 26 + ord("n") - 97]
         ids += [*(ord(c) - 97 for c in "gog"), 26 + ord("h") - 97, 53]
         text = clip.text_projection(clip.text_model(torch.tensor([ids])).pooler_output)
-        style = F.cosine_similarity(seen, text).mean()
+        pooled = clip.vision_model(for_style(frames)).pooler_output
+        style = F.cosine_similarity(clip.visual_projection(pooled), text).mean()
     styled = bench(models, f"prompt_list={prompt_list(tmp_path / 'list.json')}")
     row = styled.score(frames, "a dog, Van Gogh style")
     assert row.keys() == {"appearance_style", MOTION, "invalid"}

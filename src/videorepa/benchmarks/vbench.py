@@ -16,6 +16,7 @@ import av
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -115,6 +116,24 @@ def for_clip(frames: Frames) -> Float[Tensor, "f 3 s s"]:
     """Short side 224, bicubic without antialias, and the square in the middle."""
     video = _pixels(frames)
     video = F.interpolate(video, _short_side(video, SIDE), mode="bicubic", align_corners=False)
+    return _middle(video)
+
+
+def for_style(frames: Frames) -> Float[Tensor, "f 3 s s"]:
+    """As `for_clip`, with antialias and in whole grey levels.
+
+    For appearance style alone VBench makes images of frames, which Pillow resizes. Its request for
+    no antialias has no effect on those.
+    """
+    height, width = _short_side(_pixels(frames[:1]), SIDE)
+    images = (Image.fromarray(frame) for frame in frames)
+    small = [
+        np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images
+    ]
+    return _middle(_pixels(np.stack(small)))
+
+
+def _middle(video: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f 3 s s"]:
     top, left = (round((size - SIDE) / 2) for size in video.shape[-2:])
     video = video[..., top : top + SIDE, left : left + SIDE]
     return _normalised(video / 255, CLIP_MEAN, CLIP_STD)
@@ -200,7 +219,7 @@ class VBench(Benchmark):
     """
 
     name: Literal["vbench"] = "vbench"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     prompt_list: Path | None = None
     dino: str = "facebook/dino-vitb16"
     clip_b: str = "openai/clip-vit-base-patch32"
@@ -250,11 +269,8 @@ class VBench(Benchmark):
         """
         of = self._of(prompt)
         row: dict[str, Any] = {MOTION: is_dynamic(frames)}
-        clip_b: Tensor | None = None
-        if {"background_consistency", "appearance_style"} & set(of.dimensions):
-            clip_b = self._seen(self._clip_b.get_image_features, for_clip(frames))
         for dimension in of.dimensions:
-            value = self._measured(dimension, frames, clip_b, of.style)
+            value = self._measured(dimension, frames, of.style)
             row[dimension] = value if np.isfinite(value) else None
         missing = [key for key in of.dimensions if row[key] is None]
         return row | {"invalid": dict.fromkeys(missing, "it is no finite number")}
@@ -279,9 +295,7 @@ class VBench(Benchmark):
                 result[key] = Pairs(both, 0).tested(key, 100.0)
         return result | paired.compare([MOTION])
 
-    def _measured(
-        self, dimension: str, frames: Frames, clip_b: Tensor | None, style: str | None
-    ) -> float:
+    def _measured(self, dimension: str, frames: Frames, style: str | None) -> float:
         if dimension == "temporal_flickering":
             return flickering(frames)
         if dimension == "subject_consistency":
@@ -291,13 +305,13 @@ class VBench(Benchmark):
         if dimension == "aesthetic_quality":
             seen = self._seen(self._clip_l.get_image_features, for_clip(frames))
             return float(self._linear(F.normalize(seen, dim=-1)).mean() / 10)
-        assert clip_b is not None
         if dimension == "background_consistency":
-            return consistency(clip_b)
+            return consistency(self._seen(self._clip_b.get_image_features, for_clip(frames)))
+        seen = self._seen(self._clip_b.get_image_features, for_style(frames))
         words = self._tokenizer(style, return_tensors="pt", truncation=True, max_length=77)
         with torch.no_grad():
             text = self._clip_b.get_text_features(**words.to(self._clip_b.device)).pooler_output
-        return float((F.normalize(clip_b, dim=-1) @ F.normalize(text.float(), dim=-1)[0]).mean())
+        return float((F.normalize(seen, dim=-1) @ F.normalize(text.float(), dim=-1)[0]).mean())
 
     def _seen(
         self, model: Callable[[Tensor], Any], video: Float[Tensor, "f 3 h w"]
