@@ -13,6 +13,9 @@ import pytest
 from conftest import tree
 from pages import write_run
 from videorepa.artifacts.scores import Scores, claim_benchmark_folder, score_folders, scored_rows
+from videorepa.benchmarks.continuation import Continuations
+from videorepa.benchmarks.lab import Lab
+from videorepa.benchmarks.laws import checks
 from videorepa.cli import main
 from videorepa.data.video import write_video
 from videorepa.errors import UserError
@@ -149,6 +152,27 @@ def test_a_replaced_video_or_a_changed_caption_is_scored_again(tmp_path, capsys)
     assert "2 clips scored again, the first is '0.mp4' 0: the video, its caption" in said
     evaluate("lab", write_list(*captions))
     assert "scored again" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [Lab, Continuations])
+def test_the_tolerances_are_part_of_a_version(kind, monkeypatch):
+    number, _, _ = kind.version.partition("-")
+    assert kind.version == checks.with_tolerances(number)
+    wider = checks.packaged_tolerances() | {"gravity": 1.0}
+    monkeypatch.setattr(checks, "packaged_tolerances", lambda: wider)
+    assert checks.with_tolerances(number) != kind.version
+
+
+def test_scores_made_with_other_tolerances_are_made_anew(tmp_path, capsys, monkeypatch):
+    clip = make_clip(SEED, 0, "fall")
+    write_video(tmp_path / "0.mp4", clip.frames, FPS)
+    (path := tmp_path / "list.csv").write_text(f'video,caption\n0.mp4,"{clip.caption}"')
+    assert evaluate("lab", path).summary.metrics["pc"].percent == 100
+    none = dict.fromkeys(checks.packaged_tolerances(), -1.0)
+    monkeypatch.setattr(checks, "packaged_tolerances", lambda: none)
+    monkeypatch.setattr(Lab, "version", checks.with_tolerances("2"))
+    assert evaluate("lab", path).summary.metrics["pc"].percent == 0
+    assert "1 clip scored again" in capsys.readouterr().err
 
 
 def test_a_second_benchmark_leaves_the_firsts_scores(tmp_path):

@@ -26,6 +26,7 @@ from videorepa.benchmarks.laws.adherence import direction, event, objects
 from videorepa.benchmarks.laws.captions import parse_caption
 from videorepa.benchmarks.laws.physics import deviations, path_length
 from videorepa.benchmarks.laws.tracking import observe
+from videorepa.system.fingerprint import json_digest
 
 TOLERANCES = "tolerances.json"
 
@@ -140,6 +141,14 @@ class ClipVerdict:
 def packaged_tolerances() -> dict[str, float]:
     """The tolerance of each PC check that the package ships, in the check's unit."""
     return json.loads(Path(__file__).with_name(TOLERANCES).read_text("utf-8"))["tolerances"]
+
+
+def with_tolerances(version: str) -> str:
+    """The version of a benchmark that has the package's tolerances.
+
+    Others give the same clip other verdicts, so they make another version.
+    """
+    return f"{version}-{json_digest(packaged_tolerances())[:8]}"
 
 
 def score(
