@@ -323,6 +323,26 @@ def test_clips_that_do_not_fit_are_named(data: Path, tmp_path: Path, capsys) -> 
         PhysicsIQ(data=tmp_path / "nowhere").prompts(1, 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("testing", "12FPS"), ("testing", "30FPS"), ("masks", "12FPS")]
+)
+def test_films_of_another_rate_than_their_name_says_are_refused(
+    tmp_path: Path, kind: str, folder: str
+) -> None:
+    """The published tool writes films of 12.5 frames a second under 12FPS. Frame by frame, they
+    would be compared with a clip at other times."""
+    root = tmp_path / ("split-videos/testing" if kind == "testing" else "video-masks/real")
+    for path, rate in ((tmp_path / "split-videos/testing/30FPS", 30), (root / folder, 12.5)):
+        path.mkdir(parents=True, exist_ok=True)
+        for number in (1, 2):
+            name = f"000{number}_{kind}-videos_{path.name}_left_take-{number}_trimmed-slide.mp4"
+            if rate == 30:
+                name = name.replace(kind, "testing")
+            write_video(path / name, film("slide", fps=rate), rate)
+    with pytest.raises(ClipError, match=rf"{folder}_.* has 12.5 frames a second and not the"):
+        PhysicsIQ(data=tmp_path).score(film("slide", fps=12), "left_slide")
+
+
 NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
 
 

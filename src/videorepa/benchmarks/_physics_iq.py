@@ -351,8 +351,12 @@ class Filmed(Benchmark):
         """The frames of a filmed take, resampled to `count`."""
         rate = f"{count / SECONDS:g}"
         if path := self._videos.get((rate, view, take, name)):
-            return islice(iterate(path), count)
-        return at_rate(iterate(self._filmed_at_30(view, take, name)), count / SECONDS, count)
+            return islice(_filmed(path, count), count)
+        return at_rate(
+            _filmed(self._filmed_at_30(view, take, name), round(SECONDS * FILMED_FPS)),
+            count / SECONDS,
+            count,
+        )
 
     def _filmed_at_30(self, view: str, take: str, name: str) -> Path:
         path = self._videos.get((str(FILMED_FPS), view, take, name))
@@ -373,7 +377,7 @@ class Filmed(Benchmark):
             return resized(pixels, pixels.shape[0] // SHRUNK, pixels.shape[1] // SHRUNK)
 
         if exact in self._masks:
-            masks = (mask[..., 0] for mask in islice(iterate(self._masks[exact]), count))
+            masks = (mask[..., 0] for mask in islice(_filmed(self._masks[exact], count), count))
         elif not self.makes_masks:
             raise UserError(
                 f"{self.root} has no mask of {view}_{name}, {take}, at {rate:g} frames a second, "
@@ -466,6 +470,22 @@ class Filmed(Benchmark):
             if match and (value := row.values.get(column)):
                 values.setdefault(f"{match['view']}_{match['name']}", str(value))
         return values
+
+
+def _filmed(path: Path, count: int) -> Iterator[np.ndarray]:
+    """The frames of a film or mask that has `count` of them in 5 seconds, to half a frame.
+
+    Raises:
+        ClipError: It has another rate, so that frames with equal numbers are of different times.
+    """
+    rate = read_shape(path).fps
+    if abs(SECONDS * rate - count) > 0.5:
+        raise ClipError(
+            f"{path} has {rate:g} frames a second and not the {count / SECONDS:g} that its name "
+            "says, so its frames are of other times than the clip's. Download it again, or take it "
+            "away."
+        )
+    return iterate(path)
 
 
 def _named(folder: Path) -> dict[tuple[str, str, str, str], Path]:

@@ -35,7 +35,7 @@ class PhysicsIQ(Filmed):
     """Physics-IQ's score of continuations: 100 is as good as a second take."""
 
     name: Literal["physics_iq"] = "physics_iq"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     @property
     def root(self) -> Path:

@@ -53,7 +53,7 @@ class PhysicsIQVerified(Filmed):
     """
 
     name: Literal["physics_iq_verified"] = "physics_iq_verified"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     makes_masks: ClassVar[bool] = False
     describing: ClassVar[str] = "; name its list, --set descriptions=descriptions_base.csv"
     samples: ClassVar[int | None] = 4
