@@ -13,10 +13,13 @@ import yaml
 from videorepa.benchmarks.physics_iq import PhysicsIQ
 from videorepa.errors import UserError
 from videorepa.inspect import inspect
-from videorepa.recipe import Recipe
+from videorepa.losses.relation import Relation
+from videorepa.recipe import Align, Recipe
 from videorepa.settings.reading import MOST_CHARACTERS, parse_yaml
 from videorepa.settings.section import Section
 from videorepa.system.hub import local_copy
+
+MARGIN = ("align", "loss", "margin")
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -128,6 +131,51 @@ def test_a_margin_left_open_is_the_encoders_own(recipe: Recipe) -> None:
         found = recipe.override(f"align.loss={given}")
         assert found.align.loss.margin == margin
         assert f"margin: {margin}" in found.text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "was", "now"),
+    [
+        # Published for V-JEPA; for LTX; and what LoRA's frozen weights are held in.
+        (["encoder.name=vjepa"], MARGIN, 0.1, 0.05),
+        (["encoder=null", "align.encoder={name: vjepa, weights: a}"], MARGIN, 0.1, 0.05),
+        (["encoder.version=1"], MARGIN, 0.1, 0),
+        (["backbone={name: ltx, weights: Lightricks/LTX-Video}"], ("generation", "fps"), 8, 25),
+        (["train.lora={rank: 8}"], ("memory", "frozen"), "float32", "auto"),
+        (["align.loss.name=cosine"], ("align", "loss", "name"), "relation", "cosine"),
+        (["align.loss.scope=space"], MARGIN, 0.1, 0.1),
+        (["optim.steps=9", "seed=4"], ("optim", "steps"), 6, 9),
+    ],
+    ids=range(8),
+)
+def test_an_override_fills_in_anew_what_was_left_open(
+    recipe: Recipe, tmp_path: Path, changes: list[str], key: tuple, was: Any, now: Any
+) -> None:
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    values["align"]["loss"] = {"name": "relation"}
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(values))
+    left_open = Recipe.from_yaml(path)
+    changed = left_open.override(*changes)
+    assert changed == Recipe.from_yaml(path, changes)
+    for of, expected in ((left_open, was), (changed, now)):
+        value = of.model_dump()
+        for name in key:
+            value = value[name]
+        assert value == expected
+    # A run's recipe states all, and an override leaves what is stated.
+    left_open.to_yaml(path)
+    stated = Recipe.from_yaml(path)
+    assert stated == left_open and stated.override("seed=3") == left_open
+
+
+def test_an_override_reaches_plugins_that_were_made_in_python(recipe: Recipe) -> None:
+    term = Align(loss=Relation(), block=2, hidden=16)
+    values = {"align": term, "encoder": recipe.encoder, "backbone": recipe.backbone}
+    made = Recipe(**(recipe.model_dump() | values))
+    assert made.override("align.loss.margin=0.3").align.loss == Relation(margin=0.3)
+    open_loss = Recipe(**(recipe.model_dump() | values | {"align": Align(block=2)}))
+    assert open_loss.override("align.loss.margin=0.3").align.loss == Relation(margin=0.3)
 
 
 def test_inspect_lists_the_prompts_so_that_a_comma_that_split_one_is_seen(recipe: Recipe) -> None:

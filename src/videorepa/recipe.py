@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BeforeValidator,
     Discriminator,
     Field,
     Tag,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 
@@ -74,7 +75,9 @@ class Align(Section):
     """
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
-    loss: LossField = Field(default_factory=lambda: plugins.description("losses", "relation")())
+    loss: LossField = Field(
+        default_factory=lambda: plugins.description("losses", "relation")(name="relation")
+    )
     block: Annotated[int | Literal["clean"], block_or("clean")]
     target: Annotated[int | Literal["encoder", "latents"], block_or("encoder", "latents")] = (
         "encoder"
@@ -104,13 +107,17 @@ class Align(Section):
         return self.weight == 0
 
 
-def _as_published(value: Any, info: ValidationInfo) -> Any:
+def _as_published(
+    value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo
+) -> Generation:
     """Fill in the backbone's published values where `generation` leaves them out."""
-    backbone = info.data.get("backbone")
+    generation, backbone = check(value), info.data.get("backbone")
+    given = generation.model_dump(exclude_unset=True)
     # A run's recipe has them all, and can be read where the backbone's folder is gone or damaged.
-    if not backbone or not isinstance(value, dict) or value.keys() >= {*Generation.model_fields}:
-        return value
-    return backbone.published_generation() | value
+    if not backbone or given.keys() == {*Generation.model_fields}:
+        return generation
+    published = check(backbone.published_generation() | given)
+    return generation.derived(**published.model_dump(exclude={*given}))
 
 
 if TYPE_CHECKING:
@@ -144,8 +151,8 @@ class Recipe(Section):
     memory: Memory = Memory()
     speed: Speed = Speed()
     parallel: Parallel | None = None
-    generation: Annotated[Generation, BeforeValidator(_as_published)] = Field(
-        default_factory=dict, validate_default=True
+    generation: Annotated[Generation, WrapValidator(_as_published)] = Field(
+        default_factory=Generation, validate_default=True
     )
     validation: Validation | None = None
 
@@ -180,7 +187,7 @@ class Recipe(Section):
     def _memory_fits_the_training(self) -> Recipe:
         memory = self.memory
         if self.train.lora is None and memory.frozen == "auto":
-            memory = memory.model_copy(update={"frozen": "float32"})
+            memory = memory.derived(frozen="float32")
             object.__setattr__(self, "memory", memory)
         if self.train.lora is None and (memory.frozen != "float32" or memory.offload != "none"):
             raise ValueError(
@@ -267,8 +274,15 @@ class Recipe(Section):
         return cls.checked(values, f"{source} is not a recipe")
 
     def override(self, *overrides: str) -> Recipe:
-        """Make a copy with some keys changed, each `dotted.key=value`. Raises UserError."""
-        values = self.model_dump(mode="json")
+        """Make a copy with some keys changed, each `dotted.key=value`.
+
+        It is the recipe that its file would give with these changes: what was left open, such as a
+        margin that goes with the encoder, is filled in anew.
+
+        Raises:
+          UserError: The result is no recipe.
+        """
+        values = self.model_dump(mode="json", exclude_unset=True)
         for override in overrides:
             change(values, override)
         return self.parse(values)

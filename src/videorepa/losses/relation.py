@@ -48,7 +48,7 @@ class Relation(Loss):
     def taught_by(self, encoder: EncoderSpec | None) -> Relation:
         if encoder is None or "margin" in self.model_fields_set:
             return self
-        return self.model_copy(update={"margin": encoder.relation_margin})
+        return self.derived(margin=encoder.relation_margin)
 
     def __call__(self, student: TokenGrid, teacher: TokenGrid) -> Tensor:
         check_same_grid(student, teacher)

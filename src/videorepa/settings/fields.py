@@ -16,7 +16,9 @@ def _described_by(kind: str) -> BeforeValidator:
 
     def build(value: Any) -> Any:
         if not isinstance(value, dict):
-            return value
+            is_named = "name" in getattr(type(value), "model_fields", ())
+            # The name counts as set, also that of `Relation()`: nothing is read back without it.
+            return value.model_copy(update={"name": value.name}) if is_named else value
         if not isinstance(value.get("name"), str):
             raise ValueError(f"set `name:` to one of {', '.join(plugins.names(kind))}")
         described = plugins.description(kind, value["name"])

@@ -51,6 +51,15 @@ class Section(BaseModel):
             return tuple(from_home(of) if isinstance(of, Path) else of for of in value)
         return from_home(value) if isinstance(value, Path) else value
 
+    def derived(self, **values: Any) -> Self:
+        """Make a copy with values that follow from others.
+
+        They count as left open, so that another one of those others gives other values.
+        """
+        copy = self.model_copy(update=values)
+        copy.model_fields_set.difference_update(values)
+        return copy
+
     @classmethod
     def from_settings(cls, settings: Sequence[str], what: str) -> Self:
         """Make the section with these keys.
