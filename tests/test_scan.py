@@ -405,6 +405,7 @@ def test_a_stopped_scan_keeps_its_levels(recipe: Recipe, tmp_path: Path, monkeyp
     [
         (["seed=4"], {}, "it differs in seed"),
         (["backbone.tiling=true"], {}, "it differs in backbone"),
+        (["data.fps=4"], {}, "it differs in fps"),
         ([], {"clips": 3}, "it differs in clips"),
         ([], {"blocks": [1]}, "it differs in blocks"),
     ],

@@ -169,6 +169,7 @@ def _parts(
     always = {
         "format": FORMAT,
         "size": [data.frames, data.height, data.width],
+        "fps": data.fps,
         "precision": str(dtype),
         "clips": clips_digest,
     } | ({"without": "first frame"} if backbone.takes_image else {})
