@@ -44,6 +44,7 @@ from videorepa.generate import generate
 from videorepa.inspect import inspect
 from videorepa.prepare import prepare
 from videorepa.recipe import Recipe
+from videorepa.scan import scan
 from videorepa.system.stopping import Terminated
 from videorepa.train import train
 from videorepa.training.parallel import Alone
@@ -694,6 +695,9 @@ def test_a_rate_that_contradicts_what_ltx_is_told_is_refused(
         UserError, match="data.fps is 25, and backbone.frame_rate tells .* 24 frames"
     ):
         check(own.override(*slow, "data.fps=25"))
+    teacher = f"encoder={json.dumps(recipe.encoder.model_dump())}", "align={block: 2}"
+    with pytest.raises(UserError, match="data.fps is 25, and backbone.frame_rate tells"):
+        scan(own.override(*slow, "data.fps=25", *teacher), tmp_path / "scan")
     with pytest.raises(UserError, match="generation.fps is 8 and backbone.frame_rate 25"):
         check(own.override("generation.fps=8"))
     with pytest.raises(UserError, match="the lab draws clips at a rate of its own"):

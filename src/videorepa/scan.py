@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from videorepa.align.contract import check_rate
 from videorepa.align.resampling import resample
 from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
 from videorepa.encoders import Encoder, EncoderSpec
@@ -75,7 +76,8 @@ def scan(
 
     Raises:
         UserError: `out` holds something else or a part that was measured differently, a number is
-            out of range, there is no teacher, or fewer than two clips can be read.
+            out of range, there is no teacher, the model is told another rate than the clips show,
+            or fewer than two clips can be read.
     """
     specs = all_teachers(recipe, teachers or {})
     if not specs:
@@ -83,6 +85,7 @@ def scan(
             f"The recipe {recipe.name} has no encoder, so there is no teacher to compare with. "
             "Give one with --teacher NAME=WEIGHTS."
         )
+    check_rate(recipe)
     shapes = recipe.backbone.shapes(recipe.data)
     levels = sorted(set(noise_levels))
     numbers = sorted(set(blocks)) if blocks is not None else list(range(1, shapes.blocks + 1))

@@ -49,12 +49,7 @@ def check(recipe: Recipe) -> Contract:
         _check_images(recipe.validation, backbone)
     backbone.check_generation(recipe.generation)
     backbone.check_batch(recipe.optim.batch_size)
-    fps, told = recipe.data.fps, backbone.told_fps
-    if fps and told and not is_same_rate(fps, told):
-        raise UserError(
-            f"data.fps is {fps:g}, and backbone.frame_rate tells the model that clips show "
-            f"{told:g} frames per second. Make the two equal."
-        )
+    check_rate(recipe)
     if backbone.prepared_with is not None:
         _check_prepared(recipe, shapes)
     for name, term in recipe.terms.items():
@@ -75,6 +70,16 @@ def check(recipe: Recipe) -> Contract:
     _check_losses(terms, compared, left_out)
     parameters = sum(p.numel() for p in terms.parameters())
     return Contract(shapes, compared, parameters, continuation, left_out)
+
+
+def check_rate(recipe: Recipe) -> None:
+    """Check that clips show the rate that the model is told. Raises UserError."""
+    fps, told = recipe.data.fps, recipe.backbone.told_fps
+    if fps and told and not is_same_rate(fps, told):
+        raise UserError(
+            f"data.fps is {fps:g}, and backbone.frame_rate tells the model that clips show "
+            f"{told:g} frames per second. Make the two equal."
+        )
 
 
 def _check_images(validation: Validation, backbone: BackboneSpec) -> None:
