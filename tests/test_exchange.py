@@ -345,18 +345,25 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
 ) -> None:
     folder = tmp_path / "clips" / "scores"
     folder.mkdir(parents=True)
-    metrics = {"pc": {"percent": 12.5, "low": 3.1, "high": 30.2, "n": 16}, "motion": {"mean": 4.25}}
+    share = {"percent": 12.5, "low": 3.1, "high": 30.2, "n": 15, "invalid": 1, "prompts": 4}
+    metrics = {"pc": share, "motion": {"mean": 4.25}}
     summary = {"benchmark": "lab", "version": "1", "n": 16, "metrics": metrics, "failures": []}
-    difference = {"difference": 4.0, "low": -1.0, "high": 9.0, "p": 0.25}
-    comparison = {"against": "control", "metrics": {"pc": difference}}
+    summary |= {"about": "They were chosen.", "missing": [{"prompt_id": "a", "k": 0}]}
+    difference = {"difference": 4.0, "low": -1.0, "high": 9.0, "p": 0.25, "p_holm": 0.5, "n": 14}
+    small = {"difference": 0.031, "low": 0.02, "high": 0.04, "p": 0.01, "p_holm": 0.02, "n": 15}
+    comparison = {"against": "control", "metrics": {"pc": difference, "motion": small}}
+    comparison["unpaired"] = 2
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "comparison.json").write_text(json.dumps(comparison))
     (folder / "scores.jsonl").write_text("")
     recipe, product = lora_run.recipe, "pytorch_lora_weights.safetensors"
     card = model_card(lora_run, recipe, 6, product, "float32", [Scores.read(folder)])
-    assert "| pc | 12.5 % | [3.1, 30.2] | 16 |" in card and "lab 1, on the clips in `clips`" in card
-    assert "| motion | 4.25 |" in card
-    assert "| pc | +4.0 | [-1.0, 9.0] | 0.250 |" in card and "Against `control`" in card
+    about = "16 clips, of 4 different prompts, 1 clips are missing.\n\nThey were chosen.\n\n"
+    assert f"lab 1, from `clips/scores`: {about}| metric" in card
+    assert "| pc | 12.5 % | [3.1, 30.2] | 15 | 1 |\n| motion | 4.25 |  |  | 0 |\n" in card
+    assert "Against `control`, clip by clip; left out: 2 clips of the two without a partner" in card
+    assert "| pc | +4.0 | [-1.0, 9.0] | 14 | 0.250 | 0.500 |\n" in card
+    assert "| motion | +0.031 | [0.02, 0.04] | 15 | 0.010 | 0.020 |\n" in card
     assert "LoRA, rank 4, alpha 2, step 6 of 6" in card and "relation, weight 0.5, block 2" in card
     assert f"base model: {recipe.backbone.weights}" in card and "its license holds" in card
     assert recipe.text().rstrip() in card and product in card

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from videorepa.artifacts.scores import Metric, MetricDifference, Scores
+from videorepa.artifacts.scores import Comparison, Metric, MetricDifference, Scores, Summary
 from videorepa.artifacts.selection import Selection
 from videorepa.system.wording import count
 
@@ -22,14 +22,7 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
     lines = []
     for name, item in scores.items():
         summary, comparison = item.summary, item.comparison
-        problems = {
-            "could not be read": summary.failures,
-            "are missing": summary.missing,
-            "are left over and not counted": summary.left_over,
-        }
-        fewer = [m.prompts for m in summary.metrics.values() if m.prompts and m.prompts < summary.n]
-        notes = [f"of {max(fewer)} different prompts"] if fewer else []
-        notes += [f"{len(clips)} clips {what}" for what, clips in problems.items() if clips]
+        notes = notes_on_clips(summary)
         note = f"  ({', '.join(notes)})" if notes else ""
         lines.append(f"{name:10s} n={summary.n:<4d} {_values(summary.metrics)}{note}")
         if summary.about:
@@ -49,13 +42,29 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
             for key, value in differences.items()
             if key in shown
         ]
-        other, apart = comparison.against, comparison.unpaired
-        lost = len(comparison.failures)
-        notes = [f"{count(apart, 'clip')} of the two without a partner"] if apart else []
-        notes += [f"{count(lost, 'clip')} of {other} could not be read"] if lost else []
-        if notes:
+        if notes := left_out(comparison):
             lines.append(f"{'':10s} left out of the comparison: {', '.join(notes)}")
     return "\n".join(lines)
+
+
+def notes_on_clips(summary: Summary) -> list[str]:
+    """What one has to know of the clips that the scores are of, and of those that they lack."""
+    problems = {
+        "could not be read": summary.failures,
+        "are missing": summary.missing,
+        "are left over and not counted": summary.left_over,
+    }
+    fewer = [m.prompts for m in summary.metrics.values() if m.prompts and m.prompts < summary.n]
+    notes = [f"of {max(fewer)} different prompts"] if fewer else []
+    return notes + [f"{len(clips)} clips {what}" for what, clips in problems.items() if clips]
+
+
+def left_out(comparison: Comparison) -> list[str]:
+    """Which clips a comparison is not of."""
+    other, apart = comparison.against, comparison.unpaired
+    lost = len(comparison.failures)
+    notes = [f"{count(apart, 'clip')} of the two without a partner"] if apart else []
+    return notes + ([f"{count(lost, 'clip')} of {other} could not be read"] if lost else [])
 
 
 def _shown(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:

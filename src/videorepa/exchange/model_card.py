@@ -13,6 +13,7 @@ from videorepa.artifacts import checkpoint
 from videorepa.artifacts.model import trained_digest
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Metric, MetricDifference, Scores
+from videorepa.evaluation.tables import left_out, notes_on_clips
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
 from videorepa.exchange.usage import sampled_with, usage
 from videorepa.recipe import Recipe
@@ -38,7 +39,7 @@ def model_card(
       step: The step of the exported checkpoint.
       product: The name of the exported file or folder.
       dtype: The dtype of the exported weights.
-      evaluations: The scores of the run's clips.
+      evaluations: The scores of the exported model's clips.
     """
     base, part = recipe.backbone.weights, recipe.backbone.part
     shown = recipe.backbone.shown_in_training(recipe.data)
@@ -132,34 +133,53 @@ def _alignment(recipe: Recipe) -> str:
 def _scores(scores: Scores) -> str:
     """Write the table of one evaluation, and of its comparison if it has one."""
     summary, comparison = scores.summary, scores.comparison
-    rows = ["| metric | value | 95 % interval | clips |", "|---|---|---|---|"]
-    rows += [f"| {name} | {_metric(metric)} |" for name, metric in summary.metrics.items()]
-    failed = f"; {len(summary.failures)} clips could not be scored" if summary.failures else ""
-    clips = scores.folder.resolve().parent.name
+    folder = scores.folder.resolve()
+    notes = [f"{count(summary.n, 'clip')}", *notes_on_clips(summary)]
+    if any(row.get("model_digest") is None for row in scores.rows):
+        notes.append("made by a model that is not recorded")
     lines = [
-        f"{summary.benchmark} {summary.version}, on the clips in `{clips}`{failed}:",
+        f"{summary.benchmark} {summary.version}, from `{folder.parent.name}/{folder.name}`: "
+        f"{', '.join(notes)}.",
+        *(["", summary.about] if summary.about else []),
         "",
-        *rows,
+        "| metric | value | 95 % interval | clips | invalid |",
+        "|---|---|---|---|---|",
+        *(f"| {name} | {_metric(metric)} |" for name, metric in summary.metrics.items()),
     ]
     if comparison is not None:
-        lines += ["", f"Against `{comparison.against}`, clip by clip:", ""]
-        lines += ["| metric | difference | 95 % interval | p |", "|---|---|---|---|"]
-        lines += [f"| {name} | {_difference(d)} |" for name, d in comparison.metrics.items()]
+        notes = left_out(comparison)
+        without = f"; left out: {', '.join(notes)}" if notes else ""
+        lines += [
+            "",
+            f"Against `{comparison.against}`, clip by clip{without}:",
+            "",
+            "| metric | difference | 95 % interval | pairs | p | p, as one of a family |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {name} | {_difference(difference, summary.metrics.get(name, Metric()))} |"
+                for name, difference in comparison.metrics.items()
+            ),
+        ]
     return "\n".join(lines)
 
 
 def _metric(metric: Metric) -> str:
-    if metric.percent is None:
-        value = "none" if metric.mean is None else f"{metric.mean:.4g}"
-        return f"{value} | {_interval(metric, '.3g')} | {metric.n}"
-    return f"{metric.percent:.1f} % | {_interval(metric)} | {metric.n}"
+    value, form = (metric.percent, ".1f") if metric.is_share else (metric.mean, ".4g")
+    unit = " %" if metric.is_share else ""
+    shown = "none" if value is None else f"{value:{form}}{unit}"
+    return f"{shown} | {_interval(metric, metric)} | {_number(metric.n)} | {metric.invalid}"
 
 
-def _difference(difference: MetricDifference) -> str:
-    if difference.p is None:  # The metric is no share; the difference is in its own unit.
-        return f"{difference.difference:+.3g} | {_interval(difference, '.3g')} |"
-    return f"{difference.difference:+.1f} | {_interval(difference)} | {difference.p:.3f}"
+def _difference(difference: MetricDifference, metric: Metric) -> str:
+    value = f"{difference.difference:+{'.1f' if metric.is_share else '.3g'}}"
+    tests = f"{_number(difference.p, '.3f')} | {_number(difference.p_holm, '.3f')}"
+    return f"{value} | {_interval(difference, metric)} | {_number(difference.n)} | {tests}"
 
 
-def _interval(of: Metric | MetricDifference, form: str = ".1f") -> str:
+def _interval(of: Metric | MetricDifference, metric: Metric) -> str:
+    form = ".1f" if metric.is_share else ".3g"
     return "" if of.low is None or of.high is None else f"[{of.low:{form}}, {of.high:{form}}]"
+
+
+def _number(value: float | None, form: str = "") -> str:
+    return "" if value is None else f"{value:{form}}"
