@@ -25,8 +25,9 @@ from conftest import recipe_values
 from videorepa.align.projector import Projector
 from videorepa.align.taps import tap
 from videorepa.artifacts import checkpoint
+from videorepa.artifacts.model import trained_digest
 from videorepa.artifacts.run import Run
-from videorepa.artifacts.scores import Scores
+from videorepa.artifacts.scores import Metric, Scores, Summary
 from videorepa.errors import UserError
 from videorepa.exchange import zero_checkpoint as zero
 from videorepa.exchange.lora import LORA_FILE, Adapter, comfyui_names
@@ -396,6 +397,42 @@ def test_scores_that_lie_in_the_run_are_found(lora_run: Run, tmp_path: Path) -> 
     for scores in ((), [tmp_path]):
         with pytest.raises(UserError, match="not a score folder"):
             export(run, tmp_path / "out", scores=scores)
+
+
+def test_a_card_has_the_scores_of_the_exported_step_alone(
+    lora_run: Run, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(importlib.import_module("videorepa.export"), "_write", lambda *_: None)
+    run = Run(Path(shutil.copytree(lora_run.path, tmp_path / "run")))
+    digests = {s: trained_digest(run, run.recipe.backbone, s) for s in (4, 6)}
+
+    def scored(folder: Path, benchmark: str, digest: str | None) -> Path:
+        folder.mkdir(parents=True)
+        row = {"prompt_id": "a", "k": 0, "scenario": "", "model_digest": digest}
+        metrics = {"pc": Metric(percent=50.0, n=1)}
+        Scores(
+            folder, Summary(benchmark=benchmark, version="7", n=1, metrics=metrics), [row]
+        ).write()
+        return folder
+
+    scored(run.path / "clips" / "scores", "lab", digests[6])
+    scored(run.path / "clips" / "scores-videophy", "videophy", digests[6])
+    scored(run.path / "clips" / "rated", "rated", None)
+    early = scored(run.path / "early" / "scores", "physics_iq", digests[4])
+    monkeypatch.setenv("COLUMNS", "1000")
+    export(run.path, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nlab 7, from `clips/scores`: 1 clip.\n" in card
+    assert "\nvideophy 7, from `clips/scores-videophy`: 1 clip.\n" in card
+    assert "rated 7, from `clips/rated`: 1 clip, made by a model that is not recorded." in card
+    assert "physics_iq" not in card
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "has 1 score of another model, or of another step, than the exported one of step 6" in said
+    )
+    with pytest.raises(UserError, match="another step, than .* step 6. Leave it out of --scores"):
+        export(run.path, tmp_path / "other", scores=[early])
+    assert not (tmp_path / "other").exists()
 
 
 def by_path(pipeline: Any, product: Path) -> None:

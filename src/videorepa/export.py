@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from videorepa.artifacts.model import trained_digest
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Scores
 from videorepa.errors import UserError
@@ -17,6 +18,7 @@ from videorepa.exchange.stock import inputs, output, stock_output
 from videorepa.recipe import Recipe
 from videorepa.system.files import atomic_folder, read_text
 from videorepa.system.progress import console
+from videorepa.system.wording import count
 
 CARD = "README.md"
 
@@ -53,28 +55,27 @@ def export(
         dtype: Dtype of the written weights. bfloat16 rounds small updates away.
         format: "comfyui" writes a LoRA as `comfyui_lora.safetensors`, with ComfyUI's names.
         fuse: Fold a LoRA into the weights and write the whole transformer.
-        scores: Folders that `evaluate` wrote, for the model card; by default those in the run.
+        scores: Folders that `evaluate` or `likelihood` wrote, for the model card; by default those
+            in the run. Of these it leaves out scores of other models and steps, and says so.
 
     Returns:
         The transformer's folder, or the LoRA's file.
 
     Raises:
-        UserError: The options do not fit the run, it has trained nothing, or the outputs differ, in
-            which case nothing is left at `out` and the message says by how much.
+        UserError: The options do not fit the run, it has trained nothing, `scores` are of another
+            model, or the outputs differ, in which case nothing is left at `out` and the message
+            says by how much.
     """
     run = Run.open(run_folder)
     recipe = run.recipe
     _check_kind(recipe, format, fuse)
-    evaluations = [Scores.read(folder) for folder in scores or _scores_in(run)]
-    for evaluation in evaluations:
-        evaluation.check_comparison()
     whole = fuse or recipe.train.lora is None
     lora_file = COMFYUI_FILE if format == "comfyui" else LORA_FILE
     product = out / (recipe.backbone.part if whole else lora_file)
 
     def card(step: int) -> str:
         words = str(dtype).removeprefix("torch.")
-        return model_card(run, recipe, step, product.name, words, evaluations)
+        return model_card(run, recipe, step, product.name, words, _evaluations(run, step, scores))
 
     if product.exists() and _text(out / CARD) == card(run.trained_step):
         console.print(f"{out} holds this export already; nothing was done.")
@@ -158,5 +159,28 @@ def _check_kind(recipe: Recipe, format: Format, fuse: bool) -> None:
         )
 
 
-def _scores_in(run: Run) -> list[Path]:
-    return sorted(path.parent for path in run.path.glob("**/scores/summary.json"))
+def _evaluations(run: Run, step: int, folders: Sequence[Path]) -> list[Scores]:
+    """Read the scores of the run's model at a step: from these folders, or from those in the run.
+
+    Raises:
+        UserError: A folder is damaged, or has a comparison with scores that are others by now; or
+            one that was asked for has scores of another model.
+    """
+    digest, evaluations = trained_digest(run, run.recipe.backbone, step), []
+    in_run = sorted(path.parent for path in run.path.glob("**/summary.json"))
+    for scores in map(Scores.read, folders or in_run):
+        others = [row for row in scores.rows if row.get("model_digest") not in (digest, None)]
+        if not others:
+            scores.check_comparison()
+            evaluations.append(scores)
+            continue
+        found = (
+            f"{scores.folder} has {count(len(others), 'score')} of another model, or of another "
+            f"step, than the exported one of step {step}"
+        )
+        if folders:
+            raise UserError(
+                f"{found}. Leave it out of --scores, or generate the clips and score them again."
+            )
+        console.print(f"{found}; the model card is without it.")
+    return evaluations

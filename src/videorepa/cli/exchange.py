@@ -33,7 +33,7 @@ def export(
       dtype: Dtype of the written weights.
       format: Layout of a LoRA file.
       fuse: Fold a LoRA into the weights and write the whole transformer.
-      scores: Folders that `evaluate` wrote, for the model card; by default those in the run.
+      scores: Folders of this model's scores, for the model card; by default those in the run.
     """
     import torch
 
