@@ -153,6 +153,18 @@ def draw(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def test_a_stock_folder_tells_its_backbone(twin: Twin) -> None:
+    assert Model.of(twin.folder).spec.name == twin.kind
+
+
+def test_a_folder_that_no_backbone_loads_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(
+        UserError, match="holds a StableDiffusionPipeline, which no .* CogVideoXPipeline, .*Wan"
+    ):
+        Model.of(tmp_path)
+
+
 def test_a_likelihood_is_the_models_own_loss_under_noise_in_common(twin: Twin) -> None:
     text, moments = twin.text(CAPTIONS[:1]), twin.live.encode_video(twin.video)
     mode = twin.live.latents(moments, None)

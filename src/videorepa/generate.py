@@ -47,7 +47,7 @@ def generate(
     *,
     settings: Generation | None = None,
     size: ClipSize | None = None,
-    backbone: str = "cogvideox",
+    backbone: str | None = None,
     step: int | None = None,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
@@ -78,7 +78,7 @@ def generate(
         out: Folder of the clips.
         settings: How to sample; by default as the recipe says.
         size: Size of the clips; by default the recipe's, or the one a diffusers folder is made for.
-        backbone: Kind of a diffusers folder.
+        backbone: Kind of a diffusers folder; by default the one that loads its pipeline.
         step: Step of the run's checkpoint to use; by default the newest.
         seed: Another seed gives every clip other noise.
         shard: (i, n) generates every n-th clip, starting at the i-th.

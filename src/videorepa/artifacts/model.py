@@ -10,7 +10,7 @@ import torch
 
 from videorepa.artifacts.checkpoint import Checkpoint, step_folder
 from videorepa.artifacts.run import Run
-from videorepa.backbones import Backbone, BackboneSpec, Part
+from videorepa.backbones import Backbone, BackboneSpec, Part, pipeline_of
 from videorepa.backbones._micro import FROM_IMAGE
 from videorepa.errors import UserError
 from videorepa.recipe import Recipe
@@ -21,7 +21,7 @@ from videorepa.system.files import check_is_folder
 from videorepa.system.fingerprint import json_digest, weights_digest
 
 
-def default_settings(model: Path, backbone: str = "cogvideox") -> Generation:
+def default_settings(model: Path, backbone: str | None = None) -> Generation:
     """Give the settings with which `generate` samples from a model by default."""
     if Run.is_one(model):
         return Run.open(model).recipe.generation
@@ -51,17 +51,18 @@ class Model:
     trained: Checkpoint | None = None
 
     @classmethod
-    def of(cls, model: Path, backbone: str = "cogvideox", step: int | None = None) -> Model:
+    def of(cls, model: Path, backbone: str | None = None, step: int | None = None) -> Model:
         """Open a model by its path, without loading its weights.
 
         Args:
             model: A run's folder, a recipe (for its untouched base model), a diffusers folder, or
                 "micro" or "micro-i2v".
-            backbone: The kind of a diffusers folder.
+            backbone: The kind of a diffusers folder; by default the one that loads its pipeline.
             step: The step of the run's checkpoint; by default the newest.
 
         Raises:
-            UserError: The path is none of these, or the run has no such checkpoint.
+            UserError: The path is none of these, no backbone loads the folder's pipeline, or the
+                run has no such checkpoint.
         """
         if step is not None and not Run.is_one(model):
             raise UserError(f"{model} is not a run, so it has no checkpoint of step {step}.")
@@ -77,7 +78,8 @@ class Model:
             settings, precision = recipe.generation, recipe.train.precision
             return cls(name, recipe.backbone, recipe.data, settings, precision, run, trained)
         elif (model / "model_index.json").is_file() or str(model) in ("micro", FROM_IMAGE):
-            spec = plugins.description("backbones", backbone)(name=backbone, weights=str(model))
+            kind = backbone or _kind_of(model)
+            spec = plugins.description("backbones", kind)(name=kind, weights=str(model))
             settings = Generation(**spec.published_generation())
             with spec.described():
                 size = spec.default_size()
@@ -112,6 +114,22 @@ class Model:
         if self.run is not None:
             return self.run.backbone(parts, device, dtype, self.trained)
         return self.spec.load(parts, device, dtype)
+
+
+def _kind_of(model: Path) -> str:
+    """The backbone of a diffusers folder, or of a model of the lab's. Raises UserError."""
+    if str(model) in ("micro", FROM_IMAGE):
+        return "cogvideox"
+    pipeline, known = pipeline_of(model), set()
+    for kind in plugins.names("backbones"):
+        pipelines = plugins.description("backbones", kind).pipelines()
+        if pipeline in pipelines:
+            return kind
+        known |= pipelines
+    raise UserError(
+        f"{model} holds a {pipeline}, which no backbone loads; expected one of "
+        f"{', '.join(sorted(known))}."
+    )
 
 
 def trained_digest(run: Run, spec: BackboneSpec, step: int) -> str:

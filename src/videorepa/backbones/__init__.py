@@ -15,7 +15,13 @@ from videorepa.backbones._live import (
     pictures,
 )
 from videorepa.backbones._noise import timestep_of_noise
-from videorepa.backbones._spec import TWO_STREAMS, BackboneShapes, BackboneSpec, Geometry
+from videorepa.backbones._spec import (
+    TWO_STREAMS,
+    BackboneShapes,
+    BackboneSpec,
+    Geometry,
+    pipeline_of,
+)
 
 __all__ = [
     "ONE_TILE",
@@ -30,5 +36,6 @@ __all__ = [
     "Text",
     "moved",
     "pictures",
+    "pipeline_of",
     "timestep_of_noise",
 ]

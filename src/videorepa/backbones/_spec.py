@@ -311,14 +311,19 @@ class BackboneSpec(Section):
                 f"{folder} has no model_index.json; expected a diffusers {self.pipeline_class} "
                 "folder."
             )
-        pipeline = _read_json(index).get("_class_name")
-        own = dict.fromkeys(filter(None, (self.pipeline_class, self.image_pipeline)))
-        if pipeline not in (*own, *self.also_of):
+        pipeline = pipeline_of(folder)
+        if pipeline not in self.pipelines():
+            own = dict.fromkeys(filter(None, (self.pipeline_class, self.image_pipeline)))
             raise UserError(
                 f"{folder} holds a {pipeline}; the backbone {self.name} loads a "
                 f"{' or a '.join(own)}."
             )
         return folder
+
+    @classmethod
+    def pipelines(cls) -> set[str | None]:
+        """The stock pipelines whose folders hold its parts."""
+        return {cls.pipeline_class, cls.image_pipeline, *cls.also_of} - {None}
 
     def check_clip(self, size: ClipSize) -> None:
         """Check that the model can take clips of a size.
@@ -619,6 +624,11 @@ def _parameters(stock_class: str, config: str) -> int:
 
 
 _configuration = until_changed(read_configuration)
+
+
+def pipeline_of(folder: Path) -> str | None:
+    """The class of a diffusers folder's pipeline. Raises UserError if it cannot be read."""
+    return _read_json(folder / "model_index.json").get("_class_name")
 
 
 def _read_json(path: Path) -> Config:

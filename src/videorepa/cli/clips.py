@@ -18,7 +18,7 @@ def generate(
     samples: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    backbone: str = "cogvideox",
+    backbone: str | None = None,
     column: str | None = None,
     images: Path | None = None,
     step: int | None = None,
@@ -50,7 +50,8 @@ def generate(
       samples: Clips per prompt; by default as the benchmark asks for, or as the recipe says.
       steps: Denoising steps; by default as the recipe says.
       guidance_scale: Strength of classifier-free guidance; by default as the recipe says.
-      backbone: Kind of a diffusers folder; runs and recipes state it themselves.
+      backbone: Kind of a diffusers folder; by default the one that loads its pipeline. Runs and
+        recipes state it themselves.
       column: Column of the texts, such as `detailed`; by default `caption`, or else `prompt`.
         Scores are always against `caption`.
       images: Folder of first frames, for models that continue an image: those that the list's
