@@ -217,6 +217,22 @@ def test_clips_of_the_other_side_that_fail_are_told_of(tmp_path, capsys):
     assert Scores.read(folder / "scores").summary.n == N, "this side's are kept"
 
 
+def test_scores_are_written_once_and_kept_where_they_cannot_be_compared(tmp_path, monkeypatch):
+    written = []
+    write = Scores.write
+    monkeypatch.setattr(Scores, "write", lambda scores: (written.append(scores), write(scores))[0])
+    ours, theirs = (write_clips(tmp_path / name) for name in ("ours", "theirs"))
+    evaluate("lab", ours, against=theirs)
+    assert len(written) == 1 and written[0].comparison is not None
+    for sidecar in theirs.glob("*.json"):
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"k": 9}))
+    with pytest.raises(
+        UserError, match="no clip in both .* of .*ours are kept in .*ours/scores, w"
+    ):
+        evaluate("lab", ours, tmp_path / "ours" / "scores", against=theirs)
+    assert len(written) == 2 and Scores.read(ours / "scores").summary.n == N
+
+
 def test_an_interval_does_not_depend_on_the_order_of_clips() -> None:
     draw = np.random.default_rng(0)
     rows = [

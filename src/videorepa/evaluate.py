@@ -83,7 +83,8 @@ def evaluate(
             writes no tables. The same call without it then combines the rows of all shards.
 
     Raises:
-        UserError: There are no clips, none can be scored, or a sidecar is damaged.
+        UserError: There are no clips, none can be scored, a sidecar is damaged, or the two cannot
+            be compared; the scores of `videos` are kept then.
     """
     check_shard(shard)
     bench = plugins.benchmark(benchmark, settings)
@@ -117,16 +118,27 @@ def evaluate(
     scores = Scores(scored.folder, summary, scored.rows)
     if shard[1] > 1:
         return scores
-    scores.write()
     if against is not None and theirs is not None:
-        _check_some(theirs, against)
-        # In their order, so that what is read there has the digest that is kept.
-        write_rows(theirs.folder / "scores.jsonl", theirs.rows)
-        comparison = compared(bench.compare, short_name(against), theirs.rows, scored.rows)
-        told = (theirs.folder, json_digest(theirs.rows), theirs.failures)
-        scores = scores.with_comparison(comparison, *told)
-        scores.write()
+        try:
+            scores = _compared(bench, scores, theirs, against)
+        except UserError as error:
+            scores.write()
+            raise UserError(
+                f"{error} The scores of {videos} are kept in {scores.folder}, without a comparison."
+            ) from None
+    scores.write()
     return scores
+
+
+def _compared(bench: Benchmark, scores: Scores, theirs: _Scored, against: Path) -> Scores:
+    """The scores with their comparison. Raises UserError if there can be none."""
+    _check_some(theirs, against)
+    comparison = compared(bench.compare, short_name(against), theirs.rows, [*scores.rows])
+    # In their order, so that what is read there has the digest that is kept.
+    write_rows(theirs.folder / "scores.jsonl", theirs.rows)
+    return scores.with_comparison(
+        comparison, theirs.folder, json_digest(theirs.rows), theirs.failures
+    )
 
 
 def _check_some(scored: _Scored, videos: Path) -> None:
