@@ -172,7 +172,12 @@ def test_the_help_of_evaluate_says_what_every_benchmark_needs(capsys, monkeypatc
     }
 
 
-@pytest.mark.parametrize("option", [["--set", "train=12"], ["--out", "few"], ["--shard", "0/2"]])
+@pytest.mark.parametrize(
+    "option",
+    # The last two are what a study takes by default.
+    [["--set", "train=12"], ["--out", "few"], ["--shard", "0/2"]]
+    + [["--out", "study"], ["--shard", "0/1"]],
+)
 def test_lab_s_parts_refuse_the_options_of_its_study(option: list[str], capsys) -> None:
     assert main(["lab", "contact", "contact.yaml", *option]) == 1
-    assert "for `lab study` alone" in capsys.readouterr().err
+    assert f"Leave out {option[0]}, for `lab study` alone" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import tyro
 
 from videorepa.cli.options import Overrides, Positional, Shard, parse_shard
 from videorepa.errors import UserError
+from videorepa.system.wording import listed
 
 
 def demo(out: Path = Path("demo"), quick: bool = False) -> None:
@@ -47,9 +48,9 @@ def lab(
         ]
     ],
     recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None,
-    out: Path = Path("study"),
+    out: Path | None = None,
     rows: Path | None = None,
-    shard: Shard = "0/1",
+    shard: Shard | None = None,
     set: Overrides = (),
 ) -> None:
     """Run the lab's study, or make a part of its micro models from a recipe in recipes/micro.
@@ -73,7 +74,7 @@ def lab(
     Args:
       part: What to make.
       recipe: A YAML file; for a study by default the short one that is shipped.
-      out: Folder of the study.
+      out: Folder of the study; by default `study`.
       rows: Train nothing, and print the tables of this file, rows.csv or measured.csv, which a
         study wrote.
     """
@@ -86,7 +87,7 @@ def lab(
         if rows is not None:
             print(tables_of(parsed, rows))
             return
-        result = study(parsed, out, shard=parse_shard(shard))
+        result = study(parsed, out or Path("study"), shard=parse_shard(shard or "0/1"))
         print(f"{result.tables}\n{cost(result.recipe, result.out)}")
         for job in result.missing:
             print(f"still to be done: {job}")
@@ -95,10 +96,11 @@ def lab(
 
     if recipe is None:
         raise UserError(f"lab {part} needs a recipe, such as recipes/micro/{part}.yaml.")
-    if (out, rows, shard, tuple(set)) != (Path("study"), None, "0/1", ()):
+    of_study = {"--out": out, "--rows": rows, "--shard": shard, "--set": set or None}
+    if given := [option for option, value in of_study.items() if value is not None]:
         raise UserError(
-            f"The options --out, --rows, --shard and --set are for `lab study` alone. lab {part} "
-            f"takes all from its recipe: leave them out, and change a copy of {recipe}."
+            f"Leave out {listed(given)}, for `lab study` alone. lab {part} takes all from its "
+            f"recipe: change a copy of {recipe}."
         )
     for key, value in make(part, recipe).items():
         print(f"{key}: {value:.4g}")
