@@ -170,6 +170,20 @@ def test_rows_are_kept_when_it_is_stopped(server: Scripted, tmp_path: Path, monk
     assert [row["id"] for row in rows_of(out)] == ["a", "b", "c"]
 
 
+def test_writing_takes_no_longer_for_a_long_list_than_asking(tmp_path: Path, monkeypatch) -> None:
+    module = sys.modules["videorepa.refine"]
+    written, write = [], module.atomic_write
+    monkeypatch.setattr(module, "_server", lambda *_: (str.upper, "m"))
+    monkeypatch.setattr(
+        module, "atomic_write", lambda path, text: (written.append(path), write(path, text))
+    )
+    prompts = [Prompt(str(number), f"Ball {number} falls.") for number in range(300)]
+    found = refine(prompts, tmp_path / "refined.csv", model="m", endpoint="there")
+    # Each answer comes at once, and writing takes a tenth of the time.
+    assert len(written) < 100 and written[0] == found.out
+    assert rows_of(found.out) == found.rows and len(found.rows) == found.asked == 300
+
+
 def test_a_busy_server_is_asked_again_later(
     server: Scripted, tmp_path: Path, waited: list[float]
 ) -> None:
