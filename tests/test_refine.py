@@ -170,6 +170,18 @@ def test_rows_are_kept_when_it_is_stopped(server: Scripted, tmp_path: Path, monk
     assert [row["id"] for row in rows_of(out)] == ["a", "b", "c"]
 
 
+def test_a_list_that_repeats_what_is_refined_gets_its_rows_unasked(
+    server: Scripted, tmp_path: Path
+) -> None:
+    out = tmp_path / "refined.csv"
+    refine(PROMPTS, out, model="m", endpoint=server.url)
+    found = refine([Prompt("d", "Rain."), *PROMPTS], out, model="m", endpoint=server.url)
+    assert found.asked == 0 and [row["id"] for row in rows_of(out)] == ["d", "a", "b", "c"]
+    before = out.stat().st_mtime_ns
+    refine([Prompt("d", "Rain."), *PROMPTS], out, model="m", endpoint=server.url)
+    assert out.stat().st_mtime_ns == before
+
+
 def test_writing_takes_no_longer_for_a_long_list_than_asking(tmp_path: Path, monkeypatch) -> None:
     module = sys.modules["videorepa.refine"]
     written, write = [], module.atomic_write

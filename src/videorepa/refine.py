@@ -143,7 +143,8 @@ def refine(
         _local(model, instruction) if endpoint is None else _server(endpoint, model, instruction)
     )
     digest = json_digest(instruction)
-    answers = _answers(out, columns, {_asked(row) for row in about.values()}, model_name, digest)
+    before = _earlier(out, columns, {_asked(row) for row in about.values()}, model_name, digest)
+    answers = {_asked(row): row["detailed"] for row in before}
     failed: dict[str, str] = {}
 
     def rows() -> list[dict[str, str]]:
@@ -157,7 +158,7 @@ def refine(
     todo = [prompt for prompt in prompts if _asked(about[prompt.id]) not in answers]
     asked = 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    is_written, next_write = True, 0.0
+    is_written, next_write = rows() == before, 0.0
 
     def write() -> float:
         """Write the file, and give the time from which it may be written again."""
@@ -211,12 +212,12 @@ def _asked(row: Mapping[str, str]) -> str:
     return f"{row['caption']}\n\nThe image shows: {frame}" if frame else row["caption"]
 
 
-def _answers(
+def _earlier(
     out: Path, columns: tuple[str, ...], questions: set[str], model: str, instruction: str
-) -> dict[str, str]:
-    """Read the answers that `out` holds already, by what was asked."""
+) -> list[dict[str, str]]:
+    """Read the rows that `out` holds already. Raises UserError if they are of something else."""
     if not out.exists():
-        return {}
+        return []
     try:
         check_is_file(out)
         with out.open(encoding="utf-8", newline="") as file:
@@ -242,7 +243,7 @@ def _answers(
             f"{out} holds {len(foreign)} prompts that are not in the list of prompts; the first is "
             f"{foreign[0]!r}. Choose another --out."
         )
-    return {_asked(row): row["detailed"] for row in rows}
+    return rows
 
 
 def _messages(instruction: str, question: str) -> list[dict[str, str]]:
