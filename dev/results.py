@@ -1,4 +1,4 @@
-"""Makes the tables and figures of docs/study.md, docs/answer.md and docs/lab.md from docs/study/.
+"""Makes the tables and figures of pages in docs/ from docs/study/.
 
 Run: python dev/results.py [STUDY ...]
 
@@ -35,7 +35,7 @@ from videorepa.settings.section import read_values
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = (DOCS / "study.md", DOCS / "answer.md", DOCS / "lab.md")
+PAGES = (DOCS / "study.md", DOCS / "evidence.md", DOCS / "lab.md")
 KEPT = DOCS / "study"
 RECIPE = ROOT / "recipes" / "micro" / "study.yaml"
 MAP = ROOT / "recipes" / "micro" / "map.yaml"
@@ -43,6 +43,7 @@ SHAPES = ROOT / "recipes" / "micro" / "shapes.yaml"
 CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
 BARE = ROOT / "recipes" / "micro" / "bare.yaml"
 FREE = ROOT / "recipes" / "micro" / "free.yaml"
+LASTING = ROOT / "recipes" / "micro" / "lasting.yaml"
 FAMILIES = {
     "near": (("bare-near", "bare-untrained"), ("bare-near", "bare-places")),
     "both": (("both-truth", "free-truth"), ("both-truth", "bare-near")),
@@ -67,6 +68,7 @@ NAMES_KEPT = {
     "confirmation": {MEASURED: "confirmation.csv"},
     "bare": {MEASURED: "confirmation.csv"},
     "free": {MEASURED: "free.csv"},
+    "lasting": {MEASURED: "lasting.csv"},
 } | {name: {MEASURED: f"{name}.csv"} for name in FAMILIES}
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
@@ -101,6 +103,8 @@ FREE_AGAINST = (
     ("free-truth", "free-untrained"),
 )
 """The same of the arms with free mean and spread."""
+LASTING_AGAINST = (("both-truth", "bare-near"), ("both-image", "bare-near"))
+"""The same of the arms that were trained for longer."""
 CONFIRMED = ("confirmation", "free", *FAMILIES)
 """The studies of the confirmation's folder whose numbers are kept in files of their own."""
 SPREAD_AT = "0.75"
@@ -304,6 +308,22 @@ def free_against_table() -> str:
     return _against(_confirmed(FREE), FREE_AGAINST)
 
 
+def lasting_table() -> str:
+    """The arms that were trained for longer, what they have beside places, and their pairs."""
+    measured = _lasting()
+    pairs = measured.table(measured.groups()["main"], [LIKELIER, LOG_RATIO])
+    return "\n\n".join(
+        [_by_family(measured, control=True), _against(measured, LASTING_AGAINST), pairs]
+    )
+
+
+@cache
+def _lasting() -> Measured:
+    """What was measured in the folder of the study of longer trainings."""
+    kept = read_measured(KEPT / NAMES_KEPT["lasting"][MEASURED])
+    return Measured(StudyRecipe.from_yaml(LASTING), kept)
+
+
 def family_table(name: str) -> str:
     """The arms of a further recipe, and how they differ from others."""
     measured = _further(name)
@@ -314,15 +334,13 @@ def _further(name: str) -> Measured:
     return _confirmed(CONFIRMATION.with_name(f"{name}.yaml"))
 
 
-def _by_family(measured: Measured, only: str = "") -> str:
+def _by_family(measured: Measured, only: str = "", *, control: bool = False) -> str:
     """A line for each arm, of one table or of all, with its gain by seed. Each family is adjusted
-    for itself."""
-    rows = []
-    for group, names in _groups(measured, only).items():
+    for itself. The study's control has a line if it is asked for."""
+    rows = [measured.cells(measured.recipe.control, {LOSS: None})] if control else []
+    for names in _groups(measured, only).values():
         for name, gain in measured.gains(names, LOSS).items():
             rows.append({**measured.cells(name, {LOSS: gain}), "by seed": _by_seed(gain)})
-            if group == "main":
-                rows[-1]["what it is"] += ", with a projector"
     return in_markdown(rows)
 
 
@@ -370,8 +388,11 @@ def gains() -> Figure:
     ordered = ("both", "image", "free", "free-places", "near")
     families = ((_further(name), name) for name in ordered)
     drawn = []
-    for measured, only in (*families, (confirmed, ""), (screened, "")):
+    for measured, only in ((_lasting(), ""), *families, (confirmed, ""), (screened, "")):
         remark = "" if measured is screened else ", fresh"
+        if measured is _lasting():
+            steps = measured.recipe.recipe.optim.steps
+            remark += f", {steps:,} steps"
         for name in _treated(measured, only):
             control = measured.recipe.control_of(name)
             gain = measured.gain(name, control, LOSS)
@@ -656,6 +677,7 @@ TABLES = {
     "bare against": bare_against_table,
     "free": free_table,
     "free against": free_against_table,
+    "lasting": lasting_table,
     "spread": spread_table,
     "calibration": calibration_table,
     "continuation": continued_table,

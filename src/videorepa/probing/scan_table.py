@@ -19,7 +19,8 @@ STRAW_MEN = {"pixels": "raw pixels", "untrained": "untrained"}
 
 FAR_MEAN, FAR_SPREAD = 0.1, 1.5
 """Two sides' relations are unlike in mean or in spread beyond such a difference or ratio. In the
-lab the teachers within both gained by TRD without a projector, and none beyond (docs/answer.md)."""
+lab the teachers within both gained by TRD without a projector, and none beyond
+(docs/evidence.md)."""
 
 
 def sentences(teachers: Sequence[str], measurements: Sequence[Measurement]) -> list[str]:
