@@ -337,9 +337,10 @@ def test_a_checkpoint_is_known_by_its_configuration_and_never_downloaded_for_it(
     assert (recipe.generation.fps, recipe.generation.guidance_scale) == (24, 5.0)
     monkeypatch.setattr(_spec, "local_copy", None)
     assert kind(weights="someone/else").published_generation() == kind.generation
-    # A run's own recipe can be read whatever became of the folder.
+    # A run's own recipe, which states all, can be read whatever became of the folder.
+    of_run = Recipe.parse(recipe.model_dump(mode="json"))
     index.write_text("[}")
-    assert recipe.override("seed=1").generation == recipe.generation
+    assert of_run.override("seed=1").generation == recipe.generation
 
 
 # Encoding.
