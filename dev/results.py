@@ -414,7 +414,7 @@ def gains() -> Figure:
     left.margins(y=0.5 / len(drawn))
     left.set_yticks(range(len(drawn)), [label for label, *_ in drawn])
     left.invert_yaxis()
-    left.set_xlabel("less held-out loss than the control, % (dots with 95 %, lines by seed)")
+    left.set_xlabel("less held-out loss than the control, %\n(dots with 95 %, lines by seed)")
     levels = [part for part in screened.parts[LOSS] if part != ALL]
     by_level = [(confirmed, name) for name in BY_LEVEL]
     by_level += [(_confirmed(FREE), name) for name in FREE_BY_LEVEL]
@@ -432,9 +432,10 @@ def gains() -> Figure:
     right.axhline(0, color="gray", linestyle=":")
     right.set_yscale("symlog", linthresh=1)
     right.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
-    right.set_xticks(range(len(levels)), levels)
-    right.set_xlabel("the noise's share of the variance")
-    right.legend(frameon=False, fontsize=8, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+    right.set_xticks(range(len(levels)), levels, rotation=45)
+    right.set_xlabel("the same, by the noise's share\nof the variance")
+    labelled = right.get_legend_handles_labels()
+    figure.legend(*labelled, frameon=False, fontsize=8, ncol=3, loc="outside upper right")
     return figure
 
 
