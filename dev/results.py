@@ -385,14 +385,16 @@ def calibration_table() -> str:
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
     screened, confirmed = _measured(), _confirmed(BARE)
+    longer = f", fresh, {_lasting().recipe.recipe.optim.steps:,} steps"
     ordered = ("both", "image", "free", "free-places", "near")
-    families = ((_further(name), name) for name in ordered)
+    families = ((_further(name), name, ", fresh") for name in ordered)
     drawn = []
-    for measured, only in ((_lasting(), ""), *families, (confirmed, ""), (screened, "")):
-        remark = "" if measured is screened else ", fresh"
-        if measured is _lasting():
-            steps = measured.recipe.recipe.optim.steps
-            remark += f", {steps:,} steps"
+    for measured, only, remark in (
+        (_lasting(), "", longer),
+        *families,
+        (confirmed, "", ", fresh"),
+        (screened, "", ""),
+    ):
         for name in _treated(measured, only):
             control = measured.recipe.control_of(name)
             gain = measured.gain(name, control, LOSS)

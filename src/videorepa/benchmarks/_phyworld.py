@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, get_args
 
 import numpy as np
@@ -353,10 +354,9 @@ def parsed(name: str) -> tuple[Split, Task, Group, int, int]:
         UserError: The name is not a motion's.
     """
     match = NAME.fullmatch(name)
-    for split in get_args(Split):
-        for task, group in SERIES:
-            if match and (match["split"], match["task"], match["group"]) == (split, task, group):
-                return split, task, group, int(match["seed"]), int(match["number"])
+    for split, (task, group) in product(get_args(Split), SERIES):
+        if match and (match["split"], match["task"], match["group"]) == (split, task, group):
+            return split, task, group, int(match["seed"]), int(match["number"])
     raise UserError(
         f"{name!r} is not the name of a PhyWorld motion; expected SPLIT-TASK-GROUP-SEED-NUMBER, "
         "such as test-uniform-in-0-0003 (`videorepa lab phyworld` draws the clips)."
