@@ -412,6 +412,14 @@ def test_models_are_measured_once_and_on_the_same_clips(tmp_path: Path, capsys) 
     more = StudyRecipe.from_yaml(SHORT, (*MEASURED, "measures.clips=4"))
     with pytest.raises(UserError, match="was measured otherwise; it differs in clips"):
         study(more, tmp_path / "study")
+    fresh = StudyRecipe.from_yaml(SHORT, (*MEASURED, "measures.pairs_seed=1"))
+    with pytest.raises(UserError, match="was measured otherwise; it differs in pairs_seed"):
+        study(fresh, tmp_path / "study")
+    pairs = tmp_path / "fresh" / "pairs"
+    study(fresh, tmp_path / "fresh")
+    assert (pairs / "pairs.csv").read_bytes() != (
+        tmp_path / "study" / "pairs" / "pairs.csv"
+    ).read_bytes()
     taught = StudyRecipe.from_yaml(SHORT, (*MEASURED, "measures.seed=77"))
     with pytest.raises(UserError, match="train on the series 77"):
         study(taught, tmp_path / "study")

@@ -62,6 +62,7 @@ class Measures(Section):
         seed: Their series.
         pairs: Number of pairs for each law and degree, as `videorepa lab pairs` draws them; 0 asks
             no pairs.
+        pairs_seed: Chooses among their series, which no arm trains on.
         laws: The laws that are broken.
         levels: Noise levels at which the clips are denoised: the noise's share of the noisy
             latents' variance. Pairs are compared at those of `videorepa likelihood`.
@@ -70,6 +71,7 @@ class Measures(Section):
     clips: Clips = 120
     seed: Seed = 901
     pairs: Annotated[int, Field(ge=0, le=10_000)] = 8
+    pairs_seed: Seed = 0
     laws: tuple[str, ...] = Field(tuple(CORRUPTIONS), min_length=1)
     levels: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(LEVELS, min_length=1)
 
@@ -204,7 +206,9 @@ class Meter:
         if not self.measures.pairs:
             return []
         asked, folder = self.measures, self.out / "pairs"
-        draw_pairs(PairsRecipe(out=folder, pairs=asked.pairs, laws=asked.laws))
+        draw_pairs(
+            PairsRecipe(out=folder, pairs=asked.pairs, laws=asked.laws, seed=asked.pairs_seed)
+        )
         failures: dict[str, str] = {}
         listed = groups(read_pairs(folder / "pairs.csv").pairs)
         read = [read_group(pairs, self.recipe.data, failures) for pairs in listed]
