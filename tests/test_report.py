@@ -251,6 +251,32 @@ def test_every_benchmark_has_its_table(material: Material, tmp_path: Path):
         material.write(tmp_path / "report.html")
 
 
+def test_scores_that_were_asked_otherwise_have_a_table_of_their_own(
+    material: Material, tmp_path: Path
+):
+    def asked(model: str, **settings: object) -> None:
+        path = material.scores[model][0] / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"asked": settings}))
+
+    def tables() -> list[str]:
+        html = material.write(tmp_path / "report.html")
+        return re.findall(r"Benchmark (lab, version 1.*?)\. ", html)
+
+    material.runs.clear()
+    assert tables() == ["lab, version 1"]
+    for model in material.scores:
+        asked(model, judge={"weights": "aa", "dtype": "float32"}, compat=True)
+    assert tables() == ["lab, version 1"]
+    asked("base", judge={"weights": "bb", "dtype": "float32"}, compat=True)
+    assert sorted(tables()) == [f"lab, version 1, judge weights: {of}" for of in ("aa", "bb")]
+    path = material.scores["base"][0] / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"asked": None}))
+    assert "lab, version 1, settings: not recorded" in tables()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"notes": ["Of <few> clips."]}))
+    html = material.write(tmp_path / "report.html")
+    assert html.count("Of &lt;few&gt; clips.") == 1 and html.count("joint: both at once") == 2
+
+
 def test_the_same_input_gives_the_same_page(whole: Page):
     again = whole.path.with_name("again.html")
     assert whole.material.write(again, title="<b>title</b>", command="redo a b") == whole.html

@@ -28,6 +28,7 @@ from videorepa.evaluate import evaluate
 from videorepa.evaluation.best_of import PromptSamples, best_of, chances
 from videorepa.evaluation.tables import table
 from videorepa.report import report
+from videorepa.report.scores import draw_tables
 from videorepa.select import select
 from videorepa.settings import plugins
 from videorepa.system.wording import label, number
@@ -540,10 +541,14 @@ def test_scores_of_clips_that_they_chose_say_so(tmp_path: Path) -> None:
         "The clips of best were chosen by lab's own scores: for them these numbers are optimistic."
     )
     scores = evaluate("lab", chosen_lab)
-    assert scores.summary.about == says and says in table({"best": scores})
+    assert scores.summary.says == [says] and says in table({"best": scores})
     against = evaluate("lab", all_clips, against=chosen_lab)
-    assert against.summary.about == says and "about" not in against.rows[0]
-    assert evaluate("lab", all_clips).summary.about is None
+    assert against.summary.says == [says] and "about" not in against.rows[0]
+    evaluate("lab", all_clips)
+    scored = {of.name: [Scores.read(of / "scores")] for of in (all_clips, chosen_lab)}
+    assert scored["clips"][0].summary.says == []
+    (drawn,) = draw_tables(scored, {"clips": 0, "best": 1})
+    assert drawn.notes == [says] and drawn.about is None
 
 
 def test_the_command_says_what_is_optimistic_and_shows_motion(

@@ -97,13 +97,13 @@ def evaluate(
     _check_some(scored, videos)
     about = bench.about()
     folders = [videos] if against is None else [videos, against]
-    if notes := list(filter(None, (optimism(folder, bench.name) for folder in folders))):
-        about["about"] = " ".join([*filter(None, [about.get("about")]), *notes])
     summary = Summary.model_validate(
         {
             "benchmark": bench.name,
             "version": bench.version,
-            **about,
+            "about": about.get("about"),
+            "asked": {key: value for key, value in about.items() if key != "about"},
+            "notes": [*filter(None, (optimism(folder, bench.name) for folder in folders))],
             "n": len(scored.rows),
             # A shard can be without clips.
             "metrics": bench.aggregate(scored.rows) if scored.rows else {},

@@ -165,7 +165,7 @@ class _Column:
             version=summary.version,
             column=column,
             better=ranked[column],
-            about=summary.about,
+            about=" ".join(summary.says) or None,
             rows=scores.digest,
         )
         is_flag = all(isinstance(rows[key][column], bool) for key in values)

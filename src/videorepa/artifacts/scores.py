@@ -91,7 +91,10 @@ class Summary(_OpenModel):
 
     Attributes:
         version: The benchmark's version; scores of different versions cannot be compared.
+        asked: What was asked apart from the version, such as a judge or a setting; None if it is
+            not recorded. Scores in which it differs cannot be compared.
         about: A sentence on the metrics, if the benchmark has one.
+        notes: What else to know of these clips' scores.
         n: The number of clips with a score.
         by_scenario: The metrics of each scenario's clips.
         missing: The benchmark's prompts that have no clip.
@@ -101,7 +104,9 @@ class Summary(_OpenModel):
 
     benchmark: str
     version: str
+    asked: dict[str, Any] | None = None
     about: str | None = None
+    notes: list[str] = []
     n: int
     metrics: dict[str, Metric]
     by_scenario: dict[str, dict[str, Metric]] = {}
@@ -109,6 +114,11 @@ class Summary(_OpenModel):
     missing: list[dict[str, Any]] = []
     left_over: list[dict[str, Any]] = []
     rows: str | None = None
+
+    @property
+    def says(self) -> list[str]:
+        """Sentences to read with the metrics."""
+        return [*([self.about] if self.about else []), *self.notes]
 
 
 class MetricDifference(_OpenModel):

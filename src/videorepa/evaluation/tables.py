@@ -25,8 +25,8 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
         notes = notes_on_clips(summary)
         note = f"  ({', '.join(notes)})" if notes else ""
         lines.append(f"{name:10s} n={summary.n:<4d} {_values(summary.metrics)}{note}")
-        if summary.about:
-            lines.append(f"{'':10s} {summary.about}")
+        if summary.says:
+            lines.append(f"{'':10s} {' '.join(summary.says)}")
         if by_scenario:
             for scenario, metrics in summary.by_scenario.items():
                 lines.append(f"  {scenario:15s} {_values(metrics)}")

@@ -140,7 +140,7 @@ def _scores(scores: Scores) -> str:
     lines = [
         f"{summary.benchmark} {summary.version}, from `{folder.parent.name}/{folder.name}`: "
         f"{', '.join(notes)}.",
-        *(["", summary.about] if summary.about else []),
+        *(["", " ".join(summary.says)] if summary.says else []),
         "",
         "| metric | value | 95 % interval | clips | invalid |",
         "|---|---|---|---|---|",

@@ -6,13 +6,16 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
-from videorepa.artifacts.scores import Metric, MetricDifference, Scores
+from videorepa.artifacts.reading import leaves
+from videorepa.artifacts.scores import Metric, MetricDifference, Scores, Summary
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import holm
 from videorepa.report.plots import Group, Interval, draw_groups, draw_intervals
+from videorepa.system.fingerprint import json_digest
 from videorepa.system.wording import BEYOND_CHANCE, label
 
 FEWEST_PROMPTS = 6
@@ -55,7 +58,10 @@ class BenchmarkTable:
     """One benchmark's scores by model, with its plots and verdicts.
 
     Attributes:
+        asked: What tells it from the page's other tables of the benchmark and version: settings
+            and judges, each with its value. Empty where it is the only one.
         about: What the metrics are, if the benchmark explains them.
+        notes: What else to know of the models' scores.
         metrics: Names of the metrics, in the order of the page's columns.
         categories: Names of the categories, in the order of the page's rows.
         too_few: Number of prompts of each category that has too few for a difference.
@@ -63,7 +69,9 @@ class BenchmarkTable:
 
     benchmark: str
     version: str
+    asked: Mapping[str, Any]
     about: str | None
+    notes: Sequence[str]
     scores: Mapping[str, Scores]
     metrics: Sequence[str]
     categories: Sequence[str]
@@ -77,7 +85,8 @@ class BenchmarkTable:
 
     @property
     def title(self) -> str:
-        return f"{self.benchmark}, version {self.version}"
+        asked = (f"{name.replace('.', ' ')}: {value}" for name, value in self.asked.items())
+        return ", ".join([self.benchmark, f"version {self.version}", *asked])
 
     @property
     def says(self) -> dict[str, list[str]]:
@@ -100,15 +109,16 @@ class BenchmarkTable:
 def draw_tables(
     scored: Mapping[str, Sequence[Scores]], colours: Mapping[str, int]
 ) -> list[BenchmarkTable]:
-    """A table for each benchmark and version.
+    """A table for each benchmark, version and what was asked.
 
     Raises:
         UserError: A model has two scores for one table.
     """
-    grouped: dict[tuple[str, str], dict[str, Scores]] = defaultdict(dict)
+    grouped: dict[tuple[str, str, str], dict[str, Scores]] = defaultdict(dict)
     for name, evaluations in scored.items():
         for scores in evaluations:
-            key = scores.summary.benchmark, scores.summary.version
+            summary = scores.summary
+            key = summary.benchmark, summary.version, json_digest(summary.asked)
             models = grouped[key]
             if name in models:
                 raise UserError(
@@ -116,18 +126,31 @@ def draw_tables(
                     f"{models[name].folder} and {scores.folder}. Name one, or write two reports."
                 )
             models[name] = scores
+    summaries = [next(iter(models.values())).summary for models in grouped.values()]
     return [
-        _table(f"table-{place}", *key, models, colours)
-        for place, (key, models) in enumerate(grouped.items())
+        _table(f"table-{place}", _apart(summary, summaries), models, colours)
+        for place, (summary, models) in enumerate(zip(summaries, grouped.values(), strict=True))
     ]
 
 
+def _apart(summary: Summary, summaries: Sequence[Summary]) -> dict[str, Any]:
+    """What tells scores from others of their benchmark and version."""
+    alike = (summary.benchmark, summary.version)
+    others = [each for each in summaries if (each.benchmark, each.version) == alike]
+    if len(others) == 1:
+        return {}
+    if summary.asked is None:
+        return {"settings": "not recorded"}
+    asked = [dict(leaves(other.asked or {})) for other in others]
+    return {
+        name: value
+        for name, value in leaves(summary.asked)
+        if any(other.get(name) != value for other in asked)
+    }
+
+
 def _table(
-    name: str,
-    benchmark: str,
-    version: str,
-    scores: Mapping[str, Scores],
-    colours: Mapping[str, int],
+    name: str, asked: Mapping[str, Any], scores: Mapping[str, Scores], colours: Mapping[str, int]
 ) -> BenchmarkTable:
     summaries = [item.summary for item in scores.values()]
     metrics = list(dict.fromkeys(metric for summary in summaries for metric in summary.metrics))
@@ -135,9 +158,11 @@ def _table(
     claims, too_few = _category_claims(scores)
     category_verdicts = _verdicts(claims)
     return BenchmarkTable(
-        benchmark=benchmark,
-        version=version,
+        benchmark=summaries[0].benchmark,
+        version=summaries[0].version,
+        asked=asked,
         about=next((summary.about for summary in summaries if summary.about), None),
+        notes=list(dict.fromkeys(note for summary in summaries for note in summary.notes)),
         scores=scores,
         metrics=metrics,
         categories=categories,
