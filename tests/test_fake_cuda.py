@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +74,11 @@ def test_this_process_has_no_such_device(fake_cuda) -> None:
 def test_what_is_in_the_way_of_pretending_is_named(monkeypatch, change, reason: str) -> None:
     monkeypatch.setattr(*change)
     assert reason.replace("\\", "") in (device.obstacle() or "")
+
+
+def test_the_library_is_of_one_environment(fake_cuda, tmp_path: Path, monkeypatch) -> None:
+    """It finds torch by its path, so another environment's, which may be gone, is not taken."""
+    ours = device.built(tmp_path)
+    (tmp_path / "torch").symlink_to(Path(torch.__file__).parent)
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
+    assert device.built(tmp_path) != ours

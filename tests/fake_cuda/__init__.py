@@ -59,10 +59,10 @@ def obstacle() -> str | None:
 
 def built(folder: Path) -> Path:
     """Build the library in a folder, if it is not there: it takes a second."""
-    made_of = GUARD.read_bytes() + torch.__version__.encode()
+    root = Path(torch.__file__).parent  # The library finds torch there, in this environment alone.
+    made_of = GUARD.read_bytes() + f"{torch.__version__} {root}".encode()
     library = folder / f"fake-cuda-{sha256(made_of).hexdigest()[:16]}.so"
     if not library.exists():
-        root = Path(torch.__file__).parent
         unfinished = library.with_suffix(f".{os.getpid()}")  # Others may build it just now.
         subprocess.run(
             [
