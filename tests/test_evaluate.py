@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,18 @@ def test_scores_made_with_other_tolerances_are_made_anew(tmp_path, capsys, monke
     monkeypatch.setattr(checks, "packaged_tolerances", lambda: none)
     monkeypatch.setattr(Lab, "version", checks.with_tolerances("2"))
     assert evaluate("lab", path).summary.metrics["pc"].percent == 0
+    assert "1 clip scored again" in capsys.readouterr().err
+
+
+def test_scores_of_videos_read_otherwise_are_made_anew(tmp_path, capsys, monkeypatch):
+    clip = make_clip(SEED, 0, "fall")
+    write_video(tmp_path / "0.mp4", clip.frames, FPS)
+    (path := tmp_path / "list.csv").write_text(f'video,caption\n0.mp4,"{clip.caption}"')
+    evaluate("lab", path)
+    evaluate("lab", path)
+    assert "scored again" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.modules["videorepa.evaluate"], "READER", 1)
+    evaluate("lab", path)
     assert "1 clip scored again" in capsys.readouterr().err
 
 

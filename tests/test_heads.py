@@ -322,7 +322,9 @@ def test_without_scikit_image_it_is_said_how_to_have_it(
         train_head(recipe, "motion", tmp_path / "head.safetensors")
 
 
-def test_clips_that_cannot_be_read(quick, recipe: Recipe, clips: Path, tmp_path, capsys) -> None:
+def test_clips_that_cannot_be_read(
+    quick, recipe: Recipe, clips: Path, tmp_path, capsys, monkeypatch
+) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()
     (folder / "clips.csv").write_text(clips.read_text())
@@ -347,7 +349,11 @@ def test_clips_that_cannot_be_read(quick, recipe: Recipe, clips: Path, tmp_path,
     printed = capsys.readouterr()
     assert printed.out == said and out.read_bytes() == before
     assert "holds this head already" in printed.err and "'clip4.mp4'" in printed.err
-    # Of other clips, or another number of them, it would be another head.
+    # Of other clips, or another number or reading of them, it would be another head.
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["videorepa.head"], "READER", 1)
+        assert main(command) == 1
+        assert "exists already" in capsys.readouterr().err
     assert main([*command, "--clips", "4"]) == 1
     assert "exists already" in capsys.readouterr().err
     (folder / "clip0.mp4").write_bytes((folder / "clip1.mp4").read_bytes())

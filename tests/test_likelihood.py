@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -455,6 +456,10 @@ def test_a_second_call_keeps_rows_of_the_same_clips_and_model(
     likelihood(tiny.override("seed=4"), pairs, tmp_path / "out", **options)
     assert len(asked) == 5
     assert "base: 3 rows of before dropped" in capsys.readouterr().err
+    # Nor is what the videos were before they were read as they are now.
+    monkeypatch.setattr(sys.modules["videorepa.likelihood"], "READER", 1)
+    likelihood(tiny.override("seed=4"), pairs, tmp_path / "out", **options)
+    assert len(asked) == 7
 
 
 def test_faulty_pairs_are_named_and_counted(tiny: Recipe, tmp_path: Path, capsys) -> None:

@@ -1032,6 +1032,14 @@ def test_a_stale_store_is_refused(
     assert files(folder) == before
 
 
+def test_a_store_of_videos_read_otherwise_is_refused(
+    folder: Path, recipe: Recipe, data: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys.modules["videorepa.probe"], "READER", 1)
+    with pytest.raises(UserError, match="measured otherwise; it differs in reader"):
+        probe(recipe, data, folder, **OPTIONS)
+
+
 def test_a_foreign_or_damaged_store_is_refused(
     folder: Path, recipe: Recipe, data: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from videorepa.artifacts.scores import (
 )
 from videorepa.artifacts.selection import optimism
 from videorepa.benchmarks import Benchmark
+from videorepa.data.video import READER
 from videorepa.errors import ClipError, UserError, within_memory
 from videorepa.evaluation.pairs import by_scenario, compared
 from videorepa.remedies import in_scoring
@@ -239,7 +240,7 @@ def _begun(bench: Benchmark, clip: CaptionedClip) -> Row:
 
 def _depends(bench: Benchmark, clip: CaptionedClip) -> Row:
     """What a clip's score depends on beside what `Benchmark.about` says."""
-    return {"clip": clip_digest(clip.path)} | bench.about_prompt(clip.caption)
+    return {"clip": clip_digest(clip.path), "reader": READER} | bench.about_prompt(clip.caption)
 
 
 def _missing(bench: Benchmark, clips: Sequence[CaptionedClip]) -> list[dict[str, Any]]:

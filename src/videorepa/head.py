@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from videorepa.data.flow import Flow, flow_method
 from videorepa.data.source import ClipSource, open_source
-from videorepa.data.video import to_video
+from videorepa.data.video import READER, to_video
 from videorepa.encoders import EncoderSpec
 from videorepa.encoders.headed import MOTION_WIDTH, Head, Headed, Kind, read_about, save_head
 from videorepa.errors import ClipError, UserError, within_memory
@@ -178,7 +178,8 @@ def _made_with(
             clips.append(source.digest(number))
     places = {"cache", "manifest", "root", "lab", "prepare_batch"}
     size = recipe.data.model_dump(mode="json", exclude=places)
-    return json_digest([kind, recipe.seed, recipe.train.precision, spec.fingerprint(), size, clips])
+    made_with = [kind, recipe.seed, recipe.train.precision, spec.fingerprint(), size, clips, READER]
+    return json_digest(made_with)
 
 
 def _finished(path: Path, made_with: str) -> TrainedHead | None:

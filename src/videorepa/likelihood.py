@@ -16,7 +16,7 @@ from videorepa.artifacts.finished import claim_folder
 from videorepa.artifacts.model import Model
 from videorepa.artifacts.scores import Row, Scores, Summary, earlier_rows, row_line, write_rows
 from videorepa.backbones import Backbone, Text, moved
-from videorepa.data.video import to_video
+from videorepa.data.video import READER, to_video
 from videorepa.errors import ClipError, UserError, within_memory
 from videorepa.evaluation.likelihood import (
     FOLDER,
@@ -266,6 +266,7 @@ class _Asked:
             "benchmark": f"{self.benchmark} {VERSION}",
             "model_digest": f"untrained copy of {digest}" if self.name == UNTRAINED else digest,
             "size": [size.frames, size.height, size.width],
+            "reader": READER,
             "noise_levels": self.labels,
             "seed": self.recipe.seed,
             "precision": str(self.model.dtype(where)),

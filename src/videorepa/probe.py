@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
+from videorepa.data.video import READER
 from videorepa.diffusion import STEPS
 from videorepa.encoders import EncoderSpec
 from videorepa.errors import UserError, within_memory
@@ -173,6 +174,7 @@ def probe(
     made_with = {
         "format": FORMAT,
         "clips": json_digest([[s.id, s.scenario, file_sample_digest(s.path)] for s in stimuli]),
+        "reader": READER,
         "shown": shown,
         "size": list(size.model_dump().values()),
         "precision": str(dtype),

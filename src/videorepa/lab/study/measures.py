@@ -20,7 +20,7 @@ from videorepa.artifacts.scores import Row
 from videorepa.backbones import Backbone, Text, timestep_of_noise
 from videorepa.conditioning import Opening
 from videorepa.data.source import LabSource
-from videorepa.data.video import to_video
+from videorepa.data.video import READER, to_video
 from videorepa.errors import UserError
 from videorepa.evaluation.likelihood import (
     Denoising,
@@ -123,7 +123,7 @@ class Meter:
         made_with |= self.measures.model_dump(mode="json")
         data = self.recipe.data
         made_with |= {"clip": [data.frames, data.height, data.width], "simulator": VERSION}
-        made_with |= {"breaks": BREAKS}
+        made_with |= {"breaks": BREAKS, "reader": READER}
         rows = read_finished(path, made_with, list[Row])
         if rows is None:
             rows = self._ask(model, path.stem)
