@@ -109,6 +109,17 @@ CONFIRMED = ("confirmation", "free", *FAMILIES)
 """The studies of the confirmation's folder whose numbers are kept in files of their own."""
 SPREAD_AT = "0.75"
 """The noise's share at which students' relations are tabulated."""
+TOLD = {
+    "truth": ("free", "free-truth"),
+    "image teacher": ("image", "free-image"),
+    "image teacher, untrained": ("image", "free-image-untrained"),
+    "video teacher, untrained": ("free", "free-untrained"),
+    "video teacher": ("free", "free-video"),
+    "raw pixels": ("map", "free-pixels"),
+    "places": ("free-places", "free-places"),
+}
+"""The study and the arm of each teacher whose relations were correlated with, by its name in
+spread.csv."""
 READ = ("place", "motion", "contact")
 """What of the truth is read from tokens."""
 SHEET_ARMS = (BASE, "control", "repa", "trd")
@@ -281,6 +292,28 @@ def spread_table() -> str:
         "like_truth": "like the truth's",
     }
     return in_markdown([{title: row[key] for key, title in titles.items()} for row in rows])
+
+
+def told_table() -> str:
+    """How much of each teacher's relations is about the clip, beside what it gained."""
+    with (KEPT / "spread.csv").open(newline="") as file:
+        rows = {row["source"]: row for row in csv.DictReader(file) if row["noise"] == SPREAD_AT}
+    lines = []
+    for teacher, (study, arm) in TOLD.items():
+        places, clips = (float(rows[teacher][key]) ** 2 for key in ("places", "clips"))
+        measured = _measured() if study == "map" else _further(study)
+        gain = measured.gain(arm, measured.recipe.control, LOSS)
+        assert gain is not None
+        lines.append(
+            {
+                "relations of": teacher,
+                "about the clip": f"{clips / (places + clips):.0%}".replace("%", " %"),
+                "like the truth's": rows[teacher]["like_truth"],
+                "loss: gain": f"{1e5 * np.mean(gain.by_seed):+.0f}e-5",
+                "by seed": _by_seed(gain),
+            }
+        )
+    return in_markdown(lines)
 
 
 def confirmed_table() -> str:
@@ -682,6 +715,7 @@ TABLES = {
     "free against": free_against_table,
     "lasting": lasting_table,
     "spread": spread_table,
+    "told": told_table,
     "calibration": calibration_table,
     "continuation": continued_table,
     "continuation-less": continued_less_table,

@@ -28,7 +28,7 @@ from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
 from videorepa.probing.blocks import Blocks, encode
 from videorepa.probing.clips import Clips
-from videorepa.probing.closeness import closeness, linear_cka, spread
+from videorepa.probing.closeness import closeness, linear_cka, next_clips, own, spread
 from videorepa.probing.records import Measurement, Scan
 from videorepa.probing.scan_table import sentences, table
 from videorepa.probing.sources import (
@@ -121,7 +121,8 @@ def test_equal_relations_have_no_error_whatever_the_width() -> None:
     tokens = torch.randn(2, 4, 3, 3, 6)
     turn, _ = torch.linalg.qr(torch.randn(9, 9))
     student = TokenGrid(tokens @ turn[:6] * 7, start=1, stride=2)
-    found = closeness(student, TokenGrid(tokens, start=1, stride=2))
+    teacher = TokenGrid(tokens, start=1, stride=2)
+    found = closeness(student, teacher, teacher)
     assert found["relation_error"] == pytest.approx([0, 0], abs=1e-5)
     assert found["cka"] == pytest.approx([1, 1], abs=1e-5)
 
@@ -131,7 +132,9 @@ def test_relation_error_is_the_mean_over_all_pairs_of_each_clip() -> None:
     alike, apart = torch.ones(1, 2, 2, 2, 3), torch.eye(8).reshape(1, 2, 2, 2, 8)
     student = TokenGrid(torch.cat([alike, alike]))
     teacher = TokenGrid(torch.cat([apart, torch.ones_like(apart)]))
-    assert closeness(student, teacher)["relation_error"] == pytest.approx([56 / 64, 0], abs=1e-6)
+    assert closeness(student, teacher, teacher)["relation_error"] == pytest.approx(
+        [56 / 64, 0], abs=1e-6
+    )
 
 
 @given(seed=st.integers(0, 1000), shared=st.floats(0, 2))
@@ -147,11 +150,37 @@ def test_mean_and_spread_are_those_of_all_pairs_of_different_tokens(
     assert found["relation_mean"] == pytest.approx(relations.mean(1).tolist(), abs=1e-5)
     expected = relations.std(1, unbiased=False).tolist()
     assert found["relation_spread"] == pytest.approx(expected, abs=1e-4)
-    assert closeness(grid, grid)["relation_correlation"] == pytest.approx([1, 1], abs=1e-4)
+    assert closeness(grid, grid, grid)["relation_correlation"] == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_what_is_the_same_in_every_clip_says_nothing_about_one() -> None:
+    draw = torch.Generator().manual_seed(0)
+    places = torch.randn(1, 4, 3, 3, 8, generator=draw).expand(6, -1, -1, -1, -1)
+    clips = torch.randn(6, 4, 3, 3, 8, generator=draw)
+    for share, most in ((0.0, 1e-6), (0.5, 0.6), (2.0, 1.1)):
+        teacher = TokenGrid(places + share * clips)
+        told = own(teacher)["clip_correlation"]
+        others = next_clips(teacher, slice(None))
+        found = closeness(TokenGrid(places), teacher, others)
+        assert np.mean(told) <= most and np.mean(told) >= most - 0.3
+        # The teacher itself has all of it, and places none, however well they go with it.
+        assert closeness(teacher, teacher, others)["clip_correlation"] == pytest.approx(told)
+        assert abs(np.mean(found["clip_correlation"])) < 0.05
+        if share < 1:
+            assert np.mean(found["relation_correlation"]) > 0.7
+    rows = [1, 2, 0]
+    assert torch.equal(next_clips(teacher, slice(3, 6)).tokens[:2], teacher.tokens[4:])
+    three = TokenGrid(clips[:3])
+    assert torch.equal(next_clips(three, slice(None)).tokens, clips[:3][rows])
 
 
 def measured(mean: float, spread: float, **of: object) -> list[Measurement]:
-    values = {"relation_error": 0.2, "relation_mean": mean, "relation_spread": spread}
+    values = {
+        "relation_error": 0.2,
+        "clip_correlation": 0.1,
+        "relation_mean": mean,
+        "relation_spread": spread,
+    }
     about = {"teacher": "t", "low": 0.0, "high": 1.0, "n": 2, "sd": 0.1, "block": None} | of
     about = {"noise": None if about["block"] is None else 0.5} | about
     return [Measurement(measure=m, value=v, **about) for m, v in values.items()]
@@ -170,12 +199,12 @@ def test_a_scan_says_where_trd_would_change_mean_and_spread(mean, wide, said) ->
     straw = [m for name in ("pixels", "untrained") for m in measured(0.5, 0.5, source=name)]
     teacher = measured(mean, wide, source="teacher")
     blocks = [m for b in (1, 2) for m in measured(0.65, 0.16, source="block", block=b)]
-    line = sentences(["t"], [*straw, *teacher, *blocks])[1]
+    line = sentences(["t"], [*straw, *teacher, *blocks])[2]
     assert f"Relations of t have a mean of {mean:.2f} and a spread of {wide:.2f}" in line
     assert said in line
     # Of two blocks, one of which is like the teacher.
     other = measured(mean, wide, source="block", block=2)
-    line = sentences(["t"], [*straw, *teacher, *blocks[:3], *other])[1]
+    line = sentences(["t"], [*straw, *teacher, *blocks[:4], *other])[2]
     assert ("bring block 1 to" in line) == (said.startswith("TRD"))
 
 
@@ -284,10 +313,15 @@ def test_a_scan_finds_every_block_at_every_level(folder: Path, scanned: Scan) ->
     blocks = [("block", block, level) for block in (1, 2, 3) for level in LEVELS]
     straw = [("pixels", None, None), ("untrained", None, None)]
     near = {
-        (m, *of) for m in ("relation_error", "relation_correlation", "cka") for of in blocks + straw
+        (m, *of)
+        for m in ("relation_error", "relation_correlation", "clip_correlation", "cka")
+        for of in blocks + straw
     }
-    own = [*blocks, *straw, ("teacher", None, None)]
-    assert set(found) == near | {(f"relation_{m}", *of) for m in ("mean", "spread") for of in own}
+    teacher = ("teacher", None, None)
+    spreads = {
+        (f"relation_{m}", *of) for m in ("mean", "spread") for of in [*blocks, *straw, teacher]
+    }
+    assert set(found) == near | spreads | {("clip_correlation", *teacher)}
     for each in scanned.measurements:
         assert each.n == 4 and each.teacher == "videomae" and each.sd is not None
         assert each.low <= each.value <= each.high
@@ -325,7 +359,7 @@ def test_batches_and_other_teachers_change_nothing(
     assert ours == pytest.approx([r.value for r in scanned.measurements], abs=1e-4)
     theirs = [r.value for r in again.measurements if r.teacher == "short"]
     assert len(theirs) == len(ours) and theirs != pytest.approx(ours, abs=1e-2)
-    assert again.says[2].startswith("Over all noise levels") and "short" in again.says[2]
+    assert again.says[3].startswith("Over all noise levels") and "short" in again.says[3]
 
 
 # The folder.
@@ -394,7 +428,7 @@ def test_a_stopped_scan_keeps_its_levels(recipe: Recipe, tmp_path: Path, monkeyp
     kept = sorted(path.name[-14:] for path in (tmp_path / "scan" / "scan-parts").iterdir())
     assert kept == ["noise-0.2.json", "straw-men.json"]
     monkeypatch.setattr(Blocks, "distances", plain)
-    assert len(scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS).measurements) == 42
+    assert len(scan(recipe, tmp_path / "scan", clips=4, noise_levels=LEVELS).measurements) == 51
 
 
 # Bad input.
@@ -419,6 +453,14 @@ def test_a_stale_part_is_refused(folder: Path, recipe: Recipe, changes, options,
             **{"clips": 4, "noise_levels": LEVELS, **options},
         )
     assert parts(folder) == before
+
+
+def test_a_part_of_videos_read_otherwise_is_refused(
+    folder: Path, recipe: Recipe, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys.modules["videorepa.scan"], "READER", 1)
+    with pytest.raises(UserError, match="measured otherwise; it differs in reader"):
+        scan(recipe, folder, clips=4, noise_levels=LEVELS)
 
 
 def test_a_damaged_part_is_named(folder: Path, recipe: Recipe) -> None:
@@ -515,13 +557,13 @@ def test_teachers_that_terms_name_themselves_are_the_recipes_too(recipe: Recipe)
 
 def test_the_page_shows_it(folder: Path, scanned: Scan, tmp_path: Path) -> None:
     html = (folder / "report.html").read_text()
-    assert html.count("<svg") == 3 and "Where to align: scan" in html
-    assert all(f"{r.value:.3f}" in html for r in scanned.measurements)
+    assert html.count("<svg") == 4 and "Where to align: scan" in html
+    assert all(f"{r.value:.3f}".replace("-", "−") in html for r in scanned.measurements)
     assert "aligns: block 2" in html and "noise 0.2" in html
     with pytest.raises(UserError, match="not a finished scan"):
         report([], tmp_path / "report.html", scans=[tmp_path])
     assert main(["report", "--scan", str(folder), "--out", str(tmp_path / "r.html")]) == 0
-    assert (tmp_path / "r.html").read_text().count("<svg") == 3
+    assert (tmp_path / "r.html").read_text().count("<svg") == 4
 
 
 def test_a_browser_shows_it_in_light_dark_and_on_a_phone(folder: Path, browser) -> None:
@@ -530,14 +572,14 @@ def test_a_browser_shows_it_in_light_dark_and_on_a_phone(folder: Path, browser) 
     page.on("console", lambda line: complaints.append(line.text))
     page.goto((folder / "report.html").as_uri())
     plots = page.locator(".scan svg")
-    assert plots.count() == 3
+    assert plots.count() == 4
     ink = "getComputedStyle(document.querySelector('.scan svg text')).fill"
     light = page.evaluate(ink)
     page.emulate_media(color_scheme="dark")
     assert page.evaluate(ink) != light
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    assert all((plots.nth(place).bounding_box() or {})["height"] > 100 for place in range(2))
+    assert all((plots.nth(place).bounding_box() or {})["height"] > 100 for place in range(4))
     page.close()
     assert complaints == []
 

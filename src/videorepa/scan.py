@@ -15,11 +15,12 @@ import torch
 from videorepa.align.contract import check_rate
 from videorepa.align.resampling import resample
 from videorepa.artifacts.finished import claim_folder, read_finished, write_finished
+from videorepa.data.video import READER
 from videorepa.encoders import Encoder, EncoderSpec
 from videorepa.errors import UserError, within_memory
 from videorepa.probing.blocks import Blocks, encode
 from videorepa.probing.clips import Clips, first_readable_clips
-from videorepa.probing.closeness import closeness, mean_over_clips, spread
+from videorepa.probing.closeness import closeness, mean_over_clips, next_clips, own
 from videorepa.probing.records import Measurement, Scan
 from videorepa.probing.scan_table import sentences
 from videorepa.probing.sources import all_teachers, check_blocks, straw_men
@@ -32,7 +33,7 @@ from videorepa.system.fingerprint import json_digest
 from videorepa.system.progress import track
 from videorepa.tokens import TokenGrid
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same clips and models would be measured differently."""
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -175,6 +176,7 @@ def _parts(
         "fps": data.fps,
         "precision": str(dtype),
         "clips": clips_digest,
+        "reader": READER,
     } | ({"without": "first frame"} if backbone.takes_image else {})
     student = {
         "backbone": {"name": backbone.name} | backbone.identity(),
@@ -218,9 +220,10 @@ def _measure(
     for part in missing:
         if part.level is None:
             of_teacher = features[part.teacher]
-            measured = {"teacher": spread(of_teacher)}
+            measured = {"teacher": own(of_teacher)}
+            others = next_clips(of_teacher, slice(None))
             for source, spec in straw_men(teachers[part.teacher]).items():
-                measured[source] = closeness(compared(spec, source), of_teacher)
+                measured[source] = closeness(compared(spec, source), of_teacher, others)
             part.write(
                 [
                     mean_over_clips(measure, values, part.teacher, source)

@@ -16,7 +16,7 @@ from videorepa.align.taps import tap
 from videorepa.backbones import Backbone, Text, moved, timestep_of_noise
 from videorepa.conditioning import Opening
 from videorepa.probing.clips import Clips
-from videorepa.probing.closeness import closeness, mean_over_clips
+from videorepa.probing.closeness import closeness, mean_over_clips, next_clips
 from videorepa.probing.records import Measurement
 from videorepa.system.progress import track
 from videorepa.system.randomness import generator
@@ -125,7 +125,8 @@ class Blocks:
                 grid = grid.since(1)
             for teacher, features in teachers.items():
                 theirs = features.with_tokens(features.tokens[which])
-                for measure, of_clips in closeness(grid, theirs).items():
+                others = next_clips(features, which)
+                for measure, of_clips in closeness(grid, theirs, others).items():
                     values[teacher, block, measure] += of_clips
         measurements: dict[str, list[Measurement]] = defaultdict(list)
         for (teacher, block, measure), of_clips in values.items():

@@ -1,4 +1,4 @@
-"""How close two token grids are, and what is the mean and spread of a grid's relations."""
+"""How close two token grids are, and what a grid's own relations are like."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from videorepa.losses.relation import Relation
 from videorepa.probing.records import Measurement
 from videorepa.system.checks import check_finite
 from videorepa.tokens import TokenGrid
+
+CLIP_CORRELATION = "clip_correlation"
 
 SMALLEST_SHARE = 1e-6
 """Share of the features' norm below which their deviation is a rounding error of float32."""
@@ -54,31 +56,62 @@ def _centred(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
     return torch.where(length > SMALLEST_SHARE * x.norm(), varying / length, 0.0)
 
 
-def closeness(student: TokenGrid, teacher: TokenGrid) -> dict[str, list[float]]:
+def closeness(student: TokenGrid, teacher: TokenGrid, others: TokenGrid) -> dict[str, list[float]]:
     """Measure how close each clip's relations are, with the student's tokens on the teacher's grid.
 
     A relation is the cosine of two of a clip's tokens. The relation error is TRD with margin 0: the
     mean absolute difference of all relations, from 0 to 2. The relation correlation is Pearson's,
-    from -1 to 1, so it does not see the relations' mean and spread. No measure depends on the
-    features' width, so there is no projector.
+    from -1 to 1, so it does not see the relations' mean and spread. Most of what it sees can be
+    where tokens are, which is the same in every clip. The clip correlation is how much higher it is
+    than with the teacher's relations of another clip, from -2 to 2; 0 for what knows nothing of the
+    clip. No measure depends on the features' width, so there is no projector.
+
+    Args:
+        others: The teacher's tokens of another clip for each.
 
     Returns:
-        A value for each clip, for "relation_error", "relation_correlation" and "cka", and what
-        `spread` gives of the student.
+        A value for each clip, for "relation_error", "relation_correlation", "clip_correlation" and
+        "cka", and what `spread` gives of the student.
     """
     by_clip: dict[str, list[float]] = defaultdict(list)
+    each = (grid.tokens.split(1) for grid in (student, teacher, others))
     # One clip at a time, since its relations take 52 MB for the published grid.
-    for ours, theirs in zip(student.tokens.split(1), teacher.tokens.split(1), strict=True):
-        like = teacher.with_tokens(theirs.to(ours.device, torch.float32))
+    for ours, theirs, another in zip(*each, strict=True):
+        like, unlike = (
+            teacher.with_tokens(tokens.to(ours.device, torch.float32))
+            for tokens in (theirs, another)
+        )
         resampled = resample(student.with_tokens(ours.float()), like=like)
-        correlation = Relations(resampled).correlation(Relations(like))
+        relations = Relations(resampled)
+        correlation = relations.correlation(Relations(like)).item()
         cka = linear_cka(resampled.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
         by_clip["relation_error"].append(Relation(margin=0.0)(resampled, like).item())
-        by_clip["relation_correlation"].append(correlation.item())
+        by_clip["relation_correlation"].append(correlation)
+        by_clip[CLIP_CORRELATION].append(
+            correlation - relations.correlation(Relations(unlike)).item()
+        )
         by_clip["cka"].append(cka.item())
         for measure, values in spread(resampled).items():
             by_clip[measure] += values
     return by_clip
+
+
+def own(teacher: TokenGrid) -> dict[str, list[float]]:
+    """Measure a teacher's own relations.
+
+    Returns:
+        What `spread` gives, and the "clip_correlation" of each clip, which is how much of its
+        relations another clip's do not have: the most that a model could reach.
+    """
+    others = Relations(next_clips(teacher, slice(None)))
+    shared = Relations(teacher).correlation(others)
+    return spread(teacher) | {CLIP_CORRELATION: (1 - shared).tolist()}
+
+
+def next_clips(grid: TokenGrid, which: slice) -> TokenGrid:
+    """The tokens of the clip after each of these; the first follows the last."""
+    count = len(grid.tokens)
+    return grid.with_tokens(grid.tokens[[(n + 1) % count for n in range(count)[which]]])
 
 
 def spread(grid: TokenGrid) -> dict[str, list[float]]:

@@ -20,9 +20,10 @@ class Measurement:
 
     Attributes:
         measure: "relation_error" (0 to 2, lower is closer), "relation_correlation" (-1 to 1, higher
-            is closer) or "cka" (0 to 1, higher is closer); "relation_mean" or "relation_spread".
+            is closer), "clip_correlation" (-2 to 2, higher is closer) or "cka" (0 to 1, higher is
+            closer); "relation_mean" or "relation_spread".
         source: "block"; a straw man that sees the clean clip: "pixels" or "untrained"; or
-            "teacher", whose own relations have a mean and spread.
+            "teacher", for its own clip correlation, mean and spread.
         value: The mean.
         low: Lower end of its 95 % interval, by bootstrap over clips.
         high: Upper end of the interval.

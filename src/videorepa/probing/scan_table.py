@@ -12,6 +12,7 @@ from videorepa.probing.records import Measurement, Scan
 NAMES = {
     "relation_error": "relation error",
     "relation_correlation": "relation correlation",
+    "clip_correlation": "clip correlation",
     "cka": "CKA",
 }
 STRAW_MEN = {"pixels": "raw pixels", "untrained": "untrained"}
@@ -44,6 +45,7 @@ def sentences(teachers: Sequence[str], measurements: Sequence[Measurement]) -> l
             f"{error[far]:.3f}) and block {near} nearest ({error[near]:.3f}); raw pixels are at "
             f"{pixels:.3f}, the untrained teacher at {untrained:.3f}."
         )
+        lines.append(_of_clips(teacher, of_teacher, others))
         lines.append(_of_spread(teacher, mean, spread, others))
     lines.append("A scan does not measure which block gains most from being aligned.")
     return lines
@@ -56,6 +58,21 @@ def _by_block(measurements: Sequence[Measurement], measure: str) -> dict[int, fl
         if each.block is not None and each.measure == measure:
             by_block[each.block].append(each.value)
     return {block: float(np.mean(values)) for block, values in by_block.items()}
+
+
+def _of_clips(
+    teacher: str, measurements: Sequence[Measurement], others: dict[tuple[str, str], float]
+) -> str:
+    """Say how much the teacher tells of a clip, and where the blocks have most of it."""
+    theirs = others["clip_correlation", "teacher"]
+    blocks = [m for m in measurements if m.measure == "clip_correlation" and m.block is not None]
+    best = max(blocks, key=lambda each: each.value)
+    untrained = others["clip_correlation", "untrained"]
+    return (
+        f"Relations of {teacher} in two clips correlate by {1 - theirs:.2f}; the rest, "
+        f"{theirs:.2f}, is what they tell of a clip. Most of it is in block {best.block} at noise "
+        f"{best.noise:g}, {best.value:.2f}; the untrained teacher has {untrained:.2f}."
+    )
 
 
 def _of_spread(

@@ -21,6 +21,12 @@ MEASURES = {
         "How the similarities of pairs of tokens go with the teacher's, whatever their mean and "
         "spread. Higher is closer.",
     ),
+    "clip_correlation": (
+        "About the clip, as {}",
+        "clip correlation (-2 to 2)",
+        "How much higher the relation correlation is than with the teacher's relations of another "
+        "clip. 0 says nothing about the clip. Higher is closer.",
+    ),
     "cka": (
         "CKA with {}",
         "linear CKA (0 to 1)",
@@ -65,6 +71,7 @@ def draw_scan(name: str, scan: Scan) -> DrawnScan:
         _plot(f"{name}-{place}-{measure.replace('_', '-')}", scan, teacher, measure)
         for place, teacher in enumerate(scan.teachers)
         for measure in MEASURES
+        if any(each.measure == measure for each in scan.measurements)  # Earlier scans have fewer.
     ]
     levels = [(level, place % COLOURS + 1) for place, level in enumerate(scan.noise_levels)]
     return DrawnScan(scan, levels, plots, [_row(each) for each in scan.measurements])
@@ -89,6 +96,8 @@ def _plot(name: str, scan: Scan, teacher: str, measure: str) -> Plot:
     legend = ". ".join(
         f"{label}, {straw_men[source]:.3f}" for source, (_, label) in STRAW_MEN.items()
     )
+    if "teacher" in straw_men:
+        legend += f". The teacher itself: {straw_men['teacher']:.3f}"
     levels = [(straw_men[source], style) for source, (style, _) in STRAW_MEN.items()]
     svg = draw_profiles(name, y_label, profiles, levels, scan.aligned_blocks)
     return Plot(title.format(teacher), f"{note} {legend}.", svg)
