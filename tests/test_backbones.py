@@ -165,6 +165,17 @@ def test_a_folder_that_no_backbone_loads_is_refused_with_those_that_are(tmp_path
         Model.of(tmp_path)
 
 
+def test_a_folder_of_another_family_is_refused_with_all_that_this_one_loads(
+    twin: Twin, tmp_path: Path
+) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    spec = twin.spec.model_copy(update={"weights": str(tmp_path)})
+    with pytest.raises(UserError, match="holds a StableDiffusionPipeline") as raised:
+        spec.folder()
+    assert str(raised.value).endswith(f"loads a {' or a '.join(spec.pipelines())}.")
+    assert spec.pipelines()[0] == spec.pipeline_class and set(spec.also_of) < {*spec.pipelines()}
+
+
 def test_a_likelihood_is_the_models_own_loss_under_noise_in_common(twin: Twin) -> None:
     text, moments = twin.text(CAPTIONS[:1]), twin.live.encode_video(twin.video)
     mode = twin.live.latents(moments, None)

@@ -125,7 +125,7 @@ def _kind_of(model: Path) -> str:
         pipelines = plugins.description("backbones", kind).pipelines()
         if pipeline in pipelines:
             return kind
-        known |= pipelines
+        known.update(pipelines)
     raise UserError(
         f"{model} holds a {pipeline}, which no backbone loads; expected one of "
         f"{', '.join(sorted(known))}."

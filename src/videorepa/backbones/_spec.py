@@ -313,17 +313,17 @@ class BackboneSpec(Section):
             )
         pipeline = pipeline_of(folder)
         if pipeline not in self.pipelines():
-            own = dict.fromkeys(filter(None, (self.pipeline_class, self.image_pipeline)))
             raise UserError(
                 f"{folder} holds a {pipeline}; the backbone {self.name} loads a "
-                f"{' or a '.join(own)}."
+                f"{' or a '.join(self.pipelines())}."
             )
         return folder
 
     @classmethod
-    def pipelines(cls) -> set[str | None]:
-        """The stock pipelines whose folders hold its parts."""
-        return {cls.pipeline_class, cls.image_pipeline, *cls.also_of} - {None}
+    def pipelines(cls) -> list[str]:
+        """The stock pipelines whose folders hold its parts, its own first."""
+        image = [cls.image_pipeline] if cls.image_pipeline else []
+        return list(dict.fromkeys([cls.pipeline_class, *image, *cls.also_of]))
 
     def check_clip(self, size: ClipSize) -> None:
         """Check that the model can take clips of a size.
