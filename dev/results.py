@@ -43,7 +43,6 @@ SHAPES = ROOT / "recipes" / "micro" / "shapes.yaml"
 CONFIRMATION = ROOT / "recipes" / "micro" / "confirmation.yaml"
 BARE = ROOT / "recipes" / "micro" / "bare.yaml"
 FREE = ROOT / "recipes" / "micro" / "free.yaml"
-LASTING = ROOT / "recipes" / "micro" / "lasting.yaml"
 FAMILIES = {
     "near": (("bare-near", "bare-untrained"), ("bare-near", "bare-places")),
     "both": (("both-truth", "free-truth"), ("both-truth", "bare-near")),
@@ -69,6 +68,7 @@ NAMES_KEPT = {
     "bare": {MEASURED: "confirmation.csv"},
     "free": {MEASURED: "free.csv"},
     "lasting": {MEASURED: "lasting.csv"},
+    "plausible": {MEASURED: "plausible.csv"},
 } | {name: {MEASURED: f"{name}.csv"} for name in FAMILIES}
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
@@ -105,6 +105,8 @@ FREE_AGAINST = (
 """The same of the arms with free mean and spread."""
 LASTING_AGAINST = (("both-truth", "bare-near"), ("both-image", "bare-near"))
 """The same of the arms that were trained for longer."""
+PLAUSIBLE_AGAINST = (("both-truth", "bare-near"),)
+"""The same of the arms that were asked what they find likelier."""
 CONFIRMED = ("confirmation", "free", *FAMILIES)
 """The studies of the confirmation's folder whose numbers are kept in files of their own."""
 SPREAD_AT = "0.75"
@@ -343,18 +345,51 @@ def free_against_table() -> str:
 
 def lasting_table() -> str:
     """The arms that were trained for longer, what they have beside places, and their pairs."""
-    measured = _lasting()
+    measured = _of_its_own("lasting")
     pairs = measured.table(measured.groups()["main"], [LIKELIER, LOG_RATIO])
     return "\n\n".join(
         [_by_family(measured, control=True), _against(measured, LASTING_AGAINST), pairs]
     )
 
 
+def plausible_table() -> str:
+    """The arms that were asked what they find likelier, and what is more than their loss brings."""
+    measured = _of_its_own("plausible")
+    names = [name for name in measured.groups()["main"] if name != measured.recipe.control]
+    against = _against(measured, PLAUSIBLE_AGAINST, LOG_RATIO)
+    return "\n\n".join([measured.table(names), against, _beyond_loss(measured, names)])
+
+
+def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
+    """What is left of gains in log ratio less what the gains in loss bring.
+
+    The control's longer training tells how much log ratio a unit of loss brings.
+    """
+    control, (longer,) = measured.recipe.control, set(measured.recipe.scale) - {"control"}
+    brought = [measured.gain(longer, control, measure) for measure in (LOG_RATIO, LOSS)]
+    ratio, loss = (gain.of.value for gain in brought if gain is not None)
+    rows = []
+    for name in names:
+        both = [measured.gain(name, control, measure) for measure in (LOG_RATIO, LOSS)]
+        by_seed = [gain.by_seed for gain in both if gain is not None]
+        left = [ours - ratio / loss * of_loss for ours, of_loss in zip(*by_seed, strict=True)]
+        of = mean_of_few(left)
+        rows.append(
+            {
+                "arm": name,
+                "log ratio: gain beyond the loss's": f"{of.value:+.4f} [{of.low:+.4f}, "
+                f"{of.high:+.4f}], p {of.p:.2g}",
+                "by seed": ", ".join(f"{value:+.4f}" for value in left),
+            }
+        )
+    return in_markdown(rows)
+
+
 @cache
-def _lasting() -> Measured:
-    """What was measured in the folder of the study of longer trainings."""
-    kept = read_measured(KEPT / NAMES_KEPT["lasting"][MEASURED])
-    return Measured(StudyRecipe.from_yaml(LASTING), kept)
+def _of_its_own(name: str) -> Measured:
+    """What was measured in the folder of a study that has a control of its own."""
+    kept = read_measured(KEPT / NAMES_KEPT[name][MEASURED])
+    return Measured(StudyRecipe.from_yaml(CONFIRMATION.with_name(f"{name}.yaml")), kept)
 
 
 def family_table(name: str) -> str:
@@ -382,25 +417,26 @@ def _groups(measured: Measured, only: str) -> dict[str, list[str]]:
     return {name: arms for name, arms in measured.groups().items() if only in ("", name)}
 
 
-def _against(measured: Measured, pairs: Sequence[tuple[str, str]]) -> str:
+def _against(measured: Measured, pairs: Sequence[tuple[str, str]], measure: str = LOSS) -> str:
     """A line for each pair of arms; the pairs are one family."""
-    found = {f"{arm} less {other}": measured.gain(arm, other, LOSS) for arm, other in pairs}
+    found = {f"{arm} less {other}": measured.gain(arm, other, measure) for arm, other in pairs}
     gains = {name: gain for name, gain in found.items() if gain is not None}
     adjusted = holm([gain.of.p for gain in gains.values()])
     return in_markdown(
         [
             {
                 "difference": name,
-                "loss: gain": measured.cell(replace(gain, p_holm=p), LOSS),
-                "by seed": _by_seed(gain),
+                f"{measure}: gain": measured.cell(replace(gain, p_holm=p), measure),
+                "by seed": _by_seed(gain, measure),
             }
             for (name, gain), p in zip(gains.items(), adjusted, strict=True)
         ]
     )
 
 
-def _by_seed(gain: Gain) -> str:
-    return ", ".join(f"{1e5 * value:+.0f}" for value in gain.by_seed)
+def _by_seed(gain: Gain, measure: str = LOSS) -> str:
+    units, form = (1e5, "+.0f") if measure == LOSS else (1, "+.4f")
+    return ", ".join(f"{units * value:{form}}" for value in gain.by_seed)
 
 
 def confirmed_clips_table() -> str:
@@ -418,12 +454,14 @@ def calibration_table() -> str:
 def gains() -> Figure:
     """Draw the gains in held-out loss: of all arms, by seed, and of some by noise level."""
     screened, confirmed = _measured(), _confirmed(BARE)
-    longer = f", fresh, {_lasting().recipe.recipe.optim.steps:,} steps"
+    lasting, plausible = _of_its_own("lasting"), _of_its_own("plausible")
+    longer = f", fresh, {lasting.recipe.recipe.optim.steps:,} steps"
     ordered = ("both", "image", "free", "free-places", "near")
     families = ((_further(name), name, ", fresh") for name in ordered)
     drawn = []
     for measured, only, remark in (
-        (_lasting(), "", longer),
+        (lasting, "", longer),
+        (plausible, "main", f", again{longer}"),
         *families,
         (confirmed, "", ", fresh"),
         (screened, "", ""),
@@ -714,6 +752,7 @@ TABLES = {
     "free": free_table,
     "free against": free_against_table,
     "lasting": lasting_table,
+    "plausible": plausible_table,
     "spread": spread_table,
     "told": told_table,
     "calibration": calibration_table,

@@ -377,7 +377,7 @@ def test_the_published_instruction_comes_from_a_file(judge, captions, in_form, t
     options = options_of(judge, f"instruction={path}", "laws=[new,gravity]")
     evaluation = evaluate("phyjudge", clips, settings=options)
     assert "warning" not in capsys.readouterr().err
-    assert evaluation.summary.judge["instruction"].endswith("(given)")
+    assert evaluation.summary.asked["judge"]["instruction"].endswith("(given)")
     assert in_form == ["SA", "PTV", "persistence", "new", "gravity"]
     # The same again costs nothing; other words or laws make other scores.
     evaluate("phyjudge", clips, settings=options)

@@ -321,7 +321,7 @@ def test_the_published_instruction_comes_from_a_file(judge, in_form, tmp_path, c
     options = [f"judge={judge}", "precision=float32", f"instruction={text}"]
     evaluation = evaluate("videoscore2", clips, settings=options)
     assert "warning" not in capsys.readouterr().err
-    assert evaluation.summary.judge["instruction"].endswith("(given)")
+    assert evaluation.summary.asked["judge"]["instruction"].endswith("(given)")
     assert evaluation.summary.n == 2 and evaluation.summary.missing == []
     assert in_form[1] - in_form[0] == len(PROMPTS[1]) - len(PROMPTS[0])
     # The same again costs nothing; other words make other scores.
