@@ -9,6 +9,7 @@ docs/study/, and those of the study with most arms, its costs and the picture of
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 import sys
 from collections import defaultdict
@@ -282,8 +283,6 @@ def readout_table() -> str:
 
 def spread_table() -> str:
     """What experiments/spread.py found of relations: their mean and spread, and what is alike."""
-    with (KEPT / "spread.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["noise"] == SPREAD_AT]
     titles = {
         "source": "relations of",
         "mean": "mean",
@@ -293,13 +292,17 @@ def spread_table() -> str:
         "like_clips": "like base's, clips",
         "like_truth": "like the truth's",
     }
-    return in_markdown([{title: row[key] for key, title in titles.items()} for row in rows])
+    return in_markdown([{title: row[key] for key, title in titles.items()} for row in _spread()])
+
+
+def _spread() -> list[dict[str, str]]:
+    with (KEPT / "spread.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["noise"] == SPREAD_AT]
 
 
 def told_table() -> str:
     """How much of each teacher's relations is about the clip, beside what it gained."""
-    with (KEPT / "spread.csv").open(newline="") as file:
-        rows = {row["source"]: row for row in csv.DictReader(file) if row["noise"] == SPREAD_AT}
+    rows = {row["source"]: row for row in _spread()}
     lines = []
     for teacher, (study, arm) in TOLD.items():
         places, clips = (float(rows[teacher][key]) ** 2 for key in ("places", "clips"))
@@ -365,7 +368,8 @@ def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
 
     The control's longer training tells how much log ratio a unit of loss brings.
     """
-    control, (longer,) = measured.recipe.control, set(measured.recipe.scale) - {"control"}
+    control = measured.recipe.control
+    (longer,) = set(measured.recipe.scale) - {control}
     brought = [measured.gain(longer, control, measure) for measure in (LOG_RATIO, LOSS)]
     ratio, loss = (gain.of.value for gain in brought if gain is not None)
     rows = []
@@ -374,12 +378,12 @@ def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
         by_seed = [gain.by_seed for gain in both if gain is not None]
         left = [ours - ratio / loss * of_loss for ours, of_loss in zip(*by_seed, strict=True)]
         of = mean_of_few(left)
+        gain = Gain(of, tuple(left), (math.nan, math.nan, math.nan), of.p)
         rows.append(
             {
                 "arm": name,
-                "log ratio: gain beyond the loss's": f"{of.value:+.4f} [{of.low:+.4f}, "
-                f"{of.high:+.4f}], p {of.p:.2g}",
-                "by seed": ", ".join(f"{value:+.4f}" for value in left),
+                "log ratio: gain beyond the loss's": measured.cell(gain, LOG_RATIO),
+                "by seed": _by_seed(gain, LOG_RATIO),
             }
         )
     return in_markdown(rows)
@@ -389,7 +393,7 @@ def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
 def _of_its_own(name: str) -> Measured:
     """What was measured in the folder of a study that has a control of its own."""
     kept = read_measured(KEPT / NAMES_KEPT[name][MEASURED])
-    return Measured(StudyRecipe.from_yaml(CONFIRMATION.with_name(f"{name}.yaml")), kept)
+    return Measured(StudyRecipe.from_yaml(_recipe(name)), kept)
 
 
 def family_table(name: str) -> str:
@@ -399,7 +403,11 @@ def family_table(name: str) -> str:
 
 
 def _further(name: str) -> Measured:
-    return _confirmed(CONFIRMATION.with_name(f"{name}.yaml"))
+    return _confirmed(_recipe(name))
+
+
+def _recipe(name: str) -> Path:
+    return CONFIRMATION.with_name(f"{name}.yaml")
 
 
 def _by_family(measured: Measured, only: str = "", *, control: bool = False) -> str:

@@ -26,6 +26,7 @@ from videorepa.encoders._video import VideoViT
 from videorepa.encoders.pixels import Pixels
 from videorepa.encoders.videomae import VideoMAE
 from videorepa.errors import UserError
+from videorepa.losses import Relations
 from videorepa.probing.blocks import Blocks, encode
 from videorepa.probing.clips import Clips
 from videorepa.probing.closeness import closeness, linear_cka, next_clips, own, spread
@@ -146,7 +147,7 @@ def test_mean_and_spread_are_those_of_all_pairs_of_different_tokens(
     unit = torch.nn.functional.normalize(tokens.flatten(1, 3), dim=-1)
     row, column = torch.triu_indices(8, 8, 1)
     relations = (unit @ unit.mT)[:, row, column]
-    found = spread(grid)
+    found = spread(Relations(grid))
     assert found["relation_mean"] == pytest.approx(relations.mean(1).tolist(), abs=1e-5)
     expected = relations.std(1, unbiased=False).tolist()
     assert found["relation_spread"] == pytest.approx(expected, abs=1e-4)
@@ -159,8 +160,8 @@ def test_what_is_the_same_in_every_clip_says_nothing_about_one() -> None:
     clips = torch.randn(6, 4, 3, 3, 8, generator=draw)
     for share, most in ((0.0, 1e-6), (0.5, 0.6), (2.0, 1.1)):
         teacher = TokenGrid(places + share * clips)
-        told = own(teacher)["clip_correlation"]
         others = next_clips(teacher, slice(None))
+        told = own(teacher, others)["clip_correlation"]
         found = closeness(TokenGrid(places), teacher, others)
         assert np.mean(told) <= most and np.mean(told) >= most - 0.3
         # The teacher itself has all of it, and places none, however well they go with it.

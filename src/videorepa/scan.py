@@ -220,8 +220,8 @@ def _measure(
     for part in missing:
         if part.level is None:
             of_teacher = features[part.teacher]
-            measured = {"teacher": own(of_teacher)}
             others = next_clips(of_teacher, slice(None))
+            measured = {"teacher": own(of_teacher, others)}
             for source, spec in straw_men(teachers[part.teacher]).items():
                 measured[source] = closeness(compared(spec, source), of_teacher, others)
             part.write(

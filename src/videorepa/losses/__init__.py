@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,9 +104,14 @@ class Relations:
         products = products - (self.own * other.own).sum(1)
         return (products - self.own.sum(1) * other.own.sum(1) / pairs) / pairs
 
+    @cached_property
+    def variance(self) -> Float[Tensor, " b"]:
+        """The variance of the relations, over the pairs of different tokens."""
+        return self.covariance(self)
+
     def correlation(self, other: Relations) -> Float[Tensor, " b"]:
         """Pearson's correlation of two sides' relations; 0 where those of either do not vary."""
-        variances = self.covariance(self) * other.covariance(other)
+        variances = self.variance * other.variance
         varies = variances > SMALLEST_SPREAD**4
         spread = torch.where(varies, variances, 1.0).sqrt()
         return torch.where(varies, self.covariance(other) / spread, 0.0)

@@ -18,8 +18,6 @@ from videorepa.probing.records import Measurement
 from videorepa.system.checks import check_finite
 from videorepa.tokens import TokenGrid
 
-CLIP_CORRELATION = "clip_correlation"
-
 SMALLEST_SHARE = 1e-6
 """Share of the features' norm below which their deviation is a rounding error of float32."""
 
@@ -87,25 +85,28 @@ def closeness(student: TokenGrid, teacher: TokenGrid, others: TokenGrid) -> dict
         cka = linear_cka(resampled.tokens.flatten(0, 3), like.tokens.flatten(0, 3))
         by_clip["relation_error"].append(Relation(margin=0.0)(resampled, like).item())
         by_clip["relation_correlation"].append(correlation)
-        by_clip[CLIP_CORRELATION].append(
+        by_clip["clip_correlation"].append(
             correlation - relations.correlation(Relations(unlike)).item()
         )
         by_clip["cka"].append(cka.item())
-        for measure, values in spread(resampled).items():
+        for measure, values in spread(relations).items():
             by_clip[measure] += values
     return by_clip
 
 
-def own(teacher: TokenGrid) -> dict[str, list[float]]:
+def own(teacher: TokenGrid, others: TokenGrid) -> dict[str, list[float]]:
     """Measure a teacher's own relations.
+
+    Args:
+        others: The teacher's tokens of another clip for each.
 
     Returns:
         What `spread` gives, and the "clip_correlation" of each clip, which is how much of its
         relations another clip's do not have: the most that a model could reach.
     """
-    others = Relations(next_clips(teacher, slice(None)))
-    shared = Relations(teacher).correlation(others)
-    return spread(teacher) | {CLIP_CORRELATION: (1 - shared).tolist()}
+    relations = Relations(teacher)
+    shared = relations.correlation(Relations(others))
+    return spread(relations) | {"clip_correlation": (1 - shared).tolist()}
 
 
 def next_clips(grid: TokenGrid, which: slice) -> TokenGrid:
@@ -114,14 +115,13 @@ def next_clips(grid: TokenGrid, which: slice) -> TokenGrid:
     return grid.with_tokens(grid.tokens[[(n + 1) % count for n in range(count)[which]]])
 
 
-def spread(grid: TokenGrid) -> dict[str, list[float]]:
+def spread(relations: Relations) -> dict[str, list[float]]:
     """Measure the mean and the spread of each clip's relations.
 
     Returns:
         A value for each clip, for "relation_mean" and "relation_spread", their standard deviation.
     """
-    relations = Relations(grid)
-    deviation = relations.covariance(relations).clamp(min=0).sqrt()
+    deviation = relations.variance.clamp(min=0).sqrt()
     return {"relation_mean": relations.mean().tolist(), "relation_spread": deviation.tolist()}
 
 
