@@ -567,6 +567,15 @@ def test_the_page_shows_it(folder: Path, scanned: Scan, tmp_path: Path) -> None:
     assert (tmp_path / "r.html").read_text().count("<svg") == 4
 
 
+def test_the_page_sets_names_of_settings_as_code(scanned: Scan, tmp_path: Path) -> None:
+    says = ["<b> has the loss `relation<x>`.", "A stray ` stays <so>."]
+    (tmp_path / "scan").mkdir()
+    scanned.model_copy(update={"says": says}).write(tmp_path / "scan")
+    html = report([], tmp_path / "report.html", scans=[tmp_path / "scan"]).read_text()
+    assert "<li>&lt;b&gt; has the loss <code>relation&lt;x&gt;</code>.</li>" in html
+    assert "<li>A stray ` stays &lt;so&gt;.</li>" in html
+
+
 def test_a_browser_shows_it_in_light_dark_and_on_a_phone(folder: Path, browser) -> None:
     complaints: list[str] = []
     page = browser.new_page(color_scheme="light", viewport={"width": 1280, "height": 900})

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from videorepa.artifacts.clips import SELECTION, Key, Sidecar, left_over, readable_clips
 from videorepa.artifacts.run import Run
@@ -134,6 +134,7 @@ def report(
     for name in ("label", "number", "probability", "count", "listed"):
         page.filters[name] = getattr(wording, name)
     page.filters["numbered"] = lambda items: list(enumerate(items))
+    page.filters["with_code"] = _with_code
     style, script = _asset("page.css"), _asset("page.js")
     html = page.get_template("page.html.j2").render(
         title=title,
@@ -217,6 +218,17 @@ def _with_names(
         return replace(ours, comparison=comparison)
 
     return {name: [named(item) for item in items] for name, items in scored.items()}
+
+
+def _with_code(sentence: str) -> Markup:
+    """Set what stands between backticks as code. All else is escaped."""
+    words = sentence.split("`")
+    if len(words) % 2 == 0:
+        return escape(sentence)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(word) if place % 2 else word
+        for place, word in enumerate(words)
+    )
 
 
 def _asset(name: str) -> str:
