@@ -507,7 +507,7 @@ def test_validation_continues_its_prompts_images(
     own: Recipe, recipe: Recipe, frame: Path, tmp_path: Path, monkeypatch
 ) -> None:
     given = f"validation={{every: 1, prompts: [A ball falls.], images: [{frame}]}}"
-    with pytest.raises(UserError, match="2 images for 1 prompts"):
+    with pytest.raises(UserError, match="2 images and 1 prompt;"):
         own.override(given.replace("images: [", f"images: [{frame}, "))
     with pytest.raises(UserError, match="takes text alone"):
         check(recipe.override(given))

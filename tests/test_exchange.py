@@ -350,6 +350,7 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
     metrics = {"pc": share, "motion": {"mean": 4.25}}
     summary = {"benchmark": "lab", "version": "1", "n": 16, "metrics": metrics, "failures": []}
     summary |= {"about": "They were chosen.", "missing": [{"prompt_id": "a", "k": 0}]}
+    summary |= {"asked": {"judge": {"dtype": "float32"}, "compat": True}}
     difference = {"difference": 4.0, "low": -1.0, "high": 9.0, "p": 0.25, "p_holm": 0.5, "n": 14}
     small = {"difference": 0.031, "low": 0.02, "high": 0.04, "p": 0.01, "p_holm": 0.02, "n": 15}
     comparison = {"against": "control", "metrics": {"pc": difference, "motion": small}}
@@ -359,8 +360,14 @@ def test_the_card_says_what_was_trained_on_what_and_how_it_scores(
     (folder / "scores.jsonl").write_text("")
     recipe, product = lora_run.recipe, "pytorch_lora_weights.safetensors"
     card = model_card(lora_run, recipe, 6, product, "float32", [Scores.read(folder)])
-    about = "16 clips, of 4 different prompts, 1 clips are missing.\n\nThey were chosen.\n\n"
+    about = "16 clips, of 4 different prompts, 1 clip missing.\n\nThey were chosen.\n\n"
+    about += "Asked with judge dtype `float32` and compat `True`.\n\n"
     assert f"lab 1, from `clips/scores`: {about}| metric" in card
+    for asked, says in ({}, "16 clips"), (None, "What else was asked is not recorded.\n\n| metric"):
+        (folder / "summary.json").write_text(json.dumps(summary | {"asked": asked}))
+        other = model_card(lora_run, recipe, 6, product, "float32", [Scores.read(folder)])
+        assert says in other and "Asked with" not in other
+    (folder / "summary.json").write_text(json.dumps(summary))
     assert "| pc | 12.5 % | [3.1, 30.2] | 15 | 1 |\n| motion | 4.25 |  |  | 0 |\n" in card
     assert "Against `control`, clip by clip; left out: 2 clips of the two without a partner" in card
     assert "| pc | +4.0 | [-1.0, 9.0] | 14 | 0.250 | 0.500 |\n" in card

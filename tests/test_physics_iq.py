@@ -313,7 +313,7 @@ def test_clips_that_do_not_fit_are_named(data: Path, tmp_path: Path, capsys) -> 
     printed = capsys.readouterr()
     assert "lasts 6.125 s; expected 5 s: cut it to 40 frames at this rate" in printed.err
     assert "has no video of perspective-right_fly, take-1" in printed.err
-    assert "n=2" in printed.out and "1 clips are missing" in printed.out
+    assert "n=2" in printed.out and "1 clip missing" in printed.out
     write_video(folder / "mine.mp4", long, 8)
     assert main(command) == 1
     assert "mine.mp4 is not named as Physics-IQ expects" in capsys.readouterr().err

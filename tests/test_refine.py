@@ -384,7 +384,7 @@ def test_what_cannot_work_is_said_plainly(
     before = out.read_bytes()
     with pytest.raises(UserError, match="was refined by m with the instruction .*; this is other"):
         refine(PROMPTS, out, model="other", endpoint=server.url)
-    with pytest.raises(UserError, match="holds 1 prompts that are not in the list of prompts.*'c'"):
+    with pytest.raises(UserError, match="holds 1 prompt that the list of prompts lacks.*'c'"):
         refine(PROMPTS[:2], out, model="m", endpoint=server.url)
     assert out.read_bytes() == before
     header = before.decode().splitlines()[0]

@@ -163,7 +163,7 @@ def probe(
     by_id = {stimulus.id: stimulus for stimulus in stimuli}
     left_out = {Path(name).stem for name in leave_out}
     if unknown := sorted(left_out - {s.stem for s in stimuli if s.is_test}):
-        notes.append(f"{len(unknown)} clips to be left out are not there: {', '.join(unknown)}.")
+        notes.append(f"Not there, though named to be left out: {', '.join(unknown)}.")
     kind.check(*split(stimuli, left_out))
 
     size = ClipSize(**recipe.data.model_dump(include=set(ClipSize.model_fields)))

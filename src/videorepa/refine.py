@@ -19,7 +19,7 @@ from videorepa.errors import UserError
 from videorepa.system.files import atomic_write, check_is_file, csv_text
 from videorepa.system.fingerprint import json_digest, weights_digest
 from videorepa.system.progress import track
-from videorepa.system.wording import shown
+from videorepa.system.wording import count, shown
 
 FIRST_FRAME = """\
 
@@ -240,8 +240,8 @@ def _earlier(
         )
     if foreign := [row["id"] for row in rows if _asked(row) not in questions]:
         raise UserError(
-            f"{out} holds {len(foreign)} prompts that are not in the list of prompts; the first is "
-            f"{foreign[0]!r}. Choose another --out."
+            f"{out} holds {count(len(foreign), 'prompt')} that the list of prompts lacks; the "
+            f"first is {foreign[0]!r}. Choose another --out."
         )
     return rows
 

@@ -9,6 +9,7 @@ import tyro
 
 from videorepa.cli.options import Positional, Settings, Shard, parse_shard, refuse
 from videorepa.errors import UserError
+from videorepa.system.wording import count
 
 
 def generate(
@@ -101,7 +102,7 @@ def generate(
         shard=parse_shard(shard),
         benchmark=bench,
     )
-    print(f"{len(clips)} clips in {out}")
+    print(f"{count(len(clips), 'clip')} in {out}")
 
 
 def refine(

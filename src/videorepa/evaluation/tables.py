@@ -51,12 +51,13 @@ def notes_on_clips(summary: Summary) -> list[str]:
     """What one has to know of the clips that the scores are of, and of those that they lack."""
     problems = {
         "could not be read": summary.failures,
-        "are missing": summary.missing,
-        "are left over and not counted": summary.left_over,
+        "missing": summary.missing,
+        "left over and not counted": summary.left_over,
     }
     fewer = [m.prompts for m in summary.metrics.values() if m.prompts and m.prompts < summary.n]
     notes = [f"of {max(fewer)} different prompts"] if fewer else []
-    return notes + [f"{len(clips)} clips {what}" for what, clips in problems.items() if clips]
+    found = {what: count(len(clips), "clip") for what, clips in problems.items() if clips}
+    return notes + [f"{clips} {what}" for what, clips in found.items()]
 
 
 def left_out(comparison: Comparison) -> list[str]:

@@ -11,13 +11,14 @@ import yaml
 
 from videorepa.artifacts import checkpoint
 from videorepa.artifacts.model import trained_digest
+from videorepa.artifacts.reading import leaves
 from videorepa.artifacts.run import Run
-from videorepa.artifacts.scores import Metric, MetricDifference, Scores
+from videorepa.artifacts.scores import Metric, MetricDifference, Scores, Summary
 from videorepa.evaluation.tables import left_out, notes_on_clips
 from videorepa.exchange.lora import COMFYUI_FILE, LORA_FILE
 from videorepa.exchange.usage import sampled_with, usage
 from videorepa.recipe import Recipe
-from videorepa.system.wording import count
+from videorepa.system.wording import count, listed
 
 
 def model_card(
@@ -141,6 +142,7 @@ def _scores(scores: Scores) -> str:
         f"{summary.benchmark} {summary.version}, from `{folder.parent.name}/{folder.name}`: "
         f"{', '.join(notes)}.",
         *(["", " ".join(summary.says)] if summary.says else []),
+        *(["", asked] if (asked := _asked(summary)) else []),
         "",
         "| metric | value | 95 % interval | clips | invalid |",
         "|---|---|---|---|---|",
@@ -161,6 +163,13 @@ def _scores(scores: Scores) -> str:
             ),
         ]
     return "\n".join(lines)
+
+
+def _asked(summary: Summary) -> str:
+    if summary.asked is None:
+        return "What else was asked is not recorded."
+    settings = (f"{name.replace('.', ' ')} `{value}`" for name, value in leaves(summary.asked))
+    return f"Asked with {listed(settings)}." if summary.asked else ""
 
 
 def _metric(metric: Metric) -> str:

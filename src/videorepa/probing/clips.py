@@ -73,7 +73,7 @@ def first_readable_clips(recipe: Recipe, count: int) -> tuple[Clips, str, list[s
         )
     if len(frames) < count:
         notes.append(
-            f"Only {len(frames)} clips can be read, of the {count} that the scan should measure on."
+            f"Only {len(frames)} of the {count} clips that the scan should measure on can be read."
         )
     ids = [str(place) for place in range(len(frames))]
     clips = Clips(np.stack(frames), captions, ids, recipe.data.prepare_batch)

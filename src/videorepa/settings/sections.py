@@ -31,6 +31,7 @@ from videorepa.settings.bounds import (
     Width,
 )
 from videorepa.settings.section import Section, spelling
+from videorepa.system.wording import count
 
 Knot = tuple[Share, Annotated[float, Field(ge=0)]]
 """A point of a curve over the noise: a noise level sigma, and the factor there."""
@@ -403,7 +404,7 @@ class Validation(Section):
             raise ValueError("give `prompts`, `pairs` or both")
         if self.images and len(self.images) != len(self.prompts):
             raise ValueError(
-                f"there are {len(self.images)} images for {len(self.prompts)} prompts; give one "
-                "for each, or none"
+                f"there are {count(len(self.images), 'image')} and "
+                f"{count(len(self.prompts), 'prompt')}; give one image for each prompt, or none"
             )
         return self
