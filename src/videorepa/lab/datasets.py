@@ -38,7 +38,8 @@ class ContactRecipe(Section):
         out: The folder for `train` and `test`.
         train: Number of training clips, half of them with contact.
         test: Number of test clips, half of them with contact.
-        seed: Seed of the training clips. The test clips have the next one.
+        seed: Seed of the training clips. The test clips have the next one, so sets that have
+            no clip in common need seeds that are two apart.
     """
 
     out: Path
