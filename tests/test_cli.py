@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,24 @@ def test_the_help_has_a_line_for_each_verb(capsys, monkeypatch) -> None:
         first, _, rest = (verb.__doc__ or "").partition("\n")
         assert first in " ".join(text.split())
         assert not any(line.strip() in text for line in rest.splitlines() if len(line) > 40)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_option_has_a_text_that_only_the_width_breaks(verb, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    entries: list[list[str]] = []
+    listed = re.split(r"\n.{1,3}options ", capsys.readouterr().out)[1]
+    for line in listed.replace("│", " ").splitlines():
+        if re.match(r"  \S", line):
+            entries.append([])
+        if line.startswith("  ") and entries:
+            # The text is beside the name, or below a long one.
+            entries[-1] += [part for part in re.split(" {2,}", line.strip()) if part]
+    assert len(entries) > 1
+    for name, *text in entries:
+        assert len(text) == 1 and not text[0].startswith("(default"), f"{name}: {text}"
 
 
 def test_help_loads_no_heavy_library() -> None:
@@ -79,6 +98,8 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
             "starts over",
         ),
         (["export", "run", "out"], "export", "starts over"),
+        (["lab", "laws", "laws.yaml"], "lab.models.make.make", "starts over"),
+        (["lab", "teacher", "teacher.yaml"], "lab.models.make.make", "goes on from here"),
     ],
 )
 def test_stopped_a_verb_says_truly_what_the_same_command_does(
@@ -87,8 +108,8 @@ def test_stopped_a_verb_says_truly_what_the_same_command_does(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    module, _, function = verb.partition(".")
-    monkeypatch.setattr(import_module(f"videorepa.{module}"), function or module, stopped)
+    module, _, function = verb.rpartition(".")
+    monkeypatch.setattr(import_module(f"videorepa.{module or function}"), function, stopped)
     assert main(arguments) == 130
     assert capsys.readouterr().err == f"\nStopped. The same command {next_time}.\n"
 

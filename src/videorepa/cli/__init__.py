@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from inspect import cleandoc
 from pathlib import Path
 
 import tyro
@@ -29,8 +30,16 @@ VERBS = {
     )
 }
 
-STARTS_OVER = {"head", "export", "import", "inspect", "verify", "compare", "report", "select"}
-"""Verbs that lose their work when they are stopped. The others resume it."""
+for _verb in VERBS.values():
+    # tyro keeps the line breaks within an argument's text, whatever the terminal's width.
+    _text, _args, _arguments = cleandoc(_verb.__doc__ or "").partition("\nArgs:\n")
+    _verb.__doc__ = _text + _args + _arguments.replace("\n    ", " ")
+
+STARTS_OVER = {
+    *("head", "export", "import", "inspect", "verify", "compare", "report", "select"),
+    *("lab text-encoder", "lab assemble", "lab ship", "lab laws"),
+}
+"""Verbs, and parts of `lab`, that lose their work when they are stopped. The others resume it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
       ends.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    starts_over = bool(STARTS_OVER.intersection(arguments[:1]))
+    starts_over = not STARTS_OVER.isdisjoint({" ".join(arguments[:n]) for n in (1, 2)})
     try:
         with terminable():
             _run(arguments)

@@ -51,15 +51,15 @@ def generate(
       samples: Clips per prompt; by default as the benchmark asks for, or as the recipe says.
       steps: Denoising steps; by default as the recipe says.
       guidance_scale: Strength of classifier-free guidance; by default as the recipe says.
-      backbone: Kind of a diffusers folder; by default the one that loads its pipeline. Runs and
-        recipes state it themselves.
+      backbone: Family of a diffusers folder, such as `wan`; by default the one that loads its
+        pipeline. Runs and recipes state it themselves.
       column: Column of the texts, such as `detailed`; by default `caption`, or else `prompt`.
         Scores are always against `caption`.
       images: Folder of first frames, for models that continue an image: those that the list's
         column `image` names, or else files called by the prompts' ids. By default the column's
         paths start from the list's folder.
       step: Step of the run's checkpoint to use; by default the newest.
-      seed: Another seed gives every clip other noise.
+      seed: Another seed gives every clip different noise.
       offload: What waits in main memory while it does not run: `model` keeps one model at a time on
         the GPU, `group` one layer of the transformer. The clips are the same.
     """
@@ -112,7 +112,7 @@ def refine(
     endpoint: str | None = None,
     first_frame: str | None = None,
 ) -> None:
-    """Have a language model rewrite short prompts in detail, as video models were trained.
+    """Have a language model turn short prompts into detailed ones, as video models are trained on.
 
     The command `generate --column detailed` then generates from the result. Each answer is written
     at once, and a second call asks only for those that are missing. If a server needs a key, set
@@ -233,7 +233,8 @@ def select(
 
     The curve is the expected score of the best of n clips, over all subsets of a prompt's clips. A
     score's own curve always rises; --judged-by says what the choice does to another score. Motion
-    stands beside, since a still clip can win. Whether more or less is better the benchmark knows.
+    is shown beside it, since a still clip can win. The benchmark says whether more or less is
+    better.
 
     For example:
       videorepa generate runs/aligned --prompts prompts.txt --out clips/aligned --samples 8
@@ -244,7 +245,7 @@ def select(
       videos: Folder that `generate` wrote, with several samples of each prompt.
       out: Folder of the chosen clips, which `evaluate` and `report` read as any other.
       by: Folder of the scores to choose by, which `evaluate` wrote for these clips.
-      column: Column of its rows to choose by; a wrong one is answered with the list.
+      column: Column of its rows to choose by; for a wrong one the error lists all.
       judged_by: Folder of other scores of the same clips, to judge the choice by.
       judged_column: Column of its rows to judge by.
       most: The curve's last n; by default the most clips that a prompt has. Prompts with fewer are

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from videorepa.cli.options import Overrides, Positional, Shard, parse_shard
+from videorepa.cli.options import OptionalShard, Overrides, Positional, parse_shard
 from videorepa.errors import UserError
 from videorepa.system.wording import listed
 
 
 def demo(out: Path = Path("demo"), quick: bool = False) -> None:
-    """Run all on the lab's micro model: prepare, train, generate, evaluate, export and report.
+    """Run every stage on the lab's micro model, from prepare and train to export and report.
 
     A second call resumes where the first one stopped.
 
@@ -47,10 +47,10 @@ def lab(
             "pairs",
         ]
     ],
-    recipe: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None,
+    recipe: Positional[Annotated[Path | None, tyro.conf.arg(metavar="[RECIPE]")]] = None,
     out: Path | None = None,
     rows: Path | None = None,
-    shard: Shard | None = None,
+    shard: OptionalShard = None,
     set: Overrides = (),
 ) -> None:
     """Run the lab's study, or make a part of its micro models from a recipe in recipes/micro.
@@ -73,7 +73,8 @@ def lab(
 
     Args:
       part: What to make.
-      recipe: A YAML file; for a study by default the short one that is shipped.
+      recipe: A YAML file; every part but `study` needs one. A study's default is the short one that
+        is shipped.
       out: Folder of the study; by default `study`.
       rows: Train nothing, and print the tables of this file, rows.csv or measured.csv, which a
         study wrote.

@@ -20,9 +20,11 @@ Repeatable = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 RecipeFile = Positional[Annotated[Path, tyro.conf.arg(metavar="RECIPE", help="A YAML file.")]]
 
-Shard = Annotated[
-    str, tyro.conf.arg(metavar="I/N", help="Do only the I-th of N parts, counted from 0.")
-]
+_SHARD = tyro.conf.arg(metavar="I/N", help="Do only the I-th of N parts, counted from 0.")
+
+Shard = Annotated[str, _SHARD]
+
+OptionalShard = Annotated[str | None, _SHARD]
 
 Overrides = Annotated[
     Repeatable,

@@ -88,7 +88,7 @@ def probe(
       models: Further models: runs, recipes or diffusers folders, named like their folder or file.
       blocks: Numbers of the blocks, counted from 1; by default those that the recipe aligns.
       timesteps: Timesteps of the noise that models see, 0 to 999.
-      draws: How many noises each clip is read with.
+      draws: How many draws of noise each clip is read with.
       steps: How many evenly spaced steps in time are read; by default 3, or as the protocol says.
       pools: Rows and columns that each step is averaged to; each size gets a readout of its own.
       frames: Take frames evenly from all that Physion shows, only those that published extractors

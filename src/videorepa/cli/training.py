@@ -52,7 +52,7 @@ def head(
       videorepa head recipes/videorepa-2b.yaml --kind motion --out heads/motion.safetensors
 
     Args:
-      kind: "motion" for the loss moalign, "saliency" for sara.
+      kind: `motion` for the loss `moalign`, `saliency` for `sara`.
       out: The file to write; must not exist yet, unless it holds this very head.
       clips: Use at most this many clips.
     """
@@ -77,7 +77,8 @@ def train(
 
     Args:
       out: Folder of the run; by default runs/NAME, with the recipe's name.
-      profile: Profile so many steps after the first with torch.profiler, into the run's folder.
+      profile: How many steps after the first to profile with torch.profiler. The trace goes into
+        the run's folder.
     """
     from videorepa.recipe import Recipe
     from videorepa.train import train
@@ -152,7 +153,7 @@ def compare(
     reference: Path | None = None,
     make: Path | None = None,
 ) -> None:
-    """Say whether a training's curves lie within the range of other seeds of its recipe.
+    """Say whether a run's curves lie within the range of other seeds of its recipe.
 
     The exit code is 0 if they do and 1 if not. References for the demo's two runs are shipped. (To
     compare two models' clips, use `evaluate --against`.)
