@@ -102,7 +102,8 @@ def own(teacher: TokenGrid, others: TokenGrid) -> dict[str, list[float]]:
 
     Returns:
         What `spread` gives, and the "clip_correlation" of each clip, which is how much of its
-        relations another clip's do not have: the most that a model could reach.
+        relations another clip's do not have. It is no bound: relations with less of what all clips
+        share can have a higher one.
     """
     relations = Relations(teacher)
     shared = relations.correlation(Relations(others))
