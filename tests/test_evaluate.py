@@ -91,7 +91,7 @@ def test_a_clip_that_cannot_be_read_is_named_and_not_scored(tmp_path):
     assert evaluation.summary.n == N - 1 and evaluation.summary.metrics["sa"].percent == 100
     (failure,) = evaluation.summary.failures
     assert failure.prompt_id == ROLL and f"{ROLL}-0.mp4" in failure.reason
-    assert "1 clip could not be read" in table({"clips": evaluation})
+    assert "1 clip could not be scored" in table({"clips": evaluation})
     scores = Scores.read(evaluation.folder)
     assert (ROLL, 0) in scores.failures and (ROLL, 0) not in scores.by_clip
 

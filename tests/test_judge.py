@@ -558,7 +558,7 @@ def test_two_folders_are_judged_and_compared(judge, captions, tmp_path):
     # Other pixels, other scores: the clip is looked at.
     assert len({row["pc_score"] for row in rows}) == 3
     text = table({"ours": evaluation}, by_scenario=True)
-    assert "of 2 different prompts, 1 clip could not be read, 2 clips missing" in text
+    assert "of 2 different prompts, 1 clip could not be scored, 2 clips missing" in text
     assert "fluid_fluid" in text and "against theirs" in text
     read = Scores.read(evaluation.folder)
     assert len(read.summary.missing) == 2

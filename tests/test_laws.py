@@ -415,6 +415,7 @@ def test_prompts_are_balanced_distinct_and_stable():
     assert len({prompt.id for prompt in prompts}) == 55
     assert benchmark.prompts(20, seed=0) == prompts[:20]
     assert benchmark.prompts(20, seed=1) != prompts[:20]
+    assert lab.Lab(prompts_made=20).every_prompt() == prompts[:20]  # As `generate --prompts lab`.
 
 
 def test_prompts_of_two_scenarios_share_no_draw():

@@ -12,6 +12,7 @@ from videorepa.benchmarks import Benchmark
 from videorepa.benchmarks.laws import checks as laws
 from videorepa.data.manifest import Prompt
 from videorepa.evaluation.pairs import Pairs, share
+from videorepa.settings.bounds import Clips
 from videorepa.world.scenarios import HELD_OUT_SEED, SCENARIOS, draw_scene
 
 _APART = 1_000_000
@@ -19,10 +20,15 @@ _APART = 1_000_000
 
 
 class Lab(Benchmark):
-    """Semantic adherence (sa), physical commonsense (pc) and both at once (joint), as measured."""
+    """Semantic adherence (sa), physical commonsense (pc) and both at once (joint), as measured.
+
+    Attributes:
+        prompts_made: How many captions `generate` takes by the benchmark's name.
+    """
 
     name: Literal["lab"] = "lab"
     version: ClassVar[str] = laws.with_tolerances("2")
+    prompts_made: Clips = 96
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """Captions of the scenarios in turn.
@@ -40,6 +46,9 @@ class Lab(Benchmark):
             scenario, turn = names[number % len(names)], number // len(names)
             prompts.append(Prompt(f"{scenario}-{seed}-{turn:04d}", next(series[scenario])))
         return prompts
+
+    def every_prompt(self) -> list[Prompt]:
+        return self.prompts(self.prompts_made, 0)
 
     def scenario(self, prompt: str) -> str | None:
         return laws.parse_caption(prompt).event

@@ -50,12 +50,12 @@ def table(scores: Mapping[str, Scores], by_scenario: bool = False) -> str:
 def notes_on_clips(summary: Summary) -> list[str]:
     """What one has to know of the clips that the scores are of, and of those that they lack."""
     problems = {
-        "could not be read": summary.failures,
+        "could not be scored": summary.failures,
         "missing": summary.missing,
         "left over and not counted": summary.left_over,
     }
     fewer = [m.prompts for m in summary.metrics.values() if m.prompts and m.prompts < summary.n]
-    notes = [f"of {max(fewer)} different prompts"] if fewer else []
+    notes = [f"of {count(max(fewer), 'different prompt')}"] if fewer else []
     found = {what: count(len(clips), "clip") for what, clips in problems.items() if clips}
     return notes + [f"{clips} {what}" for what, clips in found.items()]
 
@@ -65,7 +65,7 @@ def left_out(comparison: Comparison) -> list[str]:
     other, apart = comparison.against, comparison.unpaired
     lost = len(comparison.failures)
     notes = [f"{count(apart, 'clip')} of the two without a partner"] if apart else []
-    return notes + ([f"{count(lost, 'clip')} of {other} could not be read"] if lost else [])
+    return notes + ([f"{count(lost, 'clip')} of {other} could not be scored"] if lost else [])
 
 
 def _shown(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:

@@ -61,5 +61,5 @@ def parse_caption(caption: str) -> Request:
             return Request(event, colours, shapes, {"right": 1, "left": -1, None: 0}[side])
     raise UserError(
         f"{caption!r} is not one of the lab's captions, the only ones that it can judge, such as "
-        "'A red ball rolls to the left.' Take prompts from the lab benchmark."
+        "'A red ball rolls to the left.' `videorepa generate MODEL --prompts lab` takes them."
     )
