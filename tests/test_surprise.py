@@ -198,13 +198,13 @@ def test_a_judge_that_is_broken_or_without_predictor_is_seen(tmp_path: Path) -> 
 
     bench = Surprise(judge=str(damaged(tmp_path / "none", without)), precision="float32", every=1)
     with pytest.raises(UserError, match=r"is no V-JEPA 2; .*predictor.*with the predictor"):
-        bench.score(clip(16), "")
+        bench.load()
 
     path = tmp_path / "none" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10_000_000}))
     bench = Surprise(judge=str(path.parent), precision="float32", every=1)
     with pytest.raises(UserError, match="could not be loaded: .* no model has more than 1,000"):
-        bench.score(clip(16), "")
+        bench.load()
 
 
 def test_a_lack_of_memory_is_not_taken_for_a_damaged_judge(monkeypatch) -> None:

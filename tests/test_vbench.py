@@ -260,15 +260,15 @@ def test_what_is_no_number_or_not_whole_is_seen(models: Path, tmp_path: Path) ->
     del weights["layernorm.bias"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="is no whole vit model; .*layernorm.bias"):
-        bench(models, f"dino={folder}").score(film(), "")
+        bench(models, f"dino={folder}").load()
     config = json.loads((models / "dino" / "config.json").read_text())
     config["num_hidden_layers"] = 10_000_000
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="could not be loaded: .* no model has more than 1,000"):
-        bench(models, f"dino={folder}").score(film(), "")
+        bench(models, f"dino={folder}").load()
     torch.save({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"Expected weight \(1, 12\) and bias"):
-        bench(models, f"aesthetic={tmp_path / 'other.pth'}").score(film(), "")
+        bench(models, f"aesthetic={tmp_path / 'other.pth'}").load()
     (tmp_path / "list.json").write_text('[{"prompt": "a cat"}]')
     with pytest.raises(UserError, match="is no VBench_full_info.json"):
         bench(models, f"prompt_list={tmp_path / 'list.json'}").prompts(1, 0)

@@ -382,14 +382,35 @@ def test_a_folder_that_is_no_judge_is_refused(judge, tmp_path, fault, says):
         load_judge(folder)
 
 
-def test_weights_that_are_missing_are_named(judge, tmp_path):
-    folder = shutil.copytree(judge, tmp_path / "judge")
+def without_head(judge: Path, folder: Path) -> Path:
+    """A copy of a judge that lacks weights."""
+    shutil.copytree(judge, folder)
     shard = sorted(folder.glob("*.safetensors"))[0]
     weights = load_file(shard)
     del weights["lm_head.weight"]
     save_file(weights, shard, {"format": "pt"})
+    return folder
+
+
+def test_weights_that_are_missing_are_named(judge, tmp_path):
+    folder = without_head(judge, tmp_path / "judge")
     with pytest.raises(UserError, match=r"does not fit the judge; missing: lm_head\.weight\. Copy"):
         load_judge(folder)
+
+
+def test_a_judge_that_cannot_be_loaded_is_tried_once_and_costs_no_scores(
+    judge, in_form, tmp_path, monkeypatch
+):
+    clips = clips_of(tmp_path / "clips", PROMPTS)
+    evaluation = evaluate("videoscore2", clips, settings=[f"judge={judge}", "precision=float32"])
+    before = (evaluation.folder / "scores.jsonl").read_bytes()
+    folder = without_head(judge, tmp_path / "judge")
+    load, tried = QwenJudge.load, []
+    monkeypatch.setattr(QwenJudge, "load", lambda *given: tried.append(given) or load(*given))
+    with pytest.raises(UserError, match=rf"^{folder} does not fit the judge; missing: lm_head"):
+        evaluate("videoscore2", clips, settings=[f"judge={folder}", "precision=float32"])
+    assert len(tried) == 1
+    assert (evaluation.folder / "scores.jsonl").read_bytes() == before
 
 
 def test_the_template_of_an_older_folder_stands_in_a_file_of_its_own(judge, tmp_path):

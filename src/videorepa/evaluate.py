@@ -176,6 +176,8 @@ def _score(bench: Benchmark, videos: Path, out: Path | None, shard: tuple[int, i
     table = out / ("scores.jsonl" if shards == 1 else f"scores-{index}-of-{shards}.jsonl")
     part = clips[index::shards]
     kept = _kept(bench, out, part, scored_with)
+    if len(kept) < len(part):
+        bench.load()  # Once, and before earlier scores are replaced.
     # Only this process writes this file. It begins with the rows that others wrote, in order.
     write_rows(table, kept.values())
     rows, failures = [], []

@@ -47,7 +47,7 @@ class ClipForm:
 
 
 class Benchmark(Section):
-    """The base of all benchmarks. Making one is cheap: a judge is loaded for the first clip.
+    """The base of all benchmarks. Making one is cheap: `load` loads a judge.
 
     In the methods below, a prompt is the caption that a clip is scored against. The clip may have
     been generated from a detailed version of it.
@@ -164,6 +164,13 @@ class Benchmark(Section):
             lists for a benchmark that scores clips itself.
         """
         return [], []
+
+    def load(self) -> None:
+        """Load the models that `score` needs, if any. It is called before the first clip is scored.
+
+        Raises:
+            UserError: One cannot be loaded, so that no clip can be scored.
+        """
 
     def read(self, video: Path) -> Any:
         """What `score` expects of a video: by default its frames, (F, H, W, 3) uint8.

@@ -77,6 +77,9 @@ class Judged(Listed):
             }
         }
 
+    def load(self) -> None:
+        _ = self.live
+
     @abstractmethod
     def readout(self) -> dict[str, str]:
         """How the judge is asked and how its answer is read, as far as settings decide."""
@@ -107,6 +110,11 @@ class Judged(Listed):
         """Whether both flags are set, or None if either is invalid."""
         both = row["sa"], row["pc"]
         return None if None in both else all(both)
+
+    @property
+    @abstractmethod
+    def live(self) -> Any:
+        """The judge, loaded on first use."""
 
     @property
     @abstractmethod

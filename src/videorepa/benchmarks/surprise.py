@@ -159,6 +159,9 @@ class Surprise(Benchmark):
     def about(self) -> dict[str, Any]:
         return {"about": NOT_INDEPENDENT, "judge": self._identity}
 
+    def load(self) -> None:
+        _ = self.live
+
     def score(self, frames: np.ndarray, prompt: str) -> dict[str, Any]:
         """Measure one clip.
 

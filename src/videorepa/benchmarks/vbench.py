@@ -255,6 +255,9 @@ class VBench(Benchmark):
         about = {"dimensions": list(of.dimensions), "style": of.style}
         return super().about_prompt(prompt) | about
 
+    def load(self) -> None:
+        _ = self._dino, self._clip_b, self.aesthetic and self._linear
+
     def read(self, video: Path) -> np.ndarray:
         frames, _ = read_all(video)
         if len(frames) < 2:

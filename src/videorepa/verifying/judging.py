@@ -45,7 +45,7 @@ def compare_judge(
     """Ask the judge about a simulated clip."""
     folder = local_copy(benchmark.judge)
     if not isinstance(benchmark, Videophysics):
-        live: Any = benchmark.live  # pyright: ignore[reportAttributeAccessIssue]
+        live = benchmark.live
         frames, caption = simulated(ClipSize(frames=4, height=HEIGHT, width=WIDTH))
         instruction = f"Text: {caption}\nIs the video good?"
         logits = live.model(**live.inputs(frames, instruction), logits_to_keep=1).logits
