@@ -24,7 +24,7 @@ from test_judge import clips_of
 from videorepa.artifacts.scores import Scores, failing_checks
 from videorepa.benchmarks import videoscore2
 from videorepa.benchmarks.videoscore2 import QwenJudge, frame_indices, patches, score_after
-from videorepa.errors import UserError
+from videorepa.errors import ClipError, UserError
 from videorepa.evaluate import evaluate
 from videorepa.evaluation.tables import table
 
@@ -142,6 +142,12 @@ def test_frames_of_a_long_clip_are_smaller(monkeypatch):
     # The multiples of 28 below that in the same aspect: 308 x 448 = 137,984.
     monkeypatch.setattr(videoscore2, "MOST_PIXELS_OF_ALL", 150_000)
     assert patches(Qwen2VLImageProcessorPil(), frames)[1].tolist() == [[1, 22, 32]]
+
+
+def test_a_clip_too_narrow_for_the_stock_processor_is_one_that_cannot_be_scored():
+    with pytest.raises(ClipError, match="frames are 2x600; the judge takes frames whose long side"):
+        patches(Qwen2VLImageProcessorPil(), noise(2, 2, 600))
+    assert patches(Qwen2VLImageProcessorPil(), noise(2, 2, 400))[1].prod() > 0
 
 
 def test_the_model_is_given_a_place_for_each_of_the_videos_tokens(live):
@@ -352,7 +358,6 @@ def test_an_answer_without_scores_is_invalid_not_zero(judge, tmp_path, monkeypat
 
 def test_clips_of_one_frame_and_prompts_of_no_list_are_refused(judge, captions, tmp_path):
     from videorepa.data.video import write_video
-    from videorepa.errors import ClipError
 
     bench = videoscore2.VideoScore2(captions=str(captions), judge=str(judge))
     assert bench.find("A red ball falls.").caption == "A ball falls."

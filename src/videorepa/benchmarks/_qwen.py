@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from videorepa.benchmarks._judged import DigitAnswer
-from videorepa.errors import UserError
+from videorepa.errors import ClipError, UserError
 from videorepa.system.configuration import read_configuration
 from videorepa.system.files import parse_json, read_text
 from videorepa.system.fingerprint import file_sample_digest, json_digest
@@ -23,6 +23,9 @@ from videorepa.system.weights import Misfit
 
 PAIR = 2
 """Frames that a token covers."""
+
+LONGEST = 200
+"""Most times that a frame's long side is its short side; the stock processor takes no others."""
 
 DIGITS = ("1", "2", "3", "4", "5")
 
@@ -40,7 +43,16 @@ def video_patches(
 
     Returns:
         Scaled and normalised patches, and their number along time, height and width.
+
+    Raises:
+        ClipError: The frames are too narrow for their length.
     """
+    height, width = frames.shape[1:3]
+    if max(height, width) > LONGEST * min(height, width):
+        raise ClipError(
+            f"the clip's frames are {height}x{width}; the judge takes frames whose long side is at "
+            f"most {LONGEST} times the short one. Crop or scale the clip"
+        )
     prepared = processor(
         list(frames),
         size={"shortest_edge": fewest, "longest_edge": most},
