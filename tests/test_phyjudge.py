@@ -267,6 +267,8 @@ def test_a_lora_is_merged_as_published(judge, tmp_path):
     [
         ({"r": 4}, {}, "r 4, lora_alpha None; expected a plain LoRA"),
         ({"r": 4, "lora_alpha": 8, "use_dora": True}, {}, "and use_dora; expected a plain LoRA"),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"proj": 32}}, {}, "and alpha_pattern; expec"),
+        ({"r": 8, "lora_alpha": 8}, {}, r"its weight is \(.*\) and r is 8\."),
         ({"r": 4, "lora_alpha": 8}, {"x.lora_A.weight": (4, 32)}, r"x\.lora_B\.weight"),
         ({"r": 4, "lora_alpha": 8}, {"x.magnitude": (4,)}, r"does not fit the judge: x\.magnitude"),
         (
@@ -388,6 +390,7 @@ def test_the_published_instruction_comes_from_a_file(judge, captions, in_form, t
         (texts | {"SA": "Rate it."}, "has no place for the caption in SA"),
         ({"SA": "{caption}"}, "expected a text for each of SA, PTV, persistence and the laws"),
         ([1], "expected a text for each"),
+        (texts | {False: "{caption}"}, "expected a text for each"),
     ):
         path.write_text(yaml.safe_dump(content))
         with pytest.raises(UserError, match=says):
@@ -434,7 +437,7 @@ def test_what_is_not_phygrounds_is_refused(judge, captions, tmp_path):
         bench().about()
     with pytest.raises(UserError, match=r"are \('wind',\); expected some of boundary_interaction"):
         bench(laws=("wind",)).about_prompt("A ball falls.")
-    with pytest.raises(UserError, match="is no caption of"):
+    with pytest.raises(UserError, match=r"no caption of .*phyground\.json; phyjudge scores"):
         bench(captions=str(captions)).about_prompt("A cat.")
     write_video(tmp_path / "one.mp4", noise(2, 32, 32).frames[:1], 8)
     with pytest.raises(ClipError, match="has one frame"):
@@ -442,6 +445,7 @@ def test_what_is_not_phygrounds_is_refused(judge, captions, tmp_path):
     for content, says in (
         ([{"id": 1, "prompt": "A."}], "the prompt 1 has no laws"),
         ([], "it is empty"),
+        ([{"id": 1, "prompt": "A.", "physical_laws": [["wind"]]}], r"are \[\['wind'\]\]; expected"),
         ({"prompts": []}, "expected PhyGround's phyground.json"),
     ):
         captions.write_text(json.dumps(content))

@@ -48,10 +48,11 @@ class Listed(Benchmark):
         """
         prompt = self._by_text.get(text.strip())
         if prompt is None:
+            columns = " or ".join(self.longer)
+            longer = f", nor a lengthened one (column {columns})" if columns else ""
             raise UserError(
-                f"The prompt {text[:80]!r} is no caption of {self.captions}, nor a lengthened "
-                f"one (column {' or '.join(self.longer)}); {self.name} scores only clips of its "
-                "own captions."
+                f"The prompt {text[:80]!r} is no caption of {self.captions}{longer}; {self.name} "
+                "scores only clips of its own captions."
             )
         return prompt
 

@@ -38,6 +38,9 @@ FEWEST_FRAMES, MOST_FRAMES = 4, 768
 
 ANSWER_LENGTH = 1024
 
+PATTERNS = ("rank_pattern", "alpha_pattern")
+"""What gives single layers of a LoRA a scale of their own."""
+
 PLACE = "{caption}"
 
 SYSTEM = "You are a strict video evaluation model."
@@ -154,7 +157,7 @@ class PhyJudgeModel(QwenVL):
         with plain_weights(path):
             weights = load_file(path)
         rank, alpha = config.get("r"), config.get("lora_alpha")
-        other = [key for key in ("use_dora", "use_rslora", "rank_pattern") if config.get(key)]
+        other = [key for key in ("use_dora", "use_rslora", *PATTERNS) if config.get(key)]
         ends = (".lora_A.weight", ".lora_B.weight")
         pairs = {name.removesuffix(ends[0]) for name in weights if name.endswith(ends[0])}
         expected = {pair + end for pair in pairs for end in ends}
@@ -174,10 +177,11 @@ class PhyJudgeModel(QwenVL):
         for pair, target in targets.items():
             a, b = (weights[pair + end].float() for end in ends)
             weight = own[target]
-            if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
+            if (*b.shape, *a.shape) != (weight.shape[0], rank, rank, *weight.shape[1:]):
                 raise UserError(
                     f"{path}: {pair} has the shapes {(*a.shape,)} and {(*b.shape,)}; its weight "
-                    f"is {(*weight.shape,)}. It is of another model."
+                    f"is {(*weight.shape,)} and r is {rank}. It is of another model, or "
+                    "adapter_config.json is of another LoRA."
                 )
             delta = (alpha / rank * (b @ a)).to(weight.device)
             weight.data = (weight.data.float() + delta).to(weight.dtype)
@@ -347,7 +351,8 @@ class PhyJudge(Judged):
             UserError: There is no question about one of them.
         """
         laws: Any = self.find(prompt).row.get("physical_laws", self.laws)
-        known = isinstance(laws, list | tuple) and all(law in self._questions for law in laws)
+        asked = [*self._questions]  # A list may hold what a dict cannot be asked for.
+        known = isinstance(laws, list | tuple) and all(law in asked for law in laws)
         if not known or set(laws) & set(GENERAL):
             places = sorted(set(self._questions) - set(GENERAL))
             raise UserError(
@@ -367,7 +372,8 @@ class PhyJudge(Judged):
             raise UserError(
                 f"The instruction {self.instruction} cannot be read: {error}."
             ) from None
-        if not isinstance(questions, dict) or not set(GENERAL) <= set(questions):
+        named = isinstance(questions, dict) and all(isinstance(key, str) for key in questions)
+        if not named or not set(GENERAL) <= set(questions):
             raise UserError(
                 f"The instruction {self.instruction} is {shown(questions)}; expected a text for "
                 f"each of {', '.join(GENERAL)} and the laws (docs/judging.md says how to make it)."
