@@ -435,6 +435,8 @@ def test_what_is_not_phygrounds_is_refused(judge, captions, tmp_path):
 
     with pytest.raises(UserError, match="Name PhyGround's list of them"):
         bench().about()
+    with pytest.raises(UserError, match="Give one of the two"):
+        bench(captions=str(captions), laws=("gravity",)).about()
     with pytest.raises(UserError, match=r"are \('wind',\); expected some of boundary_interaction"):
         bench(laws=("wind",)).about_prompt("A ball falls.")
     with pytest.raises(UserError, match=r"no caption of .*phyground\.json; phyjudge scores"):
@@ -445,6 +447,13 @@ def test_what_is_not_phygrounds_is_refused(judge, captions, tmp_path):
     for content, says in (
         ([{"id": 1, "prompt": "A."}], "the prompt 1 has no laws"),
         ([], "it is empty"),
+        (
+            [
+                {"id": n, "prompt": text, "physical_laws": []}
+                for n, text in enumerate(("A.", "A. "))
+            ],
+            "the prompt 0 is also another entry's",
+        ),
         ([{"id": 1, "prompt": "A.", "physical_laws": [["wind"]]}], r"are \[\['wind'\]\]; expected"),
         ({"prompts": []}, "expected PhyGround's phyground.json"),
     ):

@@ -266,6 +266,8 @@ def test_what_is_no_number_or_not_whole_is_seen(models: Path, tmp_path: Path) ->
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="could not be loaded: .* no model has more than 1,000"):
         bench(models, f"dino={folder}").load()
+    with pytest.raises(UserError, match="could not be loaded: .* no model has more than 1,000"):
+        bench(models, f"clip_l={folder}").load()
     torch.save({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"Expected weight \(1, 12\) and bias"):
         bench(models, f"aesthetic={tmp_path / 'other.pth'}").load()

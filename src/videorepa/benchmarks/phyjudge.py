@@ -241,6 +241,11 @@ class PhyJudge(Judged):
                 "--set captions=phyground.json, or laws for all clips, "
                 "--set laws=[gravity,collision]."
             )
+        if self.captions and self.laws:
+            raise UserError(
+                f"{self.captions} says which laws a prompt is about, and `laws` are for clips "
+                "without such a list. Give one of the two."
+            )
         return super().about()
 
     def about_prompt(self, prompt: str) -> dict[str, Any]:
@@ -419,6 +424,7 @@ class PhyJudge(Judged):
             ]
             by_text = {prompt.text.strip(): prompt for prompt in prompts}
             lacking = [prompt.id for prompt in prompts if "physical_laws" not in prompt.row]
+            twice = [p.id for p in prompts if by_text[p.text.strip()] is not p]
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{path} cannot be read ({type(error).__name__}: {error}); {expected}."
@@ -426,6 +432,11 @@ class PhyJudge(Judged):
         if lacking or not by_text:
             where = f"the prompt {lacking[0]} has no laws" if lacking else "it is empty"
             raise UserError(f"{path}: {where}; {expected}.")
+        if twice:
+            raise UserError(
+                f"{path}: the prompt {twice[0]} is also another entry's, so the laws of its clips "
+                "cannot be told. Leave one of the two out."
+            )
         return by_text
 
     @cached_property

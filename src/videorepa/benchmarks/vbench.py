@@ -256,7 +256,9 @@ class VBench(Benchmark):
         return super().about_prompt(prompt) | about
 
     def load(self) -> None:
-        _ = self._dino, self._clip_b, self.aesthetic and self._linear
+        _ = self._dino, self._clip_b, self._tokenizer
+        if self.aesthetic is not None:
+            _ = self._clip_l, self._linear
 
     def read(self, video: Path) -> np.ndarray:
         frames, _ = read_all(video)
