@@ -349,7 +349,8 @@ def free_against_table() -> str:
 def lasting_table() -> str:
     """The arms that were trained for longer, what they have beside places, and their pairs."""
     measured = _of_its_own("lasting")
-    pairs = measured.table(measured.groups()["main"], [LIKELIER, LOG_RATIO])
+    arms = [name for group in measured.groups().values() for name in group]
+    pairs = measured.table(arms, [LIKELIER, LOG_RATIO])
     return "\n\n".join(
         [_by_family(measured, control=True), _against(measured, LASTING_AGAINST), pairs]
     )

@@ -519,6 +519,9 @@ def test_a_measure_that_does_not_order_the_scale_says_nothing_in_steps() -> None
     gain = Measured(scaled(), far).gains(["trd"], "loss")["trd"]
     assert gain.steps[0] == math.inf and gain.of.p == 1 and math.isnan(gain.p_holm)
     assert "+90000e-5, one seed" in measured_tables(scaled(), far)
+    # A gain that rounds to zero has no minus.
+    close = [measured(arm, 0, loss) for arm, loss in (losses | {"trd": 1 + 1e-9}).items()]
+    assert "+0e-5, one seed" in measured_tables(scaled(), close)
 
 
 @pytest.mark.parametrize(

@@ -265,8 +265,8 @@ def _number(measure: str, value: float) -> str:
 def _change(measure: str, gain: float) -> str:
     """A gain in words: of the loss in units of 1e-5, of the rest in its own."""
     if measure == LOSS:
-        return f"{gain * 1e5:+.0f}e-5"
-    return f"{gain:+.2f}" if measure in IN_PERCENT else f"{gain:+.4f}"
+        return f"{gain * 1e5:+z.0f}e-5"
+    return f"{gain:+z.2f}" if measure in IN_PERCENT else f"{gain:+z.4f}"
 
 
 def _more(steps: float) -> str:
