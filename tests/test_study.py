@@ -27,6 +27,7 @@ from videorepa.lab.study.recipe import SHORT, StudyRecipe
 from videorepa.lab.study.rows import means_of_clips, read_rows, rows_text
 from videorepa.lab.study.seeds import Measured, measured_tables, read_measured
 from videorepa.lab.study.tables import by_table, compare, tables
+from videorepa.recipe import Recipe
 from videorepa.settings.sections import LabClips
 from videorepa.system.randomness import generator
 
@@ -144,6 +145,19 @@ def test_shards_share_a_study_and_the_last_one_has_the_tables(tmp_path: Path, pr
     assert "| trd | 0 | 2 | 100.0 [34, 100] | 0.0 [0, 66] | 0.0 [0, 66] |" in text
     assert "| trd | 1 | 2 | 100.0 [34, 100] | 100.0 [34, 100] | 0.0 [0, 66] |" in text
     assert "| trd | 2 | 2 |" in text
+
+
+def test_a_shard_prepares_the_clips_of_its_own_arms_alone(
+    tmp_path: Path, pretended, monkeypatch
+) -> None:
+    recipe = StudyRecipe.from_yaml(SHORT, SMALL)
+    jobs = recipe.jobs()
+    prepared: list[tuple[Recipe, tuple[int, int]]] = []
+    monkeypatch.setattr(module, "prepare", lambda recipe, shard: prepared.append((recipe, shard)))
+    for job in (("trd", 1), ("base", 0)):
+        study(recipe, tmp_path / "study", shard=(jobs.index(job), len(jobs)))
+    trd = recipe.trained("trd", 0).override(f"data.cache={tmp_path / 'study' / 'cache'}")
+    assert prepared == [(trd, (jobs.index(("trd", 1)), len(jobs))), (trd, (0, 1))]
 
 
 def test_a_curve_has_no_more_prompts_than_the_study(tmp_path: Path, pretended) -> None:

@@ -93,13 +93,13 @@ def study(recipe: StudyRecipe, out: Path, *, shard: tuple[int, int] = (0, 1)) ->
 def _study(recipe: StudyRecipe, out: Path, index: int, count: int) -> Study:
     _claim(recipe, out)
     keep_freed_memory()
-    arms = list(recipe.arms)
     jobs = recipe.jobs()
     mine = jobs[index::count]
-    recipes = {arm: _with_cache(recipe.trained(arm, recipe.seeds[0]), out) for arm in arms}
+    arms = dict.fromkeys(arm for arm, _ in mine if arm != BASE)
+    needed = [_with_cache(recipe.trained(arm, recipe.seeds[0]), out) for arm in arms]
     for part in ((index, count), (0, 1)):  # The second pass does what other processes left.
-        for arm in arms:
-            prepare(recipes[arm], shard=part)
+        for of_arm in needed:
+            prepare(of_arm, shard=part)
     meter = Meter(recipe.recipe, recipe.measures, out) if recipe.measures else None
     for arm, seed in _with_time_left(recipe, out, mine):
         _run(recipe, out, arm, seed, meter)
