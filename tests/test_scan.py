@@ -481,7 +481,7 @@ def test_clips_that_cannot_be_read_cost_themselves_alone(
     found = scan(own, tmp_path / "scan", noise_levels=[0.5], blocks=[1])
     assert {r.n for r in found.measurements} == {2}
     assert any("'clip1.mp4' was left out" in note for note in found.notes)
-    assert any("Only 2 clips can be read, of the 12" in note for note in found.notes)
+    assert any("Only 2 of the 12 clips" in note for note in found.notes)
     assert "was left out" in table(found)
     (tmp_path / "own" / "clip0.mp4").unlink()
     with pytest.raises(UserError, match="1 of 3 clips can be read"):
