@@ -314,7 +314,7 @@ def told_table() -> str:
                 "relations of": teacher,
                 "about the clip": f"{clips / (places + clips):.0%}".replace("%", " %"),
                 "like the truth's": rows[teacher]["like_truth"],
-                "loss: gain": f"{1e5 * np.mean(gain.by_seed):+.0f}e-5",
+                "loss: gain": f"{1e5 * np.mean(gain.by_seed):+z.0f}e-5",
                 "by seed": _by_seed(gain),
             }
         )
@@ -444,7 +444,7 @@ def _against(measured: Measured, pairs: Sequence[tuple[str, str]], measure: str 
 
 
 def _by_seed(gain: Gain, measure: str = LOSS) -> str:
-    units, form = (1e5, "+.0f") if measure == LOSS else (1, "+.4f")
+    units, form = (1e5, "+z.0f") if measure == LOSS else (1, "+z.4f")
     return ", ".join(f"{units * value:{form}}" for value in gain.by_seed)
 
 

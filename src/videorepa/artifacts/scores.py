@@ -120,6 +120,11 @@ class Summary(_OpenModel):
         """Sentences to read with the metrics."""
         return [*([self.about] if self.about else []), *self.notes]
 
+    @property
+    def asked_by_name(self) -> dict[str, Any]:
+        """The innermost values of `asked` by names for readers, such as "judge dtype"."""
+        return {name.replace(".", " "): value for name, value in leaves(self.asked or {})}
+
 
 class MetricDifference(_OpenModel):
     """A paired difference to another model.

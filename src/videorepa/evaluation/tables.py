@@ -56,8 +56,9 @@ def notes_on_clips(summary: Summary) -> list[str]:
     }
     fewer = [m.prompts for m in summary.metrics.values() if m.prompts and m.prompts < summary.n]
     notes = [f"of {count(max(fewer), 'different prompt')}"] if fewer else []
-    found = {what: count(len(clips), "clip") for what, clips in problems.items() if clips}
-    return notes + [f"{clips} {what}" for what, clips in found.items()]
+    return notes + [
+        f"{count(len(clips), 'clip')} {what}" for what, clips in problems.items() if clips
+    ]
 
 
 def left_out(comparison: Comparison) -> list[str]:

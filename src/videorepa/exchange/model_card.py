@@ -11,7 +11,6 @@ import yaml
 
 from videorepa.artifacts import checkpoint
 from videorepa.artifacts.model import trained_digest
-from videorepa.artifacts.reading import leaves
 from videorepa.artifacts.run import Run
 from videorepa.artifacts.scores import Metric, MetricDifference, Scores, Summary
 from videorepa.evaluation.tables import left_out, notes_on_clips
@@ -168,8 +167,8 @@ def _scores(scores: Scores) -> str:
 def _asked(summary: Summary) -> str:
     if summary.asked is None:
         return "What else was asked is not recorded."
-    settings = (f"{name.replace('.', ' ')} `{value}`" for name, value in leaves(summary.asked))
-    return f"Asked with {listed(settings)}." if summary.asked else ""
+    settings = [f"{name} `{value}`" for name, value in summary.asked_by_name.items()]
+    return f"Asked with {listed(settings)}." if settings else ""
 
 
 def _metric(metric: Metric) -> str:

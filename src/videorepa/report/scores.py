@@ -10,7 +10,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from videorepa.artifacts.reading import leaves
 from videorepa.artifacts.scores import Metric, MetricDifference, Scores, Summary
 from videorepa.errors import UserError
 from videorepa.evaluation.statistics import holm
@@ -85,7 +84,7 @@ class BenchmarkTable:
 
     @property
     def title(self) -> str:
-        asked = (f"{name.replace('.', ' ')}: {value}" for name, value in self.asked.items())
+        asked = (f"{name}: {value}" for name, value in self.asked.items())
         return ", ".join([self.benchmark, f"version {self.version}", *asked])
 
     @property
@@ -141,10 +140,10 @@ def _apart(summary: Summary, summaries: Sequence[Summary]) -> dict[str, Any]:
         return {}
     if summary.asked is None:
         return {"settings": "not recorded"}
-    asked = [dict(leaves(other.asked or {})) for other in others]
+    asked = [other.asked_by_name for other in others]
     return {
         name: value
-        for name, value in leaves(summary.asked)
+        for name, value in summary.asked_by_name.items()
         if any(other.get(name) != value for other in asked)
     }
 
