@@ -3,7 +3,8 @@
 Run: python dev/results.py [STUDY ...]
 
 Given the folder of a study of recipes/micro, it first copies its scores and measurements into
-docs/study/, and those of the study with most arms, its costs and the picture of some arms' clips.
+docs/study/, of the study with most arms its costs, and of the finished model's the picture of some
+arms' clips.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from videorepa.lab.study.arms import MEASURED, ROWS, clips_folder, cost
 from videorepa.lab.study.measures import ALL, LIKELIER, LOG_RATIO, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
 from videorepa.lab.study.rows import VIOLATION, Row, read_rows
-from videorepa.lab.study.seeds import OF_CLIPS, Gain, Measured, in_markdown, read_measured
+from videorepa.lab.study.seeds import (
+    IN_PERCENT,
+    OF_CLIPS,
+    Gain,
+    Measured,
+    in_markdown,
+    read_measured,
+)
 from videorepa.lab.study.tables import ERROR_TITLES, by_table, on_the_way, tables
 from videorepa.settings.section import read_values
 
@@ -70,6 +78,7 @@ NAMES_KEPT = {
     "free": {MEASURED: "free.csv"},
     "lasting": {MEASURED: "lasting.csv"},
     "plausible": {MEASURED: "plausible.csv"},
+    "finished": {MEASURED: "finished.csv"},
 } | {name: {MEASURED: f"{name}.csv"} for name in FAMILIES}
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
@@ -125,7 +134,7 @@ TOLD = {
 spread.csv."""
 READ = ("place", "motion", "contact")
 """What of the truth is read from tokens."""
-SHEET_ARMS = (BASE, "control", "repa", "trd")
+SHEET_ARMS = (BASE, "control", "trd", "both")
 SHEET_SCENARIOS = ("catch", "drop", "ramp")
 SHEET_FRAMES = range(0, 17, 2)
 
@@ -364,6 +373,17 @@ def plausible_table() -> str:
     return "\n\n".join([measured.table(names), against, _beyond_loss(measured, names)])
 
 
+def finished_table() -> str:
+    """The arms that began from the finished model, and their differences in PC by seed."""
+    measured = _of_its_own("finished")
+    control = measured.recipe.control
+    arms = [name for name in measured.recipe.arms if name != control]
+    against = [[(name, control) for name in arms], [(control, BASE)]]
+    return "\n\n".join(
+        [measured.table(arms, [LOSS, *OF_CLIPS]), *(_against(measured, of, "pc") for of in against)]
+    )
+
+
 def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
     """What is left of gains in log ratio less what the gains in loss bring.
 
@@ -445,6 +465,8 @@ def _against(measured: Measured, pairs: Sequence[tuple[str, str]], measure: str 
 
 def _by_seed(gain: Gain, measure: str = LOSS) -> str:
     units, form = (1e5, "+z.0f") if measure == LOSS else (1, "+z.4f")
+    if measure in IN_PERCENT:
+        form = "+z.2f"
     return ", ".join(f"{units * value:{form}}" for value in gain.by_seed)
 
 
@@ -697,9 +719,10 @@ def differences() -> Figure:
 
 def sheet(study: Path) -> Image.Image:
     """Show some arms' clips of the same captions and noise: an arm a row, every second frame."""
-    recipe, rows = _study()
-    first = recipe.seeds[0]
-    of_base = [row for row in rows if row["arm"] == BASE and row["seed"] == first]
+    first = StudyRecipe.from_yaml(study / "study.yaml").seeds[0]
+    of_base = [
+        row for row in read_rows(study / ROWS) if row["arm"] == BASE and row["seed"] == first
+    ]
     by_scenario = {row["scenario"]: row for row in reversed(of_base)}
     shown = [by_scenario[name] for name in SHEET_SCENARIOS]
     blocks = []
@@ -762,6 +785,7 @@ TABLES = {
     "free against": free_against_table,
     "lasting": lasting_table,
     "plausible": plausible_table,
+    "finished": finished_table,
     "spread": spread_table,
     "told": told_table,
     "calibration": calibration_table,
@@ -778,6 +802,7 @@ def main() -> None:
             shutil.copy(folder / made, KEPT / kept)
         if name == "full":
             (KEPT / "cost.md").write_text(cost(_study()[0], folder) + "\n")
+        if name == "finished":
             sheet(folder).save(DOCS / "lab-clips.png", optimize=True)
     matplotlib.rcParams["svg.hashsalt"] = "the same ids each time"
     for page in PAGES:

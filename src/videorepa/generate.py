@@ -295,7 +295,7 @@ def _publish(out: Path, clips: Sequence[Sidecar], benchmark: Benchmark) -> None:
 
 def _keep_films(out: Path, prompts: Iterable[Sidecar], benchmark: Benchmark) -> None:
     """Write what happened in the place of clips, where the benchmark has it."""
-    for clip in track(list(prompts), "films"):
+    for clip in track(list(prompts), "copy true clips"):
         path = filmed_path(out, clip.prompt_id)
         if path.exists():
             continue
