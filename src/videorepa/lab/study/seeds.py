@@ -181,7 +181,7 @@ class Measured:
     def cells(self, name: str, gains: Mapping[str, Gain | None]) -> dict[str, str]:
         """An arm's line of a table: its means over seeds and its gains, by measure."""
         arm = self.recipe.arms.get(name)
-        cells = {"arm": name, "what it is": arm.about if arm else "the shipped model"}
+        cells = {"arm": name, "what it is": arm.about if arm else "the untouched model"}
         cells["seeds"] = str(max(len(self.of(name, measure)) for measure in gains))
         for measure, gain in gains.items():
             if not self.of(name, measure):
