@@ -79,6 +79,7 @@ NAMES_KEPT = {
     "lasting": {MEASURED: "lasting.csv"},
     "plausible": {MEASURED: "plausible.csv"},
     "finished": {MEASURED: "finished.csv"},
+    "finished-trd": {MEASURED: "finished-trd.csv"},
 } | {name: {MEASURED: f"{name}.csv"} for name in FAMILIES}
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
@@ -373,15 +374,14 @@ def plausible_table() -> str:
     return "\n\n".join([measured.table(names), against, _beyond_loss(measured, names)])
 
 
-def finished_table() -> str:
+def finished_table(name: str) -> str:
     """The arms that began from the finished model, and their differences in PC by seed."""
-    measured = _of_its_own("finished")
+    measured = _of_its_own(name)
     control = measured.recipe.control
-    arms = [name for name in measured.recipe.arms if name != control]
-    against = [[(name, control) for name in arms], [(control, BASE)]]
-    return "\n\n".join(
-        [measured.table(arms, [LOSS, *OF_CLIPS]), *(_against(measured, of, "pc") for of in against)]
-    )
+    arms = [arm for arm in measured.recipe.arms if arm != control]
+    against = [[(arm, control) for arm in arms], [(control, BASE)]]
+    differences = [_against(measured, pairs, "pc") for pairs in against]
+    return "\n\n".join([measured.table(arms, [LOSS, *OF_CLIPS]), *filter(None, differences)])
 
 
 def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
@@ -785,13 +785,14 @@ TABLES = {
     "free against": free_against_table,
     "lasting": lasting_table,
     "plausible": plausible_table,
-    "finished": finished_table,
     "spread": spread_table,
     "told": told_table,
     "calibration": calibration_table,
     "continuation": continued_table,
     "continuation-less": continued_less_table,
-} | {name: partial(family_table, name) for name in FAMILIES}
+}
+TABLES |= {name: partial(finished_table, name) for name in ("finished", "finished-trd")}
+TABLES |= {name: partial(family_table, name) for name in FAMILIES}
 """The tables that stand on the pages between marks of these names."""
 
 
