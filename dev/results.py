@@ -68,6 +68,8 @@ FAMILIES = {
 }
 """Further recipes of recipes/micro, each of one table of arms of its name, and what its arms are
 compared with. These and the two above go on in the confirmation's folder, and have its arms too."""
+FINISHED = ("finished",)
+"""The studies of the finished model."""
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
     "calibration": {MEASURED: MEASURED},
@@ -78,9 +80,7 @@ NAMES_KEPT = {
     "free": {MEASURED: "free.csv"},
     "lasting": {MEASURED: "lasting.csv"},
     "plausible": {MEASURED: "plausible.csv"},
-    "finished": {MEASURED: "finished.csv"},
-    "finished-trd": {MEASURED: "finished-trd.csv"},
-} | {name: {MEASURED: f"{name}.csv"} for name in FAMILIES}
+} | {name: {MEASURED: f"{name}.csv"} for name in (*FAMILIES, *FINISHED)}
 """The files that are kept of each study, and what they are called in docs/study/."""
 TICKS = (-10, -3, -1, -0.5, 0, 0.5, 1, 3)
 POOL = "4"
@@ -791,7 +791,7 @@ TABLES = {
     "continuation": continued_table,
     "continuation-less": continued_less_table,
 }
-TABLES |= {name: partial(finished_table, name) for name in ("finished", "finished-trd")}
+TABLES |= {name: partial(finished_table, name) for name in FINISHED}
 TABLES |= {name: partial(family_table, name) for name in FAMILIES}
 """The tables that stand on the pages between marks of these names."""
 
