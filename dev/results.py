@@ -68,7 +68,7 @@ FAMILIES = {
 }
 """Further recipes of recipes/micro, each of one table of arms of its name, and what its arms are
 compared with. These and the two above go on in the confirmation's folder, and have its arms too."""
-FINISHED = ("finished",)
+FINISHED = ("finished", "finished-trd")
 """The studies of the finished model."""
 NAMES_KEPT = {
     "full": {ROWS: ROWS},
