@@ -32,10 +32,10 @@ from videorepa.lab.study.measures import ALL, LIKELIER, LOG_RATIO, LOSS
 from videorepa.lab.study.recipe import BASE, StudyRecipe
 from videorepa.lab.study.rows import VIOLATION, Row, read_rows
 from videorepa.lab.study.seeds import (
-    IN_PERCENT,
     OF_CLIPS,
     Gain,
     Measured,
+    change_text,
     in_markdown,
     read_measured,
 )
@@ -324,7 +324,7 @@ def told_table() -> str:
                 "relations of": teacher,
                 "about the clip": f"{clips / (places + clips):.0%}".replace("%", " %"),
                 "like the truth's": rows[teacher]["like_truth"],
-                "loss: gain": f"{1e5 * np.mean(gain.by_seed):+z.0f}e-5",
+                "loss: gain": change_text(LOSS, gain.of.value),
                 "by seed": _by_seed(gain),
             }
         )
@@ -384,6 +384,18 @@ def finished_table(name: str) -> str:
     return "\n\n".join([measured.table(arms, [LOSS, *OF_CLIPS]), *filter(None, differences)])
 
 
+def finished_together_table() -> str:
+    """TRD's gains over the trainings of all studies of the finished model."""
+    studies = [_of_its_own(name) for name in FINISHED]
+    cells = {"difference": "trd less control"}
+    for measure in (LOSS, *OF_CLIPS):
+        found = [study.gain("trd", study.recipe.control, measure) for study in studies]
+        gain = _alone([value for of in found if of is not None for value in of.by_seed])
+        cells["trainings"] = str(len(gain.by_seed))
+        cells[f"{measure}: gain"] = studies[0].cell(gain, measure)
+    return in_markdown([cells])
+
+
 def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
     """What is left of gains in log ratio less what the gains in loss bring.
 
@@ -398,8 +410,7 @@ def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
         both = [measured.gain(name, control, measure) for measure in (LOG_RATIO, LOSS)]
         by_seed = [gain.by_seed for gain in both if gain is not None]
         left = [ours - ratio / loss * of_loss for ours, of_loss in zip(*by_seed, strict=True)]
-        of = mean_of_few(left)
-        gain = Gain(of, tuple(left), (math.nan, math.nan, math.nan), of.p)
+        gain = _alone(left)
         rows.append(
             {
                 "arm": name,
@@ -408,6 +419,12 @@ def _beyond_loss(measured: Measured, names: Sequence[str]) -> str:
             }
         )
     return in_markdown(rows)
+
+
+def _alone(by_seed: Sequence[float]) -> Gain:
+    """A gain that is the only one of its family, and has no worth in steps."""
+    of = mean_of_few(by_seed)
+    return Gain(of, tuple(by_seed), (math.nan, math.nan, math.nan), of.p)
 
 
 @cache
@@ -464,10 +481,8 @@ def _against(measured: Measured, pairs: Sequence[tuple[str, str]], measure: str 
 
 
 def _by_seed(gain: Gain, measure: str = LOSS) -> str:
-    units, form = (1e5, "+z.0f") if measure == LOSS else (1, "+z.4f")
-    if measure in IN_PERCENT:
-        form = "+z.2f"
-    return ", ".join(f"{units * value:{form}}" for value in gain.by_seed)
+    """The gains of single trainings; of the loss in units of 1e-5."""
+    return ", ".join(change_text(measure, value).removesuffix("e-5") for value in gain.by_seed)
 
 
 def confirmed_clips_table() -> str:
@@ -790,9 +805,10 @@ TABLES = {
     "calibration": calibration_table,
     "continuation": continued_table,
     "continuation-less": continued_less_table,
+    "finished together": finished_together_table,
+    **{name: partial(finished_table, name) for name in FINISHED},
+    **{name: partial(family_table, name) for name in FAMILIES},
 }
-TABLES |= {name: partial(finished_table, name) for name in FINISHED}
-TABLES |= {name: partial(family_table, name) for name in FAMILIES}
 """The tables that stand on the pages between marks of these names."""
 
 

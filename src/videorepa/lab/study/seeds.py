@@ -198,11 +198,11 @@ class Measured:
         has_scale = not math.isnan(gain.steps[0])
         if len(gain.by_seed) == 1:
             worth = f", steps {_more(gain.steps[0])}" if has_scale else ""
-            return f"{_change(measure, of.value)}, one seed{worth}"
+            return f"{change_text(measure, of.value)}, one seed{worth}"
         if math.isinf(of.low):
-            return f"{_change(measure, of.value)}, the same in each seed"
-        interval = f"[{_change(measure, of.low)}, {_change(measure, of.high)}]"
-        cell = f"{_change(measure, of.value)} {interval}, p {gain.p_holm:.2g}"
+            return f"{change_text(measure, of.value)}, the same in each seed"
+        interval = f"[{change_text(measure, of.low)}, {change_text(measure, of.high)}]"
+        cell = f"{change_text(measure, of.value)} {interval}, p {gain.p_holm:.2g}"
         if not has_scale:
             return cell
         value, low, high = map(_more, gain.steps)
@@ -222,7 +222,7 @@ class Measured:
                 gain = self.gain(name, self.recipe.control_of(name), measure, part)
                 if gain is None or name == self.recipe.control_of(name):
                     break
-                text = _change(measure, gain.of.value)
+                text = change_text(measure, gain.of.value)
                 cells[part] = f"**{text}**" if gain.of.low > 0 or gain.of.high < 0 else text
             else:
                 rows.append(cells)
@@ -247,7 +247,7 @@ class Measured:
                         continue
                     right = sum(value > 0 for value in gain.by_seed)
                     cells[f"{worse} < {better}"] = (
-                        f"{right}/{len(gain.by_seed)}, {_change(measure, gain.of.value)}"
+                        f"{right}/{len(gain.by_seed)}, {change_text(measure, gain.of.value)}"
                     )
                 if len(cells) == 1:
                     continue
@@ -262,7 +262,7 @@ def _number(measure: str, value: float) -> str:
     return f"{value:.2f}" if measure in IN_PERCENT else f"{value:.5f}"
 
 
-def _change(measure: str, gain: float) -> str:
+def change_text(measure: str, gain: float) -> str:
     """A gain in words: of the loss in units of 1e-5, of the rest in its own."""
     if measure == LOSS:
         return f"{gain * 1e5:+z.0f}e-5"
